@@ -1,0 +1,1 @@
+//! Cupola: cupola-ir.

@@ -1,0 +1,3 @@
+//! The `cupola` command.
+
+fn main() {}
