@@ -1,0 +1,169 @@
+//! [`Source`]: the bytes of one file, memory-mapped and shared without copying. The only module that maps memory.
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use memmap2::Mmap;
+
+use crate::{ContentHash, Fault, Format, quote, sniff};
+
+/// The bytes of a file or of a buffer. Cloning is cheap; slices of [`Source::bytes`] keep the mapping alive.
+///
+/// A mapped file must not be changed or cut while it is in use: the bytes then change under the reader, and on most
+/// systems touching a page past the new end ends the process. That is the contract of every memory-mapping reader.
+#[derive(Clone, Debug)]
+pub struct Source {
+    bytes: Bytes,
+    path: Option<PathBuf>,
+}
+
+/// Why a file could not be opened. Every case is the user's to mend.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// The file does not exist, may not be read, or could not be mapped.
+    #[error("cannot read the file: {error}, {}", quote(&path.to_string_lossy()))]
+    Io {
+        /// The path that was asked for.
+        path: PathBuf,
+        /// What the operating system said.
+        error: io::Error,
+    },
+    /// The path is a folder, a pipe, a device or a socket, where a file was needed.
+    #[error("not a regular file, {}", quote(&path.to_string_lossy()))]
+    NotAFile {
+        /// The path that was asked for.
+        path: PathBuf,
+    },
+}
+
+impl SourceError {
+    /// Always [`Fault::Malformed`]: what cannot be read cannot be valid.
+    pub fn fault(&self) -> Fault {
+        Fault::Malformed
+    }
+}
+
+impl Source {
+    /// Maps a regular file. Nothing is read yet; an empty file gives empty bytes.
+    ///
+    /// # Errors
+    /// [`SourceError`] when the path is not a regular file (symbolic links are followed) or cannot be opened or mapped.
+    pub fn open(path: impl AsRef<Path>) -> Result<Source, SourceError> {
+        let path = path.as_ref();
+        let failed = |error| SourceError::Io {
+            path: path.to_owned(),
+            error,
+        };
+        // Asked before opening, since opening a pipe waits for a writer.
+        if !path.metadata().map_err(failed)?.is_file() {
+            return Err(SourceError::NotAFile {
+                path: path.to_owned(),
+            });
+        }
+        let file = File::open(path).map_err(failed)?;
+        let bytes = match file.metadata().map_err(failed)?.len() {
+            0 => Bytes::new(),
+            _ => Bytes::from_owner(map(&file).map_err(failed)?),
+        };
+        Ok(Source {
+            bytes,
+            path: Some(path.to_owned()),
+        })
+    }
+
+    /// A source over bytes in memory, which has no path and so no neighbouring files.
+    pub fn from_bytes(bytes: impl Into<Bytes>) -> Source {
+        Source {
+            bytes: bytes.into(),
+            path: None,
+        }
+    }
+
+    /// The whole content. `slice` on it shares the mapping.
+    pub fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    /// The path it was opened by; `None` for bytes in memory.
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+
+    /// The folder of the file, in which a model's side files must lie; `None` for bytes in memory.
+    pub fn folder(&self) -> Option<&Path> {
+        let folder = self.path.as_deref()?.parent()?;
+        Some(if folder.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            folder
+        })
+    }
+
+    /// The format, told by content.
+    pub fn format(&self) -> Format {
+        sniff(&self.bytes)
+    }
+
+    /// The hash of the whole content. Reads every page.
+    pub fn hash(&self) -> ContentHash {
+        ContentHash::of(&self.bytes)
+    }
+}
+
+fn map(file: &File) -> io::Result<Mmap> {
+    // SAFETY: the mapping is read-only and private to this process. That nobody changes or cuts the file while it is
+    // mapped cannot be enforced here; it is the documented contract of `Source`, upheld by whoever names the file.
+    // Readers treat the bytes as untrusted and index them with bounds checks only.
+    unsafe { Mmap::map(file) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mapped_file_is_sliced_without_copying() {
+        let path = std::env::temp_dir().join(format!("cupola-source-{}", std::process::id()));
+        std::fs::write(&path, b"GGUF and more").unwrap();
+        let source = Source::open(&path).unwrap();
+        let slice = source.bytes().slice(5..8);
+        assert_eq!(&slice[..], b"and");
+        assert_eq!(
+            slice.as_ptr() as usize - source.bytes().as_ptr() as usize,
+            5
+        );
+        assert_eq!(source.format(), Format::Gguf);
+        assert_eq!(source.folder(), Some(std::env::temp_dir().as_path()));
+        drop(source);
+        assert_eq!(&slice[..], b"and", "a slice outlives its source");
+        std::fs::remove_file(&path).unwrap();
+    }
+
+    #[test]
+    fn empty_files_folders_and_missing_files() {
+        let path = std::env::temp_dir().join(format!("cupola-source-empty-{}", std::process::id()));
+        std::fs::write(&path, b"").unwrap();
+        assert!(Source::open(&path).unwrap().bytes().is_empty());
+        std::fs::remove_file(&path).unwrap();
+        assert!(matches!(Source::open(&path), Err(SourceError::Io { .. })));
+        assert!(matches!(
+            Source::open(std::env::temp_dir()),
+            Err(SourceError::NotAFile { .. })
+        ));
+        let text = Source::open("no\nsuch\u{1b}file").unwrap_err().to_string();
+        assert!(!text.contains('\n') && !text.contains('\u{1b}'), "{text}");
+    }
+
+    #[test]
+    fn a_bare_file_name_lies_in_the_current_folder() {
+        let source = Source {
+            bytes: Bytes::new(),
+            path: Some("model.onnx".into()),
+        };
+        assert_eq!(source.folder(), Some(Path::new(".")));
+        assert_eq!(Source::from_bytes(vec![1, 2]).folder(), None);
+    }
+}
