@@ -1,0 +1,399 @@
+//! Aligned buffers with accounting.
+//!
+//! Every byte the backend allocates for tensors, packed weights and scratch goes through [`Buffer`], under a [`Usage`] that
+//! counts it, keeps the peak and enforces a budget. [`Scratch`] lends buffers that are reused from call to call, because fresh
+//! pages cost more than the work of a small kernel. Nothing here knows tensors.
+#![allow(unsafe_code)]
+
+use std::alloc::Layout;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+use bytemuck::Pod;
+
+use crate::error::{Error, Result};
+
+/// Alignment of every buffer: one cache line, one 512-bit vector.
+pub const ALIGNMENT: usize = 64;
+
+/// Buffers of at least this size are aligned to it and backed by huge pages where the system has them (measured: DRAM reads
+/// 1.5 to 1.9 times as fast as with 4 KiB pages).
+pub const HUGE_PAGE: usize = 2 << 20;
+
+/// Bytes in use and their peak, shared by the buffers of one session, with a budget. Cloning shares the counters.
+#[derive(Debug, Clone)]
+pub struct Usage(Arc<Counters>);
+
+#[derive(Debug)]
+struct Counters {
+    current: AtomicUsize,
+    peak: AtomicUsize,
+    limit: usize,
+}
+
+impl Usage {
+    /// Counters without a budget.
+    pub fn unlimited() -> Usage {
+        Usage::with_limit(usize::MAX)
+    }
+
+    /// Counters that refuse to go above `limit` bytes.
+    pub fn with_limit(limit: usize) -> Usage {
+        Usage(Arc::new(Counters {
+            current: AtomicUsize::new(0),
+            peak: AtomicUsize::new(0),
+            limit,
+        }))
+    }
+
+    /// Bytes in use now.
+    pub fn current(&self) -> usize {
+        self.0.current.load(Relaxed)
+    }
+
+    /// The most bytes ever in use at a time since creation or [`Usage::reset_peak`].
+    pub fn peak(&self) -> usize {
+        self.0.peak.load(Relaxed)
+    }
+
+    /// Starts a new measurement of the peak from what is in use now.
+    pub fn reset_peak(&self) {
+        self.0.peak.store(self.current(), Relaxed);
+    }
+
+    fn take(&self, size: usize) -> Result<()> {
+        let limit = self.0.limit;
+        let grown = |current: usize| current.checked_add(size).filter(|&sum| sum <= limit);
+        match self.0.current.fetch_update(Relaxed, Relaxed, grown) {
+            Ok(before) => {
+                self.0.peak.fetch_max(before + size, Relaxed);
+                Ok(())
+            }
+            Err(in_use) => Err(Error::OutOfMemory {
+                size,
+                in_use,
+                limit,
+            }),
+        }
+    }
+
+    fn give(&self, size: usize) {
+        self.0.current.fetch_sub(size, Relaxed);
+    }
+}
+
+impl Default for Usage {
+    fn default() -> Usage {
+        Usage::unlimited()
+    }
+}
+
+/// Gives empty buffers an aligned address, which is never dereferenced.
+#[repr(align(64))]
+struct Line;
+
+/// Owned bytes, aligned to [`ALIGNMENT`] (large ones to [`HUGE_PAGE`]), zero at creation.
+#[derive(Debug)]
+pub struct Buffer {
+    start: NonNull<u8>,
+    layout: Layout,
+    usage: Usage,
+}
+
+// SAFETY: a Buffer owns its bytes; shared access only reads (`as_slice`) or hands out a raw pointer.
+unsafe impl Send for Buffer {}
+// SAFETY: as above.
+unsafe impl Sync for Buffer {}
+
+impl Buffer {
+    /// `size` zero bytes, counted under `usage`. Errors when the budget or the system does not allow it. `size` may be 0.
+    pub fn zeroed(size: usize, usage: &Usage) -> Result<Buffer> {
+        let huge = size >= HUGE_PAGE;
+        let alignment = if huge { HUGE_PAGE } else { ALIGNMENT };
+        let refused = || Error::OutOfMemory {
+            size,
+            in_use: usage.current(),
+            limit: usage.0.limit,
+        };
+        let layout = Layout::from_size_align(size, alignment).map_err(|_| refused())?;
+        usage.take(size)?;
+        if size == 0 {
+            return Ok(Buffer {
+                start: NonNull::<Line>::dangling().cast(),
+                layout,
+                usage: usage.clone(),
+            });
+        }
+        // SAFETY: the layout has a size above zero.
+        let start = NonNull::new(unsafe { std::alloc::alloc(layout) }).ok_or_else(|| {
+            usage.give(size);
+            refused()
+        })?;
+        if huge {
+            advise_huge_pages(start, size);
+        }
+        // SAFETY: `start` was allocated with `size` bytes. After the advice, so that zeroing faults in huge pages.
+        unsafe { start.as_ptr().write_bytes(0, size) };
+        Ok(Buffer {
+            start,
+            layout,
+            usage: usage.clone(),
+        })
+    }
+
+    /// Zeros for `len` elements of `T`. Errors as [`Buffer::zeroed`], also when the size overflows.
+    pub fn zeroed_for<T>(len: usize, usage: &Usage) -> Result<Buffer> {
+        let overflow = Error::OutOfMemory {
+            size: usize::MAX,
+            in_use: usage.current(),
+            limit: usage.0.limit,
+        };
+        Buffer::zeroed(len.checked_mul(size_of::<T>()).ok_or(overflow)?, usage)
+    }
+
+    /// Bytes.
+    pub fn size(&self) -> usize {
+        self.layout.size()
+    }
+
+    /// First byte. Writing through it is up to the caller's care: no reference to the same bytes may be alive.
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.start.as_ptr()
+    }
+
+    /// The whole elements that fit, as `T`.
+    pub fn as_slice<T: Pod>(&self) -> &[T] {
+        const { assert!(align_of::<T>() <= ALIGNMENT && size_of::<T>() > 0) };
+        // SAFETY: aligned (above), initialised (zeroed at creation, `T: Pod` writes only), and borrowed from `self`.
+        unsafe {
+            std::slice::from_raw_parts(self.start.as_ptr().cast(), self.size() / size_of::<T>())
+        }
+    }
+
+    /// The whole elements that fit, as `T`, for writing.
+    pub fn as_mut_slice<T: Pod>(&mut self) -> &mut [T] {
+        const { assert!(align_of::<T>() <= ALIGNMENT && size_of::<T>() > 0) };
+        // SAFETY: as in `as_slice`, exclusively borrowed.
+        unsafe {
+            std::slice::from_raw_parts_mut(self.start.as_ptr().cast(), self.size() / size_of::<T>())
+        }
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        if self.size() > 0 {
+            // SAFETY: allocated with this very layout, once.
+            unsafe { std::alloc::dealloc(self.start.as_ptr(), self.layout) };
+        }
+        self.usage.give(self.size());
+    }
+}
+
+/// Asks for huge pages; a refusal only costs speed.
+#[cfg(target_os = "linux")]
+fn advise_huge_pages(start: NonNull<u8>, size: usize) {
+    use std::ffi::{c_int, c_void};
+    unsafe extern "C" {
+        fn madvise(address: *mut c_void, length: usize, advice: c_int) -> c_int;
+    }
+    const MADV_HUGEPAGE: c_int = 14;
+    let whole_pages = size / HUGE_PAGE * HUGE_PAGE;
+    // SAFETY: the range lies inside our own allocation and starts on a page; this advice changes no contents.
+    let _ = unsafe { madvise(start.as_ptr().cast(), whole_pages, MADV_HUGEPAGE) };
+}
+
+#[cfg(not(target_os = "linux"))]
+fn advise_huge_pages(_start: NonNull<u8>, _size: usize) {}
+
+/// A shelf of buffers for temporary use inside kernels: borrowed by [`Scratch::take`], put back on drop, kept for the next
+/// call. Contents are whatever the previous user left.
+#[derive(Debug)]
+pub struct Scratch {
+    shelf: Mutex<Vec<Buffer>>,
+    kept: usize,
+    usage: Usage,
+}
+
+impl Scratch {
+    /// An empty shelf whose buffers count under `usage`. It keeps up to two unused buffers for each of `threads` and four
+    /// more; beyond that the smallest is freed.
+    pub fn new(threads: usize, usage: &Usage) -> Scratch {
+        Scratch {
+            shelf: Mutex::new(Vec::new()),
+            kept: threads.saturating_mul(2).saturating_add(4),
+            usage: usage.clone(),
+        }
+    }
+
+    /// A buffer of at least `len` elements of `T`, contents arbitrary. Error: out of memory.
+    pub fn take<T: Pod>(&self, len: usize) -> Result<Lent<'_>> {
+        let size = len.checked_mul(size_of::<T>()).ok_or(Error::OutOfMemory {
+            size: usize::MAX,
+            in_use: self.usage.current(),
+            limit: self.usage.0.limit,
+        })?;
+        let mut shelf = self
+            .shelf
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        let fitting = shelf
+            .iter()
+            .enumerate()
+            .filter(|(_, buffer)| buffer.size() >= size)
+            .min_by_key(|(_, b)| b.size());
+        let found = fitting.map(|(index, _)| index);
+        let reused = found.map(|index| shelf.swap_remove(index));
+        drop(shelf);
+        let buffer = match reused {
+            Some(buffer) => buffer,
+            None => Buffer::zeroed(
+                size.checked_next_multiple_of(4096).unwrap_or(size),
+                &self.usage,
+            )?,
+        };
+        Ok(Lent {
+            buffer: Some(buffer),
+            scratch: self,
+        })
+    }
+
+    /// Frees every buffer on the shelf.
+    pub fn clear(&self) {
+        self.shelf
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+            .clear();
+    }
+}
+
+/// A buffer on loan from a [`Scratch`].
+#[derive(Debug)]
+pub struct Lent<'a> {
+    buffer: Option<Buffer>,
+    scratch: &'a Scratch,
+}
+
+impl Lent<'_> {
+    fn buffer(&self) -> &Buffer {
+        match &self.buffer {
+            Some(buffer) => buffer,
+            None => unreachable!("bug: the buffer is only taken on drop"),
+        }
+    }
+
+    /// First byte, see [`Buffer::as_ptr`].
+    pub fn as_ptr<T>(&self) -> *mut T {
+        self.buffer().as_ptr().cast()
+    }
+
+    /// The whole elements that fit, for writing.
+    pub fn as_mut_slice<T: Pod>(&mut self) -> &mut [T] {
+        match &mut self.buffer {
+            Some(buffer) => buffer.as_mut_slice(),
+            None => unreachable!("bug: the buffer is only taken on drop"),
+        }
+    }
+}
+
+impl Drop for Lent<'_> {
+    fn drop(&mut self) {
+        let mut shelf = self
+            .scratch
+            .shelf
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        shelf.extend(self.buffer.take());
+        if shelf.len() > self.scratch.kept {
+            let smallest = shelf
+                .iter()
+                .enumerate()
+                .min_by_key(|(_, buffer)| buffer.size())
+                .map(|(index, _)| index);
+            if let Some(index) = smallest {
+                shelf.swap_remove(index);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_are_aligned_zero_and_counted() {
+        let usage = Usage::unlimited();
+        for size in [0, 1, 63, 64, 4096, HUGE_PAGE, HUGE_PAGE + 5] {
+            let mut buffer = Buffer::zeroed(size, &usage).expect("memory");
+            assert_eq!(buffer.size(), size);
+            assert_eq!(usage.current(), size);
+            let alignment = if size >= HUGE_PAGE {
+                HUGE_PAGE
+            } else {
+                ALIGNMENT
+            };
+            assert_eq!(buffer.as_ptr() as usize % alignment, 0);
+            assert!(buffer.as_slice::<u8>().iter().all(|&byte| byte == 0));
+            assert_eq!(buffer.as_mut_slice::<f32>().len(), size / 4);
+        }
+        assert_eq!(usage.current(), 0);
+        assert_eq!(usage.peak(), HUGE_PAGE + 5);
+        usage.reset_peak();
+        assert_eq!(usage.peak(), 0);
+    }
+
+    #[test]
+    fn too_much_is_an_error() {
+        let usage = Usage::with_limit(1000);
+        let first = Buffer::zeroed(600, &usage).expect("within the budget");
+        let error = Buffer::zeroed(500, &usage).expect_err("beyond the budget");
+        assert_eq!(
+            error,
+            Error::OutOfMemory {
+                size: 500,
+                in_use: 600,
+                limit: 1000
+            }
+        );
+        drop(first);
+        assert!(Buffer::zeroed(1000, &usage).is_ok());
+        let unlimited = Usage::unlimited();
+        assert!(Buffer::zeroed(usize::MAX / 2, &unlimited).is_err());
+        assert!(Buffer::zeroed(1 << 60, &unlimited).is_err());
+        assert!(Buffer::zeroed_for::<u64>(usize::MAX / 4, &unlimited).is_err());
+        assert_eq!(unlimited.current(), 0);
+    }
+
+    #[test]
+    fn scratch_is_reused() {
+        let usage = Usage::unlimited();
+        let scratch = Scratch::new(1, &usage);
+        let address = {
+            let mut first = scratch.take::<f32>(1000).expect("memory");
+            first.as_mut_slice::<f32>()[999] = 1.0;
+            first.as_ptr::<f32>()
+        };
+        let again = scratch.take::<f32>(500).expect("memory");
+        assert_eq!(again.as_ptr::<f32>(), address);
+        let other = scratch.take::<f32>(500).expect("memory");
+        assert_ne!(other.as_ptr::<f32>(), address);
+        drop((again, other));
+        scratch.clear();
+        assert_eq!(usage.current(), 0);
+    }
+
+    #[test]
+    fn the_shelf_is_bounded() {
+        let usage = Usage::unlimited();
+        let scratch = Scratch::new(1, &usage);
+        let lent: Vec<_> = (0..20)
+            .map(|_| scratch.take::<u8>(4096).expect("memory"))
+            .collect();
+        assert_eq!(usage.current(), 20 * 4096);
+        drop(lent);
+        assert_eq!(usage.current(), 6 * 4096);
+    }
+}
