@@ -217,11 +217,11 @@ pub enum Place {
     /// A node, by its operator and its name or else its first output.
     Node {
         /// Operator name.
-        op: String,
+        op: Box<str>,
         /// Name of the node; empty when it has none.
-        name: String,
+        name: Box<str>,
         /// First output that has a name; empty when there is none.
-        output: String,
+        output: Box<str>,
     },
     /// An attribute of a node.
     Attribute {
@@ -255,9 +255,9 @@ impl Place {
     pub fn of_node(node: &NodeProto) -> Place {
         let output = node.output.iter().find(|output| !output.is_empty());
         Place::Node {
-            op: node.op_type().to_owned(),
-            name: node.name().to_owned(),
-            output: output.cloned().unwrap_or_default(),
+            op: node.op_type().into(),
+            name: node.name().into(),
+            output: output.map_or("", String::as_str).into(),
         }
     }
 }
