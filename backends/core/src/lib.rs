@@ -119,6 +119,18 @@ pub trait Device: Send + Sync {
     /// [`BackendError::OutOfMemory`].
     fn alloc(&self, size: usize) -> Result<Buffer>;
 
+    /// Memory that holds these bytes and is only read from now on (a weight). A device that shares the host's memory
+    /// may keep the handle instead of copying.
+    ///
+    /// # Errors
+    /// [`BackendError::OutOfMemory`] or [`BackendError::Device`].
+    fn constant(&self, bytes: bytes::Bytes) -> Result<Buffer> {
+        let buffer = self.alloc(bytes.len())?;
+        let size = bytes.len();
+        self.upload(&BufferRange { buffer: buffer.clone(), offset: 0, size }, &bytes)?;
+        Ok(buffer)
+    }
+
     /// Copies from the host, after all submitted work.
     ///
     /// # Errors
