@@ -1,1 +1,16 @@
-//! Cupola: cupola-wgpu.
+//! The GPU backend: WGSL kernels run through wgpu on Vulkan, Metal or Direct3D 12.
+//!
+//! Reading order: [`adapter`] says what is installed, [`device`] opens one adapter and owns buffers, pipelines and
+//! submissions, [`library`] turns the shader templates of `cupola-shaders` into dispatches.
+//!
+//! Rules: nothing here is global, so two devices (or the same adapter opened twice) never see each other. Every error of
+//! the driver comes back as a value of [`Error`]; no handler of this crate panics. Kernels run on the default limits of
+//! WebGPU with no optional feature; whatever else an adapter offers is an option with a fallback.
+
+pub mod adapter;
+pub mod device;
+mod error;
+
+pub use adapter::{Adapter, AdapterFacts, AdapterList};
+pub use device::{DeviceOptions, GpuBuffer, GpuDevice, Tier};
+pub use error::Error;

@@ -1,0 +1,390 @@
+//! Device memory, and bytes between host and device.
+
+use std::sync::{Arc, Mutex};
+
+use super::{GpuDevice, STORAGE_ALIGNMENT, lock};
+use crate::error::Error;
+
+/// Copies in WebGPU have word granularity.
+const WORD: u64 = 4;
+
+/// Bytes read back in one piece; larger reads go in several, so that the host copy stays small.
+const READ_CHUNK: u64 = 64 << 20;
+
+/// A range of device memory that kernels can read and write. Fresh buffers hold zeros. Dropping it frees the memory once
+/// no submission uses it any more.
+#[derive(Debug)]
+pub struct GpuBuffer {
+    pub(super) handle: wgpu::Buffer,
+    size: u64,
+    account: Arc<MemoryAccount>,
+}
+
+impl GpuBuffer {
+    /// Bytes asked for. The memory behind is rounded up to whole words.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// The whole buffer as a kernel argument.
+    pub fn whole(&self) -> BufferRange<'_> {
+        BufferRange {
+            buffer: self,
+            offset: 0,
+            size: self.size,
+        }
+    }
+
+    /// `size` bytes from `offset` as a kernel argument.
+    ///
+    /// # Errors
+    /// [`Error::Range`] if the range leaves the buffer or `offset` is not a multiple of [`STORAGE_ALIGNMENT`].
+    pub fn range(&self, offset: u64, size: u64) -> Result<BufferRange<'_>, Error> {
+        let fits = offset.checked_add(size).is_some_and(|end| end <= self.size);
+        if !fits || !offset.is_multiple_of(STORAGE_ALIGNMENT) {
+            return Err(Error::Range {
+                what: "kernel argument",
+                reason: format!(
+                    "{size} bytes at {offset} of a buffer of {} bytes; offsets are multiples of {STORAGE_ALIGNMENT}",
+                    self.size
+                ),
+            });
+        }
+        // An empty range may lie at the very end, where no binding may start.
+        let offset = if size == 0 { 0 } else { offset };
+        Ok(BufferRange {
+            buffer: self,
+            offset,
+            size,
+        })
+    }
+
+    /// Bytes that really exist: whole words, at least one.
+    pub(super) fn padded_size(&self) -> u64 {
+        padded(self.size)
+    }
+
+    /// Checks a host transfer or copy: word-aligned start, end within the buffer. Returns the size in whole words.
+    pub(super) fn transfer(
+        &self,
+        what: &'static str,
+        offset: u64,
+        size: u64,
+    ) -> Result<u64, Error> {
+        let fits = offset.checked_add(size).is_some_and(|end| end <= self.size);
+        if !fits || !offset.is_multiple_of(WORD) {
+            return Err(Error::Range {
+                what,
+                reason: format!(
+                    "{size} bytes at {offset} of a buffer of {} bytes; offsets are multiples of {WORD}",
+                    self.size
+                ),
+            });
+        }
+        Ok(size.next_multiple_of(WORD))
+    }
+}
+
+impl Drop for GpuBuffer {
+    fn drop(&mut self) {
+        self.account.release(self.padded_size());
+    }
+}
+
+fn padded(size: u64) -> u64 {
+    size.max(1).next_multiple_of(WORD)
+}
+
+/// Part of a buffer, as a kernel sees it.
+#[derive(Debug, Clone, Copy)]
+pub struct BufferRange<'a> {
+    /// The buffer.
+    pub(super) buffer: &'a GpuBuffer,
+    /// First byte, a multiple of [`STORAGE_ALIGNMENT`].
+    pub(super) offset: u64,
+    /// Bytes.
+    pub(super) size: u64,
+}
+
+impl BufferRange<'_> {
+    /// The size wgpu is told: whole words, at least one.
+    pub(super) fn binding_size(&self) -> u64 {
+        padded(self.size)
+    }
+}
+
+/// Bytes in use on a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct MemoryUse {
+    /// Bytes of buffers alive.
+    pub live: u64,
+    /// The most that was alive at once.
+    pub peak: u64,
+    /// Buffers alive.
+    pub buffers: usize,
+}
+
+/// Counts the bytes of a device's buffers and refuses those over the budget.
+#[derive(Debug)]
+pub(super) struct MemoryAccount {
+    budget: Option<u64>,
+    used: Mutex<MemoryUse>,
+}
+
+impl MemoryAccount {
+    pub(super) fn new(budget: Option<u64>) -> Self {
+        Self {
+            budget,
+            used: Mutex::new(MemoryUse::default()),
+        }
+    }
+
+    pub(super) fn snapshot(&self) -> MemoryUse {
+        *lock(&self.used)
+    }
+
+    fn reserve(&self, size: u64) -> Result<(), Error> {
+        let mut used = lock(&self.used);
+        let live = used.live.checked_add(size);
+        match live.filter(|&live| self.budget.is_none_or(|budget| live <= budget)) {
+            Some(live) => {
+                used.live = live;
+                used.peak = used.peak.max(live);
+                used.buffers += 1;
+                Ok(())
+            }
+            None => Err(Error::OutOfMemory {
+                requested: size,
+                live: used.live,
+                budget: self.budget,
+            }),
+        }
+    }
+
+    fn release(&self, size: u64) {
+        let mut used = lock(&self.used);
+        used.live = used.live.saturating_sub(size);
+        used.buffers = used.buffers.saturating_sub(1);
+    }
+}
+
+impl GpuDevice {
+    /// Allocates `size` bytes of zeros. Zero bytes is allowed.
+    ///
+    /// # Errors
+    /// [`Error::Limit`] above the device's largest buffer, [`Error::OutOfMemory`] over the budget or when the driver has
+    /// no more.
+    pub fn allocate(&self, size: u64) -> Result<GpuBuffer, Error> {
+        let allowed = self.limits().buffer_size;
+        if size > allowed.saturating_sub(WORD) {
+            return Err(Error::Limit {
+                what: "a buffer",
+                needed: size,
+                allowed,
+            });
+        }
+        let account = Arc::clone(&self.memory);
+        account.reserve(padded(size))?;
+        let created = self.scoped("allocation", || {
+            self.device.create_buffer(&wgpu::BufferDescriptor {
+                label: None,
+                size: padded(size),
+                usage: wgpu::BufferUsages::STORAGE
+                    | wgpu::BufferUsages::COPY_SRC
+                    | wgpu::BufferUsages::COPY_DST,
+                mapped_at_creation: false,
+            })
+        });
+        match created {
+            Ok(handle) => Ok(GpuBuffer {
+                handle,
+                size,
+                account,
+            }),
+            Err(error) => {
+                account.release(padded(size));
+                Err(match error {
+                    Error::OutOfMemory { live, .. } => Error::OutOfMemory {
+                        requested: size,
+                        live: live.saturating_sub(padded(size)),
+                        budget: None,
+                    },
+                    other => other,
+                })
+            }
+        }
+    }
+
+    /// Allocates a buffer that holds `bytes`.
+    ///
+    /// # Errors
+    /// Those of [`Self::allocate`] and [`Self::upload`].
+    pub fn allocate_with(&self, bytes: &[u8]) -> Result<GpuBuffer, Error> {
+        let buffer = self.allocate(bytes.len() as u64)?;
+        self.upload(&buffer, 0, bytes)?;
+        Ok(buffer)
+    }
+
+    /// Memory held by this device's buffers now.
+    pub fn memory(&self) -> MemoryUse {
+        self.memory.snapshot()
+    }
+
+    /// Copies `bytes` into `buffer` from byte `offset`, a multiple of four. Work submitted before sees the old content,
+    /// work submitted afterwards the new. If the length is no multiple of four, the bytes that fill the last word
+    /// become zero.
+    ///
+    /// # Errors
+    /// [`Error::Range`] outside the buffer, [`Error::OutOfMemory`] or [`Error::Lost`] from the driver.
+    pub fn upload(&self, buffer: &GpuBuffer, offset: u64, bytes: &[u8]) -> Result<(), Error> {
+        buffer.transfer("upload", offset, bytes.len() as u64)?;
+        let whole = bytes.len() / WORD as usize * WORD as usize;
+        self.scoped("upload", || {
+            // Each piece is staged in host memory until the next submission, so a weight file goes in portions.
+            for (piece, start) in bytes[..whole]
+                .chunks(READ_CHUNK as usize)
+                .zip((0u64..).step_by(READ_CHUNK as usize))
+            {
+                self.queue
+                    .write_buffer(&buffer.handle, offset + start, piece);
+                if piece.len() as u64 == READ_CHUNK {
+                    self.queue.submit([]);
+                }
+            }
+            let tail = &bytes[whole..];
+            if !tail.is_empty() {
+                let mut word = [0; WORD as usize];
+                word[..tail.len()].copy_from_slice(tail);
+                self.queue
+                    .write_buffer(&buffer.handle, offset + whole as u64, &word);
+            }
+        })
+    }
+
+    /// Copies `target.len()` bytes of `buffer` from byte `offset`, a multiple of four, to the host. Waits for all work
+    /// submitted before.
+    ///
+    /// # Errors
+    /// [`Error::Range`] outside the buffer, [`Error::OutOfMemory`] or [`Error::Lost`] from the driver.
+    pub fn download(
+        &self,
+        buffer: &GpuBuffer,
+        offset: u64,
+        target: &mut [u8],
+    ) -> Result<(), Error> {
+        self.download_all(&mut [Download {
+            buffer,
+            offset,
+            target,
+        }])
+    }
+
+    /// Several downloads with one wait for each 64 MiB of data.
+    ///
+    /// # Errors
+    /// As [`Self::download`], for the first that fails; the contents of the targets are then unspecified.
+    pub fn download_all(&self, downloads: &mut [Download<'_>]) -> Result<(), Error> {
+        let mut pieces = Vec::new();
+        for (which, download) in downloads.iter().enumerate() {
+            let size = download.target.len() as u64;
+            download
+                .buffer
+                .transfer("download", download.offset, size)?;
+            pieces.extend(
+                (0..size)
+                    .step_by(READ_CHUNK as usize)
+                    .map(|start| (which, start, READ_CHUNK.min(size - start))),
+            );
+        }
+        let mut rest = pieces.as_slice();
+        while !rest.is_empty() {
+            let mut total = 0;
+            let count = rest
+                .iter()
+                .take_while(|&&(_, _, size)| {
+                    total += size.next_multiple_of(WORD);
+                    total <= READ_CHUNK
+                })
+                .count()
+                .max(1);
+            let (batch, later) = rest.split_at(count);
+            self.download_batch(downloads, batch)?;
+            rest = later;
+        }
+        Ok(())
+    }
+
+    /// Copies `(download, start, size)` pieces through one staging buffer.
+    fn download_batch(
+        &self,
+        downloads: &mut [Download<'_>],
+        batch: &[(usize, u64, u64)],
+    ) -> Result<(), Error> {
+        let total: u64 = batch
+            .iter()
+            .map(|&(_, _, size)| size.next_multiple_of(WORD))
+            .sum();
+        let (staging, index) = self.scoped("download", || {
+            let staging = self.device.create_buffer(&wgpu::BufferDescriptor {
+                label: None,
+                size: total,
+                usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+                mapped_at_creation: false,
+            });
+            let mut encoder = self
+                .device
+                .create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+            let mut at = 0;
+            for &(which, start, size) in batch {
+                let Download { buffer, offset, .. } = &downloads[which];
+                let whole = size.next_multiple_of(WORD);
+                encoder.copy_buffer_to_buffer(&buffer.handle, offset + start, &staging, at, whole);
+                at += whole;
+            }
+            let index = self.queue.submit([encoder.finish()]);
+            (staging, index)
+        })?;
+        let outcome = Arc::new(Mutex::new(None));
+        let report = Arc::clone(&outcome);
+        self.scoped("download", || {
+            staging.map_async(wgpu::MapMode::Read, .., move |result| {
+                *lock(&report) = Some(result)
+            });
+        })?;
+        self.poll_until(index)?;
+        let refused = |message: String| Error::Refused {
+            what: "download",
+            message,
+        };
+        match lock(&outcome).take() {
+            Some(Ok(())) => {}
+            Some(Err(error)) => return Err(refused(error.to_string())),
+            None => {
+                return Err(refused(
+                    "the copy was not finished by the driver".to_owned(),
+                ));
+            }
+        }
+        let view = staging
+            .get_mapped_range(..)
+            .map_err(|error| refused(error.to_string()))?;
+        let mut at = 0;
+        for &(which, start, size) in batch {
+            let (start, size) = (start as usize, size as usize);
+            downloads[which].target[start..start + size].copy_from_slice(&view[at..at + size]);
+            at += size.next_multiple_of(WORD as usize);
+        }
+        Ok(())
+    }
+}
+
+/// One read-back: `target.len()` bytes of `buffer` from byte `offset`.
+#[derive(Debug)]
+pub struct Download<'a> {
+    /// Where from.
+    pub buffer: &'a GpuBuffer,
+    /// First byte, a multiple of four.
+    pub offset: u64,
+    /// Where to.
+    pub target: &'a mut [u8],
+}

@@ -1,0 +1,313 @@
+//! Compiled kernels: WGSL text in, a pipeline out, each text compiled once.
+
+use std::fmt::Write as _;
+use std::sync::{Arc, Mutex};
+
+use rustc_hash::FxHashMap;
+
+use super::buffer::BufferRange;
+use super::{GpuDevice, ShaderChecks, lock, one_line};
+use crate::error::Error;
+
+/// How a kernel uses one of its buffers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Access {
+    /// `var<storage, read>`.
+    Read,
+    /// `var<storage, read_write>`.
+    ReadWrite,
+}
+
+/// Where a kernel finds its parameters, a `struct` of `u32` members.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ParamSpace {
+    /// `@group(1) @binding(0) var<uniform> params`: works everywhere.
+    Uniform,
+    /// `var<immediate> params`: needs [`DeviceFeatures::immediate_size`](super::DeviceFeatures::immediate_size).
+    Immediate,
+}
+
+/// Who vouches for a kernel's indices and loops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Trust {
+    /// Nobody: wgpu's run-time checks stay on.
+    Foreign,
+    /// Our generator: every index is in range or clamped, every loop ends, every divisor is guarded.
+    Generated,
+}
+
+/// A kernel before it is compiled.
+///
+/// The entry point is `main`. Buffers are `@group(0) @binding(i)` in the order of `bindings`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct KernelSource {
+    /// Name for messages and traces.
+    pub label: String,
+    /// The WGSL text.
+    pub text: String,
+    /// Use of each buffer.
+    pub bindings: Vec<Access>,
+    /// Number of `u32` parameters; 0 for a kernel without.
+    pub params_len: u32,
+    /// Where the parameters are.
+    pub params_in: ParamSpace,
+    /// Who vouches for the text.
+    pub trust: Trust,
+}
+
+/// A compiled kernel.
+#[derive(Debug)]
+pub struct Pipeline {
+    pub(super) handle: wgpu::ComputePipeline,
+    pub(super) layout: wgpu::BindGroupLayout,
+    pub(super) source: Arc<KernelSource>,
+}
+
+impl Pipeline {
+    /// What it was compiled from.
+    pub fn source(&self) -> &KernelSource {
+        &self.source
+    }
+}
+
+/// The buffers of a dispatch, checked against a pipeline. Can be used in any number of submissions, with that pipeline or
+/// another that uses its buffers the same way; keeps the memory alive.
+#[derive(Debug, Clone)]
+pub struct Bindings {
+    pub(super) handle: wgpu::BindGroup,
+    pub(super) accesses: Vec<Access>,
+}
+
+type Slot = Arc<Mutex<Option<Arc<Pipeline>>>>;
+
+/// Pipelines by source. The lock of a slot is held while it compiles, so that one text is compiled once and different
+/// texts compile at the same time.
+#[derive(Debug, Default)]
+pub(super) struct PipelineCache {
+    slots: Mutex<FxHashMap<Arc<KernelSource>, Slot>>,
+    layouts: Mutex<FxHashMap<Vec<Access>, wgpu::BindGroupLayout>>,
+}
+
+impl GpuDevice {
+    /// The compiled form of `source`; compiled now, unless this device compiled the same text before.
+    ///
+    /// # Errors
+    /// [`Error::Shader`] with the compiler's message, [`Error::Limit`] for more buffers or parameters than the device
+    /// allows, [`Error::Lost`] if the driver died over it.
+    pub fn pipeline(&self, source: &KernelSource) -> Result<Arc<Pipeline>, Error> {
+        let slot = {
+            let mut slots = lock(&self.pipelines.slots);
+            match slots.get(source) {
+                Some(slot) => Arc::clone(slot),
+                None => Arc::clone(slots.entry(Arc::new(source.clone())).or_default()),
+            }
+        };
+        let mut place = lock(&slot);
+        if let Some(pipeline) = &*place {
+            return Ok(Arc::clone(pipeline));
+        }
+        let pipeline = Arc::new(self.compile(source)?);
+        *place = Some(Arc::clone(&pipeline));
+        Ok(pipeline)
+    }
+
+    /// Number of kernels compiled and kept.
+    pub fn pipelines_len(&self) -> usize {
+        lock(&self.pipelines.slots)
+            .values()
+            .filter(|slot| lock(slot).is_some())
+            .count()
+    }
+
+    fn compile(&self, source: &KernelSource) -> Result<Pipeline, Error> {
+        self.check_interface(source)?;
+        let started = std::time::Instant::now();
+        let layout = self.bind_group_layout(&source.bindings)?;
+        let uniform = source.params_len > 0 && source.params_in == ParamSpace::Uniform;
+        let built = self.scoped("kernel", || {
+            let module = self.shader_module(source);
+            let groups = [Some(&layout), uniform.then(|| self.params.layout())];
+            let pipeline_layout =
+                self.device
+                    .create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+                        label: None,
+                        bind_group_layouts: if uniform { &groups } else { &groups[..1] },
+                        immediate_size: if uniform { 0 } else { source.params_len * 4 },
+                    });
+            self.device
+                .create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+                    label: Some(&source.label),
+                    layout: Some(&pipeline_layout),
+                    module: &module,
+                    entry_point: Some("main"),
+                    compilation_options: wgpu::PipelineCompilationOptions {
+                        constants: &[],
+                        // Every kernel here writes workgroup memory before it reads it.
+                        zero_initialize_workgroup_memory: source.trust == Trust::Foreign,
+                    },
+                    cache: None,
+                })
+        });
+        let handle = built.map_err(|error| match error {
+            Error::Refused { message, .. } => Error::Shader {
+                label: source.label.clone(),
+                message,
+            },
+            other => other,
+        })?;
+        tracing::debug!(
+            kernel = source.label,
+            micros = started.elapsed().as_micros() as u64,
+            "compiled"
+        );
+        Ok(Pipeline {
+            handle,
+            layout,
+            source: Arc::new(source.clone()),
+        })
+    }
+
+    fn check_interface(&self, source: &KernelSource) -> Result<(), Error> {
+        let buffers = source.bindings.len() as u64;
+        let allowed = u64::from(self.limits().storage_buffers);
+        if buffers > allowed {
+            return Err(Error::Limit {
+                what: "a kernel's buffers",
+                needed: buffers,
+                allowed,
+            });
+        }
+        let needed = u64::from(source.params_len) * 4;
+        let allowed = match source.params_in {
+            ParamSpace::Uniform => super::submit::LARGEST_PARAMS,
+            ParamSpace::Immediate => u64::from(self.features().immediate_size),
+        };
+        if needed > allowed {
+            return Err(Error::Limit {
+                what: "a kernel's parameters",
+                needed,
+                allowed,
+            });
+        }
+        Ok(())
+    }
+
+    fn shader_module(&self, source: &KernelSource) -> wgpu::ShaderModule {
+        let descriptor = wgpu::ShaderModuleDescriptor {
+            label: Some(&source.label),
+            source: wgpu::ShaderSource::Wgsl(source.text.as_str().into()),
+        };
+        match (source.trust, self.checks) {
+            (Trust::Foreign, _) | (_, ShaderChecks::Full) => {
+                self.device.create_shader_module(descriptor)
+            }
+            (Trust::Generated, ShaderChecks::Trusted) => {
+                let checks = wgpu::ShaderRuntimeChecks {
+                    int_div_checks: true,
+                    ..wgpu::ShaderRuntimeChecks::unchecked()
+                };
+                // SAFETY: `Trust::Generated` is given only by this crate's generators, which bound every loop and
+                // keep every index inside its buffer; the test suite runs the same kernels with all checks on.
+                unsafe { self.device.create_shader_module_trusted(descriptor, checks) }
+            }
+        }
+    }
+
+    fn bind_group_layout(&self, accesses: &[Access]) -> Result<wgpu::BindGroupLayout, Error> {
+        if let Some(layout) = lock(&self.pipelines.layouts).get(accesses) {
+            return Ok(layout.clone());
+        }
+        let entries: Vec<_> = (0u32..)
+            .zip(accesses)
+            .map(|(binding, &access)| wgpu::BindGroupLayoutEntry {
+                binding,
+                visibility: wgpu::ShaderStages::COMPUTE,
+                ty: wgpu::BindingType::Buffer {
+                    ty: wgpu::BufferBindingType::Storage {
+                        read_only: access == Access::Read,
+                    },
+                    has_dynamic_offset: false,
+                    min_binding_size: None,
+                },
+                count: None,
+            })
+            .collect();
+        let layout = self.scoped("kernel interface", || {
+            self.device
+                .create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+                    label: None,
+                    entries: &entries,
+                })
+        })?;
+        lock(&self.pipelines.layouts).insert(accesses.to_vec(), layout.clone());
+        Ok(layout)
+    }
+
+    /// The buffers of a dispatch of `pipeline`, in binding order.
+    ///
+    /// # Errors
+    /// [`Error::Range`] for a wrong number of buffers or one bound both for reading alone and for writing (WebGPU
+    /// forbids that even where the ranges are apart), [`Error::Limit`] for a range above the binding limit.
+    pub fn bind(&self, pipeline: &Pipeline, ranges: &[BufferRange<'_>]) -> Result<Bindings, Error> {
+        let accesses = &pipeline.source.bindings;
+        if ranges.len() != accesses.len() {
+            return Err(bind_error(
+                pipeline,
+                format!("takes {} buffers, got {}", accesses.len(), ranges.len()),
+            ));
+        }
+        for (position, (range, access)) in ranges.iter().zip(accesses).enumerate() {
+            let allowed = self.limits().binding_size;
+            if range.binding_size() > allowed {
+                return Err(Error::Limit {
+                    what: "a kernel argument",
+                    needed: range.size,
+                    allowed,
+                });
+            }
+            let clash = ranges[..position]
+                .iter()
+                .zip(accesses)
+                .position(|(other, used)| {
+                    other.buffer.handle == range.buffer.handle && used != access
+                });
+            if let Some(other) = clash {
+                let mut reason = String::new();
+                let _ = write!(
+                    reason,
+                    "arguments {other} and {position} are one buffer, read in one and written in the other"
+                );
+                return Err(bind_error(pipeline, reason));
+            }
+        }
+        let entries: Vec<_> = (0u32..)
+            .zip(ranges)
+            .map(|(binding, range)| wgpu::BindGroupEntry {
+                binding,
+                resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                    buffer: &range.buffer.handle,
+                    offset: range.offset,
+                    size: std::num::NonZeroU64::new(range.binding_size()),
+                }),
+            })
+            .collect();
+        let handle = self.scoped("kernel arguments", || {
+            self.device.create_bind_group(&wgpu::BindGroupDescriptor {
+                label: None,
+                layout: &pipeline.layout,
+                entries: &entries,
+            })
+        })?;
+        Ok(Bindings {
+            handle,
+            accesses: accesses.clone(),
+        })
+    }
+}
+
+fn bind_error(pipeline: &Pipeline, reason: String) -> Error {
+    Error::Range {
+        what: "kernel arguments",
+        reason: one_line(&format!("kernel `{}`: {reason}", pipeline.source.label)),
+    }
+}
