@@ -11,6 +11,7 @@
 //! memory stays within 16 KiB and workgroups within 256 threads; all loops are bounded and all divisors nonzero; a kernel
 //! writes workgroup memory before it reads it. This crate never talks to a device.
 
+pub mod attention;
 pub mod check;
 
 pub mod element;

@@ -65,7 +65,7 @@ pub enum Orientation {
 pub enum MatmulForm {
     /// A tile of the result for each workgroup.
     Tiled(Tile),
-    /// At most [`SkinnyRows::len`] rows, any number of columns.
+    /// At most [`SkinnyRows::most`] rows, any number of columns.
     Skinny(SkinnyRows),
 }
 
@@ -87,7 +87,7 @@ impl SkinnyRows {
     pub const ALL: [Self; 4] = [Self::One, Self::Two, Self::Four, Self::Eight];
 
     /// The most rows it computes.
-    pub fn len(self) -> u32 {
+    pub fn most(self) -> u32 {
         match self {
             Self::One => 1,
             Self::Two => 2,
@@ -100,7 +100,7 @@ impl SkinnyRows {
     pub fn holding(rows: u64) -> Option<Self> {
         Self::ALL
             .into_iter()
-            .find(|form| u64::from(form.len()) >= rows)
+            .find(|form| u64::from(form.most()) >= rows)
     }
 }
 
@@ -179,7 +179,7 @@ impl MatmulShader {
     pub fn group_rows(&self) -> u32 {
         match self.form {
             MatmulForm::Tiled(tile) => tile.rows,
-            MatmulForm::Skinny(rows) => rows.len(),
+            MatmulForm::Skinny(rows) => rows.most(),
         }
     }
 
@@ -213,7 +213,7 @@ impl MatmulShader {
             MatmulForm::Tiled(tile) => {
                 tiled_product(tile, value, self.lhs_staging, self.rhs_staging)
             }
-            MatmulForm::Skinny(rows) => self.skinny_product(rows.len(), value),
+            MatmulForm::Skinny(rows) => self.skinny_product(rows.most(), value),
         });
         let mut bindings = vec![
             Binding::read_as("lhs", self.lhs, self.lhs_staging.width),
@@ -228,7 +228,7 @@ impl MatmulShader {
         params.extend(self.epilogue.params.iter().cloned().map(Param::Word));
         let form = match self.form {
             MatmulForm::Tiled(tile) => format!("{}x{}", tile.rows, tile.cols),
-            MatmulForm::Skinny(rows) => format!("skinny{}", rows.len()),
+            MatmulForm::Skinny(rows) => format!("skinny{}", rows.most()),
         };
         Shader {
             label: format!("matmul_{form}_{:?}_{:?}", self.lhs, self.rhs),

@@ -43,8 +43,9 @@ macro_rules! params {
 
             /// The struct as the kernel sees it, without the epilogue's words.
             pub fn words(&self) -> Vec<u32> {
-                let mut words = vec![$(self.$word),*];
+                let words = vec![$(self.$word),*];
                 $(
+                    let mut words = words;
                     words.resize(words.len().next_multiple_of(4), 0);
                     $(words.extend(self.$vector.iter().flatten());)*
                 )?

@@ -1,5 +1,6 @@
 //! Every instance of every template is valid WGSL and translates to SPIR-V, MSL and HLSL. No GPU is needed.
 
+use cupola_shaders::attention::{AttentionForm, AttentionShader, Mask, ValueCols};
 use cupola_shaders::check::check_wgsl;
 use cupola_shaders::element::{Binding, Element, Width};
 use cupola_shaders::matmul::{MatmulForm, MatmulShader, Orientation, SkinnyRows};
@@ -167,6 +168,36 @@ fn matmul() {
                 }
                 .shader(),
             );
+        }
+    }
+}
+
+#[test]
+fn attention() {
+    let forms = SkinnyRows::ALL
+        .iter()
+        .flat_map(|&rows| [AttentionForm::Few(rows), AttentionForm::FewSplit(rows)]);
+    for form in forms.chain([AttentionForm::Tile, AttentionForm::Join]) {
+        for cols in ValueCols::ALL {
+            for mask in [
+                Mask::Absent,
+                Mask::Present(Element::Bool),
+                Mask::Present(Element::F32),
+                Mask::Present(Element::I32),
+            ] {
+                for element in [Element::F32, Element::F16, Element::Bf16] {
+                    let shader = AttentionShader {
+                        query: element,
+                        key: element,
+                        value: element,
+                        mask,
+                        out: element,
+                        form,
+                        cols,
+                    };
+                    check(&shader.shader());
+                }
+            }
         }
     }
 }

@@ -81,8 +81,8 @@ impl Matmul {
     /// [`Error::Limit`] for lengths beyond 32 bits or more than [`BATCH_AXES`] batch axes that cannot be merged.
     pub fn plan(&self) -> Result<LibraryCall, Error> {
         // A few columns are a few rows of the transposed product.
-        let few = |len| SkinnyRows::holding(len).is_some();
-        if few(self.cols) && self.cols < self.rows && (!few(self.rows) || self.rows > self.cols) {
+        let few = SkinnyRows::holding(self.cols).is_some();
+        if few && self.cols < self.rows {
             return self.transposed().plan_oriented(Orientation::Swapped);
         }
         self.plan_oriented(Orientation::Normal)
@@ -121,7 +121,7 @@ impl Matmul {
         let batches = batch
             .iter()
             .try_fold(1u64, |product, axis| product.checked_mul(axis.len));
-        let batches = batches.map_or(Err(too_many(u64::MAX)), Ok)?;
+        let batches = batches.ok_or_else(|| too_many(u64::MAX))?;
         let form = self.form(batches);
         let (lhs_staging, rhs_staging) = self.stagings(form, &batch);
         let shader = MatmulShader {

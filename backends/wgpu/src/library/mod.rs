@@ -9,6 +9,7 @@ use crate::device::pipeline::Trust;
 use crate::device::{DeviceFeatures, KernelSource, fold_groups};
 use crate::error::Error;
 
+pub mod attention;
 pub mod matmul;
 
 /// One dispatch, not yet bound to buffers.
@@ -37,6 +38,37 @@ impl LibraryCall {
     /// [`Error::Limit`] for more than fit a dispatch.
     pub fn folded(&self, groups_per_axis: u32) -> Result<[u32; 3], Error> {
         fold_groups(self.groups, groups_per_axis)
+    }
+}
+
+/// Where a step finds a buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// Argument of the whole program, by position.
+    Argument(usize),
+    /// Scratch memory of the program, by position.
+    Scratch(usize),
+}
+
+/// Several dispatches in order, with memory of their own between them.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct LibraryProgram {
+    /// The dispatches, each with its buffers.
+    pub steps: Vec<(LibraryCall, Vec<Place>)>,
+    /// Bytes of each scratch buffer.
+    pub scratch: Vec<u64>,
+}
+
+impl LibraryProgram {
+    /// A program of one dispatch whose buffers are the arguments in order.
+    pub fn one(call: LibraryCall) -> Self {
+        let places = (0..call.shader.bindings.len())
+            .map(Place::Argument)
+            .collect();
+        Self {
+            steps: vec![(call, places)],
+            scratch: Vec::new(),
+        }
     }
 }
 

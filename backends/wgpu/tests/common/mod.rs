@@ -3,7 +3,7 @@
 
 use cupola_shaders::element::Element;
 use cupola_wgpu::device::{Command, Dispatch, KernelSource, ParamSpace, ShaderChecks};
-use cupola_wgpu::library::{LibraryCall, kernel_source};
+use cupola_wgpu::library::{LibraryCall, LibraryProgram, Place, kernel_source};
 use cupola_wgpu::{AdapterList, DeviceOptions, GpuDevice, Tier};
 use half::{bf16, f16};
 
@@ -206,4 +206,60 @@ pub fn assert_close(got: &[f32], want: &[f64], absolute: f64, relative: f64, wha
         };
         assert!(close, "{what}: element {at} is {got}, should be {want}");
     }
+}
+
+/// Runs a library program over its arguments, given as bytes, and returns the one at `result`.
+pub fn run_program(
+    device: &GpuDevice,
+    program: &LibraryProgram,
+    arguments: &[&[u8]],
+    result: usize,
+) -> Vec<u8> {
+    let held: Vec<_> = arguments
+        .iter()
+        .map(|bytes| device.allocate_with(bytes).expect("allocates"))
+        .collect();
+    let scratch: Vec<_> = program
+        .scratch
+        .iter()
+        .map(|&size| device.allocate(size).expect("allocates"))
+        .collect();
+    let steps: Vec<_> = program
+        .steps
+        .iter()
+        .map(|(call, places)| {
+            let pipeline = device
+                .pipeline(&kernel_source(&call.shader, device.features()))
+                .expect("compiles");
+            let ranges: Vec<_> = places
+                .iter()
+                .map(|place| match place {
+                    Place::Argument(n) => held[*n].whole(),
+                    Place::Scratch(n) => scratch[*n].whole(),
+                })
+                .collect();
+            let bindings = device.bind(&pipeline, &ranges).expect("binds");
+            let groups = call
+                .folded(device.limits().groups_per_axis)
+                .expect("fits a dispatch");
+            (pipeline, bindings, call.params_with(&[]), groups)
+        })
+        .collect();
+    let commands: Vec<_> = steps
+        .iter()
+        .map(|(pipeline, bindings, params, groups)| {
+            Command::Dispatch(Dispatch {
+                pipeline,
+                bindings,
+                params,
+                groups: *groups,
+            })
+        })
+        .collect();
+    device.submit(&commands).expect("submits");
+    let mut bytes = vec![0; held[result].size() as usize];
+    device
+        .download(&held[result], 0, &mut bytes)
+        .expect("downloads");
+    bytes
 }
