@@ -13,7 +13,7 @@
 
 pub mod attention;
 pub mod check;
-
+pub mod convolution;
 pub mod element;
 pub mod matmul;
 pub mod shader;

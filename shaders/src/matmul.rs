@@ -119,7 +119,7 @@ pub struct MatmulShader {
     pub rhs_staging: Staging,
     /// How the work is divided.
     pub form: MatmulForm,
-    /// What happens to each result.
+    /// What happens to each result instead of the plain store.
     pub epilogue: Epilogue,
     /// Which way round the epilogue sees rows and columns.
     pub orientation: Orientation,
@@ -198,7 +198,6 @@ impl MatmulShader {
                     "RHS_VALUE",
                     &value_functions("rhs", "rhs_inner", self.rhs_staging, value),
                 ),
-                ("OUT", self.out.value_type()),
                 (
                     "EPILOGUE_POSITION",
                     match self.orientation {
@@ -206,12 +205,12 @@ impl MatmulShader {
                         Orientation::Swapped => "col, row",
                     },
                 ),
-                ("EPILOGUE", &self.epilogue.code_or_identity(value)),
+                ("EPILOGUE", &self.epilogue.code_for(value, self.out)),
             ],
         );
         body.push_str(&match self.form {
             MatmulForm::Tiled(tile) => {
-                tiled_product(tile, value, self.lhs_staging, self.rhs_staging)
+                tiled_product(tile, value, self.lhs_staging, self.rhs_staging, "batches")
             }
             MatmulForm::Skinny(rows) => self.skinny_product(rows.most(), value),
         });
@@ -339,7 +338,7 @@ fn reduce_lanes(rows: u32, shape: &SkinnyShape, fast: FastAxis) -> String {
 }
 
 /// Accumulator type for operands stored as `element`.
-fn accumulator(element: Element) -> &'static str {
+pub(crate) fn accumulator(element: Element) -> &'static str {
     match element.value_type() {
         number @ ("f32" | "i32" | "u32") => number,
         other => unreachable!("bug: no product of {other}"),

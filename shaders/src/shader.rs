@@ -56,13 +56,15 @@ macro_rules! params {
 }
 pub(crate) use params;
 
-/// Code spliced in where a kernel has a result element in hand, before it is stored.
+/// Code spliced in where a kernel has a result element in hand, instead of the plain store.
 ///
-/// `code` holds `fn epilogue(value: V, row: u32, col: u32, batch: u32) -> V`, with V the kernel's accumulator type, and
-/// whatever helpers it needs. It may read `params.NAME` for its own `params` and use the accessors of its own `bindings`.
+/// `code` holds `fn epilogue(value: V, index: u32, row: u32, col: u32, batch: u32)`, with V the kernel's accumulator type,
+/// and whatever helpers it needs; it stores with `store_out`. `index` is the element's place in the result buffer; row,
+/// column and batch are the kernel's. It may read `params.NAME` for its own `params` and use the accessors of its own
+/// `bindings`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Epilogue {
-    /// WGSL functions; empty for none.
+    /// WGSL functions; empty for a plain store.
     pub code: String,
     /// Buffers after the kernel's own.
     pub bindings: Vec<Binding>,
@@ -71,15 +73,16 @@ pub struct Epilogue {
 }
 
 impl Epilogue {
-    /// The functions, or one that returns its value, with values of type `value_type`.
-    pub(crate) fn code_or_identity(&self, value_type: &str) -> String {
-        if self.code.is_empty() {
-            format!(
-                "fn epilogue(value: {value_type}, row: u32, col: u32, batch: u32) -> {value_type} {{ return value; }}\n"
-            )
-        } else {
-            self.code.clone()
+    /// The functions, or one that stores values of type `value_type` as `out` holds them.
+    pub(crate) fn code_for(&self, value_type: &str, out: Element) -> String {
+        if !self.code.is_empty() {
+            return self.code.clone();
         }
+        let out = out.value_type();
+        format!(
+            "fn epilogue(value: {value_type}, index: u32, row: u32, col: u32, batch: u32) {{\n    \
+             store_out(index, {out}(value));\n}}\n"
+        )
     }
 }
 

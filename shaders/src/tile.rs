@@ -230,8 +230,14 @@ impl Side {
     }
 }
 
-/// The entry point over values of type `value` (`f32`, `i32` or `u32`).
-pub(crate) fn tiled_product(tile: Tile, value: &str, lhs: Staging, rhs: Staging) -> String {
+/// The entry point over values of type `value` (`f32`, `i32` or `u32`); `batches` is the parameter that counts batches.
+pub(crate) fn tiled_product(
+    tile: Tile,
+    value: &str,
+    lhs: Staging,
+    rhs: Staging,
+    batches: &str,
+) -> String {
     let left = Side::new("lhs", "first_row", lhs, tile.rows, tile);
     let right = Side::new("rhs", "first_col", rhs, tile.cols, tile);
     let (mut setup, mut stage) = (String::new(), String::new());
@@ -269,6 +275,7 @@ pub(crate) fn tiled_product(tile: Tile, value: &str, lhs: Staging, rhs: Staging)
             ("STEP", &tile.step.to_string()),
             ("UNROLL", &tile.unroll.to_string()),
             ("V", value),
+            ("BATCHES", batches),
             ("LHS_SIZE", &(left.pitch * tile.step).to_string()),
             ("RHS_SIZE", &(right.pitch * tile.step).to_string()),
             ("SETUP", &setup),

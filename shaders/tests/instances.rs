@@ -2,6 +2,7 @@
 
 use cupola_shaders::attention::{AttentionForm, AttentionShader, Mask, ValueCols};
 use cupola_shaders::check::check_wgsl;
+use cupola_shaders::convolution::{ConvolutionForm, ConvolutionShader, Direction, WeightLayout};
 use cupola_shaders::element::{Binding, Element, Width};
 use cupola_shaders::matmul::{MatmulForm, MatmulShader, Orientation, SkinnyRows};
 use cupola_shaders::shader::{Epilogue, ParamSpace, Shader};
@@ -25,8 +26,8 @@ fn numbered(text: &str) -> String {
 /// Adds a bias by column and scales by a parameter.
 fn bias() -> Epilogue {
     Epilogue {
-        code: "fn epilogue(value: f32, row: u32, col: u32, batch: u32) -> f32 {
-            return value * bitcast<f32>(params.scale) + load_bias(col);
+        code: "fn epilogue(value: f32, index: u32, row: u32, col: u32, batch: u32) {
+            store_out(index, value * bitcast<f32>(params.scale) + load_bias(col));
         }\n"
         .to_owned(),
         bindings: vec![Binding::read("bias", Element::F16)],
@@ -194,6 +195,49 @@ fn attention() {
                         out: element,
                         form,
                         cols,
+                    };
+                    check(&shader.shader());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn convolution() {
+    let forms = Tile::ALL
+        .map(ConvolutionForm::Tiled)
+        .into_iter()
+        .chain([ConvolutionForm::Direct]);
+    for form in forms {
+        for direction in [Direction::Forward, Direction::Transposed] {
+            for weights in [
+                WeightLayout::Strided,
+                WeightLayout::Dense(Width::One),
+                WeightLayout::Dense(Width::Four),
+            ] {
+                if form == ConvolutionForm::Direct && weights != WeightLayout::Strided {
+                    continue;
+                }
+                let elements = [
+                    (Element::F32, Element::F32),
+                    (Element::F32, Element::F16),
+                    (Element::Bf16, Element::Bf16),
+                    (Element::I8, Element::I32),
+                ];
+                for (weight, out) in elements {
+                    let shader = ConvolutionShader {
+                        input: out,
+                        weight,
+                        out,
+                        direction,
+                        weights,
+                        form,
+                        epilogue: if out == Element::F32 {
+                            bias()
+                        } else {
+                            Epilogue::default()
+                        },
                     };
                     check(&shader.shader());
                 }

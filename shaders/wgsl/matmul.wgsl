@@ -1,4 +1,4 @@
-// out[b, r, c] = epilogue(sum over k of lhs[b, r, k] * rhs[b, k, c]), every operand with strides of its own.
+// out[b, r, c] = sum over k of lhs[b, r, k] * rhs[b, k, c], every operand with strides of its own.
 // Strides are two's complement, so that they may be negative. A batch axis is (length, lhs, rhs, out stride).
 struct Batch { index: u32, lhs: u32, rhs: u32, out: u32 }
 
@@ -31,7 +31,7 @@ ${RHS_VALUE}
 fn finish(batch: Batch, row: u32, col: u32, value: ${V}) {
     if row < params.rows && col < params.cols {
         let at = batch.out + row * params.out_row + col * params.out_col;
-        store_out(at, ${OUT}(epilogue(value, ${EPILOGUE_POSITION}, batch.index)));
+        epilogue(value, at, ${EPILOGUE_POSITION}, batch.index);
     }
 }
 

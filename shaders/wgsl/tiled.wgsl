@@ -8,7 +8,7 @@ fn main(@builtin(workgroup_id) group_id: vec3<u32>, @builtin(num_workgroups) gro
         @builtin(local_invocation_index) local: u32) {
     let group = group_number(group_id, group_count);
     let tiles = params.row_tiles * params.col_tiles;
-    if group >= tiles * params.batches {
+    if group >= tiles * params.${BATCHES} {
         return;
     }
     let first_row = ((group / params.col_tiles) % params.row_tiles) * ${TILE_ROWS}u;

@@ -418,8 +418,8 @@ fn epilogues_see_every_result() {
         return;
     };
     let epilogue = Epilogue {
-        code: "fn epilogue(value: f32, row: u32, col: u32, batch: u32) -> f32 {
-            return max(value * bitcast<f32>(params.scale) + load_bias(col), 0.0) + f32(row) + 100.0 * f32(batch);
+        code: "fn epilogue(value: f32, index: u32, row: u32, col: u32, batch: u32) {
+            store_out(index, max(value * bitcast<f32>(params.scale) + load_bias(col), 0.0) + f32(row) + 100.0 * f32(batch));
         }\n"
         .to_owned(),
         bindings: vec![Binding::read("bias", Element::F32)],

@@ -46,7 +46,7 @@ pub struct BatchAxis {
     pub out: i64,
 }
 
-/// `out[b, r, c] = epilogue(sum over k of lhs[b, r, k] * rhs[b, k, c], r, c, b)`.
+/// `out[b, r, c] = sum over k of lhs[b, r, k] * rhs[b, k, c]`, stored by the epilogue if there is one.
 ///
 /// Floats accumulate in f32, integers in 32 bits with wrap-around. The batch number `b` given to the epilogue counts in
 /// row-major order of the batch axes.
@@ -66,7 +66,7 @@ pub struct Matmul {
     pub rhs: Matrix,
     /// `[rows, cols]`.
     pub out: Matrix,
-    /// What happens to each result.
+    /// What happens to each result instead of the plain store.
     pub epilogue: Epilogue,
 }
 

@@ -10,6 +10,7 @@ use crate::device::{DeviceFeatures, KernelSource, fold_groups};
 use crate::error::Error;
 
 pub mod attention;
+pub mod convolution;
 pub mod matmul;
 
 /// One dispatch, not yet bound to buffers.
