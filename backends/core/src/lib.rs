@@ -1,1 +1,172 @@
-//! Cupola: cupola-backend.
+//! What a backend is: compile units, allocate buffers, launch. Backends never see a graph.
+//!
+//! A [`Backend`] turns kernel units into [`Executable`]s and owns a [`Device`] that holds memory and runs launches in
+//! order. Handles are opaque; tensors, shapes and names do not exist here.
+
+use cupola_ir::kernel::Unit;
+use cupola_ir::target::Target;
+use std::any::Any;
+use std::fmt;
+use std::sync::Arc;
+use thiserror::Error;
+
+/// What can go wrong in a backend.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum BackendError {
+    /// The unit needs something that the backend lacks; place it elsewhere. *Unsupported.*
+    #[error("{unit}: not supported on {device}: {what}")]
+    Unsupported {
+        /// Unit name.
+        unit: String,
+        /// Device name.
+        device: String,
+        /// What is missing.
+        what: String,
+    },
+    /// The device refused memory. *Limit.*
+    #[error("{device} has no {size} bytes left: {what}")]
+    OutOfMemory {
+        /// Device name.
+        device: String,
+        /// Bytes asked for.
+        size: u64,
+        /// What the device said.
+        what: String,
+    },
+    /// A launch found an index, a divisor or a size outside what the op allows. *User input.*
+    #[error("{unit}: {what}")]
+    Fault {
+        /// Unit name.
+        unit: String,
+        /// What happened.
+        what: String,
+    },
+    /// The device or its driver failed. *Neither the user's fault nor ours.*
+    #[error("{device} failed: {what}")]
+    Device {
+        /// Device name.
+        device: String,
+        /// What the driver said.
+        what: String,
+    },
+}
+
+/// Result with [`BackendError`].
+pub type Result<T, E = BackendError> = std::result::Result<T, E>;
+
+/// A region of device memory, freed when the last handle is dropped. Backends downcast to their own type.
+pub trait Memory: Any + Send + Sync + fmt::Debug {
+    /// Bytes.
+    fn size(&self) -> usize;
+    /// For the backend to get its own type back.
+    fn as_any(&self) -> &dyn Any;
+}
+
+/// A shared handle to device memory.
+pub type Buffer = Arc<dyn Memory>;
+
+/// Part of a buffer.
+#[derive(Clone, Debug)]
+pub struct BufferRange {
+    /// Memory.
+    pub buffer: Buffer,
+    /// First byte; a multiple of the target's alignment.
+    pub offset: usize,
+    /// Bytes.
+    pub size: usize,
+}
+
+/// Compiled code of one unit.
+pub trait Executable: Any + Send + Sync + fmt::Debug {
+    /// For the backend to get its own type back.
+    fn as_any(&self) -> &dyn Any;
+    /// Generated or source text of the code, for `explain` and debugging; empty when there is none.
+    fn listing(&self) -> String {
+        String::new()
+    }
+}
+
+/// One run of an executable.
+#[derive(Clone, Debug)]
+pub struct Launch {
+    /// Code.
+    pub executable: Arc<dyn Executable>,
+    /// Buffer arguments in the unit's order.
+    pub buffers: Vec<BufferRange>,
+    /// Values of the unit's `sizes`, in order.
+    pub sizes: Vec<i64>,
+}
+
+/// Something a device does, in order.
+#[derive(Clone, Debug)]
+pub enum Command {
+    /// Runs an executable.
+    Launch(Launch),
+    /// Copies bytes between (parts of) buffers of this device; ranges are of equal size and do not overlap.
+    Copy {
+        /// Source.
+        from: BufferRange,
+        /// Destination.
+        to: BufferRange,
+    },
+}
+
+/// Memory and a queue.
+pub trait Device: Send + Sync {
+    /// Allocates; contents are undefined. Zero bytes are allowed.
+    ///
+    /// # Errors
+    /// [`BackendError::OutOfMemory`].
+    fn alloc(&self, size: usize) -> Result<Buffer>;
+
+    /// Memory that holds these bytes and is only read from now on (a weight). A device that shares the host's memory
+    /// may keep the handle instead of copying.
+    ///
+    /// # Errors
+    /// [`BackendError::OutOfMemory`] or [`BackendError::Device`].
+    fn constant(&self, bytes: bytes::Bytes) -> Result<Buffer> {
+        let buffer = self.alloc(bytes.len())?;
+        let size = bytes.len();
+        self.upload(&BufferRange { buffer: buffer.clone(), offset: 0, size }, &bytes)?;
+        Ok(buffer)
+    }
+
+    /// Copies from the host, after all submitted work.
+    ///
+    /// # Errors
+    /// [`BackendError::Device`].
+    fn upload(&self, to: &BufferRange, bytes: &[u8]) -> Result<()>;
+
+    /// Copies to the host, after all submitted work.
+    ///
+    /// # Errors
+    /// [`BackendError::Device`], and faults of earlier launches.
+    fn download(&self, from: &BufferRange, bytes: &mut [u8]) -> Result<()>;
+
+    /// Queues commands; each sees the effects of those before it. May return before they have run.
+    ///
+    /// # Errors
+    /// [`BackendError::Device`] or [`BackendError::Fault`].
+    fn submit(&self, commands: &[Command]) -> Result<()>;
+
+    /// Waits for all submitted work and reports faults of its launches.
+    ///
+    /// # Errors
+    /// [`BackendError::Fault`] or [`BackendError::Device`].
+    fn wait(&self) -> Result<()>;
+
+    /// Bytes allocated now and at most so far.
+    fn memory_used(&self) -> (u64, u64);
+}
+
+/// A compiler and the device it compiles for.
+pub trait Backend: Send + Sync {
+    /// Facts for the passes.
+    fn target(&self) -> &Target;
+
+    /// The device.
+    fn device(&self) -> &dyn Device;
+
+    /// Compiles units; one result each, in order. A backend may compile them in parallel or into one module.
+    fn compile(&self, units: &[&Unit]) -> Vec<Result<Arc<dyn Executable>>>;
+}

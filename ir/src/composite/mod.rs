@@ -1,0 +1,111 @@
+//! Composites: named ops with attributes and a mandatory decomposition into core ops.
+//!
+//! Replacing a composite by its decomposition never changes meaning beyond rounding. Backends claim the composites
+//! they have a library kernel for; the rest are inlined and fused. One file per composite; its result types are those
+//! of its decomposition unless it overrides [`CompositeDef::infer`].
+
+pub mod activation;
+pub mod attention;
+pub mod conv;
+pub mod norm;
+pub mod recurrent;
+pub mod softmax;
+
+pub use activation::*;
+pub use attention::*;
+pub use conv::*;
+pub use norm::*;
+pub use recurrent::*;
+pub use softmax::*;
+
+use crate::attr::op_family;
+use crate::error::Result;
+use crate::graph::{Graph, ValueId};
+use crate::tensor::Value;
+use crate::tensor_type::ValueType;
+
+/// Contract of a composite's payload.
+pub trait CompositeDef {
+    /// Appends the decomposition to the graph.
+    ///
+    /// # Errors
+    /// What is wrong with the operands or attributes.
+    fn decompose(&self, graph: &mut Graph, operands: &[ValueId]) -> Result<Vec<ValueId>>;
+
+    /// Result types for operand types; `None` to take them from the decomposition.
+    fn infer(&self, _operands: &[&ValueType]) -> Option<Result<Vec<ValueType>, String>> {
+        None
+    }
+
+    /// The results computed directly, where the decomposition would be too large to interpret (a convolution's
+    /// windows); tests hold it equal to the decomposition. `None` to interpret the decomposition.
+    fn eval(&self, _operands: &[&Value]) -> Option<Result<Vec<Value>, String>> {
+        None
+    }
+}
+
+op_family! {
+    /// A composite op.
+    CompositeOp {
+        /// Exponentials normalised along an axis.
+        Softmax = "softmax",
+        /// Normalisation over trailing axes by mean and variance.
+        LayerNorm = "layer_norm",
+        /// Normalisation over trailing axes by root mean square.
+        RmsNorm = "rms_norm",
+        /// Gaussian error linear unit.
+        Gelu = "gelu",
+        /// Scaled dot-product attention.
+        Attention = "attention",
+        /// Convolution.
+        Conv = "conv",
+        /// Transposed convolution.
+        ConvTranspose = "conv_transpose",
+        /// A recurrent layer.
+        Recurrent = "recurrent",
+    }
+}
+
+impl CompositeOp {
+    /// The payload as its contract.
+    pub fn def(&self) -> &dyn CompositeDef {
+        match self {
+            CompositeOp::Softmax(p) => p,
+            CompositeOp::LayerNorm(p) => p,
+            CompositeOp::RmsNorm(p) => p,
+            CompositeOp::Gelu(p) => p,
+            CompositeOp::Attention(p) => p,
+            CompositeOp::Conv(p) => p,
+            CompositeOp::ConvTranspose(p) => p,
+            CompositeOp::Recurrent(p) => p,
+        }
+    }
+
+    /// Result types for operand types: the composite's own rule, or those of its decomposition.
+    ///
+    /// # Errors
+    /// What is wrong with the operands or attributes.
+    pub fn infer(&self, operands: &[&ValueType]) -> Result<Vec<ValueType>, String> {
+        if let Some(own) = self.def().infer(operands) {
+            return own;
+        }
+        let (graph, results) = self.expand(operands).map_err(|e| e.to_string())?;
+        Ok(results.iter().map(|r| graph.ty(*r).clone()).collect())
+    }
+
+    /// The decomposition as a graph of its own whose inputs are the operands.
+    ///
+    /// # Errors
+    /// What is wrong with the operands or attributes.
+    pub fn expand(&self, operands: &[&ValueType]) -> Result<(Graph, Vec<ValueId>)> {
+        let mut graph = Graph::new(self.name());
+        let inputs: Vec<ValueId> = (operands.iter().enumerate())
+            .map(|(i, t)| graph.input(&format!("x{i}"), (*t).clone()))
+            .collect::<Result<_>>()?;
+        let results = self.def().decompose(&mut graph, &inputs)?;
+        for (i, r) in results.iter().enumerate() {
+            graph.output(&format!("y{i}"), *r);
+        }
+        Ok((graph, results))
+    }
+}

@@ -1,0 +1,192 @@
+//! The one adaptor to petgraph: order, liveness, cycles and DOT.
+
+use super::{Graph, NodeId};
+use crate::error::{IrError, Result};
+use crate::ops::{CoreOp, Op, OpClass};
+use petgraph::algo::{tarjan_scc, toposort};
+use petgraph::graph::DiGraph;
+use rustc_hash::FxHashMap;
+use std::fmt::Write;
+
+/// A petgraph view of a graph: edges run from definition to use, values and symbols alike. Node weights are ids.
+pub type NodeGraph = DiGraph<NodeId, ()>;
+
+/// Builds the petgraph view.
+pub fn node_graph(graph: &Graph) -> NodeGraph {
+    let mut view = NodeGraph::with_capacity(graph.node_count(), graph.node_count() * 2);
+    let at: Vec<_> = graph.nodes().map(|(id, _)| view.add_node(id)).collect();
+    let binders = binders(graph);
+    for (id, node) in graph.nodes() {
+        for from in dependencies(graph, id, &binders) {
+            view.add_edge(at[from.index()], at[id.index()], ());
+        }
+        debug_assert_eq!(view[at[id.index()]], id, "{}", node.op.name());
+    }
+    view
+}
+
+/// The node that binds each symbol while running (symbols of inputs and states are bound at the start).
+pub(super) fn binders(graph: &Graph) -> FxHashMap<crate::dim::Sym, NodeId> {
+    graph
+        .nodes()
+        .flat_map(|(id, n)| n.op.binds().into_iter().map(move |s| (s, id)))
+        .collect()
+}
+
+/// Nodes that must run before this one.
+fn dependencies(
+    graph: &Graph,
+    id: NodeId,
+    binders: &FxHashMap<crate::dim::Sym, NodeId>,
+) -> Vec<NodeId> {
+    let node = graph.node(id);
+    let mut from: Vec<NodeId> = node.operands.iter().map(|v| graph.value(*v).node).collect();
+    if !binders.is_empty() {
+        let mut add = |d: &crate::dim::Dim| {
+            d.for_each_sym(&mut |s| {
+                if let Some(b) = binders.get(s)
+                    && *b != id
+                {
+                    from.push(*b);
+                }
+            });
+        };
+        node.op.for_each_dim(&mut add);
+        for v in &node.results {
+            graph.ty(*v).for_each_dim(&mut add);
+        }
+        for region in node.op.regions() {
+            region_dims(region, &mut add);
+        }
+    }
+    from.sort_unstable();
+    from.dedup();
+    from
+}
+
+fn region_dims(region: &Graph, visit: &mut dyn FnMut(&crate::dim::Dim)) {
+    for (_, node) in region.nodes() {
+        node.op.for_each_dim(visit);
+        for v in &node.results {
+            region.ty(*v).for_each_dim(visit);
+        }
+        for inner in node.op.regions() {
+            region_dims(inner, visit);
+        }
+    }
+}
+
+/// Nodes needed by outputs, inputs and effects, each after what it depends on; otherwise in the present order.
+pub(super) fn live_in_order(graph: &Graph) -> Result<Vec<NodeId>> {
+    let binders = binders(graph);
+    let mut mark = vec![0u8; graph.node_count()]; // 0 unseen, 1 open, 2 done
+    let mut order = vec![];
+    let is_root = |op: &Op| match op {
+        Op::Core(CoreOp::Input(_) | CoreOp::WriteState(_) | CoreOp::Collective(_)) => true,
+        Op::Core(_) | Op::Host(_) | Op::Composite(_) => {
+            op.class() == OpClass::Control && !op.is_pure()
+        }
+    };
+    let mut roots: Vec<NodeId> = graph
+        .nodes()
+        .filter(|(_, n)| is_root(&n.op))
+        .map(|(id, _)| id)
+        .collect();
+    roots.extend(graph.outputs.iter().map(|(_, v)| graph.value(*v).node));
+    // Visiting roots in order of definition keeps the present order wherever it is already right.
+    roots.sort_unstable();
+    for root in roots {
+        let mut stack = vec![(root, false)];
+        while let Some((id, expanded)) = stack.pop() {
+            if expanded {
+                mark[id.index()] = 2;
+                order.push(id);
+                continue;
+            }
+            match mark[id.index()] {
+                2 => continue,
+                1 => {
+                    return Err(IrError::Invalid(format!(
+                        "{id} ({}) depends on itself",
+                        graph.node(id).op.name()
+                    )));
+                }
+                _ => {}
+            }
+            mark[id.index()] = 1;
+            stack.push((id, true));
+            for d in dependencies(graph, id, &binders).into_iter().rev() {
+                match mark[d.index()] {
+                    0 => stack.push((d, false)),
+                    1 if stack.contains(&(d, true)) => {
+                        return Err(IrError::Invalid(format!(
+                            "{d} ({}) depends on itself",
+                            graph.node(d).op.name()
+                        )));
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+    Ok(order)
+}
+
+/// Nodes that take part in a cycle; empty when there is none.
+pub fn cycle(graph: &Graph) -> Vec<NodeId> {
+    let view = node_graph(graph);
+    if toposort(&view, None).is_ok() {
+        return vec![];
+    }
+    let cyclic = tarjan_scc(&view)
+        .into_iter()
+        .find(|c| c.len() > 1 || view.contains_edge(c[0], c[0]));
+    cyclic
+        .unwrap_or_default()
+        .into_iter()
+        .map(|i| view[i])
+        .collect()
+}
+
+/// Graphviz text: a box per node with op and result types.
+pub fn dot(graph: &Graph) -> String {
+    let mut out = String::from("digraph {\n  node [shape=box, fontname=\"monospace\"];\n");
+    let quote = |s: &str| s.replace('\\', "\\\\").replace('"', "\\\"");
+    for (id, node) in graph.nodes() {
+        let types: Vec<String> = node
+            .results
+            .iter()
+            .map(|v| format!("{v}: {}", graph.ty(*v)))
+            .collect();
+        let origin = node.origins.first().map_or(String::new(), |o| {
+            format!("\\n{} {}", quote(&o.op), quote(&o.node))
+        });
+        let _ = writeln!(
+            out,
+            "  n{} [label=\"{}\\n{}{origin}\"];",
+            id.0,
+            node.op.name(),
+            quote(&types.join("\\n"))
+        );
+    }
+    for (id, node) in graph.nodes() {
+        for v in &node.operands {
+            let _ = writeln!(
+                out,
+                "  n{} -> n{} [label=\"{v}\"];",
+                graph.value(*v).node.0,
+                id.0
+            );
+        }
+    }
+    for (name, v) in graph.outputs() {
+        let _ = writeln!(
+            out,
+            "  \"{}\" [shape=ellipse];\n  n{} -> \"{0}\";",
+            quote(name),
+            graph.value(*v).node.0
+        );
+    }
+    out.push_str("}\n");
+    out
+}

@@ -1,0 +1,51 @@
+//! What the passes know of a backend: plain facts.
+
+use crate::dtype::DType;
+use crate::ops::Op;
+use crate::scalar::Scalar;
+use crate::tensor_type::TensorType;
+
+/// Answer to the question whether a backend has a library kernel for an op.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Claim {
+    /// It has.
+    Yes {
+        /// Whether operands may be strided views (transposed, sliced, broadcast); otherwise they are made dense first.
+        strided: bool,
+        /// Whether an elementwise epilogue can be fused.
+        epilogue: bool,
+    },
+    /// It has not, and why.
+    No {
+        /// Reason, for `explain`.
+        reason: String,
+    },
+}
+
+/// Facts about a device and the backend that compiles for it.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// Device name as in `--device`.
+    pub name: String,
+    /// Dtypes that generated kernels can load, compute on and store.
+    pub dtypes: Vec<DType>,
+    /// Scalar functions that generated kernels have; `legalize` expands others where it can.
+    pub scalars: Vec<Scalar>,
+    /// Most buffer arguments of a unit.
+    pub max_buffers: usize,
+    /// Alignment of buffer offsets in bytes.
+    pub alignment: usize,
+    /// Most bytes one buffer argument may span.
+    pub max_binding: u64,
+    /// Whether two arguments of a unit may be the same buffer, one read and one written.
+    pub aliasing: bool,
+    /// Whether the backend has a library kernel for an op on these operands.
+    pub claim: fn(&Op, &[&TensorType]) -> Claim,
+}
+
+impl Target {
+    /// Whether generated kernels can handle a dtype.
+    pub fn has_dtype(&self, dtype: DType) -> bool {
+        self.dtypes.contains(&dtype)
+    }
+}

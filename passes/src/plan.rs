@@ -1,0 +1,207 @@
+//! The plan: what a compiled graph does, step by step, and where its values live.
+//!
+//! A plan is symbolic: extents are dimensions, offsets are decided when symbols are bound (`runtime` packs the slots
+//! that [`Slot::first`] and [`Slot::last`] say are alive together). Nothing here names a backend; devices are
+//! positions in the list of targets that the graph was compiled for. Device 0 is always the host's CPU.
+
+use cupola_ir::kernel::Unit;
+use cupola_ir::{Dim, Graph, NodeId, Sym, Tensor, ValueId, ValueType};
+
+/// Position in the list of targets given to `compile`. 0 is the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct DeviceId(pub u32);
+
+impl DeviceId {
+    /// The host's CPU.
+    pub const HOST: DeviceId = DeviceId(0);
+}
+
+/// Position in [`Plan::slots`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SlotId(pub u32);
+
+/// Where a slot's memory comes from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Storage {
+    /// Input of the graph (position), given by the caller.
+    Input(usize),
+    /// A weight by name.
+    Param(String),
+    /// A constant, put on the device once.
+    Const(Tensor),
+    /// A state slot: the value at the start of the run.
+    State(String),
+    /// Planned memory, alive from `first` to `last`.
+    Planned,
+    /// Bytes of another slot from a byte offset on (a reshape, a slice of whole rows, a part of a concat).
+    Alias {
+        /// The slot that owns the memory; never an alias itself.
+        of: SlotId,
+        /// Byte offset.
+        offset: Dim,
+    },
+    /// A host value that is no tensor or holds strings; lives in a table of values instead of memory.
+    HostValue,
+}
+
+/// A value at run time.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Slot {
+    /// The value of the compiled graph it holds.
+    pub value: ValueId,
+    /// Type; dense row-major on its device unless a host value.
+    pub ty: ValueType,
+    /// Device whose memory it is in.
+    pub device: DeviceId,
+    /// Where the memory comes from.
+    pub storage: Storage,
+    /// Step that writes it (0 for what exists at the start).
+    pub first: usize,
+    /// Last step that reads it (or an alias of it); the number of steps for outputs and states.
+    pub last: usize,
+}
+
+/// One step.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Step {
+    /// Runs a compiled unit.
+    Launch {
+        /// Position in [`Compiled::units`].
+        unit: usize,
+        /// Buffer arguments in the unit's order.
+        buffers: Vec<SlotId>,
+    },
+    /// Interprets one node on the host: host ops, and ops that no backend here can run.
+    Host {
+        /// Node of [`Compiled::graph`].
+        node: NodeId,
+        /// Operands, on the host.
+        operands: Vec<SlotId>,
+        /// Results, on the host.
+        results: Vec<SlotId>,
+    },
+    /// Runs a node with regions; operands and results are on the host unless the body's slots say otherwise.
+    Control {
+        /// Node of [`Compiled::graph`].
+        node: NodeId,
+        /// Operands.
+        operands: Vec<SlotId>,
+        /// Results.
+        results: Vec<SlotId>,
+        /// One compiled region per region of the node, in order.
+        bodies: Vec<Compiled>,
+    },
+    /// Copies a value between devices.
+    Transfer {
+        /// Source.
+        from: SlotId,
+        /// Destination, of the same type.
+        to: SlotId,
+    },
+    /// Binds a symbol to a number (i64 scalar on the host).
+    Bind {
+        /// The symbol.
+        sym: Sym,
+        /// The number.
+        from: SlotId,
+        /// Smallest allowed value.
+        min: i64,
+    },
+    /// Makes a slot's contents the value of a state after the run.
+    WriteState {
+        /// State slot name.
+        slot: String,
+        /// The new value.
+        from: SlotId,
+    },
+}
+
+/// Steps and slots.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Plan {
+    /// Values.
+    pub slots: Vec<Slot>,
+    /// Steps in order.
+    pub steps: Vec<Step>,
+    /// Slots of the graph's inputs, in order.
+    pub inputs: Vec<SlotId>,
+    /// Slots of the graph's outputs, in order, on the host or the primary device.
+    pub outputs: Vec<SlotId>,
+}
+
+/// A unit and where it runs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PlacedUnit {
+    /// Device.
+    pub device: DeviceId,
+    /// What to compile.
+    pub unit: Unit,
+    /// Nodes of [`Compiled::graph`] that it computes, for `explain` and profiles.
+    pub nodes: Vec<NodeId>,
+}
+
+/// Why two ops were not fused or an op was not placed on the primary device.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Miss {
+    /// Short code from [`MissCode`].
+    pub code: MissCode,
+    /// The node that would have joined.
+    pub node: NodeId,
+    /// The node that blocks.
+    pub blocker: Option<NodeId>,
+    /// What could be done about it.
+    pub hint: String,
+}
+
+/// The closed list of reasons for a miss.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum MissCode {
+    /// The value has several users and recomputing it would cost more than storing it.
+    SeveralUsers,
+    /// The value is an output or a state.
+    Escapes,
+    /// Two reductions over different axes.
+    ReductionShape,
+    /// More buffer arguments than the device allows.
+    TooManyBuffers,
+    /// The op runs on another device.
+    OtherDevice,
+    /// The device has no kernel for the op, dtype or scalar function.
+    Unsupported,
+    /// The pattern is nearly a known composite, but differs in a detail.
+    NearPattern,
+    /// The library kernel takes no epilogue or no such operand.
+    NoEpilogue,
+    /// The op orders or addresses elements by data.
+    DataDependent,
+}
+
+impl MissCode {
+    /// Text code, as in `explain`.
+    pub fn name(self) -> &'static str {
+        match self {
+            MissCode::SeveralUsers => "several-users",
+            MissCode::Escapes => "escapes",
+            MissCode::ReductionShape => "reduction-shape",
+            MissCode::TooManyBuffers => "too-many-buffers",
+            MissCode::OtherDevice => "other-device",
+            MissCode::Unsupported => "unsupported",
+            MissCode::NearPattern => "near-pattern",
+            MissCode::NoEpilogue => "no-epilogue",
+            MissCode::DataDependent => "data-dependent",
+        }
+    }
+}
+
+/// A compiled graph: everything the runtime needs, nothing backend-specific.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Compiled {
+    /// The graph after all passes; nodes are referred to by steps.
+    pub graph: Graph,
+    /// Units to compile.
+    pub units: Vec<PlacedUnit>,
+    /// Steps and slots.
+    pub plan: Plan,
+    /// Fusions and placements that were not made.
+    pub misses: Vec<Miss>,
+}
