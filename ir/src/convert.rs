@@ -1,15 +1,16 @@
 //! Elements as wide numbers: every dtype decodes to `f64`, `i64` or `u64` lanes and encodes back with the rounding
 //! and saturation that [`crate::ops::Cast`] defines.
 //!
-//! `minifloat` has the floats of 16 bits and fewer, `pack` the sub-byte integers, `block` dequantisation, `text`
+//! `minifloat` has the floats of 16 bits and fewer, `pack` the sub-byte integers, `dequant` block formats, `text`
 //! numbers as strings.
 
-mod block;
+mod dequant;
+mod dequant_codebook;
 mod minifloat;
 mod pack;
 mod text;
 
-pub use block::dequantize;
+pub use dequant::{SizeMismatch, dequantize};
 pub(crate) use pack::{pack, unpack};
 
 use crate::dtype::{Class, DType};
@@ -53,7 +54,7 @@ impl Lanes {
     }
 }
 
-/// Decodes a tensor; block formats are dequantised. `None` for strings and for block formats without a decoder.
+/// Decodes a tensor; block formats are dequantised (to f32). `None` for strings.
 pub fn lanes(t: &Tensor) -> Option<Lanes> {
     let b = t.bytes();
     macro_rules! wide {
@@ -88,14 +89,22 @@ pub fn lanes(t: &Tensor) -> Option<Lanes> {
         DType::I2 | DType::I4 => {
             let unused = 8 - t.dtype().bits() as u32;
             let codes = unpack(b, t.dtype().bits(), t.len()).into_iter();
-            Lanes::I(codes.map(|c| i64::from((c << unused) as i8 >> unused)).collect())
+            Lanes::I(
+                codes
+                    .map(|c| i64::from((c << unused) as i8 >> unused))
+                    .collect(),
+            )
         }
         DType::F4E2M1 => Lanes::F(decode_small(t.dtype(), &unpack(b, 4, t.len()))?),
         DType::F8E4M3FN | DType::F8E4M3FNUZ | DType::F8E5M2 | DType::F8E5M2FNUZ => {
             Lanes::F(decode_small(t.dtype(), b)?)
         }
         DType::F8E8M0 => Lanes::F(b.iter().map(|c| minifloat::decode_scale(*c)).collect()),
-        DType::Block(format) => Lanes::F(dequantize(format, b)?),
+        DType::Block(format) => {
+            let mut out = vec![0f32; t.len()];
+            dequantize(format, b, &mut out).ok()?;
+            Lanes::F(out.into_iter().map(f64::from).collect())
+        }
         DType::String => return None,
     })
 }
@@ -103,7 +112,9 @@ pub fn lanes(t: &Tensor) -> Option<Lanes> {
 /// Decodes one code per byte through a table.
 fn decode_small(dtype: DType, codes: &[u8]) -> Option<Vec<f64>> {
     let format = Format::of(dtype)?;
-    let table: Vec<f64> = (0..1u32 << dtype.bits()).map(|c| format.decode(c)).collect();
+    let table: Vec<f64> = (0..1u32 << dtype.bits())
+        .map(|c| format.decode(c))
+        .collect();
     Some(codes.iter().map(|c| table[usize::from(*c)]).collect())
 }
 
@@ -133,10 +144,9 @@ pub fn encode(lanes: &Lanes, dtype: DType, shape: &[usize], saturate: bool) -> O
             let format = Format::of(dtype)?;
             narrow!(v, |x| (format.encode(*x, false) as u16).to_le_bytes())
         }
-        (
-            Lanes::F(v),
-            DType::F8E4M3FN | DType::F8E4M3FNUZ | DType::F8E5M2 | DType::F8E5M2FNUZ,
-        ) => codes!(v).map(|c| c as u8).collect(),
+        (Lanes::F(v), DType::F8E4M3FN | DType::F8E4M3FNUZ | DType::F8E5M2 | DType::F8E5M2FNUZ) => {
+            codes!(v).map(|c| c as u8).collect()
+        }
         (Lanes::F(v), DType::F4E2M1) => pack(codes!(v).map(|c| c as u8), 4),
         (Lanes::F(v), DType::F8E8M0) => v
             .iter()

@@ -109,8 +109,7 @@ impl Format {
         let exponent = biased - 1023;
         let mantissa = (bits & ((1 << F64_MANTISSA) - 1)) | (1 << F64_MANTISSA);
         let least = 1 - self.bias;
-        let dropped =
-            (exponent.max(least) - exponent) as u32 + F64_MANTISSA - self.mantissa_bits;
+        let dropped = (exponent.max(least) - exponent) as u32 + F64_MANTISSA - self.mantissa_bits;
         if dropped > F64_MANTISSA + 1 {
             return 0;
         }
@@ -227,7 +226,10 @@ mod tests {
         let f = Format::of(DType::F16).unwrap();
         // 1 + 2^-11 is a tie; the least bit more is not, although f32 would lose it.
         assert_eq!(f.encode(1.0 + 2f64.powi(-11), false), 0x3C00);
-        assert_eq!(f.encode(1.0 + 2f64.powi(-11) + 2f64.powi(-50), false), 0x3C01);
+        assert_eq!(
+            f.encode(1.0 + 2f64.powi(-11) + 2f64.powi(-50), false),
+            0x3C01
+        );
         assert_eq!(f.encode(2f64.powi(-25), false), 0);
         assert_eq!(f.encode(2f64.powi(-25) * 1.01, false), 1);
         assert_eq!(f.encode(65520.0, false), 0x7C00);

@@ -57,11 +57,26 @@ pub(super) fn parse(strings: &[String], to: DType) -> Result<Lanes, String> {
         // Rounded to f32 by the parser itself where that is the result, so that there is one rounding.
         Class::Float if to == DType::F32 => {
             let one = |s: &String| s.trim().parse::<f32>().map_err(|_| no_number(s));
-            Lanes::F(strings.iter().map(|s| one(s).map(f64::from)).collect::<Result<_, _>>()?)
+            Lanes::F(
+                strings
+                    .iter()
+                    .map(|s| one(s).map(f64::from))
+                    .collect::<Result<_, _>>()?,
+            )
         }
         Class::Float => Lanes::F(floats()?),
-        Class::Signed => Lanes::I(ints()?.into_iter().map(|x| x.clamp(lo, hi) as i64).collect()),
-        Class::Unsigned => Lanes::U(ints()?.into_iter().map(|x| x.clamp(lo, hi) as u64).collect()),
+        Class::Signed => Lanes::I(
+            ints()?
+                .into_iter()
+                .map(|x| x.clamp(lo, hi) as i64)
+                .collect(),
+        ),
+        Class::Unsigned => Lanes::U(
+            ints()?
+                .into_iter()
+                .map(|x| x.clamp(lo, hi) as u64)
+                .collect(),
+        ),
         Class::Bool => Lanes::U(floats()?.into_iter().map(|x| u64::from(x != 0.0)).collect()),
         Class::String | Class::Block => return Err(format!("no conversion from string to {to}")),
     })

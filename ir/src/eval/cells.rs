@@ -42,24 +42,24 @@ fn flat<const N: usize>(cells: Vec<[u8; N]>, _: DType) -> Vec<u8> {
     cells.into_flattened()
 }
 
-cell!(
-    1,
-    |t: &'_ Tensor| -> Cow<'_, [[u8; 1]]> {
-        match t.dtype().bits() {
-            bits @ (2 | 4) => Cow::Owned(
-                convert::unpack(t.bytes(), bits, t.len())
-                    .into_iter()
-                    .map(|c| [c])
-                    .collect(),
-            ),
-            _ => Cow::Borrowed(t.bytes().as_chunks::<1>().0),
+fn unpacked(t: &Tensor) -> Cow<'_, [[u8; 1]]> {
+    match t.dtype().bits() {
+        bits @ (2 | 4) => {
+            let codes = convert::unpack(t.bytes(), bits, t.len());
+            Cow::Owned(codes.into_iter().map(|c| [c]).collect())
         }
-    },
-    |cells: Vec<[u8; 1]>, dtype: DType| match dtype.bits() {
+        _ => bytes_of(t),
+    }
+}
+
+fn packed(cells: Vec<[u8; 1]>, dtype: DType) -> Vec<u8> {
+    match dtype.bits() {
         bits @ (2 | 4) => convert::pack(cells.into_flattened(), bits),
         _ => cells.into_flattened(),
     }
-);
+}
+
+cell!(1, unpacked, packed);
 cell!(2, bytes_of, flat);
 cell!(4, bytes_of, flat);
 cell!(8, bytes_of, flat);

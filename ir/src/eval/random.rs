@@ -29,7 +29,12 @@ pub fn philox(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
 pub fn bits(seed: u64, stream: u64, run: u64, element: u64) -> u32 {
     let key = seed ^ stream.wrapping_mul(STREAM);
     let block = element / 4;
-    let counter = [block as u32, (block >> 32) as u32, run as u32, (run >> 32) as u32];
+    let counter = [
+        block as u32,
+        (block >> 32) as u32,
+        run as u32,
+        (run >> 32) as u32,
+    ];
     philox(counter, [key as u32, (key >> 32) as u32])[(element % 4) as usize]
 }
 

@@ -220,7 +220,11 @@ integer!(
     |x, _| x.wrapping_abs(),
     |x: i64, y: i64| {
         let r = x.wrapping_rem(y);
-        if r != 0 && (r < 0) != (y < 0) { r + y } else { r }
+        if r != 0 && (r < 0) != (y < 0) {
+            r + y
+        } else {
+            r
+        }
     },
     |x: i64| x >> 63
 );
@@ -261,7 +265,12 @@ fn compare<T: Number>(f: Scalar, x: &[T], y: &[T]) -> Option<Vec<u64>> {
         Scalar::Le => |x, y| x <= y,
         _ => return None,
     };
-    Some(x.iter().zip(y).map(|(x, y)| u64::from(test(x, y))).collect())
+    Some(
+        x.iter()
+            .zip(y)
+            .map(|(x, y)| u64::from(test(x, y)))
+            .collect(),
+    )
 }
 
 /// A scalar function over equally many elements of every operand; all operands have `dtype`. For the comparisons and
@@ -281,7 +290,9 @@ pub fn eval(f: Scalar, dtype: DType, operands: &[&Lanes]) -> Result<Lanes, Strin
             return Ok(Lanes::U(x.iter().map(|x| u64::from(x.is_nan())).collect()));
         }
         (Scalar::IsInf, [Lanes::F(x)]) => {
-            return Ok(Lanes::U(x.iter().map(|x| u64::from(x.is_infinite())).collect()));
+            return Ok(Lanes::U(
+                x.iter().map(|x| u64::from(x.is_infinite())).collect(),
+            ));
         }
         (Scalar::Eq | Scalar::Lt | Scalar::Le, [x, y]) => {
             let result = match (x, y) {

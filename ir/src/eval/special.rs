@@ -46,7 +46,10 @@ fn square(x: f64) -> (f64, f64) {
     let high = split - (split - x);
     let low = x - high;
     let product = x * x;
-    (product, ((high * high - product) + 2.0 * high * low) + low * low)
+    (
+        product,
+        ((high * high - product) + 2.0 * high * low) + low * low,
+    )
 }
 
 #[cfg(test)]

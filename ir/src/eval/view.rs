@@ -12,7 +12,9 @@ type Result<T, E = String> = std::result::Result<T, E>;
 /// Extents that are constants by now and not negative.
 pub(super) fn extents(dims: &[Dim]) -> Result<Vec<usize>> {
     let one = |d: &Dim| {
-        let c = d.as_const().ok_or_else(|| format!("extent {d} is not known"))?;
+        let c = d
+            .as_const()
+            .ok_or_else(|| format!("extent {d} is not known"))?;
         usize::try_from(c).map_err(|_| format!("extent {c} is negative"))
     };
     dims.iter().map(one).collect()
@@ -44,7 +46,11 @@ pub(super) fn reshape(p: &Reshape, x: &Tensor) -> Result<Tensor> {
     let shape = extents(&p.dims)?;
     let len = shape.iter().try_fold(1usize, |a, b| a.checked_mul(*b));
     if len != Some(x.len()) {
-        return Err(format!("{} elements of {:?} do not fill {shape:?}", x.len(), x.shape()));
+        return Err(format!(
+            "{} elements of {:?} do not fill {shape:?}",
+            x.len(),
+            x.shape()
+        ));
     }
     if is_block(x.dtype()) && shape.last() != x.shape().last() {
         return Err(format!("{} keeps its innermost extent", x.dtype()));
@@ -65,7 +71,10 @@ pub(super) fn permute(p: &Permute, x: &Tensor) -> Result<Tensor> {
 pub(super) fn broadcast(p: &Broadcast, x: &Tensor) -> Result<Tensor> {
     let shape = extents(&p.dims)?;
     if x.shape().iter().zip(&shape).any(|(a, b)| *a != 1 && a != b) {
-        return Err(format!("extents {:?} do not broadcast to {shape:?}", x.shape()));
+        return Err(format!(
+            "extents {:?} do not broadcast to {shape:?}",
+            x.shape()
+        ));
     }
     let own = strides(x.shape());
     let repeated = |axis: usize| if x.shape()[axis] == 1 { 0 } else { own[axis] };
@@ -82,7 +91,10 @@ pub(super) fn broadcast(p: &Broadcast, x: &Tensor) -> Result<Tensor> {
             .zip(x.shape())
             .map(|(s, n)| if *n == 1 { 0 } else { *s })
             .collect::<Vec<_>>();
-        return Ok(made(from_rows(view(&rows, &shape, &strides, 0)?, x.dtype())));
+        return Ok(made(from_rows(
+            view(&rows, &shape, &strides, 0)?,
+            x.dtype(),
+        )));
     }
     view(x, &shape, &strides, 0)
 }
@@ -90,10 +102,16 @@ pub(super) fn broadcast(p: &Broadcast, x: &Tensor) -> Result<Tensor> {
 pub(super) fn slice(p: &Slice, x: &Tensor) -> Result<Tensor> {
     let (mut starts, mut shape) = (ints(&p.starts)?, extents(&p.dims)?);
     for axis in 0..shape.len() {
-        let (n, start, step) = (x.shape()[axis] as i128, i128::from(starts[axis]), i128::from(p.steps[axis]));
+        let (n, start, step) = (
+            x.shape()[axis] as i128,
+            i128::from(starts[axis]),
+            i128::from(p.steps[axis]),
+        );
         let last = start + (shape[axis] as i128 - 1) * step;
         if shape[axis] > 0 && !((0..n).contains(&start) && (0..n).contains(&last)) {
-            return Err(format!("axis {axis}: indices {start} to {last} are outside 0..{n}"));
+            return Err(format!(
+                "axis {axis}: indices {start} to {last} are outside 0..{n}"
+            ));
         }
     }
     let rows = as_rows(x).ok_or("bad block tensor")?;
@@ -109,15 +127,28 @@ pub(super) fn slice(p: &Slice, x: &Tensor) -> Result<Tensor> {
     if shape.contains(&0) {
         starts.fill(0);
     }
-    let offset = starts.iter().zip(&own).map(|(s, stride)| *s as isize * stride).sum();
-    let steps: Vec<isize> = p.steps.iter().zip(&own).map(|(s, o)| (*s as isize).saturating_mul(*o)).collect();
+    let offset = starts
+        .iter()
+        .zip(&own)
+        .map(|(s, stride)| *s as isize * stride)
+        .sum();
+    let steps: Vec<isize> = p
+        .steps
+        .iter()
+        .zip(&own)
+        .map(|(s, o)| (*s as isize).saturating_mul(*o))
+        .collect();
     let out = view(&rows, &shape, &steps, offset)?;
     Ok(made(from_rows(out, x.dtype())))
 }
 
 pub(super) fn pad_shape(p: &Pad, x: &Tensor) -> Result<Vec<usize>> {
     let (low, high) = (extents(&p.low)?, extents(&p.high)?);
-    let sum = |axis: usize| low[axis].checked_add(x.shape()[axis])?.checked_add(high[axis]);
+    let sum = |axis: usize| {
+        low[axis]
+            .checked_add(x.shape()[axis])?
+            .checked_add(high[axis])
+    };
     let shape: Option<Vec<usize>> = (0..x.shape().len()).map(sum).collect();
     shape.ok_or_else(|| "extents overflow".into())
 }
@@ -151,10 +182,17 @@ pub(super) fn concat_shape(p: &Concat, xs: &[&Tensor]) -> Result<Vec<usize>> {
     for x in &xs[1..] {
         let same = (0..shape.len()).all(|a| a == p.axis || shape[a] == x.shape()[a]);
         if !same {
-            return Err(format!("extents {:?} and {:?} differ outside axis {}", xs[0].shape(), x.shape(), p.axis));
+            return Err(format!(
+                "extents {:?} and {:?} differ outside axis {}",
+                xs[0].shape(),
+                x.shape(),
+                p.axis
+            ));
         }
     }
-    let total = xs.iter().try_fold(0usize, |sum, x| sum.checked_add(x.shape()[p.axis]));
+    let total = xs
+        .iter()
+        .try_fold(0usize, |sum, x| sum.checked_add(x.shape()[p.axis]));
     shape[p.axis] = total.ok_or("extents overflow")?;
     Ok(shape)
 }
@@ -216,7 +254,10 @@ pub(super) fn fold(p: &Fold, x: &Tensor) -> Result<Tensor> {
     };
     let (windows, steps) = windows(&window, &shape)?;
     if windows != x.shape() {
-        return Err(format!("extents {:?} are not the windows {windows:?} of {shape:?}", x.shape()));
+        return Err(format!(
+            "extents {:?} are not the windows {windows:?} of {shape:?}",
+            x.shape()
+        ));
     }
     let len = shape.iter().product();
     let at = super::cells::offsets(&windows, &steps);
