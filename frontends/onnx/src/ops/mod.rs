@@ -1,7 +1,17 @@
 //! The operators: one row per version of an operator whose meaning differs from the version before, one file per
 //! family. To add one: a row in its family's table and a function.
 
+mod activation;
+pub(crate) mod control;
+mod conv;
 mod elementwise;
+mod indexed;
+mod matmul;
+mod norm;
+mod pool;
+mod reduce;
+mod source;
+mod view;
 
 use crate::context::NodeCx;
 use crate::import_error::OpResult;
@@ -47,4 +57,16 @@ pub(crate) const fn op_in(
 }
 
 /// The table, by family.
-pub(crate) const FAMILIES: &[&[OpRow]] = &[elementwise::OPS];
+pub(crate) const FAMILIES: &[&[OpRow]] = &[
+    activation::OPS,
+    control::OPS,
+    conv::OPS,
+    elementwise::OPS,
+    indexed::OPS,
+    matmul::OPS,
+    norm::OPS,
+    pool::OPS,
+    reduce::OPS,
+    source::OPS,
+    view::OPS,
+];
