@@ -2,6 +2,7 @@
 //! family. To add one: a row in its family's table and a function.
 
 mod activation;
+mod attention;
 pub(crate) mod control;
 mod conv;
 mod elementwise;
@@ -9,6 +10,7 @@ mod indexed;
 mod matmul;
 mod norm;
 mod pool;
+mod recurrent;
 mod reduce;
 mod source;
 mod view;
@@ -59,6 +61,7 @@ pub(crate) const fn op_in(
 /// The table, by family.
 pub(crate) const FAMILIES: &[&[OpRow]] = &[
     activation::OPS,
+    attention::OPS,
     control::OPS,
     conv::OPS,
     elementwise::OPS,
@@ -66,6 +69,7 @@ pub(crate) const FAMILIES: &[&[OpRow]] = &[
     matmul::OPS,
     norm::OPS,
     pool::OPS,
+    recurrent::OPS,
     reduce::OPS,
     source::OPS,
     view::OPS,
