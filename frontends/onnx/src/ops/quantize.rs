@@ -5,6 +5,8 @@ use cupola_ir::ops::ReduceKind;
 use cupola_ir::{DType, Dim, Op, Scalar, ValueId};
 
 use super::attention::{merge_heads, split_heads};
+use super::conv::{groups, sliding};
+use super::matmul::product as matmul;
 use super::{OpRow, op, op_in};
 use crate::context::NodeCx;
 use crate::import_error::{OpResult, invalid, unsupported};
@@ -26,15 +28,25 @@ pub(super) const OPS: &[OpRow] = &[
     op_in(MS, "MatMulNBits", 1, matmul_nbits),
     op_in(MS, "QLinearAdd", 1, |cx| qlinear_binary(cx, Scalar::Add)),
     op_in(MS, "QLinearMul", 1, |cx| qlinear_binary(cx, Scalar::Mul)),
-    op_in(MS, "QLinearSigmoid", 1, |cx| qlinear_unary(cx, |cx, x| Ok(cx.g.unary(Scalar::Sigmoid, x)?))),
-    op_in(MS, "QLinearLeakyRelu", 1, |cx| qlinear_unary(cx, leaky_relu)),
+    op_in(MS, "QLinearSigmoid", 1, |cx| {
+        qlinear_unary(cx, |cx, x| Ok(cx.g.unary(Scalar::Sigmoid, x)?))
+    }),
+    op_in(MS, "QLinearLeakyRelu", 1, |cx| {
+        qlinear_unary(cx, leaky_relu)
+    }),
     op_in(MS, "QLinearGlobalAveragePool", 1, qlinear_global_average),
     op_in(MS, "QLinearConcat", 1, qlinear_concat),
     op_in(MS, "QAttention", 1, qattention),
 ];
 
 /// A scale or zero point spread over the extents of `x`: one number, one per index of `axis`, or one per block of it.
-fn spread(cx: &mut NodeCx<'_, '_>, p: ValueId, x: ValueId, axis: i64, block: i64) -> OpResult<ValueId> {
+fn spread(
+    cx: &mut NodeCx<'_, '_>,
+    p: ValueId,
+    x: ValueId,
+    axis: i64,
+    block: i64,
+) -> OpResult<ValueId> {
     let rank = cx.g.rank(x);
     let pd = cx.g.dims(p);
     if pd.iter().all(|d| d.is(1)) && block == 0 {
@@ -46,7 +58,10 @@ fn spread(cx: &mut NodeCx<'_, '_>, p: ValueId, x: ValueId, axis: i64, block: i64
     let axis = cx.axis(axis, rank)?;
     if block == 0 {
         if pd.len() != 1 {
-            return invalid(format!("scale {} should be a number or a vector", cx.g.ty(p)));
+            return invalid(format!(
+                "scale {} should be a number or a vector",
+                cx.g.ty(p)
+            ));
         }
         let mut dims = vec![Dim::ONE; rank];
         dims[axis] = pd[0].clone();
@@ -63,7 +78,11 @@ fn spread(cx: &mut NodeCx<'_, '_>, p: ValueId, x: ValueId, axis: i64, block: i64
     flat[axis] = pd[axis].clone() * Dim::Const(block);
     let p = cx.g.reshape(p, &flat)?;
     let n = cx.g.dim(x, axis);
-    Ok(if flat[axis] == n { p } else { cx.g.slice_axis(p, axis, &Dim::ZERO, &n)? })
+    Ok(if flat[axis] == n {
+        p
+    } else {
+        cx.g.slice_axis(p, axis, &Dim::ZERO, &n)?
+    })
 }
 
 /// `saturate(round(x / scale) + zero)` as an integer type; a cast for float kinds.
@@ -87,7 +106,10 @@ fn quantize_to(
         let z = cx.g.cast_like(z, y)?;
         y = cx.g.binary(Scalar::Add, y, z)?;
     }
-    let (low, high) = (cx.g.number_like(low as f64, y)?, cx.g.number_like(high as f64, y)?);
+    let (low, high) = (
+        cx.g.number_like(low as f64, y)?,
+        cx.g.number_like(high as f64, y)?,
+    );
     let y = cx.g.binary(Scalar::Max, y, low)?;
     let y = cx.g.binary(Scalar::Min, y, high)?;
     Ok(cx.g.cast(y, to)?)
@@ -100,7 +122,11 @@ fn dequantize_from(
     scale: ValueId,
     zero: Option<ValueId>,
 ) -> OpResult<ValueId> {
-    let wide = if cx.g.dtype(scale) == DType::F64 { DType::F64 } else { DType::F32 };
+    let wide = if cx.g.dtype(scale) == DType::F64 {
+        DType::F64
+    } else {
+        DType::F32
+    };
     let mut y = if cx.g.dtype(x).bits() > 16 {
         // A 32-bit integer minus its zero point is exact only as an integer.
         match zero {
@@ -191,7 +217,12 @@ fn dynamic_quantize(cx: &mut NodeCx<'_, '_>) -> OpResult {
 }
 
 /// `x - zero` as i32; the zero point is one number, or one per row (of a left operand) or column (of a right one).
-fn centred(cx: &mut NodeCx<'_, '_>, x: ValueId, zero: Option<ValueId>, rows: bool) -> OpResult<ValueId> {
+fn centred(
+    cx: &mut NodeCx<'_, '_>,
+    x: ValueId,
+    zero: Option<ValueId>,
+    rows: bool,
+) -> OpResult<ValueId> {
     let y = cx.g.cast(x, DType::I32)?;
     let Some(z) = zero else {
         return Ok(y);
@@ -201,22 +232,6 @@ fn centred(cx: &mut NodeCx<'_, '_>, x: ValueId, zero: Option<ValueId>, rows: boo
         z = cx.g.unsqueeze(z, &[1])?;
     }
     Ok(cx.g.binary(Scalar::Sub, y, z)?)
-}
-
-/// The matrix product of NumPy, one-axis operands included.
-fn matmul(cx: &mut NodeCx<'_, '_>, a: ValueId, b: ValueId) -> OpResult<ValueId> {
-    let (ra, rb) = (cx.g.rank(a), cx.g.rank(b));
-    let a2 = if ra == 1 { cx.g.unsqueeze(a, &[0])? } else { a };
-    let b2 = if rb == 1 { cx.g.unsqueeze(b, &[1])? } else { b };
-    let mut y = cx.g.matmul(a2, b2)?;
-    let rank = cx.g.rank(y);
-    if rb == 1 {
-        y = cx.g.squeeze(y, &[rank - 1])?;
-    }
-    if ra == 1 {
-        y = cx.g.squeeze(y, &[rank - 2])?;
-    }
-    Ok(y)
 }
 
 fn matmul_integer(cx: &mut NodeCx<'_, '_>) -> OpResult {
@@ -287,7 +302,18 @@ fn integer_conv(
         }
         None => cx.g.cast(w, DType::I32)?,
     };
-    let conv: Conv = super::conv::attributes(cx, x, w)?;
+    let (spatial, kernel) = (cx.g.dims(x), cx.g.dims(w));
+    if spatial.len() < 2 || spatial.len() != kernel.len() {
+        return invalid(format!("x {} with weights {}", cx.g.ty(x), cx.g.ty(w)));
+    }
+    let s = sliding(cx, &spatial[2..], &kernel[2..])?;
+    let conv = Conv {
+        strides: s.strides,
+        dilations: s.dilations,
+        pads_low: s.low,
+        pads_high: s.high,
+        groups: groups(cx)?,
+    };
     Ok(cx.g.one(Op::Composite(conv.into()), &[x, w])?)
 }
 
@@ -300,7 +326,11 @@ fn qlinear_matmul(cx: &mut NodeCx<'_, '_>) -> OpResult {
     let y = matmul(cx, a, b)?;
     let y = cx.g.cast(y, DType::F32)?;
     let sa = cx.g.cast(sa, DType::F32)?;
-    let sa = if cx.g.rank(sa) == 1 && !cx.g.dim(sa, 0).is(1) { cx.g.unsqueeze(sa, &[1])? } else { sa };
+    let sa = if cx.g.rank(sa) == 1 && !cx.g.dim(sa, 0).is(1) {
+        cx.g.unsqueeze(sa, &[1])?
+    } else {
+        sa
+    };
     let sb = cx.g.cast(sb, DType::F32)?;
     let sy = cx.g.cast(sy, DType::F32)?;
     let scale = cx.g.binary(Scalar::Mul, sa, sb)?;
@@ -349,10 +379,18 @@ fn matmul_nbits(cx: &mut NodeCx<'_, '_>) -> OpResult {
     }
     let blocks = (k + block - 1) / block;
     let per_byte = 8 / bits;
-    let bytes = cx.g.reshape(w, &[Dim::Const(n), Dim::Const(blocks), Dim::Const(block / per_byte)])?;
+    let bytes = cx.g.reshape(
+        w,
+        &[
+            Dim::Const(n),
+            Dim::Const(blocks),
+            Dim::Const(block / per_byte),
+        ],
+    )?;
     let values = unpack(cx, bytes, bits)?;
     let values = cx.g.cast_like(values, scales)?;
-    let scale = cx.g.reshape(scales, &[Dim::Const(n), Dim::Const(blocks), Dim::ONE])?;
+    let scale =
+        cx.g.reshape(scales, &[Dim::Const(n), Dim::Const(blocks), Dim::ONE])?;
     let zero = match cx.optional(3) {
         Some(z) if cx.g.dtype(z) == DType::U8 => {
             let row = (blocks + per_byte - 1) / per_byte;
@@ -362,12 +400,15 @@ fn matmul_nbits(cx: &mut NodeCx<'_, '_>) -> OpResult {
             let z = cx.g.cast_like(z, scales)?;
             cx.g.reshape(z, &[Dim::Const(n), Dim::Const(blocks), Dim::ONE])?
         }
-        Some(z) => cx.g.reshape(z, &[Dim::Const(n), Dim::Const(blocks), Dim::ONE])?,
+        Some(z) => {
+            cx.g.reshape(z, &[Dim::Const(n), Dim::Const(blocks), Dim::ONE])?
+        }
         None => cx.g.number_like(f64::from(1u32 << (bits - 1)), scales)?,
     };
     let y = cx.g.binary(Scalar::Sub, values, zero)?;
     let y = cx.g.binary(Scalar::Mul, y, scale)?;
-    let y = cx.g.reshape(y, &[Dim::Const(n), Dim::Const(blocks * block)])?;
+    let y =
+        cx.g.reshape(y, &[Dim::Const(n), Dim::Const(blocks * block)])?;
     let y = cx.g.slice_axis(y, 1, &Dim::ZERO, &Dim::Const(k))?;
     let y = cx.g.cast_like(y, x)?;
     let out = cx.g.matmul_nt(x, y)?;
@@ -432,7 +473,11 @@ fn qlinear_unary(
 fn qlinear_global_average(cx: &mut NodeCx<'_, '_>) -> OpResult {
     let channels_last = cx.flag("channels_last", false)?;
     let rank = cx.g.rank(cx.input(0)?);
-    let axes: Vec<usize> = if channels_last { (1..rank - 1).collect() } else { (2..rank).collect() };
+    let axes: Vec<usize> = if channels_last {
+        (1..rank - 1).collect()
+    } else {
+        (2..rank).collect()
+    };
     let (x, sx, zx) = (cx.input(0)?, cx.input(1)?, cx.optional(2));
     let (sy, zy) = (cx.input(3)?, cx.optional(4));
     let to = cx.g.dtype(x);
@@ -463,16 +508,26 @@ fn qlinear_concat(cx: &mut NodeCx<'_, '_>) -> OpResult {
 /// integers, then attention in floats.
 fn qattention(cx: &mut NodeCx<'_, '_>) -> OpResult {
     let heads = cx.required_int("num_heads")?;
-    if cx.optional(8).is_some() || cx.flag("unidirectional", false)? || cx.optional(5).is_some_and(|m| cx.g.rank(m) != 2) {
+    if cx.optional(8).is_some()
+        || cx.flag("unidirectional", false)?
+        || cx.optional(5).is_some_and(|m| cx.g.rank(m) != 2)
+    {
         return unsupported("past state, a causal mask or a mask that is not [batch, keys]");
     }
     let (x, w, bias) = (cx.input(0)?, cx.input(1)?, cx.input(2)?);
     let (sx, sw) = (cx.input(3)?, cx.input(4)?);
-    let qkv = scaled_product(cx, [x, w], [sx, sw], [cx.optional(6), cx.optional(7)], Some(bias))?;
+    let qkv = scaled_product(
+        cx,
+        [x, w],
+        [sx, sw],
+        [cx.optional(6), cx.optional(7)],
+        Some(bias),
+    )?;
     let width = cx.g.dim(qkv, 2).floor_div(&Dim::Const(3));
     let mut parts = vec![];
     for i in 0..3i64 {
-        let part = cx.g.slice_axis(qkv, 2, &(Dim::Const(i) * width.clone()), &width)?;
+        let part =
+            cx.g.slice_axis(qkv, 2, &(Dim::Const(i) * width.clone()), &width)?;
         parts.push(split_heads(cx.g, part, heads)?);
     }
     if let Some(mask) = cx.optional(5) {
