@@ -11,7 +11,9 @@ use bytes::Bytes;
 use cupola_ir::convert::{Lanes, lanes};
 use cupola_ir::tensor::{Tensor, Value};
 use cupola_ir::{DType, ValueType, eval, verify};
-use cupola_onnx::{ImportError, ImportOptions, Model, Value as FileValue, ValueKind, import, value_from_file};
+use cupola_onnx::{
+    ImportError, ImportOptions, Model, Value as FileValue, ValueKind, import, value_from_file,
+};
 
 fn main() {
     let mut args = std::env::args().skip(1);
@@ -19,20 +21,30 @@ fn main() {
     let part = args.next().unwrap_or_default();
     let text = std::fs::read_to_string(format!("{suite}/manifest.json")).expect("manifest");
     let cases: serde_json::Value = serde_json::from_str(&text).expect("json");
-    let cases = cases.as_array().or(cases["cases"].as_array()).expect("a list");
+    let cases = cases
+        .as_array()
+        .or(cases["cases"].as_array())
+        .expect("a list");
     let mut counts = BTreeMap::<&str, usize>::new();
     for case in cases {
         let name = case["name"].as_str().expect("name").to_string();
         if !name.contains(&part) {
             continue;
         }
-        let tolerance = (case["rtol"].as_f64().unwrap_or(0.0), case["atol"].as_f64().unwrap_or(0.0));
+        let tolerance = (
+            case["rtol"].as_f64().unwrap_or(0.0),
+            case["atol"].as_f64().unwrap_or(0.0),
+        );
         let folder = format!("{suite}/{name}");
         let start = Instant::now();
         let outcome = catch_unwind(|| run(Path::new(&folder), tolerance));
         let outcome = outcome.unwrap_or_else(|p| {
             let text = p.downcast_ref::<String>().cloned();
-            ("panic", text.or(p.downcast_ref::<&str>().map(|s| s.to_string())).unwrap_or_default())
+            (
+                "panic",
+                text.or(p.downcast_ref::<&str>().map(|s| s.to_string()))
+                    .unwrap_or_default(),
+            )
         });
         *counts.entry(outcome.0).or_default() += 1;
         let seconds = start.elapsed().as_secs_f64();
@@ -49,7 +61,12 @@ fn run(folder: &Path, tolerance: (f64, f64)) -> (&'static str, String) {
         Err(e) => return ("read", e.to_string()),
     };
     let stored: Vec<&str> = model.graph().initializer.iter().map(|t| t.name()).collect();
-    let inputs: Vec<_> = model.graph().input.iter().filter(|i| !stored.contains(&i.name())).collect();
+    let inputs: Vec<_> = model
+        .graph()
+        .input
+        .iter()
+        .filter(|i| !stored.contains(&i.name()))
+        .collect();
     for k in 0.. {
         let set = folder.join(format!("test_data_set_{k}"));
         if !set.exists() {
@@ -93,7 +110,10 @@ fn run(folder: &Path, tolerance: (f64, f64)) -> (&'static str, String) {
     ("pass", String::new())
 }
 
-fn import_for(model: &Model, given: &[(String, Value)]) -> Result<cupola_onnx::Imported, ImportError> {
+fn import_for(
+    model: &Model,
+    given: &[(String, Value)],
+) -> Result<cupola_onnx::Imported, ImportError> {
     let mut options = ImportOptions::default();
     loop {
         let (values, types) = match import(model, &options) {
@@ -103,7 +123,10 @@ fn import_for(model: &Model, given: &[(String, Value)]) -> Result<cupola_onnx::I
         let mut progress = false;
         for name in &values {
             if let Some((_, Value::Tensor(t))) = given.iter().find(|(n, _)| n == name) {
-                progress |= options.known_inputs.insert(name.clone(), t.clone()).is_none();
+                progress |= options
+                    .known_inputs
+                    .insert(name.clone(), t.clone())
+                    .is_none();
             }
         }
         for name in &types {
@@ -130,9 +153,10 @@ fn type_of(v: &Value) -> Option<ValueType> {
 fn compare(got: &Value, want: &Value, tolerance: (f64, f64)) -> Result<(), String> {
     match (got, want) {
         (Value::Tensor(g), Value::Tensor(w)) => tensors(g, w, tolerance),
-        (Value::Sequence(g), Value::Sequence(w)) if g.len() == w.len() => {
-            g.iter().zip(w).try_for_each(|(g, w)| compare(g, w, tolerance))
-        }
+        (Value::Sequence(g), Value::Sequence(w)) if g.len() == w.len() => g
+            .iter()
+            .zip(w)
+            .try_for_each(|(g, w)| compare(g, w, tolerance)),
         (Value::Optional(None), Value::Optional(None)) => Ok(()),
         (Value::Optional(Some(g)), Value::Optional(Some(w))) => compare(g, w, tolerance),
         _ => Err(format!("{got:?} instead of {want:?}")),
@@ -144,9 +168,17 @@ fn tensors(g: &Tensor, w: &Tensor, (rtol, atol): (f64, f64)) -> Result<(), Strin
         return Err(format!("{g:?} instead of {w:?}"));
     }
     if let (Some(g), Some(w)) = (g.strings(), w.strings()) {
-        return if g == w { Ok(()) } else { Err(format!("{g:?} instead of {w:?}")) };
+        return if g == w {
+            Ok(())
+        } else {
+            Err(format!("{g:?} instead of {w:?}"))
+        };
     }
-    let rtol = if w.dtype() == DType::BF16 { rtol.max(1.0 / 64.0) } else { rtol };
+    let rtol = if w.dtype() == DType::BF16 {
+        rtol.max(1.0 / 64.0)
+    } else {
+        rtol
+    };
     let wide = |t: &Tensor| -> Vec<f64> {
         match lanes(t) {
             Some(Lanes::F(v)) => v,
@@ -165,6 +197,11 @@ fn tensors(g: &Tensor, w: &Tensor, (rtol, atol): (f64, f64)) -> Result<(), Strin
     let count = gv.iter().zip(&wv).filter(|(a, b)| bad(**a, **b)).count();
     match gv.iter().zip(&wv).position(|(a, b)| bad(*a, *b)) {
         None => Ok(()),
-        Some(i) => Err(format!("{count} of {} differ, first at {i}: {} instead of {}", gv.len(), gv[i], wv[i])),
+        Some(i) => Err(format!(
+            "{count} of {} differ, first at {i}: {} instead of {}",
+            gv.len(),
+            gv[i],
+            wv[i]
+        )),
     }
 }

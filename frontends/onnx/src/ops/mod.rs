@@ -10,6 +10,7 @@ mod indexed;
 mod matmul;
 mod norm;
 mod pool;
+mod quantize;
 mod recurrent;
 mod reduce;
 mod source;
@@ -69,6 +70,7 @@ pub(crate) const FAMILIES: &[&[OpRow]] = &[
     matmul::OPS,
     norm::OPS,
     pool::OPS,
+    quantize::OPS,
     recurrent::OPS,
     reduce::OPS,
     source::OPS,
