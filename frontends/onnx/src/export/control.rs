@@ -4,9 +4,9 @@
 //! region simply have the names of the operands.
 
 use cupola_ir::ops::{Call, If, Loop, Scan};
-use cupola_ir::{Graph, Node, Sym, ValueType};
+use cupola_ir::{DType, Dim, Graph, Node, Sym, TensorType, ValueType};
 
-use super::{Exporter, Result, value_type};
+use super::{Exporter, Result};
 use crate::proto::{AttributeProto, GraphProto, ValueInfoProto};
 use crate::write::{self, AttributeValue, attribute};
 
@@ -33,10 +33,9 @@ impl Exporter<'_> {
     ) -> Result<Vec<String>> {
         let carried = self.inputs_like(&p.body, 1..1 + p.carried)?;
         let iteration = self.inputs_like(&p.body, 0..1)?.remove(0);
-        let condition = ValueInfoProto {
-            name: Some(self.unique("condition")),
-            ..scalar_info(cupola_ir::DType::Bool)?
-        };
+        let name = self.unique("condition");
+        let kind = ValueType::from(TensorType::scalar(DType::Bool));
+        let condition = write::value_info(&name, self.value_type(&kind)?);
         let names: Vec<String> = [iteration.name()]
             .into_iter()
             .chain(carried.iter().map(|info| info.name()))
@@ -135,7 +134,7 @@ impl Exporter<'_> {
                 // A value from outside, or one that is given out twice.
                 false => self.emit("Identity", &[result], &[]),
             };
-            outputs.push(write::value_info(&name, value_type(&open(&kind))?));
+            outputs.push(write::value_info(&name, self.value_type(&open(&kind))?));
         }
         (self.symbols, self.extents) = (symbols, extents);
         let node = std::mem::replace(&mut self.nodes, outer);
@@ -164,7 +163,7 @@ impl Exporter<'_> {
             let name = self.unique(region.input_name(input));
             infos.push(write::value_info(
                 &name,
-                value_type(&open(region.ty(input)))?,
+                self.value_type(&open(region.ty(input)))?,
             ));
         }
         Ok(infos)
@@ -193,16 +192,11 @@ fn graph(name: &str, graph: GraphProto) -> AttributeProto {
     attribute(name, AttributeValue::Graph(graph))
 }
 
-fn scalar_info(dtype: cupola_ir::DType) -> Result<ValueInfoProto> {
-    let kind = ValueType::from(cupola_ir::TensorType::scalar(dtype));
-    Ok(write::value_info("", value_type(&kind)?))
-}
-
 /// The type with all extents that are not constant left open: those of a region may change from
 /// one entry to the next, while a name would promise that they do not.
 fn open(kind: &ValueType) -> ValueType {
     kind.map_dims(&|dim| match dim.as_const() {
         Some(_) => dim.clone(),
-        None => dim.clone() * cupola_ir::Dim::Const(2),
+        None => dim.clone() * Dim::Const(2),
     })
 }

@@ -3,7 +3,7 @@
 //! Core ops become the ONNX operators with the same meaning, several where one does not do; a
 //! composite becomes its own operator where ONNX has it, else its decomposition is exported.
 //! Symbolic extents are computed in the model from the shapes that bind them. The result needs no
-//! operator beyond the standard domain at [`EXPORT_OPSET`].
+//! operator beyond the standard domain, at [`EXPORT_OPSET`] where that suffices.
 //!
 //! Differences that ONNX does not let us state: the type that sums accumulate in, the order of NaN
 //! in sorts and arg-reductions, and the smallest allowed value of a run-time size.
@@ -26,11 +26,12 @@ use cupola_source::quote;
 
 use crate::convert::{element_of, view_from_tensor};
 use crate::proto::{AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto};
-use crate::scope::subgraphs_mut;
+use crate::scope::{subgraphs, subgraphs_mut};
+use crate::tensor::ElementType;
 use crate::write::{self, Extent, attribute};
 use dims::Binding;
 
-/// The version of the standard operators that exported models use.
+/// The version of the standard operators that exported models use, unless an op needs a later one.
 pub const EXPORT_OPSET: i64 = 21;
 
 /// Why a graph cannot be exported.
@@ -63,7 +64,10 @@ pub fn export(graph: &Graph, weights: &dyn Fn(&str) -> Option<Tensor>) -> Result
     let mut inputs = Vec::new();
     for &input in graph.inputs() {
         let name = exporter.unique(graph.input_name(input));
-        inputs.push(write::value_info(&name, value_type(graph.ty(input))?));
+        inputs.push(write::value_info(
+            &name,
+            exporter.value_type(graph.ty(input))?,
+        ));
         exporter.values.insert(input, name);
     }
     exporter.inputs = inputs;
@@ -77,12 +81,14 @@ pub fn export(graph: &Graph, weights: &dyn Fn(&str) -> Option<Tensor>) -> Result
         output: outputs,
         ..Default::default()
     };
-    Ok(write::model(proto, EXPORT_OPSET))
+    Ok(write::model(proto, exporter.opset))
 }
 
 /// The state of one export. Names are unique over the whole model, regions included.
 struct Exporter<'w> {
     weights: &'w dyn Fn(&str) -> Option<Tensor>,
+    /// Version of the standard operators that the nodes so far need.
+    opset: i64,
     inputs: Vec<crate::proto::ValueInfoProto>,
     initializers: Vec<TensorProto>,
     used: HashSet<String>,
@@ -97,12 +103,15 @@ struct Exporter<'w> {
     /// How symbols get their values here, and extents that have been computed already.
     symbols: HashMap<Sym, Binding>,
     extents: HashMap<Dim, String>,
+    /// For results of `Expand`: what was expanded.
+    expanded: HashMap<String, String>,
 }
 
 impl<'w> Exporter<'w> {
     fn new(weights: &'w dyn Fn(&str) -> Option<Tensor>) -> Exporter<'w> {
         Exporter {
             weights,
+            opset: EXPORT_OPSET,
             inputs: Vec::new(),
             initializers: Vec::new(),
             used: HashSet::new(),
@@ -113,6 +122,7 @@ impl<'w> Exporter<'w> {
             values: HashMap::new(),
             symbols: HashMap::new(),
             extents: HashMap::new(),
+            expanded: HashMap::new(),
         }
     }
 
@@ -223,9 +233,8 @@ impl<'w> Exporter<'w> {
                 .iter()
                 .map(|&operand| self.value(operand).to_owned())
                 .collect();
-            let operands: Vec<&str> = operands.iter().map(String::as_str).collect();
             let results = self
-                .node(graph, node, &operands)
+                .node(graph, node, &borrowed(&operands))
                 .map_err(|error| placed(error, node))?;
             for (&id, name) in node.results.iter().zip(results) {
                 self.values.insert(id, name);
@@ -266,8 +275,8 @@ impl<'w> Exporter<'w> {
                     Some(tensor) => self.constant(&p.name, &tensor)?,
                     None => {
                         let name = self.unique(&p.name);
-                        self.inputs
-                            .push(write::value_info(&name, value_type(&p.ty)?));
+                        let kind = self.value_type(&p.ty)?;
+                        self.inputs.push(write::value_info(&name, kind));
                         name
                     }
                 };
@@ -277,12 +286,15 @@ impl<'w> Exporter<'w> {
             CoreOp::Const(p) => one(self.constant("constant", &p.value)?),
             CoreOp::Iota(p) => one(self.iota(p)?),
             CoreOp::Dims(p) => one(self.shape(&p.dims)?),
-            CoreOp::Map(p) => one(self.map(p.f, first(0).dtype, operands)?),
+            CoreOp::Map(p) => {
+                let operands = self.unexpanded(operands);
+                one(self.map(p.f, first(0).dtype, &borrowed(&operands))?)
+            }
             CoreOp::Cast(p) => {
                 one(self.cast_with(operands[0], first(0).dtype, p.to, p.saturate)?)
             }
             CoreOp::Bitcast(p) if p.to == first(0).dtype => one(operands[0].to_owned()),
-            CoreOp::Bitcast(_) => Err(unsupported("bitcast")),
+            CoreOp::Bitcast(p) => one(self.bitcast(operands[0], p.to)?),
             CoreOp::Reshape(p) => one(self.reshape(operands[0], &p.dims)?),
             CoreOp::Permute(p) => one(self.permute(operands[0], &p.perm)),
             CoreOp::Broadcast(p) => one(self.expand(operands[0], &p.dims)?),
@@ -293,7 +305,13 @@ impl<'w> Exporter<'w> {
             }
             CoreOp::Window(p) => one(self.window(operands[0], &first(0).dims, p)?),
             CoreOp::Fold(p) => one(self.fold(operands[0], &first(0), p)?),
-            CoreOp::Reduce(p) => one(self.reduce(operands[0], first(0).dtype, p)?),
+            CoreOp::Reduce(p) => {
+                let pooled = self.pool(graph, node.operands[0], p)?;
+                one(match pooled {
+                    Some(pooled) => pooled,
+                    None => self.reduce(operands[0], first(0).dtype, p)?,
+                })
+            }
             CoreOp::ArgReduce(p) => one(self.arg_reduce(operands[0], first(0).dtype, p)?),
             CoreOp::Contract(p) => {
                 one(self.contract(operands, &first(0), &first(1), p, graph, node)?)
@@ -318,14 +336,33 @@ impl<'w> Exporter<'w> {
         }
     }
 
+    /// The ONNX number of a type.
+    fn element(&mut self, dtype: DType) -> Result<ElementType> {
+        self.opset = self.opset.max(first_opset_with(dtype));
+        element_of(dtype).ok_or_else(|| unsupported(format!("the type {dtype}")))
+    }
+
+    /// The ONNX type of a value. Extents that are more than a symbol are left open.
+    fn value_type(&mut self, kind: &ValueType) -> Result<TypeProto> {
+        Ok(match kind {
+            ValueType::Tensor(tensor) => {
+                let element = self.element(tensor.dtype)?;
+                let extent = |dim: &Dim| match (dim.as_const(), dim.as_sym()) {
+                    (Some(size), _) => Extent::Size(size as usize),
+                    (None, Some(sym)) => Extent::Name(sym.name().to_owned()),
+                    (None, None) => Extent::Unknown,
+                };
+                let dims: Vec<Extent> = tensor.dims.iter().map(extent).collect();
+                write::tensor_type(element, &dims)
+            }
+            ValueType::Sequence(element) => write::sequence_type(self.value_type(element)?),
+            ValueType::Optional(element) => write::optional_type(self.value_type(element)?),
+        })
+    }
+
     fn constant(&mut self, hint: &str, tensor: &Tensor) -> Result<String> {
-        match element_of(tensor.dtype()) {
-            Some(_) => Ok(self.tensor(hint, tensor)),
-            None => Err(unsupported(format!(
-                "a constant of type {}",
-                tensor.dtype()
-            ))),
-        }
+        self.element(tensor.dtype())?;
+        Ok(self.tensor(hint, tensor))
     }
 
     /// Gives the values of the graph's outputs their names: the nodes' results are renamed, values
@@ -346,7 +383,7 @@ impl<'w> Exporter<'w> {
                 self.nodes
                     .push(write::node("Identity", [current], [name.to_string()]));
             }
-            infos.push(write::value_info(name, value_type(graph.ty(*value))?));
+            infos.push(write::value_info(name, self.value_type(graph.ty(*value))?));
         }
         for (_, node) in graph.nodes() {
             for &result in &node.results {
@@ -362,6 +399,12 @@ impl<'w> Exporter<'w> {
             }
         }
         rename(&mut self.nodes, &renamed);
+        let kept = graph
+            .outputs()
+            .iter()
+            .map(|(name, _)| name.to_string())
+            .collect();
+        prune(&mut self.nodes, &mut self.initializers, kept);
         Ok(infos)
     }
 }
@@ -377,6 +420,33 @@ fn rename(nodes: &mut [NodeProto], names: &HashMap<String, String>) {
             rename(&mut graph.node, names);
         }
     }
+}
+
+/// Drops nodes and initializers that nothing uses; `used` are the names of outputs.
+fn prune(nodes: &mut Vec<NodeProto>, tensors: &mut Vec<TensorProto>, mut used: HashSet<String>) {
+    let mut kept = Vec::new();
+    for node in std::mem::take(nodes).into_iter().rev() {
+        if node.output.iter().any(|name| used.contains(name)) {
+            collect_uses(&node, &mut used);
+            kept.push(node);
+        }
+    }
+    kept.reverse();
+    *nodes = kept;
+    tensors.retain(|tensor| used.contains(tensor.name()));
+}
+
+/// Adds the names that a node and the graphs in it read.
+fn collect_uses(node: &NodeProto, used: &mut HashSet<String>) {
+    used.extend(node.input.iter().cloned());
+    for graph in node.attribute.iter().flat_map(subgraphs) {
+        used.extend(graph.output.iter().map(|output| output.name().to_owned()));
+        graph.node.iter().for_each(|node| collect_uses(node, used));
+    }
+}
+
+fn borrowed(names: &[String]) -> Vec<&str> {
+    names.iter().map(String::as_str).collect()
 }
 
 fn unsupported(what: impl Into<String>) -> ExportError {
@@ -400,21 +470,12 @@ fn placed(error: ExportError, node: &Node) -> ExportError {
     }
 }
 
-/// The ONNX type of a value. Extents that are more than a symbol are left open.
-fn value_type(kind: &ValueType) -> Result<TypeProto> {
-    Ok(match kind {
-        ValueType::Tensor(tensor) => {
-            let element = element_of(tensor.dtype)
-                .ok_or_else(|| unsupported(format!("a value of type {}", tensor.dtype)))?;
-            let extent = |dim: &Dim| match (dim.as_const(), dim.as_sym()) {
-                (Some(size), _) => Extent::Size(size as usize),
-                (None, Some(sym)) => Extent::Name(sym.name().to_owned()),
-                (None, None) => Extent::Unknown,
-            };
-            let dims: Vec<Extent> = tensor.dims.iter().map(extent).collect();
-            write::tensor_type(element, &dims)
-        }
-        ValueType::Sequence(element) => write::sequence_type(value_type(element)?),
-        ValueType::Optional(element) => write::optional_type(value_type(element)?),
-    })
+/// The first version of the standard operators that has this type.
+fn first_opset_with(dtype: DType) -> i64 {
+    match dtype {
+        DType::F4E2M1 => 23,
+        DType::F8E8M0 => 24,
+        DType::I2 | DType::U2 => 25,
+        _ => EXPORT_OPSET,
+    }
 }

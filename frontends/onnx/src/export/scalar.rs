@@ -3,7 +3,6 @@
 use cupola_ir::{Class, DType, Scalar};
 
 use super::{Exporter, Result, unsupported};
-use crate::convert::element_of;
 use crate::write::attribute;
 
 impl Exporter<'_> {
@@ -25,12 +24,20 @@ impl Exporter<'_> {
         if from.class() == Class::Block {
             return Err(unsupported(format!("dequantisation of {from}")));
         }
-        let element = element_of(to).ok_or_else(|| unsupported(format!("type {to}")))?;
+        let element = self.element(to)?;
         let mut attributes = vec![attribute("to", element as i32 as i64)];
         if !saturate {
             attributes.push(attribute("saturate", 0));
         }
         Ok(self.emit("Cast", &[x], &attributes))
+    }
+
+    /// The same bits as another type.
+    pub(super) fn bitcast(&mut self, x: &str, to: DType) -> Result<String> {
+        const FIRST_WITH_BITCAST: i64 = 26;
+        let element = self.element(to)?;
+        self.opset = self.opset.max(FIRST_WITH_BITCAST);
+        Ok(self.emit("BitCast", &[x], &[attribute("to", element as i32 as i64)]))
     }
 
     /// A scalar function over operands of equal shape; `dtype` is that of the first.

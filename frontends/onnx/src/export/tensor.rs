@@ -1,7 +1,7 @@
 //! Ops that move elements, reductions and the matrix product.
 
 use cupola_ir::ops::{ArgReduce, Contract, Fold, Iota, Pad, Reduce, ReduceKind, Slice, Window};
-use cupola_ir::{Class, DType, Dim, Graph, Node, TensorType};
+use cupola_ir::{Class, CoreOp, DType, Dim, Graph, Node, Op, TensorType, ValueId};
 
 use super::{Exporter, Result, unsupported};
 use crate::write::attribute;
@@ -34,7 +34,26 @@ impl Exporter<'_> {
     /// Axes of extent 1 repeated.
     pub(super) fn expand(&mut self, x: &str, dims: &[Dim]) -> Result<String> {
         let shape = self.shape(dims)?;
-        Ok(self.emit("Expand", &[x, &shape], &[]))
+        let expanded = self.emit("Expand", &[x, &shape], &[]);
+        self.expanded.insert(expanded.clone(), x.to_owned());
+        Ok(expanded)
+    }
+
+    /// Operands of an elementwise operator without the expansions that the operator does itself:
+    /// those that leave another operand with the full extents.
+    pub(super) fn unexpanded(&self, operands: &[&str]) -> Vec<String> {
+        let source = |name: &str| self.expanded.get(name);
+        // Of operands that are all expanded the first stays.
+        let stays = operands
+            .iter()
+            .position(|name| source(name).is_none())
+            .unwrap_or(0);
+        let operands = operands.iter().enumerate();
+        let names = operands.map(|(index, &name)| match source(name) {
+            Some(source) if index != stays => source.clone(),
+            _ => name.to_owned(),
+        });
+        names.collect()
     }
 
     /// Counts 0, 1, ... as a vector of `count` integers.
@@ -163,7 +182,10 @@ impl Exporter<'_> {
             x = self.permute(&x, &[&[axis, last][..], &others].concat());
             let other_dims: Vec<Dim> = others.iter().map(|&other| dims[other].clone()).collect();
             let added = dims[axis].clone() * dims[last].clone();
-            x = self.reshape(&x, &[&[added.clone()], &other_dims[..]].concat())?;
+            x = self.reshape(
+                &x,
+                &[std::slice::from_ref(&added), &other_dims[..]].concat(),
+            )?;
             let positions = self.window_positions(&dims[axis].clone(), &window, k)?;
             let positions = self.reshape(&positions, &[added, Dim::ONE])?;
             let zeros = self.expand(&zero, &[&[p.dims[axis].clone()], &other_dims[..]].concat())?;
@@ -189,9 +211,11 @@ impl Exporter<'_> {
             ReduceKind::Min => "ReduceMin",
         };
         let order = matches!(p.kind, ReduceKind::Max | ReduceKind::Min);
-        // Small integers have no reductions in ONNX; sums keep their accumulator where it is wider.
+        // 16-bit integers, and sums of small ones, have no reductions in ONNX; float sums keep their
+        // accumulator where it is wider.
         let inner = match dtype.class() {
-            Class::Bool => DType::I32,
+            Class::Bool => DType::U8,
+            Class::Signed | Class::Unsigned if order && dtype.bits() == 8 => dtype,
             Class::Signed | Class::Unsigned if dtype.bits() < 32 => DType::I32,
             Class::Float if !order && p.accum.bits() > dtype.bits() => p.accum,
             _ => dtype,
@@ -199,8 +223,53 @@ impl Exporter<'_> {
         let x = self.cast(x, dtype, inner)?;
         let axes: Vec<i64> = p.axes.iter().map(|&axis| axis as i64).collect();
         let axes = self.ints(&axes);
-        let reduced = self.emit(op, &[&x, &axes], &[attribute("keepdims", 0)]);
+        let mut reduced = self.emit(op, &[&x, &axes], &[attribute("keepdims", 0)]);
+        if order
+            && inner == DType::I32
+            && let Some((low, high)) = dtype.int_range()
+        {
+            // Over nothing the result is the limit of the type.
+            let (op, limit) = if p.kind == ReduceKind::Max {
+                ("Max", low)
+            } else {
+                ("Min", high)
+            };
+            let limit = self.number(limit as f64, inner)?;
+            reduced = self.emit(op, &[&reduced, &limit], &[]);
+        }
         self.cast(&reduced, inner, dtype)
+    }
+
+    /// A reduction of the elements of windows over the last axes of `[batch, channels, spatial..]`
+    /// is a pooling operator.
+    pub(super) fn pool(&mut self, graph: &Graph, x: ValueId, p: &Reduce) -> Result<Option<String>> {
+        let Op::Core(CoreOp::Window(window)) = graph.op_of(x) else {
+            return Ok(None);
+        };
+        let source = graph.def(x).operands[0];
+        let (rank, dtype) = (graph.rank(source), graph.dtype(source));
+        let spatial = rank >= 3 && window.axes.iter().copied().eq(2..rank);
+        let whole = p.axes.iter().copied().eq(rank..2 * rank - 2);
+        let float = matches!(dtype, DType::F16 | DType::F32 | DType::F64);
+        let sizes: Option<Vec<i64>> = window.sizes.iter().map(Dim::as_const).collect();
+        let (true, Some(sizes)) = (spatial && whole && float, sizes) else {
+            return Ok(None);
+        };
+        let source = self.value(source).to_owned();
+        let attributes = [
+            attribute("kernel_shape", sizes.clone()),
+            attribute("strides", window.strides.clone()),
+            attribute("dilations", window.dilations.clone()),
+        ];
+        match p.kind {
+            ReduceKind::Max => Ok(Some(self.emit("MaxPool", &[&source], &attributes))),
+            ReduceKind::Sum => {
+                let mean = self.emit("AveragePool", &[&source], &attributes);
+                let count = self.number(sizes.iter().product::<i64>() as f64, dtype)?;
+                Ok(Some(self.emit("Mul", &[&mean, &count], &[])))
+            }
+            ReduceKind::Prod | ReduceKind::Min => Ok(None),
+        }
     }
 
     pub(super) fn arg_reduce(&mut self, x: &str, dtype: DType, p: &ArgReduce) -> Result<String> {
