@@ -1,1 +1,18 @@
-//! Cupola: cupola-gguf.
+//! GGUF files: metadata, tensor table and block-quantised weights.
+//!
+//! [`Gguf`] is a file whose structure was checked; tensor data and metadata arrays stay slices of
+//! the mapped file. It knows the container, not what the keys of an architecture mean. Reading
+//! order: `read.rs`, `metadata.rs`, `tensor_type.rs`, then `dequant.rs`.
+
+mod dequant;
+mod dequant_codebook;
+mod error;
+mod metadata;
+mod read;
+mod tensor_type;
+
+pub use dequant::{SizeMismatch, dequantize};
+pub use error::GgufError;
+pub use metadata::{Array, Value, ValueType};
+pub use read::{Gguf, Tensor};
+pub use tensor_type::GgmlType;

@@ -5,7 +5,7 @@
 //! - every attribute states its type;
 //! - a declared dimension of -1, which many writers mean as unknown, has no value.
 
-use rustc_hash::{FxHashMap, FxHashSet};
+use std::collections::{HashMap, HashSet};
 
 use crate::error::{Place, ReadError, TypeFault};
 use crate::external::ExternalFiles;
@@ -19,7 +19,7 @@ use crate::tensor::{ElementType, MAX_RANK};
 use crate::{function, sparse, tensor};
 
 /// Imported operator sets: domain to version.
-pub(crate) type Opsets = FxHashMap<String, i64>;
+pub(crate) type Opsets = HashMap<String, i64>;
 
 /// `ai.onnx` is another way to write the standard domain.
 pub(crate) fn normalise_domain(domain: &mut Option<String>) {
@@ -231,7 +231,7 @@ impl Checker<'_> {
 
 /// Attribute names of one node must be there and differ.
 fn check_unique<'a>(names: impl Iterator<Item = &'a str>, place: &Place) -> Result<(), ReadError> {
-    let mut seen = FxHashSet::default();
+    let mut seen = HashSet::new();
     for name in names {
         if name.is_empty() {
             return Err(ReadError::Unnamed {

@@ -1,10 +1,10 @@
 //! Side files that hold tensor data: which paths are allowed, and one mapping per file.
 
+use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};
 
 use bytes::Bytes;
 use cupola_source::Source;
-use rustc_hash::FxHashMap;
 
 use crate::proto::TensorProto;
 use crate::tensor::TensorFault;
@@ -14,7 +14,7 @@ use crate::tensor::TensorFault;
 pub struct ExternalFiles {
     /// The model's folder with every symbolic link resolved; `None` for a model without a path.
     folder: Option<PathBuf>,
-    files: FxHashMap<String, Bytes>,
+    files: HashMap<String, Bytes>,
 }
 
 /// Where a tensor says its data lies.
@@ -35,7 +35,7 @@ impl ExternalFiles {
         let folder = folder.and_then(|folder| folder.canonicalize().ok());
         ExternalFiles {
             folder,
-            files: FxHashMap::default(),
+            files: HashMap::new(),
         }
     }
 

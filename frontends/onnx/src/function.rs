@@ -1,6 +1,6 @@
 //! Functions that a model brings along: names, recursion, and how many nodes they expand to.
 
-use rustc_hash::FxHashMap;
+use std::collections::HashMap;
 
 use crate::error::{Place, ReadError};
 use crate::proto::{FunctionProto, ModelProto, NodeProto};
@@ -32,8 +32,8 @@ pub(crate) fn place(function: &FunctionProto) -> Place {
 ///
 /// # Errors
 /// When two have the same key.
-pub(crate) fn index(model: &ModelProto) -> Result<FxHashMap<Key<'_>, usize>, ReadError> {
-    let mut functions = FxHashMap::default();
+pub(crate) fn index(model: &ModelProto) -> Result<HashMap<Key<'_>, usize>, ReadError> {
+    let mut functions = HashMap::new();
     for (index, function) in model.functions.iter().enumerate() {
         let key = (function.domain(), function.name(), function.overload());
         if functions.insert(key, index).is_some() {
@@ -77,7 +77,7 @@ enum Size {
 
 struct Walk<'a> {
     model: &'a ModelProto,
-    functions: FxHashMap<Key<'a>, usize>,
+    functions: HashMap<Key<'a>, usize>,
     sizes: Vec<Size>,
 }
 

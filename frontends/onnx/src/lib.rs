@@ -9,18 +9,30 @@
 pub mod proto;
 
 mod check;
+mod context;
+mod convert;
 mod error;
 mod external;
 mod function;
+mod import;
+mod import_error;
+mod ops;
 mod read;
 mod scope;
+mod shape;
 mod sparse;
+mod symbols;
 mod tensor;
 mod value;
 mod wire;
 
+pub use convert::{
+    dtype_of, element_of, tensor_from_view, value_from_file, value_to_file, view_from_tensor,
+};
 pub use error::{Place, ReadError, TypeFault};
 pub use external::ExternalFiles;
+pub use import::{ImportOptions, Imported, import};
+pub use import_error::{ImportError, UnsupportedOp};
 pub use read::{MAX_IR_VERSION, MAX_OPSET, Model};
 pub use sparse::SparseView;
 pub use tensor::{ElementType, MAX_RANK, TensorData, TensorFault, TensorView};

@@ -6,15 +6,13 @@
 //! count as inputs of the node that holds it.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
-
-use rustc_hash::{FxHashMap, FxHashSet};
+use std::collections::{BinaryHeap, HashMap, HashSet};
 
 use crate::error::{Place, ReadError};
 use crate::proto::{AttributeProto, FunctionProto, GraphProto, NodeProto};
 
 /// Names that a graph takes from the graphs around it, each with one place that uses it.
-type Captures = FxHashMap<String, Place>;
+type Captures = HashMap<String, Place>;
 
 /// The graphs that an attribute holds.
 pub(crate) fn subgraphs(attribute: &AttributeProto) -> impl Iterator<Item = &GraphProto> {
@@ -63,8 +61,8 @@ fn settle(graph: &mut GraphProto) -> Result<Captures, ReadError> {
         .filter_map(|sparse| sparse.values.as_ref());
     let sparse = sparse.map(|values| values.name());
     // An initializer of an input's name is that input's default.
-    let is_input: FxHashSet<&str> = given.iter().copied().collect();
-    let mut defaults = FxHashSet::default();
+    let is_input: HashSet<&str> = given.iter().copied().collect();
+    let mut defaults = HashSet::new();
     for name in dense.chain(sparse) {
         if !is_input.contains(name) {
             given.push(name);
@@ -90,7 +88,7 @@ fn settle_nodes(
     outputs: &[String],
     place: &Place,
 ) -> Result<Captures, ReadError> {
-    let mut inner = FxHashMap::default();
+    let mut inner = HashMap::new();
     for (index, node) in nodes.iter_mut().enumerate() {
         let mut captures = Captures::default();
         for attribute in &mut node.attribute {
@@ -153,8 +151,8 @@ fn makers<'a>(
     nodes: &'a [NodeProto],
     given: &[&'a str],
     place: &Place,
-) -> Result<FxHashMap<&'a str, Option<usize>>, ReadError> {
-    let mut makers = FxHashMap::default();
+) -> Result<HashMap<&'a str, Option<usize>>, ReadError> {
+    let mut makers = HashMap::new();
     for &name in given {
         if makers.insert(name, None).is_some() {
             return Err(ReadError::Duplicate {

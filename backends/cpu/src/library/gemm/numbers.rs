@@ -1,0 +1,312 @@
+//! How each number type is multiplied: its format, its packing, and the driver's operands made of them.
+
+use half::{bf16, f16};
+
+use super::driver::{self, Epilogue, Finished, Product, Target};
+use super::formats::{BrainPairs, Doubles, Floats, Wrapping};
+use super::pack::{Panel, Strided, pack_elements, pack_floats};
+use super::packed::Packed;
+use super::tile::{TileSet, Tiles};
+use super::{AnyPacked, Matrix, Number, OneLeft, OneRight, Sum};
+use crate::error::Result;
+use crate::isa::Isa;
+use crate::library::Context;
+use crate::library::simd::{Float, Kernel, Simd, dispatch};
+use crate::library::view::{Element, Shared};
+use crate::memory::Usage;
+
+/// How one number type is multiplied.
+#[allow(private_interfaces, reason = "sealed: callable in this module only")]
+pub trait Multiply: Sized + 'static {
+    type Sum: Element;
+    fn pack_left(isa: Isa, source: &Strided<Self>, rows: usize, usage: &Usage)
+    -> Result<AnyPacked>;
+    fn pack_right(
+        isa: Isa,
+        source: &Strided<Self>,
+        cols: usize,
+        usage: &Usage,
+    ) -> Result<AnyPacked>;
+    /// # Safety
+    /// Operands and target are valid for the sizes of the matrix.
+    unsafe fn multiply(cx: &Context, matrix: &Matrix<Self>) -> Result<()>
+    where
+        Self: Number;
+    /// # Safety
+    /// `len` elements may be read and written.
+    unsafe fn narrow_row(isa: Isa, from: *const Self::Sum, to: *mut Self, len: usize);
+}
+
+/// Packs all of a left operand.
+pub(super) fn pack_left_with<F: Tiles>(
+    isa: Isa,
+    rows: usize,
+    words: usize,
+    packer: impl Fn(&Panel<F::A>),
+    usage: &Usage,
+) -> Result<Packed<F::A>> {
+    let tiles = F::set(isa);
+    Packed::new(
+        rows,
+        words,
+        driver::panel_rows(&tiles, rows),
+        |count| tiles.tile_rows(count),
+        packer,
+        usage,
+    )
+}
+
+/// Packs all of a right operand.
+pub(super) fn pack_right_with<F: Tiles>(
+    isa: Isa,
+    cols: usize,
+    words: usize,
+    packer: impl Fn(&Panel<F::B>),
+    usage: &Usage,
+) -> Result<Packed<F::B>> {
+    let width = F::set(isa).panel_cols();
+    Packed::new(cols, words, width, |_| width, packer, usage)
+}
+
+/// Runs the driver for format `F`, whose accumulators have the layout of `T`'s.
+///
+/// # Safety
+/// As [`Multiply::multiply`]; `left` and `right` must fit the format and the matrix.
+unsafe fn drive<T: Number, F>(
+    cx: &Context,
+    matrix: &Matrix<T>,
+    words: usize,
+    left: driver::Left<F::A>,
+    right: driver::Right<F::B>,
+) -> Result<()>
+where
+    F: Tiles<C = Sum<T>>,
+{
+    let tiles: TileSet<F::A, F::B, F::C> = F::set(cx.isa);
+    let product = Product {
+        rows: matrix.rows,
+        cols: matrix.cols,
+        inner: words,
+        left,
+        right,
+        target: matrix.target,
+        epilogue: matrix.epilogue,
+        batch: matrix.batch,
+    };
+    // SAFETY: passed on.
+    unsafe { product.run(cx, &tiles) }
+}
+
+const FOREIGN: &str = "bug: packed for another number type";
+
+/// Numbers whose words are themselves: packing and direct rows alike.
+macro_rules! plain_numbers {
+    ($($t:ty as $word:ty: $format:ty, $packed:ident, $pack:expr;)*) => {
+        $(#[allow(private_interfaces, reason = "sealed: callable in this module only")]
+        impl Multiply for $t {
+            type Sum = $t;
+            fn pack_left(isa: Isa, source: &Strided<$t>, rows: usize, usage: &Usage) -> Result<AnyPacked> {
+                let packer = |panel: &Panel<$word>| $pack(isa, source, panel);
+                pack_left_with::<$format>(isa, rows, source.inner, packer, usage).map(AnyPacked::$packed)
+            }
+            fn pack_right(isa: Isa, source: &Strided<$t>, cols: usize, usage: &Usage) -> Result<AnyPacked> {
+                let packer = |panel: &Panel<$word>| $pack(isa, source, panel);
+                pack_right_with::<$format>(isa, cols, source.inner, packer, usage).map(AnyPacked::$packed)
+            }
+            unsafe fn multiply(cx: &Context, matrix: &Matrix<$t>) -> Result<()> {
+                let isa = cx.isa;
+                let pack_left;
+                let left = match &matrix.left {
+                    OneLeft::Packed(AnyPacked::$packed(packed)) => driver::Left::Packed(packed),
+                    OneLeft::Packed(_) => unreachable!("{FOREIGN}"),
+                    OneLeft::Strided(source) => {
+                        pack_left = move |panel: &Panel<$word>| $pack(isa, source, panel);
+                        driver::Left::Pack(&pack_left)
+                    }
+                };
+                let pack_right;
+                let right = match &matrix.right {
+                    OneRight::Packed(AnyPacked::$packed(packed)) => driver::Right::Packed(packed),
+                    OneRight::Packed(_) => unreachable!("{FOREIGN}"),
+                    OneRight::Strided(source) => {
+                        pack_right = move |panel: &Panel<$word>| $pack(isa, source, panel);
+                        if source.across == 1 || matrix.cols == 1 {
+                            let from = Shared(source.from.cast::<$word>().cast_mut());
+                            driver::Right::Rows { from, stride: source.along, packer: &pack_right }
+                        } else {
+                            driver::Right::Pack(&pack_right)
+                        }
+                    }
+                };
+                let target = match matrix.target {
+                    Target::Store { to, row_stride } => Target::Store { to: Shared(to.get().cast::<$word>()), row_stride },
+                    Target::Add { to, row_stride } => Target::Add { to: Shared(to.get().cast::<$word>()), row_stride },
+                    Target::Discard => Target::Discard,
+                };
+                let as_word;
+                let epilogue: Option<Epilogue<$word>> = match matrix.epilogue {
+                    None => None,
+                    Some(user) => {
+                        as_word = move |part: Finished<$word>| user(part.cast::<$t>());
+                        Some(&as_word)
+                    }
+                };
+                let product = Product {
+                    rows: matrix.rows,
+                    cols: matrix.cols,
+                    inner: matrix.inner,
+                    left,
+                    right,
+                    target,
+                    epilogue,
+                    batch: matrix.batch,
+                };
+                // SAFETY: passed on; signed and unsigned words have the same layout.
+                unsafe { product.run(cx, &<$format>::set(isa)) }
+            }
+            unsafe fn narrow_row(_: Isa, from: *const $t, to: *mut $t, len: usize) {
+                // SAFETY: passed on.
+                unsafe { std::ptr::copy_nonoverlapping(from, to, len) }
+            }
+        })*
+    };
+}
+
+fn pack_f32(isa: Isa, source: &Strided<f32>, panel: &Panel<f32>) {
+    // SAFETY: driver and `Packed` ask for panels inside the matrix, with room for them.
+    unsafe { pack_floats(isa, source, panel) }
+}
+
+fn pack_same<T: Element, W: Element>(_: Isa, source: &Strided<T>, panel: &Panel<W>) {
+    // SAFETY: as for `pack_f32`.
+    unsafe { pack_elements::<T, T, 1>(source, &panel.with(panel.to.cast()), |_, x| x) }
+}
+
+plain_numbers! {
+    f32 as f32: Floats<f32>, F32, pack_f32;
+    f64 as f64: Doubles, F64, pack_same;
+    i32 as i32: Wrapping<i32>, I32, pack_same;
+    u32 as i32: Wrapping<i32>, I32, pack_same;
+    i64 as i64: Wrapping<i64>, I64, pack_same;
+    u64 as i64: Wrapping<i64>, I64, pack_same;
+}
+
+fn pack_brain_pairs(source: &Strided<bf16>, panel: &Panel<u32>) {
+    // SAFETY: as for `pack_f32`.
+    unsafe { pack_elements::<bf16, bf16, 2>(source, &panel.with(panel.to.cast()), |_, x| x) }
+}
+
+/// 16-bit floats: the left operand is widened while packing; a right operand packed ahead of time stays narrow.
+macro_rules! half_numbers {
+    ($($t:ty: $packed:ident, pairs on $pairs:expr;)*) => {
+        $(#[allow(private_interfaces, reason = "sealed: callable in this module only")]
+        impl Multiply for $t {
+            type Sum = f32;
+            fn pack_left(isa: Isa, source: &Strided<$t>, rows: usize, usage: &Usage) -> Result<AnyPacked> {
+                if let Some(pack) = $pairs(isa) {
+                    let packer = |panel: &Panel<u32>| pack(source, panel);
+                    return pack_left_with::<BrainPairs>(isa, rows, source.inner.div_ceil(2), packer, usage).map(AnyPacked::Words);
+                }
+                // SAFETY: `Packed` asks for panels inside the matrix.
+                let packer = |panel: &Panel<f32>| unsafe { pack_floats(isa, source, panel) };
+                pack_left_with::<Floats<f32>>(isa, rows, source.inner, packer, usage).map(AnyPacked::F32)
+            }
+            fn pack_right(isa: Isa, source: &Strided<$t>, cols: usize, usage: &Usage) -> Result<AnyPacked> {
+                if let Some(pack) = $pairs(isa) {
+                    let packer = |panel: &Panel<u32>| pack(source, panel);
+                    return pack_right_with::<BrainPairs>(isa, cols, source.inner.div_ceil(2), packer, usage).map(AnyPacked::Words);
+                }
+                let packer = |panel: &Panel<$t>| pack_same(isa, source, panel);
+                pack_right_with::<Floats<$t>>(isa, cols, source.inner, packer, usage).map(AnyPacked::$packed)
+            }
+            unsafe fn multiply(cx: &Context, matrix: &Matrix<$t>) -> Result<()> {
+                let isa = cx.isa;
+                if let Some(pack) = $pairs(isa) {
+                    let pack_left;
+                    let left = match &matrix.left {
+                        OneLeft::Packed(AnyPacked::Words(packed)) => driver::Left::Packed(packed),
+                        OneLeft::Packed(_) => unreachable!("{FOREIGN}"),
+                        OneLeft::Strided(source) => {
+                            pack_left = move |panel: &Panel<u32>| pack(source, panel);
+                            driver::Left::Pack(&pack_left)
+                        }
+                    };
+                    let pack_right;
+                    let right = match &matrix.right {
+                        OneRight::Packed(AnyPacked::Words(packed)) => driver::Right::Packed(packed),
+                        OneRight::Packed(_) => unreachable!("{FOREIGN}"),
+                        OneRight::Strided(source) => {
+                            pack_right = move |panel: &Panel<u32>| pack(source, panel);
+                            driver::Right::Pack(&pack_right)
+                        }
+                    };
+                    // SAFETY: passed on.
+                    return unsafe { drive::<$t, BrainPairs>(cx, matrix, matrix.inner.div_ceil(2), left, right) };
+                }
+                let pack_left;
+                let left = match &matrix.left {
+                    OneLeft::Packed(AnyPacked::F32(packed)) => driver::Left::Packed(packed),
+                    OneLeft::Packed(_) => unreachable!("{FOREIGN}"),
+                    OneLeft::Strided(source) => {
+                        // SAFETY: the driver asks for panels inside the matrix.
+                        pack_left = move |panel: &Panel<f32>| unsafe { pack_floats(isa, source, panel) };
+                        driver::Left::Pack(&pack_left)
+                    }
+                };
+                match &matrix.right {
+                    // SAFETY: passed on.
+                    OneRight::Packed(AnyPacked::$packed(packed)) => unsafe {
+                        drive::<$t, Floats<$t>>(cx, matrix, matrix.inner, left, driver::Right::Packed(packed))
+                    },
+                    OneRight::Packed(_) => unreachable!("{FOREIGN}"),
+                    OneRight::Strided(source) => {
+                        // SAFETY: the driver asks for panels inside the matrix.
+                        let pack_right = move |panel: &Panel<f32>| unsafe { pack_floats(isa, source, panel) };
+                        // SAFETY: passed on.
+                        unsafe { drive::<$t, Floats<f32>>(cx, matrix, matrix.inner, left, driver::Right::Pack(&pack_right)) }
+                    }
+                }
+            }
+            unsafe fn narrow_row(isa: Isa, from: *const f32, to: *mut $t, len: usize) {
+                dispatch(isa, Narrow { from, to, len });
+            }
+        })*
+    };
+}
+
+type PairPacker = fn(&Strided<bf16>, &Panel<u32>);
+
+half_numbers! {
+    f16: F16, pairs on |_: Isa| None::<fn(&Strided<f16>, &Panel<u32>)>;
+    bf16: Bf16, pairs on |isa: Isa| isa.bf16().then_some(pack_brain_pairs as PairPacker);
+}
+
+struct Narrow<T> {
+    from: *const f32,
+    to: *mut T,
+    len: usize,
+}
+
+impl<T: Float> Kernel for Narrow<T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let whole = self.len / S::LANES * S::LANES;
+        // SAFETY: `len` elements may be read and written, see `narrow_row`.
+        unsafe {
+            for at in (0..whole).step_by(S::LANES) {
+                T::store(s, self.to.add(at), s.load(self.from.add(at)));
+            }
+            let rest = self.len - whole;
+            if rest > 0 {
+                T::store_first(
+                    s,
+                    self.to.add(whole),
+                    rest,
+                    s.load_first(self.from.add(whole), rest),
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! Packing: operands copied into panels of words in the order in which the tiles read them.
+//!
+//! A panel holds, for each word along the inner dimension, the words of `height` neighbours across it (rows of the left operand,
+//! columns of the right one); the places beyond the matrix are zero.
+
+use bytemuck::Pod;
+
+use crate::isa::Isa;
+use crate::library::simd::{Float, Kernel, MAX_LANES, Simd, dispatch};
+use crate::library::view::Element;
+
+/// A panel to be written.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Panel<W> {
+    /// First row (left) or column (right) and how many there are.
+    pub first: usize,
+    pub count: usize,
+    /// Places for them, at least `count`.
+    pub height: usize,
+    /// First word along the inner dimension and how many to write.
+    pub start: usize,
+    pub words: usize,
+    /// Destination of `words * height` words.
+    pub to: *mut W,
+}
+
+impl<W> Panel<W> {
+    /// The same panel with another destination.
+    pub fn with<V>(&self, to: *mut V) -> Panel<V> {
+        let Panel {
+            first,
+            count,
+            height,
+            start,
+            words,
+            ..
+        } = *self;
+        Panel {
+            first,
+            count,
+            height,
+            start,
+            words,
+            to,
+        }
+    }
+}
+
+/// An operand in memory: `across` counts rows of the left or columns of the right operand, `along` the inner dimension.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Strided<T> {
+    pub from: *const T,
+    pub across: usize,
+    pub along: usize,
+    /// Elements along the inner dimension.
+    pub inner: usize,
+}
+
+// SAFETY: readers only; the borrow is kept by the caller of the driver.
+unsafe impl<T: Sync> Send for Strided<T> {}
+// SAFETY: as above.
+unsafe impl<T: Sync> Sync for Strided<T> {}
+
+impl<T: Element> Strided<T> {
+    /// Address of one element.
+    #[inline(always)]
+    fn at(&self, across: usize, along: usize) -> *const T {
+        self.from
+            .wrapping_add(across * self.across + along * self.along)
+    }
+}
+
+/// Packs floats as f32 words.
+///
+/// # Safety
+/// The panel must lie inside the operand, and its destination be writable.
+pub(crate) unsafe fn pack_floats<T: Float>(isa: Isa, source: &Strided<T>, panel: &Panel<f32>) {
+    dispatch(isa, PackFloats { source, panel });
+}
+
+struct PackFloats<'a, T> {
+    source: &'a Strided<T>,
+    panel: &'a Panel<f32>,
+}
+
+impl<T: Float> Kernel for PackFloats<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let PackFloats { source, panel } = self;
+        // SAFETY: the contract of `pack_floats`.
+        unsafe {
+            if source.across == 1 || panel.count == 1 {
+                copy_rows(s, source, panel);
+            } else if source.along == 1 {
+                transpose_blocks(s, source, panel);
+            } else {
+                pack_elements::<T, f32, 1>(source, panel, |_, x| x.widen());
+            }
+        }
+    }
+}
+
+/// Neighbours across are neighbours in memory.
+#[inline(always)]
+unsafe fn copy_rows<S: Simd, T: Float>(s: S, source: &Strided<T>, panel: &Panel<f32>) {
+    for word in 0..panel.words {
+        let from = source.at(panel.first, panel.start + word);
+        let to = panel.to.wrapping_add(word * panel.height);
+        for lane in (0..panel.height).step_by(S::LANES) {
+            let there = panel.count.saturating_sub(lane).min(S::LANES);
+            let (from, to) = (from.wrapping_add(lane), to.wrapping_add(lane));
+            // SAFETY: `there` elements are inside the operand, and the destination has `height` places in this row.
+            unsafe {
+                let v = if there == S::LANES {
+                    T::load(s, from)
+                } else {
+                    T::load_first(s, from, there)
+                };
+                if panel.height - lane >= S::LANES {
+                    s.store(to, v);
+                } else {
+                    s.store_first(to, panel.height - lane, v);
+                }
+            }
+        }
+    }
+}
+
+/// Neighbours along the inner dimension are neighbours in memory: square blocks are transposed in registers.
+#[inline(always)]
+unsafe fn transpose_blocks<S: Simd, T: Float>(s: S, source: &Strided<T>, panel: &Panel<f32>) {
+    for lane in (0..panel.height).step_by(S::LANES) {
+        let there = panel.count.saturating_sub(lane).min(S::LANES);
+        let places = (panel.height - lane).min(S::LANES);
+        for word in (0..panel.words).step_by(S::LANES) {
+            let long = (panel.words - word).min(S::LANES);
+            let mut block = [s.splat(0.0); MAX_LANES];
+            for (row, v) in block.iter_mut().enumerate().take(S::LANES) {
+                if row < there {
+                    let from = source.at(panel.first + lane + row, panel.start + word);
+                    // SAFETY: `long` elements from here on are inside the operand.
+                    *v = unsafe {
+                        if long == S::LANES {
+                            T::load(s, from)
+                        } else {
+                            T::load_first(s, from, long)
+                        }
+                    };
+                }
+            }
+            s.transpose(&mut block);
+            for (row, &v) in block.iter().enumerate().take(S::LANES) {
+                if row < long {
+                    let to = panel.to.wrapping_add((word + row) * panel.height + lane);
+                    // SAFETY: the destination has `places` places from here on in this row.
+                    unsafe {
+                        if places == S::LANES {
+                            s.store(to, v);
+                        } else {
+                            s.store_first(to, places, v);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Packs any elements, `GROUP` of them in one word, each converted by `convert(across, element)`. Words are counted in groups;
+/// `panel.to` addresses the first element of the first word. Elements beyond the inner dimension are zero.
+///
+/// # Safety
+/// As [`pack_floats`].
+#[inline(always)]
+pub(crate) unsafe fn pack_elements<T: Element, E: Pod, const GROUP: usize>(
+    source: &Strided<T>,
+    panel: &Panel<E>,
+    convert: impl Fn(usize, T) -> E,
+) {
+    let element = |lane: usize, along: usize| {
+        if lane < panel.count && along < source.inner {
+            let across = panel.first + lane;
+            // SAFETY: inside the operand.
+            convert(across, unsafe { *source.at(across, along) })
+        } else {
+            E::zeroed()
+        }
+    };
+    // SAFETY: the place is one of the `words * height * GROUP` of the destination.
+    let put = |lane: usize, word: usize, part: usize, value: E| unsafe {
+        *panel.to.add((word * panel.height + lane) * GROUP + part) = value;
+    };
+    if source.along <= source.across {
+        for lane in 0..panel.height {
+            for word in 0..panel.words {
+                for part in 0..GROUP {
+                    put(
+                        lane,
+                        word,
+                        part,
+                        element(lane, (panel.start + word) * GROUP + part),
+                    );
+                }
+            }
+        }
+    } else {
+        for word in 0..panel.words {
+            for lane in 0..panel.height {
+                for part in 0..GROUP {
+                    put(
+                        lane,
+                        word,
+                        part,
+                        element(lane, (panel.start + word) * GROUP + part),
+                    );
+                }
+            }
+        }
+    }
+}

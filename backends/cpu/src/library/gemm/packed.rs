@@ -1,0 +1,80 @@
+//! Operands packed ahead of time: constant weights.
+
+use bytemuck::Pod;
+
+use super::driver::inner_block;
+use super::pack::Panel;
+use crate::error::Result;
+use crate::memory::{Buffer, Usage};
+
+/// All panels of one operand: for each block of the inner dimension, for each panel, its words.
+#[derive(Debug)]
+pub(crate) struct Packed<W> {
+    words: Buffer,
+    /// Places in each panel; the last one may have fewer.
+    height: usize,
+    /// Places of all panels together.
+    places: usize,
+    word: std::marker::PhantomData<W>,
+}
+
+impl<W: Pod> Packed<W> {
+    /// Packs an operand of `across` rows or columns, `height` to a panel; `last_height(count)` gives the places of a panel
+    /// that holds only `count`. Error: out of memory.
+    pub fn new(
+        across: usize,
+        inner: usize,
+        height: usize,
+        last_height: impl Fn(usize) -> usize,
+        packer: impl Fn(&Panel<W>),
+        usage: &Usage,
+    ) -> Result<Packed<W>> {
+        let full = across / height;
+        let rest = across % height;
+        let places = full * height + if rest > 0 { last_height(rest) } else { 0 };
+        let len = places.saturating_mul(inner);
+        let words = Buffer::zeroed_for::<W>(len, usage)?;
+        let packed = Packed {
+            words,
+            height,
+            places,
+            word: std::marker::PhantomData,
+        };
+        let block = inner_block(inner);
+        for start in (0..inner).step_by(block) {
+            let words = block.min(inner - start);
+            for first in (0..across).step_by(height) {
+                let count = height.min(across - first);
+                let height = if count < height {
+                    last_height(count)
+                } else {
+                    height
+                };
+                packer(&Panel {
+                    first,
+                    count,
+                    height,
+                    start,
+                    words,
+                    to: packed.panels(start, words, first),
+                });
+            }
+        }
+        Ok(packed)
+    }
+
+    /// Address of the panels from row or column `first` (a multiple of the panel height) on, in the block of `words` words
+    /// that begins at word `start`.
+    pub fn panels(&self, start: usize, words: usize, first: usize) -> *mut W {
+        debug_assert!(first.is_multiple_of(self.height));
+        self.words
+            .as_ptr()
+            .cast::<W>()
+            .wrapping_add(start * self.places + first * words)
+    }
+
+    /// Bytes taken.
+    pub fn size(&self) -> usize {
+        self.words.size()
+    }
+}

@@ -1,0 +1,236 @@
+//! The register tile: `R` rows by `V` vectors of accumulators, updated by one rank-1 step for each packed word.
+//!
+//! A *word* is what one lane multiplies in one step: one element, or a group of neighbours along the inner dimension for the
+//! dot-product instructions. [`Dot`] is such a step for one number format on one level; [`run_tile`] is the only loop.
+
+use bytemuck::Pod;
+
+use crate::isa::Isa;
+
+/// One multiply-accumulate step on vectors.
+///
+/// The loads and stores are unsafe as those of [`crate::library::simd::Simd`].
+#[allow(
+    clippy::missing_safety_doc,
+    reason = "one contract for all, stated above"
+)]
+pub(crate) trait Dot: Copy {
+    /// Word of the left operand.
+    type A: Pod;
+    /// Word of the right operand.
+    type B: Pod;
+    /// Accumulator.
+    type C: Pod;
+    /// Accumulators, one a lane.
+    type Sums: Copy;
+    /// Words of the right operand, one a lane.
+    type Words: Copy;
+    /// Lanes.
+    const LANES: usize;
+
+    /// Accumulators at zero.
+    fn zero(self) -> Self::Sums;
+    /// Loads a vector of words.
+    unsafe fn load_words(self, from: *const Self::B) -> Self::Words;
+    /// `sums + a * b` in every lane.
+    fn dot(self, a: Self::A, b: Self::Words, sums: Self::Sums) -> Self::Sums;
+    /// `a + b`
+    fn add(self, a: Self::Sums, b: Self::Sums) -> Self::Sums;
+    /// Loads accumulators.
+    unsafe fn load(self, from: *const Self::C) -> Self::Sums;
+    /// Stores accumulators.
+    unsafe fn store(self, to: *mut Self::C, sums: Self::Sums);
+    /// Loads the first `len < LANES` accumulators.
+    unsafe fn load_first(self, from: *const Self::C, len: usize) -> Self::Sums;
+    /// Stores the first `len < LANES` accumulators.
+    unsafe fn store_first(self, to: *mut Self::C, len: usize, sums: Self::Sums);
+}
+
+/// Operands of one tile.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Tile<A, B, C> {
+    /// Steps.
+    pub inner: usize,
+    /// Packed left panel: `inner` groups of `R` words.
+    pub a: *const A,
+    /// Right panel: `inner` rows of `V * LANES` words, `b_stride` apart.
+    pub b: *const B,
+    pub b_stride: usize,
+    /// Destination, rows `c_stride` apart.
+    pub c: *mut C,
+    pub c_stride: usize,
+    /// Rows to store, at most `R`.
+    pub rows: usize,
+    /// Columns to store, at most `V * LANES`, more than `(V - 1) * LANES`.
+    pub cols: usize,
+    /// Add to the destination instead of overwriting it.
+    pub add: bool,
+}
+
+/// Code of one tile shape.
+///
+/// # Safety
+/// The pointers of the tile must be valid as its fields say, and the processor must have the features of the set.
+pub(crate) type TileFn<A, B, C> = unsafe fn(&Tile<A, B, C>);
+
+/// The tile shapes of one format on one level.
+#[derive(Debug)]
+pub(crate) struct TileSet<A: 'static, B: 'static, C: 'static> {
+    /// Lanes of a vector; panels are two vectors wide.
+    pub lanes: usize,
+    /// Code for 1, 2, 4, 6 ... rows, one vector wide.
+    pub narrow: &'static [TileFn<A, B, C>],
+    /// The same, two vectors wide.
+    pub wide: &'static [TileFn<A, B, C>],
+}
+
+impl<A, B, C> Clone for TileSet<A, B, C> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<A, B, C> Copy for TileSet<A, B, C> {}
+
+impl<A, B, C> TileSet<A, B, C> {
+    /// Columns of a right panel.
+    pub fn panel_cols(&self) -> usize {
+        2 * self.lanes
+    }
+
+    /// Rows of the tallest tile.
+    pub fn max_rows(&self) -> usize {
+        2 * (self.wide.len() - 1)
+    }
+
+    /// Rows of the shortest tile that holds `rows`.
+    pub fn tile_rows(&self, rows: usize) -> usize {
+        if rows <= 1 {
+            1
+        } else {
+            rows.next_multiple_of(2)
+        }
+    }
+
+    /// The code for a tile of `tile_rows` rows with `cols` columns to store.
+    pub fn code(&self, tile_rows: usize, cols: usize) -> TileFn<A, B, C> {
+        let widths = if cols > self.lanes {
+            self.wide
+        } else {
+            self.narrow
+        };
+        widths[tile_rows / 2]
+    }
+}
+
+/// Formats choose their tiles by level.
+pub(crate) trait Tiles: 'static {
+    /// Word of the left operand.
+    type A: Pod + Send + Sync;
+    /// Word of the right operand.
+    type B: Pod + Send + Sync;
+    /// Accumulator.
+    type C: Pod + Send + Sync;
+    /// The tile shapes for `isa`.
+    fn set(isa: Isa) -> TileSet<Self::A, Self::B, Self::C>;
+}
+
+/// Computes one tile.
+///
+/// # Safety
+/// As [`TileFn`].
+#[inline(always)]
+pub(crate) unsafe fn run_tile<D: Dot, const R: usize, const V: usize>(
+    d: D,
+    tile: &Tile<D::A, D::B, D::C>,
+) {
+    let Tile {
+        inner,
+        mut a,
+        mut b,
+        b_stride,
+        c,
+        c_stride,
+        rows,
+        cols,
+        add,
+    } = *tile;
+    for row in 0..rows {
+        prefetch(c.wrapping_add(row * c_stride));
+    }
+    let mut sums = [[d.zero(); V]; R];
+    for _ in 0..inner {
+        // SAFETY: the panels hold `inner` groups of words.
+        unsafe {
+            let mut words = [d.load_words(b); V];
+            for (v, word) in words.iter_mut().enumerate().skip(1) {
+                *word = d.load_words(b.add(v * D::LANES));
+            }
+            for (row, sums) in sums.iter_mut().enumerate() {
+                let left = *a.add(row);
+                for (word, sum) in words.iter().zip(sums) {
+                    *sum = d.dot(left, *word, *sum);
+                }
+            }
+            a = a.add(R);
+        }
+        b = b.wrapping_add(b_stride);
+    }
+    let full = cols == V * D::LANES;
+    for (row, sums) in sums.iter().enumerate() {
+        if row >= rows {
+            break;
+        }
+        let c = c.wrapping_add(row * c_stride);
+        for (v, &sum) in sums.iter().enumerate() {
+            let c = c.wrapping_add(v * D::LANES);
+            // SAFETY: `rows` by `cols` elements may be written, and read when adding.
+            unsafe {
+                if full || v + 1 < V {
+                    d.store(c, if add { d.add(sum, d.load(c)) } else { sum });
+                } else {
+                    let rest = cols - v * D::LANES;
+                    d.store_first(
+                        c,
+                        rest,
+                        if add {
+                            d.add(sum, d.load_first(c, rest))
+                        } else {
+                            sum
+                        },
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// Brings the line of an address, which need not be valid, into the first-level cache.
+#[inline(always)]
+pub(crate) fn prefetch<T>(address: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch does not access memory as far as the program can tell, and SSE is part of the baseline.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
+/// Makes the [`TileSet`] of a [`Dot`] type, compiled with the given features.
+macro_rules! tile_set {
+    ($dot:ty, $token:expr, $($feature:literal,)? rows: $($rows:literal)*) => {{
+        type Args = Tile<<$dot as Dot>::A, <$dot as Dot>::B, <$dot as Dot>::C>;
+        $(#[target_feature(enable = $feature)])?
+        unsafe fn code<const R: usize, const V: usize>(tile: &Args) {
+            // SAFETY: the caller's contract; the features are those of this function.
+            unsafe { run_tile::<$dot, R, V>($token, tile) }
+        }
+        TileSet {
+            lanes: <$dot as Dot>::LANES,
+            narrow: &[$(code::<$rows, 1>),*],
+            wide: &[$(code::<$rows, 2>),*],
+        }
+    }};
+}
+pub(crate) use tile_set;

@@ -1,0 +1,175 @@
+//! The block formats whose codes point into codebooks of 4 or 8 values.
+//!
+//! `codebooks.bin` holds the six codebooks of the format one after the other, an entry in 16 bits
+//! little-endian: eight values of two bits, or four values of four bits, the first value lowest.
+//! Each value is an index into the few levels that the codebook uses.
+
+use std::ops::Range;
+
+use crate::dequant::half_at;
+
+static CODEBOOKS: &[u8; 9216] = include_bytes!("codebooks.bin");
+
+/// Entries of each codebook in `codebooks.bin`.
+const IQ2_XXS: Range<usize> = 0..256;
+const IQ2_XS: Range<usize> = 256..768;
+const IQ2_S: Range<usize> = 768..1792;
+const IQ3_XXS: Range<usize> = 1792..2048;
+const IQ3_S: Range<usize> = 2048..2560;
+const IQ1: Range<usize> = 2560..4608;
+
+const LEVELS_2: [f32; 4] = [8.0, 25.0, 43.0, 0.0];
+const LEVELS_3_XXS: [f32; 8] = [4.0, 12.0, 20.0, 28.0, 36.0, 44.0, 52.0, 62.0];
+const LEVELS_3: [f32; 8] = [1.0, 3.0, 5.0, 7.0, 9.0, 11.0, 13.0, 15.0];
+const LEVELS_1: [f32; 4] = [-1.0, 0.0, 1.0, 0.0];
+
+/// Added to every level of a one-bit group, with the group's sign.
+const DELTA: f32 = 0.125;
+
+fn entry(book: Range<usize>, index: usize) -> u16 {
+    let at = (book.start + index) * 2;
+    u16::from_le_bytes([CODEBOOKS[at], CODEBOOKS[at + 1]])
+}
+
+/// Eight values of a two-bit codebook.
+fn eight(book: Range<usize>, index: usize, levels: [f32; 4]) -> impl Iterator<Item = f32> {
+    let entry = entry(book, index);
+    (0..8).map(move |k| levels[usize::from(entry >> (2 * k) & 3)])
+}
+
+/// Four values of a four-bit codebook.
+fn four(book: Range<usize>, index: usize, levels: [f32; 8]) -> impl Iterator<Item = f32> {
+    let entry = entry(book, index);
+    (0..4).map(move |k| levels[usize::from(entry >> (4 * k) & 7)])
+}
+
+/// Seven sign bits; the eighth makes their number even.
+fn even_signs(code: u32) -> u8 {
+    let code = (code & 127) as u8;
+    code | ((code.count_ones() & 1) as u8) << 7
+}
+
+fn u16_at(block: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes([block[at], block[at + 1]])
+}
+
+fn u32_at(block: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]])
+}
+
+/// `scale * value`, negated where a bit of `signs` is set.
+fn write(out: &mut [f32], values: impl Iterator<Item = f32>, scale: f32, signs: u8) {
+    for (index, (out, value)) in out.iter_mut().zip(values).enumerate() {
+        let sign = if signs >> index & 1 == 1 { -1.0 } else { 1.0 };
+        *out = scale * value * sign;
+    }
+}
+
+fn nibble_at(bytes: &[u8], index: usize) -> f32 {
+    f32::from(bytes[index / 2] >> (4 * (index % 2)) & 15)
+}
+
+/// For each 32 elements four codes of eight bits, then four sign codes and a four-bit scale.
+pub(crate) fn iq2_xxs(block: &[u8; 66], out: &mut [f32; 256]) {
+    let scale = half_at(block, 0);
+    for (group, out) in out.chunks_exact_mut(32).enumerate() {
+        let at = 2 + group * 8;
+        let rest = u32_at(block, at + 4);
+        let scale = scale * (0.5 + (rest >> 28) as f32) * 0.25;
+        for (index, out) in out.chunks_exact_mut(8).enumerate() {
+            let values = eight(IQ2_XXS, usize::from(block[at + index]), LEVELS_2);
+            write(out, values, scale, even_signs(rest >> (7 * index)));
+        }
+    }
+}
+
+/// Codes of nine bits with seven sign bits above them; a four-bit scale for each 16 elements.
+pub(crate) fn iq2_xs(block: &[u8; 74], out: &mut [f32; 256]) {
+    let scale = half_at(block, 0);
+    for (index, out) in out.chunks_exact_mut(8).enumerate() {
+        let code = u16_at(block, 2 + index * 2);
+        let scale = scale * (0.5 + nibble_at(&block[66..], index / 2)) * 0.25;
+        let values = eight(IQ2_XS, usize::from(code & 511), LEVELS_2);
+        write(out, values, scale, even_signs(u32::from(code >> 9)));
+    }
+}
+
+/// Codes of ten bits, eight of them in one place and two in another; plain sign bits.
+pub(crate) fn iq2_s(block: &[u8; 82], out: &mut [f32; 256]) {
+    let scale = half_at(block, 0);
+    for (index, out) in out.chunks_exact_mut(8).enumerate() {
+        let high = usize::from(block[66 + index / 4] >> (2 * (index % 4)) & 3);
+        let code = usize::from(block[2 + index]) | high << 8;
+        let scale = scale * (0.5 + nibble_at(&block[74..], index / 2)) * 0.25;
+        write(out, eight(IQ2_S, code, LEVELS_2), scale, block[34 + index]);
+    }
+}
+
+/// Codes of eight bits for four elements; sign codes and a four-bit scale for each 32 elements.
+pub(crate) fn iq3_xxs(block: &[u8; 98], out: &mut [f32; 256]) {
+    let scale = half_at(block, 0);
+    for (index, out) in out.chunks_exact_mut(4).enumerate() {
+        let rest = u32_at(block, 66 + index / 8 * 4);
+        let scale = scale * (0.5 + (rest >> 28) as f32) * 0.5;
+        let signs = even_signs(rest >> (7 * (index / 2 % 4))) >> (4 * (index % 2));
+        write(
+            out,
+            four(IQ3_XXS, usize::from(block[2 + index]), LEVELS_3_XXS),
+            scale,
+            signs,
+        );
+    }
+}
+
+/// Codes of nine bits for four elements; plain sign bits; a four-bit scale for each 32 elements.
+pub(crate) fn iq3_s(block: &[u8; 110], out: &mut [f32; 256]) {
+    let scale = half_at(block, 0);
+    for (index, out) in out.chunks_exact_mut(4).enumerate() {
+        let high = usize::from(block[66 + index / 8] >> (index % 8) & 1);
+        let code = usize::from(block[2 + index]) | high << 8;
+        let scale = scale * (1.0 + 2.0 * nibble_at(&block[106..], index / 8));
+        let signs = block[74 + index / 2] >> (4 * (index % 2));
+        write(out, four(IQ3_S, code, LEVELS_3), scale, signs);
+    }
+}
+
+fn ternary(out: &mut [f32], code: usize, scale: f32, delta: f32) {
+    for (out, value) in out.iter_mut().zip(eight(IQ1, code, LEVELS_1)) {
+        *out = scale * (value + delta);
+    }
+}
+
+/// Codes of eleven bits; a three-bit scale and the sign of the offset for each 32 elements.
+pub(crate) fn iq1_s(block: &[u8; 50], out: &mut [f32; 256]) {
+    let scale = half_at(block, 0);
+    for (index, out) in out.chunks_exact_mut(8).enumerate() {
+        let rest = u16_at(block, 34 + index / 4 * 2);
+        let high = usize::from(rest >> (3 * (index % 4)) & 7);
+        let scale = scale * (2.0 * f32::from(rest >> 12 & 7) + 1.0);
+        let delta = if rest >> 15 == 0 { DELTA } else { -DELTA };
+        ternary(out, usize::from(block[2 + index]) | high << 8, scale, delta);
+    }
+}
+
+/// As [`iq1_s`] with a three-bit scale for each 16 elements and the sign of the offset for each 8.
+/// The half-precision scale lies in the top four bits of the four words of scales.
+pub(crate) fn iq1_m(block: &[u8; 56], out: &mut [f32; 256]) {
+    let words = [0, 1, 2, 3].map(|word| u16_at(block, 48 + word * 2));
+    let bits = words
+        .iter()
+        .enumerate()
+        .fold(0, |bits, (k, word)| bits | word >> 12 << (4 * k));
+    let scale = half::f16::from_bits(bits).to_f32();
+    for (index, out) in out.chunks_exact_mut(8).enumerate() {
+        let rest = block[32 + index / 2] >> (4 * (index % 2));
+        let inner = words[index / 8] >> (3 * (index / 2 % 4)) & 7;
+        let scale = scale * (2.0 * f32::from(inner) + 1.0);
+        let delta = if rest & 8 == 0 { DELTA } else { -DELTA };
+        ternary(
+            out,
+            usize::from(block[index]) | usize::from(rest & 7) << 8,
+            scale,
+            delta,
+        );
+    }
+}

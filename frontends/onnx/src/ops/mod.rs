@@ -1,0 +1,50 @@
+//! The operators: one row per version of an operator whose meaning differs from the version before, one file per
+//! family. To add one: a row in its family's table and a function.
+
+mod elementwise;
+
+use crate::context::NodeCx;
+use crate::import_error::OpResult;
+
+/// An operator's importer.
+pub(crate) type Importer = fn(&mut NodeCx<'_, '_>) -> OpResult;
+
+/// One version of an operator.
+pub(crate) struct OpRow {
+    /// Domain; empty for the standard one.
+    pub(crate) domain: &'static str,
+    /// Operator name.
+    pub(crate) name: &'static str,
+    /// First version of the domain with this meaning.
+    pub(crate) since: i64,
+    /// What builds the graph.
+    pub(crate) import: Importer,
+}
+
+/// A row of the standard domain.
+pub(crate) const fn op(name: &'static str, since: i64, import: Importer) -> OpRow {
+    OpRow {
+        domain: "",
+        name,
+        since,
+        import,
+    }
+}
+
+/// A row of another domain.
+pub(crate) const fn op_in(
+    domain: &'static str,
+    name: &'static str,
+    since: i64,
+    import: Importer,
+) -> OpRow {
+    OpRow {
+        domain,
+        name,
+        since,
+        import,
+    }
+}
+
+/// The table, by family.
+pub(crate) const FAMILIES: &[&[OpRow]] = &[elementwise::OPS];
