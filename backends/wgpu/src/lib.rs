@@ -10,6 +10,7 @@
 pub mod adapter;
 pub mod device;
 mod error;
+pub mod library;
 
 pub use adapter::{Adapter, AdapterFacts, AdapterList};
 pub use device::{DeviceOptions, GpuBuffer, GpuDevice, Tier};

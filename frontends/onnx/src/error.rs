@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use cupola_source::{Fault, SourceError, quote};
+use cupola_source::{Fault, SourceError, clip, quote};
 
 use crate::function::{MAX_CALL_DEPTH, MAX_EXPANDED_NODES};
 use crate::proto::NodeProto;
@@ -203,11 +203,7 @@ impl ReadError {
 
 impl From<prost::DecodeError> for ReadError {
     fn from(error: prost::DecodeError) -> ReadError {
-        let mut text = error.to_string();
-        if let Some((end, _)) = text.char_indices().nth(240) {
-            text.truncate(end);
-        }
-        ReadError::Decode(text)
+        ReadError::Decode(clip(&error.to_string(), 240))
     }
 }
 

@@ -14,4 +14,4 @@ mod message;
 pub use format::{Format, sniff};
 pub use hash::ContentHash;
 pub use map::{Source, SourceError};
-pub use message::{Fault, quote};
+pub use message::{Fault, clip, quote};

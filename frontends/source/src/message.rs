@@ -55,6 +55,25 @@ pub fn quote(name: &str) -> String {
     text
 }
 
+/// Text from another library, such as a parser's message, on one line: control characters escaped, cut with `...` after
+/// `max_size` bytes.
+pub fn clip(text: &str, max_size: usize) -> String {
+    let mut clipped = String::with_capacity(max_size.min(text.len()));
+    for character in text.chars() {
+        let before = clipped.len();
+        match character {
+            '"' | '\'' | '\\' => clipped.push(character),
+            _ => clipped.extend(character.escape_debug()),
+        }
+        if clipped.len() > max_size {
+            clipped.truncate(before);
+            clipped.push_str("...");
+            break;
+        }
+    }
+    clipped
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -68,6 +87,13 @@ mod tests {
         assert!(long.ends_with("...'") && long.len() <= 69, "{long}");
         let wide = quote(&"\u{10ffff}".repeat(100));
         assert!(wide.len() <= 69 && wide.is_ascii(), "{wide}");
+    }
+
+    #[test]
+    fn messages_of_others_stay_on_one_line() {
+        assert_eq!(clip("it's \"a\\b\"\n\u{1b}", 99), "it's \"a\\b\"\\n\\u{1b}");
+        assert_eq!(clip("abcdef", 4), "abcd...");
+        assert_eq!(clip("\u{10ffff}", 4), "...");
     }
 
     #[test]

@@ -8,12 +8,14 @@ pub mod activation;
 pub mod attention;
 pub mod conv;
 pub mod norm;
+pub mod recurrent;
 pub mod softmax;
 
 pub use activation::*;
 pub use attention::*;
 pub use conv::*;
 pub use norm::*;
+pub use recurrent::*;
 pub use softmax::*;
 
 use crate::attr::op_family;
@@ -59,6 +61,8 @@ op_family! {
         Conv = "conv",
         /// Transposed convolution.
         ConvTranspose = "conv_transpose",
+        /// A recurrent layer.
+        Recurrent = "recurrent",
     }
 }
 
@@ -73,6 +77,7 @@ impl CompositeOp {
             CompositeOp::Attention(p) => p,
             CompositeOp::Conv(p) => p,
             CompositeOp::ConvTranspose(p) => p,
+            CompositeOp::Recurrent(p) => p,
         }
     }
 

@@ -10,7 +10,7 @@ pub mod text;
 mod verify;
 
 pub use order::{NodeGraph, dot, node_graph};
-pub use verify::verify;
+pub use verify::{verify, verify_region};
 
 use crate::dim::{Dim, Sym, SymRange};
 use crate::dtype::DType;

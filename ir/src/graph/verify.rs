@@ -11,8 +11,16 @@ use rustc_hash::FxHashSet;
 /// # Errors
 /// [`IrError::Invalid`] with one line per finding.
 pub fn verify(graph: &Graph) -> Result<()> {
+    verify_region(graph, &FxHashSet::default())
+}
+
+/// As [`verify`], for a region that sees the symbols `outer`.
+///
+/// # Errors
+/// As [`verify`].
+pub fn verify_region(graph: &Graph, outer: &FxHashSet<crate::dim::Sym>) -> Result<()> {
     let mut found = vec![];
-    check(graph, &mut found, "", &FxHashSet::default());
+    check(graph, &mut found, "", outer);
     if found.is_empty() {
         Ok(())
     } else {

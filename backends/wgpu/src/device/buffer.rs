@@ -21,7 +21,7 @@ pub struct GpuBuffer {
 }
 
 impl GpuBuffer {
-    /// Bytes asked for. The memory behind is rounded up to whole words.
+    /// Bytes asked for. The memory behind is rounded up to 16.
     pub fn size(&self) -> u64 {
         self.size
     }
@@ -59,7 +59,7 @@ impl GpuBuffer {
         })
     }
 
-    /// Bytes that really exist: whole words, at least one.
+    /// Bytes that really exist.
     pub(super) fn padded_size(&self) -> u64 {
         padded(self.size)
     }
@@ -91,8 +91,9 @@ impl Drop for GpuBuffer {
     }
 }
 
+/// Whole fours of words, at least one: the smallest range that kernels reading fours can be given.
 fn padded(size: u64) -> u64 {
-    size.max(1).next_multiple_of(WORD)
+    size.max(1).next_multiple_of(4 * WORD)
 }
 
 /// Part of a buffer, as a kernel sees it.
@@ -107,7 +108,7 @@ pub struct BufferRange<'a> {
 }
 
 impl BufferRange<'_> {
-    /// The size wgpu is told: whole words, at least one.
+    /// The size wgpu is told.
     pub(super) fn binding_size(&self) -> u64 {
         padded(self.size)
     }
@@ -176,7 +177,7 @@ impl GpuDevice {
     /// no more.
     pub fn allocate(&self, size: u64) -> Result<GpuBuffer, Error> {
         let allowed = self.limits().buffer_size;
-        if size > allowed.saturating_sub(WORD) {
+        if size > allowed.saturating_sub(4 * WORD) {
             return Err(Error::Limit {
                 what: "a buffer",
                 needed: size,

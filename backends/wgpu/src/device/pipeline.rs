@@ -3,29 +3,12 @@
 use std::fmt::Write as _;
 use std::sync::{Arc, Mutex};
 
+pub use cupola_shaders::{Access, ParamSpace};
 use rustc_hash::FxHashMap;
 
 use super::buffer::BufferRange;
 use super::{GpuDevice, ShaderChecks, lock, one_line};
 use crate::error::Error;
-
-/// How a kernel uses one of its buffers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Access {
-    /// `var<storage, read>`.
-    Read,
-    /// `var<storage, read_write>`.
-    ReadWrite,
-}
-
-/// Where a kernel finds its parameters, a `struct` of `u32` members.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum ParamSpace {
-    /// `@group(1) @binding(0) var<uniform> params`: works everywhere.
-    Uniform,
-    /// `var<immediate> params`: needs [`DeviceFeatures::immediate_size`](super::DeviceFeatures::immediate_size).
-    Immediate,
-}
 
 /// Who vouches for a kernel's indices and loops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -1,8 +1,11 @@
 //! Devices for tests. Without an adapter a test says so and passes, unless `CUPOLA_TEST_REQUIRE_GPU=1`.
 #![allow(dead_code)]
 
+use cupola_shaders::element::Element;
 use cupola_wgpu::device::{Command, Dispatch, KernelSource, ParamSpace, ShaderChecks};
+use cupola_wgpu::library::{LibraryCall, LibraryProgram, Place, kernel_source};
 use cupola_wgpu::{AdapterList, DeviceOptions, GpuDevice, Tier};
+use half::{bf16, f16};
 
 /// Every tier of the first adapter; empty without an adapter.
 pub fn devices() -> Vec<GpuDevice> {
@@ -77,4 +80,186 @@ pub fn param_spaces(device: &GpuDevice) -> Vec<ParamSpace> {
         0 => vec![ParamSpace::Uniform],
         _ => vec![ParamSpace::Uniform, ParamSpace::Immediate],
     }
+}
+
+/// Runs a library kernel over `buffers` and returns the one at `result`.
+pub fn run_library(
+    device: &GpuDevice,
+    call: &LibraryCall,
+    epilogue_params: &[u32],
+    buffers: &[&[u8]],
+    result: usize,
+) -> Vec<u8> {
+    let source = kernel_source(&call.shader, device.features());
+    let groups = call
+        .folded(device.limits().groups_per_axis)
+        .expect("fits a dispatch");
+    let params = call.params_with(epilogue_params);
+    run(device, &source, &params, groups, buffers).swap_remove(result)
+}
+
+/// Small pseudo-random numbers, the same in every run.
+pub struct Random(u64);
+
+impl Random {
+    /// A sequence of its own for each seed.
+    pub fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    /// The next 32 bits.
+    pub fn bits(&mut self) -> u32 {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) as u32
+    }
+
+    /// Below `limit`.
+    pub fn below(&mut self, limit: u32) -> u32 {
+        self.bits() % limit
+    }
+
+    /// Between -1 and 1.
+    pub fn unit(&mut self) -> f32 {
+        self.bits() as f32 / (1u32 << 30) as f32 - 1.0
+    }
+
+    /// As many values between -1 and 1.
+    pub fn units(&mut self, len: usize) -> Vec<f32> {
+        (0..len).map(|_| self.unit()).collect()
+    }
+}
+
+/// `values` as stored with `element`, and what a kernel reads from there.
+pub fn stored(values: &[f32], element: Element) -> (Vec<u8>, Vec<f32>) {
+    match element {
+        Element::F32 => (bytemuck::cast_slice(values).to_vec(), values.to_vec()),
+        Element::F16 => {
+            let halves: Vec<f16> = values.iter().map(|&v| f16::from_f32(v)).collect();
+            (
+                bytemuck::cast_slice(&halves).to_vec(),
+                halves.iter().map(|h| h.to_f32()).collect(),
+            )
+        }
+        Element::Bf16 => {
+            let halves: Vec<bf16> = values.iter().map(|&v| bf16::from_f32(v)).collect();
+            (
+                bytemuck::cast_slice(&halves).to_vec(),
+                halves.iter().map(|h| h.to_f32()).collect(),
+            )
+        }
+        Element::I8 => {
+            let bytes: Vec<i8> = values.iter().map(|&v| (v * 127.0) as i8).collect();
+            (
+                bytemuck::cast_slice(&bytes).to_vec(),
+                bytes.iter().map(|&v| f32::from(v)).collect(),
+            )
+        }
+        Element::U8 => {
+            let bytes: Vec<u8> = values.iter().map(|&v| (v.abs() * 255.0) as u8).collect();
+            (bytes.clone(), bytes.iter().map(|&v| f32::from(v)).collect())
+        }
+        Element::I32 => {
+            let words: Vec<i32> = values.iter().map(|&v| (v * 1000.0) as i32).collect();
+            (
+                bytemuck::cast_slice(&words).to_vec(),
+                words.iter().map(|&v| v as f32).collect(),
+            )
+        }
+        other => panic!("no test data of {other:?}"),
+    }
+}
+
+/// Bytes stored with `element` as numbers.
+pub fn loaded(bytes: &[u8], element: Element) -> Vec<f32> {
+    let pairs = || bytes.chunks_exact(2).map(|b| [b[0], b[1]]);
+    let words = || bytes.chunks_exact(4).map(|b| [b[0], b[1], b[2], b[3]]);
+    match element {
+        Element::F32 => words().map(f32::from_le_bytes).collect(),
+        Element::I32 => words().map(|w| i32::from_le_bytes(w) as f32).collect(),
+        Element::F16 => pairs().map(|p| f16::from_le_bytes(p).to_f32()).collect(),
+        Element::Bf16 => pairs().map(|p| bf16::from_le_bytes(p).to_f32()).collect(),
+        other => panic!("no test results of {other:?}"),
+    }
+}
+
+/// Relative rounding of a stored result.
+pub fn rounding(element: Element) -> f32 {
+    match element {
+        Element::F16 => 1.0 / 1024.0,
+        Element::Bf16 => 1.0 / 128.0,
+        _ => 0.0,
+    }
+}
+
+/// Same kind of number, and finite ones within `absolute + relative * |want|`.
+pub fn assert_close(got: &[f32], want: &[f64], absolute: f64, relative: f64, what: &str) {
+    assert_eq!(got.len(), want.len(), "{what}: lengths");
+    for (at, (&got, &want)) in got.iter().zip(want).enumerate() {
+        let got = f64::from(got);
+        let close = if want.is_finite() {
+            got.is_finite() && (got - want).abs() <= absolute + relative * want.abs()
+        } else {
+            got == want || (got.is_nan() && want.is_nan())
+        };
+        assert!(close, "{what}: element {at} is {got}, should be {want}");
+    }
+}
+
+/// Runs a library program over its arguments, given as bytes, and returns the one at `result`.
+pub fn run_program(
+    device: &GpuDevice,
+    program: &LibraryProgram,
+    arguments: &[&[u8]],
+    result: usize,
+) -> Vec<u8> {
+    let held: Vec<_> = arguments
+        .iter()
+        .map(|bytes| device.allocate_with(bytes).expect("allocates"))
+        .collect();
+    let scratch: Vec<_> = program
+        .scratch
+        .iter()
+        .map(|&size| device.allocate(size).expect("allocates"))
+        .collect();
+    let steps: Vec<_> = program
+        .steps
+        .iter()
+        .map(|(call, places)| {
+            let pipeline = device
+                .pipeline(&kernel_source(&call.shader, device.features()))
+                .expect("compiles");
+            let ranges: Vec<_> = places
+                .iter()
+                .map(|place| match place {
+                    Place::Argument(n) => held[*n].whole(),
+                    Place::Scratch(n) => scratch[*n].whole(),
+                })
+                .collect();
+            let bindings = device.bind(&pipeline, &ranges).expect("binds");
+            let groups = call
+                .folded(device.limits().groups_per_axis)
+                .expect("fits a dispatch");
+            (pipeline, bindings, call.params_with(&[]), groups)
+        })
+        .collect();
+    let commands: Vec<_> = steps
+        .iter()
+        .map(|(pipeline, bindings, params, groups)| {
+            Command::Dispatch(Dispatch {
+                pipeline,
+                bindings,
+                params,
+                groups: *groups,
+            })
+        })
+        .collect();
+    device.submit(&commands).expect("submits");
+    let mut bytes = vec![0; held[result].size() as usize];
+    device
+        .download(&held[result], 0, &mut bytes)
+        .expect("downloads");
+    bytes
 }

@@ -1,7 +1,9 @@
 //! The operators: one row per version of an operator whose meaning differs from the version before, one file per
 //! family. To add one: a row in its family's table and a function.
 
+mod attention;
 mod elementwise;
+mod recurrent;
 
 use crate::context::NodeCx;
 use crate::import_error::OpResult;
@@ -47,4 +49,4 @@ pub(crate) const fn op_in(
 }
 
 /// The table, by family.
-pub(crate) const FAMILIES: &[&[OpRow]] = &[elementwise::OPS];
+pub(crate) const FAMILIES: &[&[OpRow]] = &[attention::OPS, elementwise::OPS, recurrent::OPS];

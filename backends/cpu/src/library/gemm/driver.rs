@@ -158,6 +158,8 @@ struct Panels<A, B> {
     right_row: usize,
     /// The last panel, where it does not follow the others.
     right_last: Option<Shared<B>>,
+    /// Whether the right rows are read in place by few left rows.
+    sliced: bool,
 }
 
 impl<A: Pod + Send + Sync, B: Pod + Send + Sync, C: Pod + Send + Sync> Product<'_, A, B, C> {
@@ -220,14 +222,8 @@ impl<A: Pod + Send + Sync, B: Pod + Send + Sync, C: Pod + Send + Sync> Product<'
         };
         // SAFETY: passed on.
         let panels = unsafe { self.pack(cx, tiles, height, block, scratch, threads) };
-        let (row_groups, col_groups) = task_grid(
-            tiles,
-            block,
-            left_panels,
-            right_panels,
-            threads,
-            size_of::<B>(),
-        );
+        let (row_groups, col_groups) =
+            task_grid(tiles, block, left_panels, right_panels, threads, &panels);
         let (to, row_stride) = match self.target {
             Target::Store { to, row_stride } | Target::Add { to, row_stride } => (
                 Shared(to.get().wrapping_add(block.row * row_stride + block.col)),
@@ -302,29 +298,42 @@ impl<A: Pod + Send + Sync, B: Pod + Send + Sync, C: Pod + Send + Sync> Product<'
         let c = to.get().wrapping_add(row * c_stride);
         let first_col = right_panels.start * width;
         let end_col = (right_panels.end * width).min(block.cols);
-        for panel in right_panels {
-            let cols = width.min(block.cols - panel * width);
-            let (b, b_stride) = match panels.right_last {
-                Some(last) if cols < width => (last.get(), width),
-                _ => (
-                    panels.right.get().wrapping_add(panel * panels.right_panel),
-                    panels.right_row,
-                ),
-            };
-            let c = c.wrapping_add(panel * width);
-            let tile = Tile {
-                inner: block.words,
-                a,
-                b,
-                b_stride,
-                c,
-                c_stride,
-                rows,
-                cols,
-                add,
-            };
-            // SAFETY: the tile's operands are packed, its target lies inside the product; the set was made for this processor.
-            unsafe { tiles.code(tile_rows, cols)(&tile) };
+        // Rows read in place come a few at a time, each over all columns, so that memory is read in long runs.
+        let slice = if panels.sliced {
+            ROW_SLICE
+        } else {
+            block.words
+        };
+        for start in (0..block.words.max(1)).step_by(slice.max(1)) {
+            let inner = slice.min(block.words - start);
+            let a = a.wrapping_add(start * tile_rows);
+            for panel in right_panels.clone() {
+                let cols = width.min(block.cols - panel * width);
+                let (b, b_stride) = match panels.right_last {
+                    Some(last) if cols < width => (last.get(), width),
+                    _ => (
+                        panels.right.get().wrapping_add(panel * panels.right_panel),
+                        panels.right_row,
+                    ),
+                };
+                let b = b.wrapping_add(start * b_stride);
+                let c = c.wrapping_add(panel * width);
+                let add = add || start > 0;
+                let tile = Tile {
+                    inner,
+                    a,
+                    b,
+                    b_stride,
+                    c,
+                    c_stride,
+                    rows,
+                    cols,
+                    add,
+                };
+                // SAFETY: the tile's operands are packed, its target lies inside the product; the set was made for this
+                // processor.
+                unsafe { tiles.code(tile_rows, cols)(&tile) };
+            }
         }
         if let (true, Some(epilogue)) = (block.last, self.epilogue) {
             epilogue(Finished {
@@ -373,6 +382,7 @@ impl<A: Pod + Send + Sync, B: Pod + Send + Sync, C: Pod + Send + Sync> Product<'
             right_panel: width * block.words,
             right_row: width,
             right_last: None,
+            sliced: false,
         };
         // Panels from `right_first` on are packed here.
         let (right_packer, right_first) = match self.right {
@@ -387,6 +397,7 @@ impl<A: Pod + Send + Sync, B: Pod + Send + Sync, C: Pod + Send + Sync> Product<'
             } if self.reads_rows(tiles) => {
                 panels.right = Shared(from.get().wrapping_add(block.start * stride + block.col));
                 (panels.right_panel, panels.right_row) = (width, stride);
+                panels.sliced = self.rows <= tiles.max_rows();
                 let ragged = !block.cols.is_multiple_of(width);
                 panels.right_last = ragged.then_some(Shared(scratch_right));
                 (
@@ -456,6 +467,9 @@ impl<A: Pod + Send + Sync, B: Pod + Send + Sync, C: Pod + Send + Sync> Product<'
     }
 }
 
+/// Rows of the right operand read in place at a time.
+const ROW_SLICE: usize = 8;
+
 /// Words below which packing is not divided among threads (about 2 us).
 const PACK_SERIAL_WORDS: usize = 16 << 10;
 
@@ -471,10 +485,15 @@ fn task_grid<A, B, C>(
     left_panels: usize,
     right_panels: usize,
     threads: usize,
-    word: usize,
+    panels: &Panels<A, B>,
 ) -> (usize, usize) {
-    let panel_size = (block.words * tiles.panel_cols() * word).max(1);
-    let resident = (caches().l2 / 2 / panel_size).max(1);
+    // What stays in a cache while a task runs: rows of the product when sliced, else the right panels.
+    let resident = if panels.sliced {
+        caches().l1 / 2 / (block.rows * tiles.panel_cols() * size_of::<C>())
+    } else {
+        caches().l2 / 2 / (block.words * tiles.panel_cols() * size_of::<B>()).max(1)
+    }
+    .max(1);
     let mut col_groups = right_panels.div_ceil(resident);
     if threads == 1 {
         return (1, col_groups);

@@ -2,6 +2,7 @@
 
 use half::{bf16, f16};
 
+use super::dots;
 use super::driver::{self, Epilogue, Finished, Product, Target};
 use super::formats::{BrainPairs, Doubles, Floats, Wrapping};
 use super::pack::{Panel, Strided, pack_elements, pack_floats};
@@ -101,7 +102,7 @@ const FOREIGN: &str = "bug: packed for another number type";
 
 /// Numbers whose words are themselves: packing and direct rows alike.
 macro_rules! plain_numbers {
-    ($($t:ty as $word:ty: $format:ty, $packed:ident, $pack:expr;)*) => {
+    ($($t:ty as $word:ty: $format:ty, $packed:ident, $pack:expr, dots $dots:expr;)*) => {
         $(#[allow(private_interfaces, reason = "sealed: callable in this module only")]
         impl Multiply for $t {
             type Sum = $t;
@@ -114,6 +115,10 @@ macro_rules! plain_numbers {
                 pack_right_with::<$format>(isa, cols, source.inner, packer, usage).map(AnyPacked::$packed)
             }
             unsafe fn multiply(cx: &Context, matrix: &Matrix<$t>) -> Result<()> {
+                // SAFETY: passed on.
+                if let Some(done) = unsafe { $dots(cx, matrix) } {
+                    return done;
+                }
                 let isa = cx.isa;
                 let pack_left;
                 let left = match &matrix.left {
@@ -182,13 +187,18 @@ fn pack_same<T: Element, W: Element>(_: Isa, source: &Strided<T>, panel: &Panel<
     unsafe { pack_elements::<T, T, 1>(source, &panel.with(panel.to.cast()), |_, x| x) }
 }
 
+/// Number types without dot products from memory.
+unsafe fn no_dots<T: Number>(_: &Context, _: &Matrix<T>) -> Option<Result<()>> {
+    None
+}
+
 plain_numbers! {
-    f32 as f32: Floats<f32>, F32, pack_f32;
-    f64 as f64: Doubles, F64, pack_same;
-    i32 as i32: Wrapping<i32>, I32, pack_same;
-    u32 as i32: Wrapping<i32>, I32, pack_same;
-    i64 as i64: Wrapping<i64>, I64, pack_same;
-    u64 as i64: Wrapping<i64>, I64, pack_same;
+    f32 as f32: Floats<f32>, F32, pack_f32, dots dots::multiply;
+    f64 as f64: Doubles, F64, pack_same, dots no_dots;
+    i32 as i32: Wrapping<i32>, I32, pack_same, dots no_dots;
+    u32 as i32: Wrapping<i32>, I32, pack_same, dots no_dots;
+    i64 as i64: Wrapping<i64>, I64, pack_same, dots no_dots;
+    u64 as i64: Wrapping<i64>, I64, pack_same, dots no_dots;
 }
 
 fn pack_brain_pairs(source: &Strided<bf16>, panel: &Panel<u32>) {
@@ -220,7 +230,23 @@ macro_rules! half_numbers {
                 pack_right_with::<Floats<$t>>(isa, cols, source.inner, packer, usage).map(AnyPacked::$packed)
             }
             unsafe fn multiply(cx: &Context, matrix: &Matrix<$t>) -> Result<()> {
+                // SAFETY: passed on.
+                if let Some(done) = unsafe { dots::multiply(cx, matrix) } {
+                    return done;
+                }
                 let isa = cx.isa;
+                let few_rows = matrix.rows <= Floats::<$t>::set(isa).max_rows();
+                if let (OneRight::Strided(source), OneLeft::Strided(left), true) = (&matrix.right, &matrix.left, few_rows)
+                    && source.across == 1
+                {
+                    // SAFETY: the driver asks for panels inside the matrix.
+                    let pack_left = move |panel: &Panel<f32>| unsafe { pack_floats(isa, left, panel) };
+                    let pack_right = move |panel: &Panel<$t>| pack_same(isa, source, panel);
+                    let from = Shared(source.from.cast_mut());
+                    let right = driver::Right::Rows { from, stride: source.along, packer: &pack_right };
+                    // SAFETY: passed on.
+                    return unsafe { drive::<$t, Floats<$t>>(cx, matrix, matrix.inner, driver::Left::Pack(&pack_left), right) };
+                }
                 if let Some(pack) = $pairs(isa) {
                     let pack_left;
                     let left = match &matrix.left {

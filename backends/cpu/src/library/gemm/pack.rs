@@ -64,7 +64,7 @@ unsafe impl<T: Sync> Sync for Strided<T> {}
 impl<T: Element> Strided<T> {
     /// Address of one element.
     #[inline(always)]
-    fn at(&self, across: usize, along: usize) -> *const T {
+    pub fn at(&self, across: usize, along: usize) -> *const T {
         self.from
             .wrapping_add(across * self.across + along * self.along)
     }

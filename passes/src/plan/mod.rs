@@ -1,14 +1,28 @@
 //! The plan: what a compiled graph does, step by step, and where its values live.
 //!
-//! A plan is symbolic: extents are dimensions, offsets are decided when symbols are bound (`runtime` packs the slots
-//! that [`Slot::first`] and [`Slot::last`] say are alive together). Nothing here names a backend; devices are
-//! positions in the list of targets that the graph was compiled for. Device 0 is always the host's CPU.
+//! A plan is symbolic: extents are dimensions, offsets are decided by [`pack`] when symbols are bound, from what
+//! [`Slot::first`] and [`Slot::last`] say is alive together. Nothing here names a backend; devices are positions in
+//! the list of targets that the graph was compiled for. Device 0 is always the host's CPU.
+//!
+//! Reading order: this file (what a plan is), `build` (how it is made), `require` (what must hold of run-time sizes),
+//! `pack` (offsets), `check` (the checker that tests run beside all that).
+
+mod build;
+mod check;
+mod pack;
+mod require;
+
+pub use check::{check_packing, check_plan};
+pub use pack::{Packing, pack, slot_sizes};
+pub use require::Require;
+
+pub(crate) use build::build;
 
 use cupola_ir::kernel::Unit;
 use cupola_ir::{Dim, Graph, NodeId, Sym, Tensor, ValueId, ValueType};
 
 /// Position in the list of targets given to `compile`. 0 is the host.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct DeviceId(pub u32);
 
 impl DeviceId {
@@ -107,6 +121,14 @@ pub enum Step {
         /// Smallest allowed value.
         min: i64,
     },
+    /// Fails the run unless the bound sizes are as a node's operands and attributes need them. Comes before anything
+    /// that relies on it.
+    Require {
+        /// Node of [`Compiled::graph`].
+        node: NodeId,
+        /// What must hold.
+        that: Require,
+    },
     /// Makes a slot's contents the value of a state after the run.
     WriteState {
         /// State slot name.
@@ -164,6 +186,10 @@ pub enum MissCode {
     ReductionShape,
     /// More buffer arguments than the device allows.
     TooManyBuffers,
+    /// The kernel would become too large.
+    TooLarge,
+    /// The value would be computed again for every repetition of it.
+    Recompute,
     /// The op runs on another device.
     OtherDevice,
     /// The device has no kernel for the op, dtype or scalar function.
@@ -184,6 +210,8 @@ impl MissCode {
             MissCode::Escapes => "escapes",
             MissCode::ReductionShape => "reduction-shape",
             MissCode::TooManyBuffers => "too-many-buffers",
+            MissCode::TooLarge => "too-large",
+            MissCode::Recompute => "recompute",
             MissCode::OtherDevice => "other-device",
             MissCode::Unsupported => "unsupported",
             MissCode::NearPattern => "near-pattern",

@@ -1,0 +1,566 @@
+//! Fusion: which values are stored, and which nodes each unit computes.
+//!
+//! Walks the graph from its outputs backwards. A value joins the unit of its users when that is one unit, or when
+//! computing it again costs less than storing it; otherwise it is stored and becomes the root of a unit of its own.
+//! A reduction joins if it is needed once per parallel index of the unit (softmax, norms: the rows); a library op
+//! joins an elementwise unit as its anchor, which then is the op's epilogue.
+//!
+//! Rules: views are free; every value that does not join is recorded as a [`Miss`]. Not here: how the index
+//! arithmetic works out (`lower`, which may send a value back as one that must be stored).
+
+mod coords;
+
+use crate::place::{Place, unsupported};
+use crate::plan::{DeviceId, Miss, MissCode};
+use crate::{Context, Result, Work};
+use coords::{Coord, cost, operand_coords};
+use cupola_ir::{CoreOp, Graph, NodeId, Op, OpClass, ValueId};
+use rustc_hash::{FxHashMap, FxHashSet};
+
+/// Cost up to which a value is computed again rather than stored: about what a store and a load cost, in additions.
+const CHEAP: u32 = 8;
+/// Most nodes in a unit; bounds the recursion of `lower` too.
+const MAX_MEMBERS: usize = 256;
+
+/// A unit to be: the root is stored, the other members are inlined.
+#[derive(Clone, Debug)]
+pub(crate) struct Group {
+    /// The stored value.
+    pub root: ValueId,
+    /// Device.
+    pub device: DeviceId,
+    /// Library node whose result 0 the rest of the group consumes.
+    pub anchor: Option<NodeId>,
+    /// Nodes computed, the root's first, then backwards.
+    pub members: Vec<NodeId>,
+    /// Axes of the root that are parallel; `None` for all.
+    pub parallel: Option<Vec<u32>>,
+    /// A reduction has joined or is the root.
+    reduces: bool,
+}
+
+/// The outcome.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Fusion {
+    /// Groups in the order of their roots.
+    pub groups: Vec<Group>,
+    /// Per value: has memory of its own (or is a reshape of what has).
+    pub stored: Vec<bool>,
+    /// Per value: someone needs it stored.
+    pub needed: Vec<bool>,
+    /// Values that must be stored, and why.
+    pub forced: FxHashMap<ValueId, MissCode>,
+    /// Fusions not made.
+    pub misses: Vec<Miss>,
+}
+
+/// How one unit uses a value.
+#[derive(Clone, Debug)]
+struct Use {
+    root: ValueId,
+    coords: Vec<Coord>,
+    /// Elements are computed more than once.
+    repeated: bool,
+    user: NodeId,
+}
+
+struct Fuser<'a> {
+    graph: &'a Graph,
+    work: &'a Work,
+    context: &'a Context<'a>,
+    costs: Vec<u32>,
+    reduced: Vec<bool>,
+    uses: Vec<Vec<Use>>,
+    groups: FxHashMap<ValueId, Group>,
+    stored: Vec<bool>,
+    needed: Vec<bool>,
+    misses: Vec<Miss>,
+    /// Repeated values that are fine only if they end up computed once per row.
+    rows: Vec<(ValueId, ValueId, Vec<u32>)>,
+}
+
+pub(crate) fn run(work: &mut Work, context: &Context) -> Result<()> {
+    let mut forced = std::mem::take(&mut work.fusion.forced);
+    loop {
+        let before = forced.len();
+        let mut f = Fuser::new(work, context);
+        f.walk(&forced);
+        f.check_rows(&mut forced);
+        f.check_buffers(&mut forced);
+        if forced.len() > before {
+            continue;
+        }
+        let mut groups: Vec<Group> = f.groups.into_values().collect();
+        groups.sort_by_key(|g| g.root);
+        let (stored, needed, misses) = (f.stored, f.needed, f.misses);
+        work.fusion = Fusion {
+            groups,
+            stored,
+            needed,
+            forced,
+            misses,
+        };
+        return Ok(());
+    }
+}
+
+impl<'a> Fuser<'a> {
+    fn new(work: &'a Work, context: &'a Context) -> Fuser<'a> {
+        let graph = &work.graph;
+        let mut costs = vec![0u32; graph.value_count()];
+        let mut reduced = vec![false; graph.value_count()];
+        let mut stored = vec![false; graph.value_count()];
+        for (id, node) in graph.nodes() {
+            let place = work.places.of[id.index()];
+            let inlined = match place {
+                Place::Kernel(_) => true,
+                Place::Host => work.places.from_dims[id.index()],
+                Place::Leaf | Place::Library { .. } | Place::Control | Place::Effect => false,
+            };
+            for v in &node.results {
+                stored[v.index()] = !inlined;
+                costs[v.index()] = cost(graph, node, place, &costs);
+                reduced[v.index()] = node.op.class() == OpClass::Reduction
+                    || node.op.class() == OpClass::Elementwise
+                        && node.operands.iter().any(|x| reduced[x.index()])
+                    || node.op.class() == OpClass::View && reduced[node.operands[0].index()];
+            }
+        }
+        Fuser {
+            graph,
+            work,
+            context,
+            costs,
+            reduced,
+            uses: vec![vec![]; graph.value_count()],
+            groups: FxHashMap::default(),
+            stored,
+            needed: vec![false; graph.value_count()],
+            misses: vec![],
+            rows: vec![],
+        }
+    }
+
+    fn walk(&mut self, forced: &FxHashMap<ValueId, MissCode>) {
+        for (_, v) in self.graph.outputs() {
+            self.store(*v);
+        }
+        for (id, node) in self.graph.nodes().rev() {
+            match self.work.places.of[id.index()] {
+                Place::Leaf => {}
+                Place::Control | Place::Effect => self.store_operands(id),
+                Place::Host => {
+                    if self.work.places.from_dims[id.index()] {
+                        // Kernels compute it themselves; the host computes it for whoever else needs it.
+                        self.join_all(id);
+                    } else {
+                        for v in &node.results {
+                            self.needed[v.index()] |= !self.uses[v.index()].is_empty();
+                        }
+                    }
+                    let wanted = node.results.iter().any(|v| self.needed[v.index()]);
+                    if wanted || !node.op.binds().is_empty() {
+                        self.store_operands(id);
+                    }
+                }
+                Place::Library {
+                    device,
+                    strided,
+                    epilogue,
+                } => {
+                    let anchored = epilogue && self.anchor(id, device, forced);
+                    if !anchored {
+                        for v in &node.results {
+                            self.needed[v.index()] = true;
+                        }
+                        let root = node.results[0];
+                        self.groups.insert(
+                            root,
+                            Group {
+                                root,
+                                device,
+                                anchor: Some(id),
+                                members: vec![id],
+                                parallel: None,
+                                reduces: false,
+                            },
+                        );
+                    }
+                    for v in &node.operands {
+                        self.store_view(*v, strided);
+                    }
+                }
+                Place::Kernel(device) => self.kernel(id, device, forced),
+            }
+        }
+    }
+
+    /// A value that is needed in memory. A reshape of memory is the same memory.
+    fn store(&mut self, value: ValueId) {
+        let mut v = value;
+        loop {
+            if std::mem::replace(&mut self.needed[v.index()], true) {
+                return;
+            }
+            let node = self.graph.value(v).node;
+            if self.work.places.from_dims[node.index()] {
+                return;
+            }
+            self.stored[v.index()] = true;
+            let reshape = matches!(self.graph.op_of(v), Op::Core(CoreOp::Reshape(_)));
+            if !(reshape && matches!(self.work.places.of[node.index()], Place::Kernel(_))) {
+                return;
+            }
+            v = self.graph.node(node).operands[0];
+        }
+    }
+
+    fn store_operands(&mut self, id: NodeId) {
+        for v in &self.graph.node(id).operands {
+            self.store(*v);
+        }
+    }
+
+    /// An operand of a library kernel: what a chain of views leads to is stored if the kernel takes strides.
+    fn store_view(&mut self, value: ValueId, strided: bool) {
+        let view = crate::lower::view_of(self.graph, value, &self.stored);
+        let base = if strided { view.base } else { value };
+        self.store(base);
+    }
+
+    /// Decides on a node that a kernel can compute.
+    fn kernel(&mut self, id: NodeId, device: DeviceId, forced: &FxHashMap<ValueId, MissCode>) {
+        let value = self.graph.node(id).results[0];
+        if !self.stored[value.index()] {
+            if self.uses[value.index()].is_empty() {
+                return;
+            }
+            match self.may_join(value, forced) {
+                Ok(()) => {
+                    self.join_all(id);
+                    return;
+                }
+                Err((code, blocker)) => {
+                    self.misses.push(Miss {
+                        code,
+                        node: id,
+                        blocker: Some(blocker),
+                        hint: hint(code).to_string(),
+                    });
+                    self.store(value);
+                }
+            }
+        }
+        if matches!(self.graph.op_of(value), Op::Core(CoreOp::Reshape(_))) {
+            return;
+        }
+        let rank = self.graph.rank(value) as u32;
+        let reduces = matches!(
+            self.graph.node(id).op.class(),
+            OpClass::Reduction | OpClass::Contraction
+        );
+        let group = Group {
+            root: value,
+            device,
+            anchor: None,
+            members: vec![id],
+            parallel: None,
+            reduces,
+        };
+        self.groups.insert(value, group);
+        let coords = (0..rank).map(Coord::Axis).collect();
+        let own = Use {
+            root: value,
+            coords,
+            repeated: false,
+            user: id,
+        };
+        self.pass_on(id, &[own]);
+    }
+
+    /// Whether a value may be computed inside the units that use it.
+    fn may_join(
+        &mut self,
+        value: ValueId,
+        forced: &FxHashMap<ValueId, MissCode>,
+    ) -> Result<(), (MissCode, NodeId)> {
+        let uses = &self.uses[value.index()];
+        let first = uses[0].user;
+        let fail = |code: MissCode| Err((code, first));
+        if let Some(code) = forced.get(&value) {
+            return fail(*code);
+        }
+        let id = self.graph.value(value).node;
+        let class = self.graph.node(id).op.class();
+        let cheap = self.costs[value.index()] <= CHEAP;
+        if uses.len() > 1 && !cheap && class != OpClass::View {
+            return fail(MissCode::SeveralUsers);
+        }
+        for u in uses {
+            let group = &self.groups[&u.root];
+            if group.members.len() >= MAX_MEMBERS {
+                return fail(MissCode::TooLarge);
+            }
+            let target = self.context.target(group.device);
+            let from_dims = &self.work.places.from_dims;
+            if unsupported(self.graph, self.graph.node(id), target, from_dims).is_some()
+                || self.work.places.of[id.index()] != Place::Kernel(group.device)
+            {
+                return fail(MissCode::OtherDevice);
+            }
+        }
+        match class {
+            OpClass::Reduction | OpClass::Contraction => self.may_reduce(value),
+            OpClass::Leaf | OpClass::View => Ok(()),
+            OpClass::Elementwise
+            | OpClass::Indexed
+            | OpClass::Effect
+            | OpClass::Control
+            | OpClass::Host
+            | OpClass::Composite => {
+                let repeated: Vec<Use> = uses.iter().filter(|u| u.repeated).cloned().collect();
+                if cheap || repeated.is_empty() {
+                    return Ok(());
+                }
+                for u in repeated {
+                    match axes(&u.coords) {
+                        Some(axes) if self.reduced[value.index()] => {
+                            self.rows.push((value, u.root, axes))
+                        }
+                        _ => return fail(MissCode::Recompute),
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Whether a reduction is needed exactly once per parallel index of its one user.
+    fn may_reduce(&mut self, value: ValueId) -> Result<(), (MissCode, NodeId)> {
+        let [u] = &self.uses[value.index()][..] else {
+            return Err((MissCode::SeveralUsers, self.uses[value.index()][0].user));
+        };
+        let fail = Err((MissCode::ReductionShape, u.user));
+        let (Some(mut own), Some(group)) = (axes(&u.coords), self.groups.get_mut(&u.root)) else {
+            return fail;
+        };
+        if group.anchor.is_some() {
+            return fail;
+        }
+        own.sort_unstable();
+        let dims = self.graph.dims(u.root);
+        let all: Vec<u32> = (0..dims.len() as u32)
+            .filter(|a| !dims[*a as usize].is(1))
+            .collect();
+        let heavy = !matches!(
+            self.graph.op_of(value),
+            Op::Core(CoreOp::Reduce(_) | CoreOp::ArgReduce(_))
+        );
+        let fits = match &group.parallel {
+            Some(parallel) => own == *parallel,
+            None if own == all => true,
+            // Rows: the stores run along the contiguous axis, and there is more than one row.
+            None => {
+                !group.reduces
+                    && !heavy
+                    && !own.is_empty()
+                    && all.last().is_some_and(|a| !own.contains(a))
+            }
+        };
+        if !fits {
+            return fail;
+        }
+        group.parallel = Some(own);
+        group.reduces = true;
+        Ok(())
+    }
+
+    /// Makes a node a member of the units that use it.
+    fn join_all(&mut self, id: NodeId) {
+        let value = self.graph.node(id).results[0];
+        let uses = self.uses[value.index()].clone();
+        for u in &uses {
+            if let Some(g) = self.groups.get_mut(&u.root) {
+                g.members.push(id);
+            }
+        }
+        self.pass_on(id, &uses);
+    }
+
+    /// Tells the operands of a member how they are used.
+    fn pass_on(&mut self, id: NodeId, uses: &[Use]) {
+        let node = self.graph.node(id);
+        for u in uses {
+            for k in 0..node.operands.len() {
+                let (coords, repeats) = operand_coords(self.graph, id, k, &u.coords);
+                let once = matches!(
+                    &node.op,
+                    Op::Core(CoreOp::Reduce(_) | CoreOp::ArgReduce(_) | CoreOp::Fold(_))
+                );
+                let next = Use {
+                    root: u.root,
+                    coords,
+                    repeated: repeats || u.repeated && !once,
+                    user: id,
+                };
+                merge(&mut self.uses[node.operands[k].index()], next);
+            }
+        }
+    }
+
+    /// Joins a library node to the elementwise unit that uses it, if that is possible.
+    fn anchor(
+        &mut self,
+        id: NodeId,
+        device: DeviceId,
+        forced: &FxHashMap<ValueId, MissCode>,
+    ) -> bool {
+        let node = self.graph.node(id);
+        let value = node.results[0];
+        let (code, blocker) = match &self.uses[value.index()][..] {
+            _ if self.needed[value.index()] => (MissCode::Escapes, None),
+            [] => return false,
+            [u] => {
+                let Some(group) = self.groups.get(&u.root) else {
+                    return false;
+                };
+                let dims = self.graph.dims(u.root);
+                let expected = (0..dims.len() as u32)
+                    .filter(|a| !dims[*a as usize].is(1))
+                    .map(|a| (a, dims[a as usize].clone()));
+                let own = self.graph.dims(value);
+                let got = u.coords.iter().zip(&own).filter(|(_, d)| !d.is(1));
+                let same = got
+                    .map(|(c, d)| match c {
+                        Coord::Axis(a) => Some((*a, d.clone())),
+                        Coord::Zero | Coord::Other => None,
+                    })
+                    .eq(expected.map(Some));
+                let free = node.results.len() == 1
+                    && group.anchor.is_none()
+                    && !group.reduces
+                    && group.device == device;
+                if let Some(code) = forced.get(&value) {
+                    (*code, Some(u.user))
+                } else if same && free && !u.repeated {
+                    let root = u.root;
+                    if let Some(g) = self.groups.get_mut(&root) {
+                        g.anchor = Some(id);
+                        g.members.push(id);
+                    }
+                    self.stored[value.index()] = false;
+                    return true;
+                } else {
+                    (MissCode::NoEpilogue, Some(u.user))
+                }
+            }
+            [u, ..] => (MissCode::SeveralUsers, Some(u.user)),
+        };
+        self.misses.push(Miss {
+            code,
+            node: id,
+            blocker,
+            hint: hint(code).to_string(),
+        });
+        false
+    }
+
+    /// Repeated values that turned out not to be computed once per row have to be stored.
+    fn check_rows(&self, forced: &mut FxHashMap<ValueId, MissCode>) {
+        for (value, root, own) in &self.rows {
+            let mut own = own.clone();
+            own.sort_unstable();
+            if self.groups[root].parallel.as_ref() != Some(&own) {
+                forced.insert(*value, MissCode::Recompute);
+            }
+        }
+    }
+
+    /// Splits units with more buffers than their device allows: stores the member that takes most of them along.
+    fn check_buffers(&self, forced: &mut FxHashMap<ValueId, MissCode>) {
+        for group in self.groups.values() {
+            let limit = self.context.target(group.device).max_buffers.max(4);
+            let members: FxHashSet<NodeId> = group.members.iter().copied().collect();
+            let mut own: FxHashMap<ValueId, FxHashSet<ValueId>> = FxHashMap::default();
+            // Members stand from the root backwards, so operands come later.
+            for id in group.members.iter().rev() {
+                let node = self.graph.node(*id);
+                let mut set = FxHashSet::default();
+                for v in &node.operands {
+                    let inlined =
+                        members.contains(&self.graph.value(*v).node) && !self.stored[v.index()];
+                    match own.get(v) {
+                        Some(inner) if inlined => set.extend(inner.iter().copied()),
+                        _ if self
+                            .graph
+                            .as_const(*v)
+                            .and_then(crate::lower::uniform)
+                            .is_some() => {}
+                        _ => {
+                            set.insert(*v);
+                        }
+                    }
+                }
+                for r in &node.results {
+                    own.insert(*r, set.clone());
+                }
+            }
+            let total = own.get(&group.root).map_or(0, FxHashSet::len);
+            if total + 2 <= limit {
+                continue;
+            }
+            let candidates = group.members.iter().skip(1).filter_map(|id| {
+                let v = self.graph.node(*id).results[0];
+                let free = self.graph.node(*id).op.class() == OpClass::Leaf;
+                let count = own.get(&v).map_or(0, FxHashSet::len);
+                (!free && count + 2 <= limit && count > 1).then_some((count, v))
+            });
+            if let Some((_, v)) = candidates.max() {
+                forced.insert(v, MissCode::TooManyBuffers);
+            }
+        }
+    }
+}
+
+/// Root axes of coordinates, when they are all known and distinct.
+fn axes(coords: &[Coord]) -> Option<Vec<u32>> {
+    let mut out = vec![];
+    for c in coords {
+        match c {
+            Coord::Zero => {}
+            Coord::Axis(a) if !out.contains(a) => out.push(*a),
+            Coord::Axis(_) | Coord::Other => return None,
+        }
+    }
+    Some(out)
+}
+
+fn merge(uses: &mut Vec<Use>, next: Use) {
+    match uses.iter_mut().find(|u| u.root == next.root) {
+        Some(known) => {
+            for (a, b) in known.coords.iter_mut().zip(&next.coords) {
+                if a != b {
+                    *a = Coord::Other;
+                }
+            }
+            known.repeated |= next.repeated;
+        }
+        None => uses.push(next),
+    }
+}
+
+fn hint(code: MissCode) -> &'static str {
+    match code {
+        MissCode::SeveralUsers => "several units use it, and it costs more to compute than to load",
+        MissCode::Escapes => "it is an output, a state or an operand that must be in memory",
+        MissCode::ReductionShape => "it is not needed once per row of the unit that uses it",
+        MissCode::TooManyBuffers => "the unit would take more buffers than the device allows",
+        MissCode::TooLarge => "the unit would become too large",
+        MissCode::Recompute => "it would be computed again for every repetition",
+        MissCode::OtherDevice => "its user runs on another device",
+        MissCode::Unsupported => "the device has no kernel for it",
+        MissCode::NearPattern => "it is nearly a known composite",
+        MissCode::NoEpilogue => "what follows is not elementwise over the whole result",
+        MissCode::DataDependent => "elements are addressed by data",
+    }
+}

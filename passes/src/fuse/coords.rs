@@ -1,0 +1,202 @@
+//! What fusion knows of indices: which axis of the root each axis of an operand follows.
+
+use crate::lower::runs;
+use crate::place::Place;
+use cupola_ir::{CoreOp, Dim, Graph, Node, NodeId, Op, OpClass, Scalar, ValueId};
+
+/// Index of an axis in terms of the root's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Coord {
+    /// The index of this axis of the root.
+    Axis(u32),
+    /// Always 0.
+    Zero,
+    /// Something else.
+    Other,
+}
+
+/// Coordinates of operand `k` for coordinates of the node's result, and whether elements are then needed repeatedly.
+pub(super) fn operand_coords(
+    graph: &Graph,
+    id: NodeId,
+    k: usize,
+    coords: &[Coord],
+) -> (Vec<Coord>, bool) {
+    let node = graph.node(id);
+    let dims = graph.dims(node.operands[k]);
+    let rank = dims.len();
+    let (mut out, repeats) = match &node.op {
+        Op::Core(op) => core_coords(graph, op, node, k, coords, &dims),
+        Op::Host(_) | Op::Composite(_) => (vec![Coord::Other; rank], true),
+    };
+    out.resize(rank, Coord::Other);
+    for (c, d) in out.iter_mut().zip(&dims) {
+        if d.is(1) {
+            *c = Coord::Zero;
+        }
+    }
+    (out, repeats)
+}
+
+fn core_coords(
+    graph: &Graph,
+    op: &CoreOp,
+    node: &Node,
+    k: usize,
+    coords: &[Coord],
+    dims: &[Dim],
+) -> (Vec<Coord>, bool) {
+    let rank = dims.len();
+    let other = vec![Coord::Other; rank];
+    match op {
+        CoreOp::Map(_) | CoreOp::Cast(_) | CoreOp::Bitcast(_) => (coords.to_vec(), false),
+        CoreOp::Collective(_) | CoreOp::Transfer(_) => (coords.to_vec(), false),
+        CoreOp::Permute(p) => {
+            let mut out = other;
+            for (i, a) in p.perm.iter().enumerate() {
+                out[*a] = coords[i];
+            }
+            (out, false)
+        }
+        CoreOp::Broadcast(p) => {
+            let same: Vec<bool> = dims.iter().zip(&p.dims).map(|(a, b)| a == b).collect();
+            let out = coords.iter().zip(&same);
+            let out = out.map(|(c, s)| if *s { *c } else { Coord::Other });
+            (out.collect(), same.contains(&false))
+        }
+        CoreOp::Slice(p) => {
+            let whole = |a: usize| p.starts[a].is(0) && p.steps[a] == 1;
+            let out = (0..rank).map(|a| if whole(a) { coords[a] } else { Coord::Other });
+            (out.collect(), false)
+        }
+        CoreOp::Reshape(p) => {
+            let mut out = other;
+            for (from, to) in runs(&p.dims, dims) {
+                if let ([f], [t]) = (&from[..], &to[..])
+                    && p.dims[*f] == dims[*t]
+                {
+                    out[*t] = coords[*f];
+                }
+            }
+            (out, false)
+        }
+        CoreOp::Pad(p) => {
+            let whole = |a: usize| p.low[a].is(0) && p.high[a].is(0);
+            let out = (0..rank).map(|a| if whole(a) { coords[a] } else { Coord::Other });
+            (out.collect(), k == 1)
+        }
+        CoreOp::Concat(p) => {
+            let out = (0..rank).map(|a| if a == p.axis { Coord::Other } else { coords[a] });
+            (out.collect(), false)
+        }
+        CoreOp::Window(p) => {
+            let out = (0..rank).map(|a| {
+                if p.axes.contains(&a) {
+                    Coord::Other
+                } else {
+                    coords[a]
+                }
+            });
+            (out.collect(), true)
+        }
+        CoreOp::Fold(p) => {
+            let out = (0..rank).map(|a| {
+                if a >= coords.len() || p.axes.contains(&a) {
+                    Coord::Other
+                } else {
+                    coords[a]
+                }
+            });
+            (out.collect(), false)
+        }
+        CoreOp::Reduce(p) => (insert(coords, &p.axes, rank), false),
+        CoreOp::ArgReduce(p) => (insert(coords, &[p.axis], rank), false),
+        CoreOp::Gather(p) => {
+            let picked = graph.rank(node.operands[1]);
+            if k > 0 {
+                return (coords[..picked].to_vec(), coords.len() > picked);
+            }
+            let mut out = other;
+            out[..p.batch].copy_from_slice(&coords[..p.batch]);
+            let window = (p.batch..rank).filter(|a| !p.axes.contains(a));
+            for (a, c) in window.zip(&coords[picked..]) {
+                out[a] = *c;
+            }
+            (out, true)
+        }
+        CoreOp::Input(_)
+        | CoreOp::Param(_)
+        | CoreOp::Const(_)
+        | CoreOp::Iota(_)
+        | CoreOp::Dims(_)
+        | CoreOp::Contract(_)
+        | CoreOp::Scatter(_)
+        | CoreOp::Sort(_)
+        | CoreOp::If(_)
+        | CoreOp::Loop(_)
+        | CoreOp::Scan(_)
+        | CoreOp::Call(_)
+        | CoreOp::ReadState(_)
+        | CoreOp::WriteState(_)
+        | CoreOp::Random(_)
+        | CoreOp::BindDim(_) => (other, true),
+    }
+}
+
+/// Coordinates with `Other` inserted at `axes`.
+fn insert(coords: &[Coord], axes: &[usize], rank: usize) -> Vec<Coord> {
+    let mut kept = coords.iter();
+    (0..rank)
+        .map(|a| {
+            if axes.contains(&a) {
+                Coord::Other
+            } else {
+                kept.next().copied().unwrap_or(Coord::Other)
+            }
+        })
+        .collect()
+}
+
+/// Cost of an element in additions, if everything up to reductions and library results were inlined.
+pub(super) fn cost(graph: &Graph, node: &Node, place: Place, costs: &[u32]) -> u32 {
+    // More than anything cheap: such a value is worth its own place in memory.
+    const STORED: u32 = 9;
+    let operands = || {
+        let of = |v: &ValueId| costs[v.index()];
+        node.operands.iter().map(of).fold(0u32, u32::saturating_add)
+    };
+    match (&node.op, place) {
+        (_, Place::Leaf) => match graph.as_const(node.results[0]) {
+            Some(c) if crate::lower::uniform(c).is_some() => 0,
+            _ => 1,
+        },
+        (_, Place::Host) => 1,
+        (_, Place::Library { .. } | Place::Control | Place::Effect) => STORED,
+        (Op::Core(CoreOp::Map(p)), Place::Kernel(_)) => operands().saturating_add(weight(p.f)),
+        (Op::Core(CoreOp::Random(_)), Place::Kernel(_)) => 40,
+        (op, Place::Kernel(_)) => match op.class() {
+            OpClass::Leaf => 0,
+            OpClass::Elementwise | OpClass::Indexed => operands().saturating_add(1),
+            OpClass::View => operands(),
+            OpClass::Reduction
+            | OpClass::Contraction
+            | OpClass::Control
+            | OpClass::Effect
+            | OpClass::Host
+            | OpClass::Composite => STORED,
+        },
+    }
+}
+
+/// Cost of a scalar function in additions.
+fn weight(f: Scalar) -> u32 {
+    use Scalar::*;
+    match f {
+        Neg | Abs | Add | Sub | Mul | Min | Max | And | Or | Xor | Not | Shl | Shr | Eq | Lt
+        | Le | IsNan | IsInf | Select | Fma | Floor | Ceil | Round | Trunc => 1,
+        Sign | PopCount => 2,
+        Sqrt | Rsqrt | Recip | Div => 4,
+        Rem | Mod | Exp | Expm1 | Log | Log1p | Sin | Cos | Tan | Asin | Acos | Atan | Sinh
+        | Cosh | Tanh | Asinh | Acosh | Atanh | Erf | Sigmoid | Pow | Atan2 => 12,
+    }
+}

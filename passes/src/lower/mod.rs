@@ -1,0 +1,665 @@
+//! Lowering: a group of graph nodes to one kernel.
+//!
+//! There is one recursive function, [`Lowerer::lower`]: the element of a value at given coordinates, as an expression.
+//! A stored value is a load; anything else is inlined as a function of its coordinates, so that views cost index
+//! arithmetic only. Reductions become accumulators of a phase of their own. What cannot be inlined is answered with
+//! [`Stop`]: `fuse` then stores that value and tries again.
+//!
+//! Reading order: `affine` (indices), this file, `index` (ops that address elements), `emit` (to the kernel's arenas),
+//! `unit` (groups to units).
+
+mod affine;
+mod emit;
+mod index;
+mod unit;
+
+pub use affine::runs;
+pub use index::view_of;
+pub(crate) use unit::{LoweredUnit, run};
+
+use affine::{Affine, Coords, Space, Term};
+
+use crate::plan::MissCode;
+use cupola_ir::kernel::{
+    Access, Accum, AccumKind, BufferId, Expr, ExprId, IndexId, Kernel, Literal,
+};
+use cupola_ir::ops::*;
+use cupola_ir::{CoreOp, DType, Dim, Graph, Op, Scalar, Tensor, ValueId};
+use rustc_hash::FxHashMap;
+
+/// Most expressions of a kernel: beyond this, compilers and readers suffer more than memory traffic costs.
+const MAX_EXPRS: usize = 4096;
+
+/// A value that has to be stored instead of inlined, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stop {
+    /// The value.
+    pub value: ValueId,
+    /// Why.
+    pub code: MissCode,
+}
+
+/// A kernel and the values behind its buffers.
+#[derive(Clone, Debug)]
+pub struct Lowered {
+    /// The kernel.
+    pub kernel: Kernel,
+    /// One value per buffer.
+    pub buffers: Vec<ValueId>,
+}
+
+struct Reduction {
+    axes: Vec<Affine>,
+    extents: Vec<Dim>,
+    accums: Vec<Accum>,
+}
+
+/// Symbol whose value at launch is the session's seed.
+pub const SEED: &str = "session.seed";
+/// Symbol whose value at launch is the number of the run.
+pub const RUN: &str = "session.run";
+
+/// State of lowering one kernel. Expressions refer to indices by their position in `affines`.
+pub struct Lowerer<'g> {
+    graph: &'g Graph,
+    stored: &'g [bool],
+    root: ValueId,
+    anchor: Option<ValueId>,
+    space: Space,
+    parallel: u32,
+    affines: Vec<Affine>,
+    affine_ids: FxHashMap<Affine, IndexId>,
+    exprs: Vec<Expr>,
+    expr_ids: FxHashMap<Expr, ExprId>,
+    needs: Vec<u32>,
+    buffers: Vec<(ValueId, Access)>,
+    phases: Vec<Reduction>,
+    memo: FxHashMap<(ValueId, Coords, Option<ExprId>), ExprId>,
+}
+
+/// Lowers `root` and everything not stored that it depends on. `row` says which axes of the root the stores loop over
+/// inside the parallel axes.
+///
+/// # Errors
+/// A value that must be stored first.
+pub fn kernel(
+    graph: &Graph,
+    stored: &[bool],
+    root: ValueId,
+    row: &[bool],
+) -> Result<Lowered, Stop> {
+    let mut me = Lowerer::new(graph, stored, root);
+    let dims = graph.dims(root);
+    let mut at = vec![Affine::zero(); dims.len()];
+    for axis in (0..dims.len()).filter(|a| !row[*a]) {
+        at[axis] = me.space.axis(&dims[axis]);
+    }
+    me.parallel = me.space.axes.len() as u32;
+    for axis in (0..dims.len()).filter(|a| row[*a]) {
+        at[axis] = me.space.axis(&dims[axis]);
+    }
+    let stores = (me.parallel..me.space.axes.len() as u32).collect();
+    let coords = Coords { dims, at };
+    let value = me.compute(root, &coords, None)?;
+    let buffer = me.buffer(root, Access::Write);
+    let index = me.index(coords.linear());
+    Ok(me.emit(emit::Shape {
+        stores,
+        store: (buffer, index, value),
+        sizes: vec![],
+        collapse: true,
+    }))
+}
+
+/// Lowers the elementwise rest of a library unit: `root` as a function of `anchor`, the unit's result 0. Buffer 0 is
+/// the anchor, buffer 1 the root; `sizes` are those of the unit so far.
+///
+/// # Errors
+/// A value that must be stored first.
+pub fn epilogue(
+    graph: &Graph,
+    stored: &[bool],
+    root: ValueId,
+    anchor: ValueId,
+    sizes: Vec<Dim>,
+) -> Result<Lowered, Stop> {
+    let mut me = Lowerer::new(graph, stored, root);
+    me.anchor = Some(anchor);
+    let dims = graph.dims(anchor);
+    me.space.axes = dims.clone();
+    me.parallel = dims.len() as u32;
+    let at = dims.iter().enumerate().map(|(a, d)| {
+        if d.is(1) {
+            Affine::zero()
+        } else {
+            Affine::term(Term::Axis(a as u32))
+        }
+    });
+    let coords = Coords {
+        at: at.collect(),
+        dims,
+    };
+    me.buffer(anchor, Access::Read);
+    let buffer = me.buffer(root, Access::Write);
+    let value = me.compute(root, &coords, None)?;
+    let index = me.index(coords.linear());
+    Ok(me.emit(emit::Shape {
+        stores: vec![],
+        store: (buffer, index, value),
+        sizes,
+        collapse: false,
+    }))
+}
+
+impl<'g> Lowerer<'g> {
+    fn new(graph: &'g Graph, stored: &'g [bool], root: ValueId) -> Lowerer<'g> {
+        Lowerer {
+            graph,
+            stored,
+            root,
+            anchor: None,
+            space: Space::default(),
+            parallel: 0,
+            affines: vec![],
+            affine_ids: FxHashMap::default(),
+            exprs: vec![],
+            expr_ids: FxHashMap::default(),
+            needs: vec![],
+            buffers: vec![],
+            phases: vec![],
+            memo: FxHashMap::default(),
+        }
+    }
+
+    fn index(&mut self, affine: Affine) -> IndexId {
+        let next = IndexId(self.affines.len() as u32);
+        let at = *self.affine_ids.entry(affine.clone()).or_insert(next);
+        if at == next {
+            self.affines.push(affine);
+        }
+        at
+    }
+
+    fn expr(&mut self, expr: Expr) -> ExprId {
+        let next = ExprId(self.exprs.len() as u32);
+        let at = *self.expr_ids.entry(expr).or_insert(next);
+        if at == next {
+            let needs = self.phases_needed(&expr);
+            self.needs.push(needs);
+            self.exprs.push(expr);
+        }
+        at
+    }
+
+    fn buffer(&mut self, value: ValueId, access: Access) -> BufferId {
+        let known = self.buffers.iter().position(|b| *b == (value, access));
+        BufferId(known.unwrap_or_else(|| {
+            self.buffers.push((value, access));
+            self.buffers.len() - 1
+        }) as u32)
+    }
+
+    /// Number of leading phases that must have run before an expression can be evaluated.
+    fn phases_needed(&self, expr: &Expr) -> u32 {
+        let of = |e: &ExprId| self.needs[e.0 as usize];
+        match expr {
+            Expr::Const(_) => 0,
+            Expr::Accum { phase, .. } => phase + 1,
+            Expr::Index(i, _) | Expr::Random { index: i, .. } => self.index_needs(*i),
+            Expr::Less(a, b) => self.index_needs(*a).max(self.index_needs(*b)),
+            Expr::Load { index, guard, .. } => {
+                self.index_needs(*index).max(guard.as_ref().map_or(0, of))
+            }
+            Expr::Unary(_, x) | Expr::Cast { x, .. } | Expr::Bitcast { x, .. } => of(x),
+            Expr::Binary(_, x, y) => of(x).max(of(y)),
+            Expr::Ternary(_, x, y, z) => of(x).max(of(y)).max(of(z)),
+        }
+    }
+
+    fn index_needs(&self, index: IndexId) -> u32 {
+        self.affine_needs(&self.affines[index.0 as usize])
+    }
+
+    fn affine_needs(&self, x: &Affine) -> u32 {
+        let of = |t: &Term| match t {
+            Term::Axis(_) => 0,
+            Term::Opaque(o) => match &self.space.opaques[*o as usize] {
+                affine::Opaque::Div(x, _) | affine::Opaque::Rem(x, _) => self.affine_needs(x),
+                affine::Opaque::Checked { value, .. } => self.needs[value.0 as usize],
+            },
+        };
+        x.terms.iter().map(|(t, _)| of(t)).max().unwrap_or(0)
+    }
+
+    /// Whether an index is the same for all positions inside one parallel index.
+    fn is_parallel(&self, x: &Affine) -> bool {
+        x.terms.iter().all(|(t, _)| match t {
+            Term::Axis(a) => *a < self.parallel,
+            Term::Opaque(o) => match &self.space.opaques[*o as usize] {
+                affine::Opaque::Div(x, _) | affine::Opaque::Rem(x, _) => self.is_parallel(x),
+                affine::Opaque::Checked { .. } => false,
+            },
+        })
+    }
+
+    /// A number of a dtype.
+    fn number(&mut self, value: f64, dtype: DType) -> ExprId {
+        let bits = cupola_ir::convert::splat(value, dtype).and_then(|t| literal(&t));
+        let Some(literal) = bits else {
+            unreachable!("bug: no number of {dtype}")
+        };
+        self.expr(Expr::Const(literal))
+    }
+
+    fn select(&mut self, condition: ExprId, x: ExprId, y: ExprId) -> ExprId {
+        if x == y {
+            return x;
+        }
+        self.expr(Expr::Ternary(Scalar::Select, condition, x, y))
+    }
+
+    fn and(&mut self, a: Option<ExprId>, b: Option<ExprId>) -> Option<ExprId> {
+        match (a, b) {
+            (Some(a), Some(b)) if a != b => Some(self.expr(Expr::Binary(Scalar::And, a, b))),
+            (a, b) => a.or(b),
+        }
+    }
+
+    fn cast(&mut self, x: ExprId, from: DType, to: DType, saturate: bool) -> ExprId {
+        if from == to {
+            return x;
+        }
+        match self.exprs[x.0 as usize] {
+            // An index becomes the number directly: devices without 64-bit integers can then hold it.
+            Expr::Index(i, DType::I64)
+                if matches!(to, DType::F32 | DType::F64 | DType::I32 | DType::U32) =>
+            {
+                self.expr(Expr::Index(i, to))
+            }
+            _ => self.expr(Expr::Cast { x, to, saturate }),
+        }
+    }
+
+    /// The element of `value` at `at`. Where `guard` is false no load happens and the result is not used.
+    fn lower(
+        &mut self,
+        value: ValueId,
+        at: &Coords,
+        guard: Option<ExprId>,
+    ) -> Result<ExprId, Stop> {
+        if self.anchor == Some(value) || self.stored[value.index()] && value != self.root {
+            if let Some(literal) = self.graph.as_const(value).and_then(uniform) {
+                return Ok(self.expr(Expr::Const(literal)));
+            }
+            let buffer = self.buffer(value, Access::Read);
+            let index = self.index(at.linear());
+            return Ok(self.expr(Expr::Load {
+                buffer,
+                index,
+                guard,
+            }));
+        }
+        let key = (value, at.clone(), guard);
+        if let Some(known) = self.memo.get(&key) {
+            return Ok(*known);
+        }
+        if self.exprs.len() + self.affines.len() > MAX_EXPRS {
+            return Err(Stop {
+                value,
+                code: MissCode::TooLarge,
+            });
+        }
+        let expr = self.compute(value, at, guard)?;
+        self.memo.insert(key, expr);
+        Ok(expr)
+    }
+
+    /// As [`Self::lower`], for a value that is computed here.
+    fn compute(
+        &mut self,
+        value: ValueId,
+        at: &Coords,
+        guard: Option<ExprId>,
+    ) -> Result<ExprId, Stop> {
+        let graph = self.graph;
+        let node = graph.def(value);
+        let x = node.operands.first().copied();
+        let operand = |k: usize| node.operands[k];
+        let Op::Core(op) = &node.op else {
+            return Err(Stop {
+                value,
+                code: MissCode::Unsupported,
+            });
+        };
+        match op {
+            CoreOp::Const(c) => match uniform(&c.value) {
+                Some(literal) => Ok(self.expr(Expr::Const(literal))),
+                None => Err(Stop {
+                    value,
+                    code: MissCode::Unsupported,
+                }),
+            },
+            CoreOp::Iota(p) => {
+                let own = at.reindex(&p.dims, &mut self.space);
+                let index = self.index(own[p.axis].clone());
+                Ok(self.expr(Expr::Index(index, p.dtype)))
+            }
+            CoreOp::Dims(p) => Ok(self.dims(&p.dims, &at.linear())),
+            CoreOp::Map(p) => {
+                let mut args = node
+                    .operands
+                    .iter()
+                    .map(|v| self.lower(*v, at, guard))
+                    .collect::<Result<Vec<_>, _>>()?;
+                let divides = matches!(p.f, Scalar::Div | Scalar::Rem | Scalar::Mod);
+                let dtype = graph.dtype(operand(0));
+                if let (true, true, Some(guard)) = (divides, dtype.is_int(), guard) {
+                    // A guarded load gives 0, which must not become a division by zero.
+                    let one = self.number(1.0, dtype);
+                    args[1] = self.select(guard, args[1], one);
+                }
+                Ok(self.expr(match args[..] {
+                    [x] => Expr::Unary(p.f, x),
+                    [x, y] => Expr::Binary(p.f, x, y),
+                    [x, y, z] => Expr::Ternary(p.f, x, y, z),
+                    _ => unreachable!("bug: scalar function of {} operands", args.len()),
+                }))
+            }
+            CoreOp::Cast(p) => {
+                let from = graph.dtype(operand(0));
+                let x = self.lower(operand(0), at, guard)?;
+                Ok(self.cast(x, from, p.to, p.saturate))
+            }
+            CoreOp::Bitcast(p) => {
+                let x = self.lower(operand(0), at, guard)?;
+                Ok(self.expr(Expr::Bitcast { x, to: p.to }))
+            }
+            CoreOp::Reshape(_)
+            | CoreOp::Permute(_)
+            | CoreOp::Broadcast(_)
+            | CoreOp::Slice(_)
+            | CoreOp::Window(_) => {
+                let x = operand(0);
+                let inner = index::through_view(graph, value, x, at, &mut self.space);
+                self.lower(x, &inner, guard)
+            }
+            CoreOp::Pad(p) => self.pad(p, value, operand(0), operand(1), at, guard),
+            CoreOp::Concat(p) => self.concat(p.axis, value, at, guard),
+            CoreOp::Gather(p) => self.gather(p, value, at, guard),
+            CoreOp::Fold(p) => self.fold(p, value, operand(0), at),
+            CoreOp::Reduce(p) => self.reduce(p, value, operand(0), at),
+            CoreOp::ArgReduce(p) => self.arg_reduce(p, value, operand(0), at),
+            CoreOp::Contract(p) => self.contract(p, value, at),
+            CoreOp::Random(p) => {
+                let index = self.index(at.linear());
+                Ok(self.expr(Expr::Random {
+                    index,
+                    stream: p.stream,
+                    seed: 0,
+                    run: 0,
+                }))
+            }
+            CoreOp::Collective(_) | CoreOp::Transfer(_) => match x {
+                Some(x) => self.lower(x, at, guard),
+                None => unreachable!("bug: transfer of nothing"),
+            },
+            CoreOp::Input(_)
+            | CoreOp::Param(_)
+            | CoreOp::Scatter(_)
+            | CoreOp::Sort(_)
+            | CoreOp::If(_)
+            | CoreOp::Loop(_)
+            | CoreOp::Scan(_)
+            | CoreOp::Call(_)
+            | CoreOp::ReadState(_)
+            | CoreOp::WriteState(_)
+            | CoreOp::BindDim(_) => Err(Stop {
+                value,
+                code: MissCode::Unsupported,
+            }),
+        }
+    }
+
+    fn dims(&mut self, dims: &[Dim], at: &Affine) -> ExprId {
+        let entry = |me: &mut Self, d: &Dim| {
+            let index = me.index(Affine::constant(d.clone()));
+            me.expr(Expr::Index(index, DType::I64))
+        };
+        if let Some(k) = at.constant.as_const()
+            && at.terms.is_empty()
+            && let Some(d) = dims.get(k as usize)
+        {
+            return entry(self, d);
+        }
+        let mut out = match dims.last() {
+            Some(last) => entry(self, last),
+            None => return self.number(0.0, DType::I64),
+        };
+        let position = self.index(at.clone());
+        for (k, d) in dims.iter().enumerate().rev().skip(1) {
+            let limit = self.index(Affine::constant(k + 1));
+            let before = self.expr(Expr::Less(position, limit));
+            let x = entry(self, d);
+            out = self.select(before, x, out);
+        }
+        out
+    }
+
+    fn reduce(
+        &mut self,
+        p: &Reduce,
+        value: ValueId,
+        x: ValueId,
+        at: &Coords,
+    ) -> Result<ExprId, Stop> {
+        let xt = self.graph.tensor(x);
+        let kind = match p.kind {
+            ReduceKind::Sum => AccumKind::Sum,
+            ReduceKind::Prod => AccumKind::Prod,
+            ReduceKind::Max => AccumKind::Max,
+            ReduceKind::Min => AccumKind::Min,
+        };
+        // The largest and smallest of integers are exact in their own type, and right over nothing.
+        let ordered = matches!(p.kind, ReduceKind::Max | ReduceKind::Min);
+        let accum = if ordered && !xt.dtype.is_float() {
+            xt.dtype
+        } else {
+            p.accum
+        };
+        let (kept, reduced) = split(&xt.dims, &p.axes);
+        let own = at.reindex(&kept, &mut self.space);
+        let extents = reduced;
+        let result = self.accumulate(value, &own, kind, &extents, &mut |me, inner| {
+            let coords = Coords {
+                dims: xt.dims.clone(),
+                at: merge(&own, inner, &p.axes),
+            };
+            let e = me.lower(x, &coords, None)?;
+            Ok(me.cast(e, xt.dtype, accum, true))
+        })?;
+        Ok(self.cast(result, accum, xt.dtype, true))
+    }
+
+    fn arg_reduce(
+        &mut self,
+        p: &ArgReduce,
+        value: ValueId,
+        x: ValueId,
+        at: &Coords,
+    ) -> Result<ExprId, Stop> {
+        let xt = self.graph.tensor(x);
+        let kind = if p.kind == ReduceKind::Max {
+            AccumKind::ArgMax { last: p.last }
+        } else {
+            AccumKind::ArgMin { last: p.last }
+        };
+        let (kept, extents) = split(&xt.dims, &[p.axis]);
+        let own = at.reindex(&kept, &mut self.space);
+        self.accumulate(value, &own, kind, &extents, &mut |me, inner| {
+            let coords = Coords {
+                dims: xt.dims.clone(),
+                at: merge(&own, inner, &[p.axis]),
+            };
+            let e = me.lower(x, &coords, None)?;
+            // Booleans are compared as numbers.
+            Ok(if xt.dtype == DType::Bool {
+                me.cast(e, DType::Bool, DType::I32, true)
+            } else {
+                e
+            })
+        })
+    }
+
+    fn contract(&mut self, p: &Contract, value: ValueId, at: &Coords) -> Result<ExprId, Stop> {
+        let operands = &self.graph.def(value).operands;
+        let (l, r) = (operands[0], operands[1]);
+        let (lt, rt) = (self.graph.tensor(l), self.graph.tensor(r));
+        let lhs_free = Contract::free(lt.rank(), &p.lhs_batch, &p.lhs_contract);
+        let rhs_free = Contract::free(rt.rank(), &p.rhs_batch, &p.rhs_contract);
+        let own = at.reindex(&self.graph.dims(value), &mut self.space);
+        let (batch, free) = own.split_at(p.lhs_batch.len());
+        let (lhs_at, rhs_at) = free.split_at(lhs_free.len());
+        let extents: Vec<Dim> = p.lhs_contract.iter().map(|a| lt.dims[*a].clone()).collect();
+        let product =
+            self.accumulate(value, &own, AccumKind::Sum, &extents, &mut |me, inner| {
+                let side = |dims: &[Dim], groups: [(&[usize], &[Affine]); 3]| {
+                    let mut at = vec![Affine::zero(); dims.len()];
+                    for (axes, from) in groups {
+                        for (a, i) in axes.iter().zip(from) {
+                            at[*a] = i.clone();
+                        }
+                    }
+                    Coords {
+                        dims: dims.to_vec(),
+                        at,
+                    }
+                };
+                let lc = side(
+                    &lt.dims,
+                    [
+                        (&p.lhs_batch, batch),
+                        (&lhs_free, lhs_at),
+                        (&p.lhs_contract, inner),
+                    ],
+                );
+                let rc = side(
+                    &rt.dims,
+                    [
+                        (&p.rhs_batch, batch),
+                        (&rhs_free, rhs_at),
+                        (&p.rhs_contract, inner),
+                    ],
+                );
+                let x = me.lower(l, &lc, None)?;
+                let y = me.lower(r, &rc, None)?;
+                let x = me.cast(x, lt.dtype, p.accum, true);
+                let y = me.cast(y, rt.dtype, p.accum, true);
+                Ok(me.expr(Expr::Binary(Scalar::Mul, x, y)))
+            })?;
+        Ok(self.cast(product, p.accum, p.out, true))
+    }
+
+    /// An accumulator over axes of the given extents. It joins an earlier phase over the same extents unless its
+    /// value needs that phase's results.
+    fn accumulate(
+        &mut self,
+        value: ValueId,
+        at: &[Affine],
+        kind: AccumKind,
+        extents: &[Dim],
+        body: &mut dyn FnMut(&mut Self, &[Affine]) -> Result<ExprId, Stop>,
+    ) -> Result<ExprId, Stop> {
+        if !at.iter().all(|i| self.is_parallel(i)) {
+            return Err(Stop {
+                value,
+                code: MissCode::ReductionShape,
+            });
+        }
+        for phase in 0..self.phases.len() {
+            if self.phases[phase].extents != extents {
+                continue;
+            }
+            let axes = self.phases[phase].axes.clone();
+            let element = body(self, &axes)?;
+            if self.needs[element.0 as usize] <= phase as u32 {
+                return Ok(self.push_accum(phase, kind, element));
+            }
+        }
+        let axes: Vec<Affine> = extents.iter().map(|d| self.space.axis(d)).collect();
+        let element = body(self, &axes)?;
+        if extents.iter().all(|d| d.is(1)) {
+            return Ok(match kind {
+                AccumKind::Sum | AccumKind::Prod | AccumKind::Max | AccumKind::Min => element,
+                AccumKind::ArgMax { .. } | AccumKind::ArgMin { .. } => self.number(0.0, DType::I64),
+            });
+        }
+        self.phases.push(Reduction {
+            axes,
+            extents: extents.to_vec(),
+            accums: vec![],
+        });
+        Ok(self.push_accum(self.phases.len() - 1, kind, element))
+    }
+
+    fn push_accum(&mut self, phase: usize, kind: AccumKind, value: ExprId) -> ExprId {
+        let accum = Accum { kind, value };
+        let accums = &mut self.phases[phase].accums;
+        let at = accums.iter().position(|a| *a == accum).unwrap_or_else(|| {
+            accums.push(accum);
+            accums.len() - 1
+        });
+        self.expr(Expr::Accum {
+            phase: phase as u32,
+            accum: at as u32,
+        })
+    }
+}
+
+/// Extents split in those that stay and those at `axes`.
+fn split(dims: &[Dim], axes: &[usize]) -> (Vec<Dim>, Vec<Dim>) {
+    let kept = (0..dims.len()).filter(|a| !axes.contains(a));
+    (
+        kept.map(|a| dims[a].clone()).collect(),
+        axes.iter().map(|a| dims[*a].clone()).collect(),
+    )
+}
+
+/// Indices of an operand: `inner` at `axes`, `outer` elsewhere.
+fn merge(outer: &[Affine], inner: &[Affine], axes: &[usize]) -> Vec<Affine> {
+    let (mut outer, mut inner) = (outer.iter(), inner.iter());
+    let rank = outer.len() + inner.len();
+    (0..rank)
+        .map(|a| {
+            let from = if axes.contains(&a) {
+                inner.next()
+            } else {
+                outer.next()
+            };
+            from.cloned()
+                .unwrap_or_else(|| unreachable!("bug: fewer indices than axes"))
+        })
+        .collect()
+}
+
+/// The one element of a whole-byte constant whose elements are all the same bits.
+pub fn uniform(t: &Tensor) -> Option<Literal> {
+    let size = t.dtype().size();
+    // Larger constants are data, not numbers.
+    if size == 0 || t.is_empty() || t.len() > 64 {
+        return None;
+    }
+    let mut elements = t.bytes().chunks_exact(size);
+    let first = elements.next()?;
+    elements.all(|e| e == first).then(|| literal(t)).flatten()
+}
+
+fn literal(t: &Tensor) -> Option<Literal> {
+    let size = t.dtype().size();
+    let mut bits = [0u8; 8];
+    let bytes = t.bytes().get(..size)?;
+    bits.get_mut(..size)?.copy_from_slice(bytes);
+    (size > 0).then(|| Literal {
+        dtype: t.dtype(),
+        bits: u64::from_le_bytes(bits),
+    })
+}

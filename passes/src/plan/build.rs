@@ -1,0 +1,344 @@
+//! Builds the plan: walks the graph in order, gives every stored value a slot, and turns units, host nodes, control
+//! flow and effects into steps. Transfers are inserted where a step needs a value from another device.
+
+use super::{DeviceId, Plan, Slot, SlotId, Step, Storage, require};
+use crate::place::Place;
+use crate::{Compiled, Context, Result, Work, compile_in};
+use cupola_ir::ops::CoreOp;
+use cupola_ir::{DType, Dim, Graph, NodeId, Op, ValueId, ValueType};
+use rustc_hash::FxHashMap;
+
+pub(crate) fn build(work: &mut Work, context: &Context) -> Result<()> {
+    let mut builder = Builder {
+        graph: &work.graph,
+        work,
+        context,
+        plan: Plan::default(),
+        slots: FxHashMap::default(),
+        homes: FxHashMap::default(),
+        units: FxHashMap::default(),
+        states: vec![],
+    };
+    for (at, unit) in work.units.iter().enumerate() {
+        builder.units.insert(work.graph.value(unit.root).node, at);
+    }
+    let plan = builder.run()?;
+    work.plan = plan;
+    Ok(())
+}
+
+struct Builder<'a> {
+    graph: &'a Graph,
+    work: &'a Work,
+    context: &'a Context<'a>,
+    plan: Plan,
+    slots: FxHashMap<(ValueId, DeviceId), SlotId>,
+    /// Device on which a value was made.
+    homes: FxHashMap<ValueId, DeviceId>,
+    units: FxHashMap<NodeId, usize>,
+    states: Vec<SlotId>,
+}
+
+impl Builder<'_> {
+    fn run(mut self) -> Result<Plan> {
+        let primary = self.context.options.device;
+        self.place_inputs();
+        for (id, node) in self.graph.nodes() {
+            for that in require::of(self.graph, id) {
+                self.plan.steps.push(Step::Require { node: id, that });
+            }
+            let needed = |v: &ValueId| self.work.fusion.needed[v.index()];
+            match self.work.places.of[id.index()] {
+                Place::Leaf => {}
+                Place::Kernel(_) | Place::Library { .. } => {
+                    if let Some(unit) = self.units.get(&id) {
+                        self.launch(*unit);
+                    }
+                }
+                Place::Host => {
+                    if node.results.iter().any(needed) || !node.op.binds().is_empty() {
+                        self.host(id);
+                    }
+                }
+                Place::Control => self.control(id)?,
+                Place::Effect => self.effect(id),
+            }
+        }
+        let end = self.plan.steps.len();
+        let outputs: Vec<ValueId> = self.graph.outputs().iter().map(|(_, v)| *v).collect();
+        for v in outputs {
+            let device = if self.context.is_region() {
+                DeviceId::HOST
+            } else {
+                self.home(v, primary)
+            };
+            let slot = self.slot(v, device);
+            self.plan.outputs.push(slot);
+        }
+        // Copies of outputs come last; outputs and states live to the end.
+        let steps = self.plan.steps.len();
+        debug_assert!(steps >= end);
+        for slot in self.plan.outputs.clone() {
+            self.touch(slot, steps);
+        }
+        for slot in self.states.clone() {
+            self.touch(slot, steps);
+        }
+        Ok(self.plan)
+    }
+
+    /// Every input has a slot on the device that uses it first; unused ones on the host.
+    fn place_inputs(&mut self) {
+        for (position, v) in self.graph.inputs().iter().enumerate() {
+            let device = if self.context.is_region() || !is_memory(self.graph.ty(*v)) {
+                DeviceId::HOST
+            } else {
+                self.first_user(*v)
+            };
+            let slot = self.new_slot(*v, device, Storage::Input(position), 0);
+            self.plan.inputs.push(slot);
+        }
+    }
+
+    fn first_user(&self, v: ValueId) -> DeviceId {
+        let users = self.work.units.iter().filter(|u| u.buffers.contains(&v));
+        users
+            .map(|u| u.placed.device)
+            .next()
+            .unwrap_or(DeviceId::HOST)
+    }
+
+    fn new_slot(&mut self, v: ValueId, device: DeviceId, storage: Storage, first: usize) -> SlotId {
+        let id = SlotId(self.plan.slots.len() as u32);
+        let ty = self.graph.ty(v).clone();
+        let storage = if storage == Storage::Planned && !is_memory(&ty) {
+            Storage::HostValue
+        } else {
+            storage
+        };
+        self.plan.slots.push(Slot {
+            value: v,
+            ty,
+            device,
+            storage,
+            first,
+            last: first,
+        });
+        self.slots.insert((v, device), id);
+        self.homes.entry(v).or_insert(device);
+        id
+    }
+
+    fn step(&self) -> usize {
+        self.plan.steps.len()
+    }
+
+    fn touch(&mut self, slot: SlotId, step: usize) {
+        let mut at = slot;
+        loop {
+            let s = &mut self.plan.slots[at.0 as usize];
+            s.last = s.last.max(step);
+            match s.storage {
+                Storage::Alias { of, .. } => at = of,
+                _ => return,
+            }
+        }
+    }
+
+    /// The value that holds the elements of `v`: through symbol bindings and state writes.
+    fn resolve(&self, v: ValueId) -> ValueId {
+        let mut v = v;
+        while let Op::Core(CoreOp::BindDim(_) | CoreOp::WriteState(_)) = self.graph.op_of(v) {
+            v = self.graph.def(v).operands[0];
+        }
+        v
+    }
+
+    fn is_alias(&self, v: ValueId) -> bool {
+        let place = self.work.places.of[self.graph.value(v).node.index()];
+        matches!(self.graph.op_of(v), Op::Core(CoreOp::Reshape(_)))
+            && matches!(place, Place::Kernel(_))
+    }
+
+    /// Device that a value is on.
+    fn home(&self, v: ValueId, default: DeviceId) -> DeviceId {
+        let v = self.resolve(v);
+        if let Some(home) = self.homes.get(&v) {
+            return *home;
+        }
+        if self.is_alias(v) {
+            return self.home(self.graph.def(v).operands[0], default);
+        }
+        default
+    }
+
+    /// The slot of a value on a device; copies it there when it is elsewhere.
+    fn slot(&mut self, v: ValueId, device: DeviceId) -> SlotId {
+        let v = self.resolve(v);
+        if let Some(known) = self.slots.get(&(v, device)) {
+            return *known;
+        }
+        let primary = self.context.options.device;
+        match self.graph.op_of(v) {
+            Op::Core(CoreOp::Param(p)) => {
+                return self.new_slot(v, device, Storage::Param(p.name.clone()), 0);
+            }
+            Op::Core(CoreOp::Const(p)) => {
+                let storage = Storage::Const(p.value.clone());
+                return self.new_slot(v, device, storage, 0);
+            }
+            Op::Core(CoreOp::ReadState(p)) if !self.homes.contains_key(&v) => {
+                let storage = Storage::State(p.slot.clone());
+                let slot = self.new_slot(v, primary, storage, 0);
+                self.states.push(slot);
+                if device == primary {
+                    return slot;
+                }
+            }
+            _ => {}
+        }
+        if self.is_alias(v) {
+            let base = self.graph.def(v).operands[0];
+            let of = self.slot(base, device);
+            let (of, offset) = match &self.plan.slots[of.0 as usize].storage {
+                Storage::Alias { of, offset } => (*of, offset.clone()),
+                _ => (of, Dim::ZERO),
+            };
+            let first = self.plan.slots[of.0 as usize].first;
+            return self.new_slot(v, device, Storage::Alias { of, offset }, first);
+        }
+        let Some(home) = self.homes.get(&v).copied() else {
+            unreachable!("bug: {v} is used on device {} but was never made", device.0)
+        };
+        let from = self.slot(v, home);
+        let step = self.step();
+        self.touch(from, step);
+        let to = self.new_slot(v, device, Storage::Planned, step);
+        self.plan.steps.push(Step::Transfer { from, to });
+        to
+    }
+
+    fn operands(&mut self, id: NodeId, device: DeviceId) -> Vec<SlotId> {
+        let operands = self.graph.node(id).operands.clone();
+        let slots: Vec<SlotId> = operands.iter().map(|v| self.slot(*v, device)).collect();
+        let step = self.step();
+        slots.iter().for_each(|s| self.touch(*s, step));
+        slots
+    }
+
+    fn results(&mut self, id: NodeId, device: DeviceId) -> Vec<SlotId> {
+        let step = self.step();
+        let results = self.graph.node(id).results.clone();
+        results
+            .iter()
+            .map(|v| self.new_slot(*v, device, Storage::Planned, step))
+            .collect()
+    }
+
+    fn launch(&mut self, unit: usize) {
+        let lowered = &self.work.units[unit];
+        let device = lowered.placed.device;
+        let accesses = lowered.placed.unit.accesses();
+        let mut buffers = vec![None; lowered.buffers.len()];
+        // Operands first: they may bring transfers, which come before this step.
+        for (k, v) in lowered.buffers.iter().enumerate() {
+            if accesses[k] == cupola_ir::kernel::Access::Read {
+                buffers[k] = Some(self.slot(*v, device));
+            }
+        }
+        let step = self.step();
+        for (k, v) in lowered.buffers.iter().enumerate() {
+            let slot = match buffers[k] {
+                Some(slot) => slot,
+                None => self.new_slot(*v, device, Storage::Planned, step),
+            };
+            self.touch(slot, step);
+            buffers[k] = Some(slot);
+        }
+        let buffers = buffers.into_iter().flatten().collect();
+        self.plan.steps.push(Step::Launch { unit, buffers });
+    }
+
+    fn host(&mut self, id: NodeId) {
+        let operands = self.operands(id, DeviceId::HOST);
+        let results = self.results(id, DeviceId::HOST);
+        self.plan.steps.push(Step::Host {
+            node: id,
+            operands,
+            results,
+        });
+    }
+
+    fn control(&mut self, id: NodeId) -> Result<()> {
+        let operands = self.operands(id, DeviceId::HOST);
+        let results = self.results(id, DeviceId::HOST);
+        let mut outer = self.context.outer.clone();
+        for (_, node) in self.graph.nodes() {
+            // What later nodes bind is never used inside: the verifier has seen to that.
+            outer.extend(node.op.binds());
+            let mut add = |d: &Dim| {
+                d.for_each_sym(&mut |s| {
+                    outer.insert(s.clone());
+                })
+            };
+            for v in &node.results {
+                self.graph.ty(*v).for_each_dim(&mut add);
+            }
+        }
+        let inner = Context {
+            targets: self.context.targets,
+            options: self.context.options,
+            outer,
+            depth: self.context.depth + 1,
+        };
+        let regions: Vec<Graph> = self
+            .graph
+            .node(id)
+            .op
+            .regions()
+            .into_iter()
+            .cloned()
+            .collect();
+        let bodies = regions
+            .into_iter()
+            .map(|g| compile_in(g, &inner))
+            .collect::<Result<Vec<Compiled>>>()?;
+        self.plan.steps.push(Step::Control {
+            node: id,
+            operands,
+            results,
+            bodies,
+        });
+        Ok(())
+    }
+
+    fn effect(&mut self, id: NodeId) {
+        let node = self.graph.node(id);
+        match &node.op {
+            Op::Core(CoreOp::BindDim(p)) => {
+                let from = self.slot(node.operands[0], DeviceId::HOST);
+                let step = self.step();
+                self.touch(from, step);
+                self.plan.steps.push(Step::Bind {
+                    sym: p.sym.clone(),
+                    from,
+                    min: p.min,
+                });
+            }
+            Op::Core(CoreOp::WriteState(p)) => {
+                let from = self.slot(node.operands[0], self.context.options.device);
+                self.states.push(from);
+                self.plan.steps.push(Step::WriteState {
+                    slot: p.slot.clone(),
+                    from,
+                });
+            }
+            _ => unreachable!("bug: {} is no effect", node.op.name()),
+        }
+    }
+}
+
+/// Whether values of this type are bytes in a device's memory.
+fn is_memory(ty: &ValueType) -> bool {
+    ty.as_tensor().is_some_and(|t| t.dtype != DType::String)
+}

@@ -1,0 +1,247 @@
+//! Every instance of every template is valid WGSL and translates to SPIR-V, MSL and HLSL. No GPU is needed.
+
+use cupola_shaders::attention::{AttentionForm, AttentionShader, Mask, ValueCols};
+use cupola_shaders::check::check_wgsl;
+use cupola_shaders::convolution::{ConvolutionForm, ConvolutionShader, Direction, WeightLayout};
+use cupola_shaders::element::{Binding, Element, Width};
+use cupola_shaders::matmul::{MatmulForm, MatmulShader, Orientation, SkinnyRows};
+use cupola_shaders::shader::{Epilogue, ParamSpace, Shader};
+use cupola_shaders::tile::{FastAxis, Staging, Tile};
+
+/// Checks one kernel with its parameters in uniform space.
+fn check(shader: &Shader) {
+    let text = shader.wgsl(ParamSpace::Uniform);
+    if let Err(error) = check_wgsl(&text) {
+        panic!("{}: {error}\n{}", shader.label, numbered(&text));
+    }
+}
+
+fn numbered(text: &str) -> String {
+    text.lines()
+        .enumerate()
+        .map(|(n, line)| format!("{:4} {line}\n", n + 1))
+        .collect()
+}
+
+/// Adds a bias by column and scales by a parameter.
+fn bias() -> Epilogue {
+    Epilogue {
+        code: "fn epilogue(value: f32, index: u32, row: u32, col: u32, batch: u32) {
+            store_out(index, value * bitcast<f32>(params.scale) + load_bias(col));
+        }\n"
+        .to_owned(),
+        bindings: vec![Binding::read("bias", Element::F16)],
+        params: vec!["scale".to_owned()],
+    }
+}
+
+#[test]
+fn accessors_of_every_element() {
+    for element in Element::ALL {
+        let shader = Shader {
+            label: format!("{element:?}"),
+            bindings: vec![Binding::read("source", element), Binding::write("sink", element)],
+            params: vec![],
+            body: "@compute @workgroup_size(64) fn main(@builtin(global_invocation_id) id: vec3<u32>) {
+                store_sink(id.x, load_source(id.x)); }"
+                .to_owned(),
+        };
+        check(&shader);
+    }
+    for element in Element::ALL
+        .into_iter()
+        .filter(|e| e.bits() <= 32 && *e != Element::Bool)
+    {
+        let shader = Shader {
+            label: format!("{element:?}x4"),
+            bindings: vec![
+                Binding::read_as("source", element, Width::Four),
+                Binding::write("sink", element),
+            ],
+            params: vec![],
+            body: "@compute @workgroup_size(64) fn main(@builtin(global_invocation_id) id: vec3<u32>) {
+                store_sink(id.x, load4_source(id.x * 4u).y + load4_source(0u).w); }"
+                .to_owned(),
+        };
+        check(&shader);
+    }
+}
+
+#[test]
+fn matmul() {
+    let floats = [Element::F32, Element::F16, Element::Bf16];
+    let plain = |lhs, rhs, out, lhs_staging, rhs_staging, form| MatmulShader {
+        lhs,
+        rhs,
+        out,
+        lhs_staging,
+        rhs_staging,
+        form,
+        epilogue: Epilogue::default(),
+        orientation: Orientation::Normal,
+    };
+    for lhs_staging in Staging::ALL {
+        for rhs_staging in Staging::ALL {
+            for tile in Tile::ALL {
+                let form = MatmulForm::Tiled(tile);
+                check(
+                    &plain(
+                        Element::F32,
+                        Element::F32,
+                        Element::F32,
+                        lhs_staging,
+                        rhs_staging,
+                        form,
+                    )
+                    .shader(),
+                );
+            }
+            let form = MatmulForm::Tiled(Tile::SMALL);
+            for lhs in floats {
+                for rhs in floats {
+                    check(&plain(lhs, rhs, lhs, lhs_staging, rhs_staging, form).shader());
+                }
+            }
+            for lhs in [Element::I8, Element::I32, Element::I16] {
+                check(
+                    &plain(
+                        lhs,
+                        Element::I8,
+                        Element::I32,
+                        lhs_staging,
+                        rhs_staging,
+                        form,
+                    )
+                    .shader(),
+                );
+            }
+            check(
+                &plain(
+                    Element::U8,
+                    Element::U32,
+                    Element::U32,
+                    lhs_staging,
+                    rhs_staging,
+                    form,
+                )
+                .shader(),
+            );
+        }
+    }
+    let inner = |width| Staging {
+        fast: FastAxis::Inner,
+        width,
+    };
+    for rows in SkinnyRows::ALL {
+        let form = MatmulForm::Skinny(rows);
+        for rhs in floats {
+            for rhs_staging in Staging::ALL {
+                let lhs = inner(Width::One);
+                check(&plain(Element::F32, rhs, Element::F16, lhs, rhs_staging, form).shader());
+            }
+            let four = inner(Width::Four);
+            check(&plain(Element::F32, rhs, Element::F32, four, four, form).shader());
+        }
+        check(
+            &plain(
+                Element::I8,
+                Element::I8,
+                Element::I32,
+                inner(Width::One),
+                inner(Width::Four),
+                form,
+            )
+            .shader(),
+        );
+    }
+    for form in [
+        MatmulForm::Tiled(Tile::MEDIUM),
+        MatmulForm::Skinny(SkinnyRows::Two),
+    ] {
+        for orientation in [Orientation::Normal, Orientation::Swapped] {
+            let one = inner(Width::One);
+            let shader = plain(Element::F32, Element::F32, Element::F32, one, one, form);
+            check(
+                &MatmulShader {
+                    epilogue: bias(),
+                    orientation,
+                    ..shader
+                }
+                .shader(),
+            );
+        }
+    }
+}
+
+#[test]
+fn attention() {
+    let forms = SkinnyRows::ALL
+        .iter()
+        .flat_map(|&rows| [AttentionForm::Few(rows), AttentionForm::FewSplit(rows)]);
+    for form in forms.chain([AttentionForm::Tile, AttentionForm::Join]) {
+        for cols in ValueCols::ALL {
+            for mask in [
+                Mask::Absent,
+                Mask::Present(Element::Bool),
+                Mask::Present(Element::F32),
+                Mask::Present(Element::I32),
+            ] {
+                for element in [Element::F32, Element::F16, Element::Bf16] {
+                    let shader = AttentionShader {
+                        query: element,
+                        key: element,
+                        value: element,
+                        mask,
+                        out: element,
+                        form,
+                        cols,
+                    };
+                    check(&shader.shader());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn convolution() {
+    let forms = Tile::ALL
+        .map(ConvolutionForm::Tiled)
+        .into_iter()
+        .chain([ConvolutionForm::Direct]);
+    for form in forms {
+        for direction in [Direction::Forward, Direction::Transposed] {
+            for weights in [
+                WeightLayout::Strided,
+                WeightLayout::Dense(Width::One),
+                WeightLayout::Dense(Width::Four),
+            ] {
+                if form == ConvolutionForm::Direct && weights != WeightLayout::Strided {
+                    continue;
+                }
+                let elements = [
+                    (Element::F32, Element::F32),
+                    (Element::F32, Element::F16),
+                    (Element::Bf16, Element::Bf16),
+                    (Element::I8, Element::I32),
+                ];
+                for (weight, out) in elements {
+                    let shader = ConvolutionShader {
+                        input: out,
+                        weight,
+                        out,
+                        direction,
+                        weights,
+                        form,
+                        epilogue: if out == Element::F32 {
+                            bias()
+                        } else {
+                            Epilogue::default()
+                        },
+                    };
+                    check(&shader.shader());
+                }
+            }
+        }
+    }
+}

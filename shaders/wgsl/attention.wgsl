@@ -1,0 +1,72 @@
+// Scores and softmax without storing the scores. One key head at a time; a row is a query of one of the query heads that
+// share it, so that keys and values are read once for all of them.
+const HIDDEN = -3.402823e38;
+
+struct Place { batch: u32, kv_head: u32, key: u32, value: u32 }
+
+fn place_of(index: u32) -> Place {
+    let batch = index / params.kv_heads;
+    let kv_head = index % params.kv_heads;
+    return Place(batch, kv_head,
+        params.key_offset + batch * params.key_batch + kv_head * params.key_head,
+        params.value_offset + batch * params.value_batch + kv_head * params.value_head);
+}
+
+struct Row { present: bool, query: u32, source: u32, mask: u32, out: u32 }
+
+fn row_of(place: Place, index: u32) -> Row {
+    let query = index / params.group;
+    let head = place.kv_head * params.group + index % params.group;
+    return Row(query < params.queries, query,
+        params.query_offset + place.batch * params.query_batch + head * params.query_head + query * params.query_row,
+        params.mask_offset + place.batch * params.mask_batch + head * params.mask_head + query * params.mask_row,
+        params.out_offset + place.batch * params.out_batch + head * params.out_head + query * params.out_row);
+}
+
+fn sees(query: u32, key: u32) -> bool {
+    let distance = i32(key) - i32(query);
+    return key < params.keys
+        && (params.bounded_above == 0u || distance <= bitcast<i32>(params.last_distance))
+        && (params.bounded_below == 0u || distance >= bitcast<i32>(params.first_distance));
+}
+
+// The score that softmax sees, or HIDDEN.
+fn finished_score(raw: f32, row: Row, key: u32) -> f32 {
+    if !row.present || !sees(row.query, key) {
+        return HIDDEN;
+    }
+    var score = raw * bitcast<f32>(params.scale);
+    let cap = bitcast<f32>(params.softcap);
+    if cap != 0.0 {
+        // Beyond 15 tanh is 1 in f32, and some drivers' tanh overflows far out.
+        score = cap * tanh(clamp(score / cap, -15.0, 15.0));
+    }
+${MASK}
+    return score;
+}
+
+// softmax's numerator; `largest` is the largest score so far.
+fn weight(score: f32, largest: f32) -> f32 {
+    return select(exp(score - largest), 0.0, score == HIDDEN);
+}
+
+fn query_value(row: Row, at: u32) -> f32 {
+    if row.present && at < params.depth {
+        return load_query(row.source + at * params.query_depth);
+    }
+    return 0.0;
+}
+
+fn key_value(place: Place, key: u32, at: u32) -> f32 {
+    if key < params.keys && at < params.depth {
+        return load_key(place.key + key * params.key_row + at * params.key_depth);
+    }
+    return 0.0;
+}
+
+fn value_value(place: Place, key: u32, at: u32) -> f32 {
+    if key < params.keys && at < params.value_depth {
+        return load_value(place.value + key * params.value_row + at * params.value_col);
+    }
+    return 0.0;
+}
