@@ -131,8 +131,9 @@ fn ir_class(e: &IrError) -> Class {
 
 fn pass_class(e: &PassError) -> Class {
     match e {
-        PassError::Ir(e) => ir_class(e),
+        PassError::Graph { error, .. } => ir_class(error),
         PassError::Unsupported { .. } => Class::Unsupported,
         PassError::Limit(_) => Class::Limit,
+        PassError::Options(_) => Class::Usage,
     }
 }

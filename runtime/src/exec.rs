@@ -5,11 +5,12 @@
 
 use crate::error::{Result, RuntimeError};
 use crate::load::{Devices, Loaded};
-use crate::pool::Pool;
+use crate::pool::{Layouts, Pool};
 use bytes::Bytes;
-use cupola_backend::{Backend, BufferRange, Command, Launch};
+use cupola_backend::{Buffer, BufferRange, Command, Launch};
 use cupola_ir::eval::{self, Env};
 use cupola_ir::{Bindings, CoreOp, DType, IrError, NodeId, Op, Tensor, Value, ValueType};
+use cupola_passes::plan;
 use cupola_passes::{DeviceId, SlotId, Step, Storage};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub(crate) struct RunCx<'a> {
     pub devices: &'a Devices,
     pub pools: &'a mut [Pool],
+    pub layouts: &'a mut Layouts,
     pub params: &'a BTreeMap<String, Tensor>,
     pub states: &'a BTreeMap<String, Value>,
     pub new_states: BTreeMap<String, Value>,
@@ -35,6 +37,8 @@ struct Frame<'a> {
     memory: Vec<Option<BufferRange>>,
     host: Vec<Option<Value>>,
     queues: Vec<Vec<Command>>,
+    /// Packed memory, by device.
+    blocks: Vec<(usize, Buffer)>,
 }
 
 /// Runs a plan on inputs in order; gives the outputs in order.
@@ -51,6 +55,7 @@ pub(crate) fn execute(
         memory: vec![None; slots],
         host: vec![None; slots],
         queues: vec![vec![]; cx.devices.len()],
+        blocks: vec![],
     };
     let result = frame.run(inputs, cx);
     frame.release_all(cx);
@@ -62,6 +67,7 @@ impl Frame<'_> {
         let loaded = self.loaded;
         let plan = &loaded.compiled.plan;
         self.bind_inputs(inputs, cx)?;
+        self.lay_out(cx)?;
         for (i, step) in plan.steps.iter().enumerate() {
             if cx.cancel.load(Ordering::Relaxed) {
                 return Err(RuntimeError::Cancelled);
@@ -87,7 +93,7 @@ impl Frame<'_> {
                     let value = inputs.get_mut(*at).and_then(Option::take);
                     let value = value.unwrap_or_else(|| unreachable!("bug: input slots are distinct"));
                     let name = loaded.compiled.graph.input_name(slot.value).to_string();
-                    eval::bind_type(&slot.ty, &value, &mut self.bindings)
+                    eval::bind::bind_value(&slot.ty, &value, &mut self.bindings)
                         .map_err(|what| RuntimeError::Input { name, what })?;
                     self.put(id, value, cx)?;
                 }
@@ -116,9 +122,37 @@ impl Frame<'_> {
         Ok(())
     }
 
+    /// Gives memory to all slots whose sizes are known by now, packed; the others get theirs when they are written.
+    fn lay_out(&mut self, cx: &mut RunCx<'_>) -> Result<()> {
+        let loaded = self.loaded;
+        let plan = &loaded.compiled.plan;
+        let sizes = plan::slot_sizes(plan, &self.bindings);
+        for (d, backend) in cx.devices.iter().enumerate() {
+            let device = DeviceId(d as u32);
+            let planned = |i: usize| plan.slots[i].device == device && plan::is_packed(plan, SlotId(i as u32));
+            let known: Option<Vec<u64>> =
+                (0..sizes.len()).map(|i| if planned(i) { sizes[i] } else { Some(0) }).collect();
+            let Some(known) = known else { continue };
+            let packing = cx.layouts.packing(plan, device, known, backend.target());
+            for block in &packing.blocks {
+                let size = usize::try_from(*block).map_err(|_| IrError::Limit(format!("{block} bytes")))?;
+                self.blocks.push((d, cx.pools[d].take(backend.device(), size)?));
+            }
+            let first = self.blocks.len() - packing.blocks.len();
+            for (i, at) in packing.at.iter().enumerate() {
+                if let Some((block, offset)) = at {
+                    let buffer = self.blocks[first + *block as usize].1.clone();
+                    let size = sizes[i].unwrap_or(0) as usize;
+                    self.memory[i] = Some(BufferRange { buffer, offset: *offset as usize, size });
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn put_bound(&mut self, id: SlotId, value: Value, name: &str, cx: &mut RunCx<'_>) -> Result<()> {
         let ty = &self.loaded.compiled.plan.slots[id.0 as usize].ty;
-        eval::bind_type(ty, &value, &mut self.bindings)
+        eval::bind::bind_value(ty, &value, &mut self.bindings)
             .map_err(|what| RuntimeError::Input { name: name.to_string(), what })?;
         self.put(id, value, cx)
     }
@@ -152,6 +186,14 @@ impl Frame<'_> {
                 self.bindings.set(sym.clone(), number);
                 Ok(())
             }
+            Step::Require { node, that } => {
+                if that.holds(&self.bindings) {
+                    return Ok(());
+                }
+                let node = self.loaded.compiled.graph.node(*node);
+                let origin = node.origins.first().map_or(String::new(), |o| format!(" of {} '{}'", o.op, o.node));
+                Err(IrError::run(format!("{}{origin}", node.op.name()), format!("sizes must satisfy {that}")).into())
+            }
             Step::WriteState { slot, from } => {
                 let value = self.value(*from, cx)?;
                 // A state outlives the run's memory.
@@ -171,8 +213,8 @@ impl Frame<'_> {
         unit.sizes()
             .iter()
             .map(|d| match d.as_sym().map(|s| s.name()) {
-                Some(cupola_passes::SEED_SYM) => Ok(cx.seed as i64),
-                Some(cupola_passes::RUN_SYM) => Ok(cx.run as i64),
+                Some(cupola_passes::SEED) => Ok(cx.seed as i64),
+                Some(cupola_passes::RUN) => Ok(cx.run as i64),
                 _ => d.eval(&self.bindings).ok_or_else(|| {
                     RuntimeError::Ir(IrError::run(unit.name(), format!("size {d} overflows or is not bound")))
                 }),
@@ -200,7 +242,7 @@ impl Frame<'_> {
     fn finish(&mut self, results: &[SlotId], values: Vec<Value>, cx: &mut RunCx<'_>) -> Result<()> {
         for (slot, value) in results.iter().zip(values) {
             let ty = &self.loaded.compiled.plan.slots[slot.0 as usize].ty;
-            eval::bind_type(ty, &value, &mut self.bindings).map_err(|what| IrError::run("result", what))?;
+            eval::bind::bind_value(ty, &value, &mut self.bindings).map_err(|what| IrError::run("result", what))?;
             self.put(*slot, value, cx)?;
         }
         Ok(())
@@ -350,8 +392,10 @@ impl Frame<'_> {
     fn release(&mut self, at: usize, cx: &mut RunCx<'_>) {
         let slot = &self.loaded.compiled.plan.slots[at];
         self.host[at] = None;
+        let packed = plan::is_packed(&self.loaded.compiled.plan, SlotId(at as u32));
         if let Some(range) = self.memory[at].take()
             && slot.storage == Storage::Planned
+            && !(packed && self.blocks.iter().any(|(_, b)| Arc::ptr_eq(b, &range.buffer)))
         {
             cx.pools[slot.device.0 as usize].give(range.buffer);
         }
@@ -359,6 +403,9 @@ impl Frame<'_> {
 
     fn release_all(&mut self, cx: &mut RunCx<'_>) {
         (0..self.memory.len()).for_each(|i| self.release(i, cx));
+        for (device, block) in self.blocks.drain(..) {
+            cx.pools[device].give(block);
+        }
     }
 }
 

@@ -2,6 +2,9 @@
 
 use crate::error::Result;
 use cupola_backend::{Buffer, Device};
+use cupola_ir::Target;
+use cupola_passes::plan::{self, Packing};
+use cupola_passes::{DeviceId, Plan};
 use std::sync::Arc;
 
 /// Free buffers of one device.
@@ -39,5 +42,28 @@ impl Pool {
             self.held = self.held.saturating_sub(dropped.size() as u64);
         }
         self.free.push(buffer);
+    }
+}
+
+/// Most packings remembered.
+const MOST_LAYOUTS: usize = 64;
+
+/// Packings of plans, by sizes: runs of a size seen before do not pack again.
+#[derive(Debug, Default)]
+pub(crate) struct Layouts(Vec<(usize, DeviceId, Vec<u64>, Arc<Packing>)>);
+
+impl Layouts {
+    /// The packing of a plan's slots on a device for these sizes.
+    pub fn packing(&mut self, plan: &Plan, device: DeviceId, sizes: Vec<u64>, target: &Target) -> Arc<Packing> {
+        let key = std::ptr::from_ref(plan) as usize;
+        if let Some((.., p)) = self.0.iter().find(|(k, d, s, _)| *k == key && *d == device && *s == sizes) {
+            return p.clone();
+        }
+        let packing = plan::pack(plan, device, &sizes, target.alignment as u64, target.max_binding);
+        if self.0.len() == MOST_LAYOUTS {
+            self.0.remove(0);
+        }
+        self.0.push((key, device, sizes, Arc::new(packing)));
+        self.0[self.0.len() - 1].3.clone()
     }
 }

@@ -4,11 +4,11 @@ use crate::devices::{DeviceSpec, Host};
 use crate::error::{Result, RuntimeError};
 use crate::exec::{self, RunCx};
 use crate::load::{Loaded, WeightCache};
-use crate::pool::Pool;
+use crate::pool::{Layouts, Pool};
 use cupola_backend::Backend;
 use cupola_ir::eval::{self, Env};
-use cupola_ir::{Bindings, Graph, Op, Tensor, Value};
-use cupola_passes::{Compiled, DeviceId, Options, Step};
+use cupola_ir::{Bindings, DType, Graph, Op, Tensor, Value, ValueId};
+use cupola_passes::{Compiled, DeviceId, MissCode, Options, Step};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -65,7 +65,7 @@ impl Program {
                 let targets: Vec<_> = devices.iter().map(|d| d.target()).collect();
                 let primary = DeviceId(devices.len() as u32 - 1);
                 let pass_options =
-                    Options { device: primary, level: options.level, verify: options.verify, ..Options::default() };
+                    Options { device: primary, verify: options.verify, ..Options::default() };
                 let compiled = cupola_passes::compile(graph.clone(), &targets, &pass_options)?;
                 if options.no_fallback {
                     let ops = fallbacks(&compiled, primary);
@@ -145,14 +145,22 @@ impl Program {
             Engine::Reference => vec![],
             Engine::Compiled { devices, .. } => devices.iter().map(|_| Pool::default()).collect(),
         };
-        State { slots, pools, seed, run: 0, params: BTreeMap::new(), stats: RunStats::default() }
+        State {
+            slots,
+            pools,
+            layouts: Layouts::default(),
+            seed,
+            run: 0,
+            params: BTreeMap::new(),
+            stats: RunStats::default(),
+        }
     }
 
     /// Runs once with inputs in the graph's order; gives outputs in order. The state changes only on success.
     ///
     /// # Errors
     /// [`RuntimeError::Input`] for inputs that do not fit, and whatever fails while running.
-    pub fn run(&self, state: &mut State, inputs: Vec<Value>, cancel: &AtomicBool) -> Result<Vec<Value>> {
+    pub fn run(&self, state: &mut State, inputs: Vec<Value>, cancel: &Arc<AtomicBool>) -> Result<Vec<Value>> {
         let start = Instant::now();
         self.check_inputs(&inputs)?;
         let (outputs, states, launches) = match &self.engine {
@@ -162,6 +170,7 @@ impl Program {
                     params: state.params.clone(),
                     seed: state.seed,
                     run: state.run,
+                    cancel: Some(cancel.clone()),
                     ..Env::default()
                 };
                 let outputs = eval::run(&self.graph, &inputs, &mut env)?;
@@ -171,6 +180,7 @@ impl Program {
                 let mut cx = RunCx {
                     devices,
                     pools: &mut state.pools,
+                    layouts: &mut state.layouts,
                     params: &state.params,
                     states: &state.slots,
                     new_states: BTreeMap::new(),
@@ -188,8 +198,8 @@ impl Program {
         state.stats = RunStats {
             time: start.elapsed(),
             launches,
-            pool_bytes: state.pools.iter().map(|p| p.held).sum(),
-            pool_peak: state.pools.iter().map(|p| p.peak).sum(),
+            held_bytes: state.pools.iter().map(|p| p.held).sum(),
+            peak_bytes: state.pools.iter().map(|p| p.peak).sum(),
         };
         Ok(outputs)
     }
@@ -223,31 +233,28 @@ fn describe(value: &Value) -> String {
 
 /// Source operators of one plan that run elsewhere than on the primary device.
 fn fallbacks(compiled: &Compiled, primary: DeviceId) -> Vec<String> {
+    let graph = &compiled.graph;
     let mut names = vec![];
     let mut note = |node| {
-        let node = compiled.graph.node(node);
-        if !cupola_passes::is_host_work(&compiled.graph, node) {
-            let origin = node.origins.first().map(|o| o.op.to_string());
-            names.push(origin.unwrap_or_else(|| node.op.name()));
-        }
+        let node = graph.node(node);
+        let origin = node.origins.first().map(|o| o.op.to_string());
+        names.push(origin.unwrap_or_else(|| node.op.name()));
     };
-    for step in &compiled.plan.steps {
-        match step {
-            Step::Host { node, .. } => {
-                let op = &compiled.graph.node(*node).op;
-                // On the CPU a host op is the CPU's own implementation; only interpreted tensor ops fall back.
-                if primary != DeviceId::HOST || !matches!(op, Op::Host(_)) {
-                    note(*node);
-                }
+    for miss in &compiled.misses {
+        if matches!(miss.code, MissCode::OtherDevice | MissCode::Unsupported) {
+            note(miss.node);
+        }
+    }
+    if primary != DeviceId::HOST {
+        let plain = |v: &ValueId| graph.ty(*v).as_tensor().is_some_and(|t| t.dtype != DType::String);
+        for step in &compiled.plan.steps {
+            // Sequences, optionals and strings live on the host by nature.
+            if let Step::Host { node, .. } = step
+                && let Op::Host(_) = graph.node(*node).op
+                && graph.node(*node).operands.iter().chain(&graph.node(*node).results).all(plain)
+            {
+                note(*node);
             }
-            Step::Launch { unit, .. } if compiled.units[*unit].device != primary => {
-                compiled.units[*unit].nodes.iter().for_each(|n| note(*n));
-            }
-            Step::Launch { .. }
-            | Step::Control { .. }
-            | Step::Transfer { .. }
-            | Step::Bind { .. }
-            | Step::WriteState { .. } => {}
         }
     }
     names.sort();
@@ -269,6 +276,7 @@ pub struct State {
     /// Figures of the last run.
     pub stats: RunStats,
     pools: Vec<Pool>,
+    layouts: Layouts,
 }
 
 /// Figures of one run.
@@ -278,9 +286,9 @@ pub struct RunStats {
     pub time: Duration,
     /// Units launched.
     pub launches: u64,
-    /// Bytes of working memory held after the run.
-    pub pool_bytes: u64,
+    /// Bytes of working memory held after the run, for the next one.
+    pub held_bytes: u64,
     /// Most bytes of working memory held.
-    pub pool_peak: u64,
+    pub peak_bytes: u64,
 }
 
