@@ -1,9 +1,22 @@
 //! Elements as wide numbers: every dtype decodes to `f64`, `i64` or `u64` lanes and encodes back with the rounding
 //! and saturation that [`crate::ops::Cast`] defines.
+//!
+//! `minifloat` has the floats of 16 bits and fewer, `pack` the sub-byte integers, `dequant` block formats, `text`
+//! numbers as strings.
+
+mod dequant;
+mod dequant_codebook;
+mod minifloat;
+mod pack;
+mod text;
+
+pub use dequant::{SizeMismatch, dequantize};
+pub(crate) use pack::{pack, unpack};
 
 use crate::dtype::{Class, DType};
 use crate::tensor::Tensor;
 use bytes::Bytes;
+use minifloat::Format;
 
 /// Elements of a tensor as wide numbers.
 #[derive(Clone, Debug, PartialEq)]
@@ -30,17 +43,27 @@ impl Lanes {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+
+    /// The elements as `f64`, integers beyond 2^53 rounded.
+    pub fn into_f64s(self) -> Vec<f64> {
+        match self {
+            Lanes::F(v) => v,
+            Lanes::I(v) => v.into_iter().map(|x| x as f64).collect(),
+            Lanes::U(v) => v.into_iter().map(|x| x as f64).collect(),
+        }
+    }
 }
 
-/// Decodes a tensor; `None` for strings.
+/// Decodes a tensor; block formats are dequantised (to f32). `None` for strings.
 pub fn lanes(t: &Tensor) -> Option<Lanes> {
     let b = t.bytes();
     macro_rules! wide {
         ($t:ty, $v:ident, $w:ty) => {
             Lanes::$v(
-                bytemuck::pod_collect_to_vec::<u8, $t>(b)
-                    .into_iter()
-                    .map(<$w>::from)
+                b.as_chunks::<{ size_of::<$t>() }>()
+                    .0
+                    .iter()
+                    .map(|c| <$w>::from(<$t>::from_le_bytes(*c)))
                     .collect(),
             )
         };
@@ -59,50 +82,162 @@ pub fn lanes(t: &Tensor) -> Option<Lanes> {
         DType::U16 => wide!(u16, U, u64),
         DType::U8 => wide!(u8, U, u64),
         DType::Bool => Lanes::U(b.iter().map(|v| u64::from(*v != 0)).collect()),
-        _ => return None,
+        DType::U2 | DType::U4 => {
+            let codes = unpack(b, t.dtype().bits(), t.len());
+            Lanes::U(codes.into_iter().map(u64::from).collect())
+        }
+        DType::I2 | DType::I4 => {
+            let unused = 8 - t.dtype().bits() as u32;
+            let codes = unpack(b, t.dtype().bits(), t.len()).into_iter();
+            Lanes::I(
+                codes
+                    .map(|c| i64::from((c << unused) as i8 >> unused))
+                    .collect(),
+            )
+        }
+        DType::F4E2M1 => Lanes::F(decode_small(t.dtype(), &unpack(b, 4, t.len()))?),
+        DType::F8E4M3FN | DType::F8E4M3FNUZ | DType::F8E5M2 | DType::F8E5M2FNUZ => {
+            Lanes::F(decode_small(t.dtype(), b)?)
+        }
+        DType::F8E8M0 => Lanes::F(b.iter().map(|c| minifloat::decode_scale(*c)).collect()),
+        DType::Block(format) => {
+            let mut out = vec![0f32; t.len()];
+            dequantize(format, b, &mut out).ok()?;
+            Lanes::F(out.into_iter().map(f64::from).collect())
+        }
+        DType::String => return None,
     })
 }
 
-/// Encodes lanes as a dtype of the same class, rounding floats to nearest even and wrapping integers; `None` when the
-/// count does not match or the class differs.
+/// Decodes one code per byte through a table.
+fn decode_small(dtype: DType, codes: &[u8]) -> Option<Vec<f64>> {
+    let format = Format::of(dtype)?;
+    let table: Vec<f64> = (0..1u32 << dtype.bits())
+        .map(|c| format.decode(c))
+        .collect();
+    Some(codes.iter().map(|c| table[usize::from(*c)]).collect())
+}
+
+/// Encodes lanes as a dtype of the same class, rounding floats to nearest even (float8 and float4 saturate) and
+/// wrapping integers; `None` when the count does not match or the class differs.
 pub fn tensor(lanes: &Lanes, dtype: DType, shape: &[usize]) -> Option<Tensor> {
+    encode(lanes, dtype, shape, true)
+}
+
+/// [`tensor`] with a choice of what float8 and float4 numbers out of range become (see [`crate::ops::Cast`]).
+pub fn encode(lanes: &Lanes, dtype: DType, shape: &[usize], saturate: bool) -> Option<Tensor> {
     macro_rules! narrow {
-        ($v:expr, $t:ty, $f:expr) => {
-            bytemuck::cast_slice::<$t, u8>(&$v.iter().map($f).collect::<Vec<$t>>()).to_vec()
+        ($v:expr, $f:expr) => {
+            $v.iter().flat_map($f).collect::<Vec<u8>>()
         };
     }
-    let bytes = match (lanes, dtype) {
-        (Lanes::F(v), DType::F64) => narrow!(v, f64, |x| *x),
-        (Lanes::F(v), DType::F32) => narrow!(v, f32, |x| *x as f32),
-        (Lanes::F(v), DType::F16) => narrow!(v, half::f16, |x| half::f16::from_f64(*x)),
-        (Lanes::F(v), DType::BF16) => narrow!(v, half::bf16, |x| half::bf16::from_f64(*x)),
-        (Lanes::I(v), DType::I64) => narrow!(v, i64, |x| *x),
-        (Lanes::I(v), DType::I32) => narrow!(v, i32, |x| *x as i32),
-        (Lanes::I(v), DType::I16) => narrow!(v, i16, |x| *x as i16),
-        (Lanes::I(v), DType::I8) => narrow!(v, i8, |x| *x as i8),
-        (Lanes::U(v), DType::U64) => narrow!(v, u64, |x| *x),
-        (Lanes::U(v), DType::U32) => narrow!(v, u32, |x| *x as u32),
-        (Lanes::U(v), DType::U16) => narrow!(v, u16, |x| *x as u16),
-        (Lanes::U(v), DType::U8) => narrow!(v, u8, |x| *x as u8),
-        (Lanes::U(v), DType::Bool) => narrow!(v, u8, |x| u8::from(*x != 0)),
+    macro_rules! codes {
+        ($v:expr) => {{
+            let format = Format::of(dtype)?;
+            $v.iter().map(move |x| format.encode(*x, saturate))
+        }};
+    }
+    let bytes: Vec<u8> = match (lanes, dtype) {
+        (Lanes::F(v), DType::F64) => narrow!(v, |x| x.to_le_bytes()),
+        (Lanes::F(v), DType::F32) => narrow!(v, |x| (*x as f32).to_le_bytes()),
+        (Lanes::F(v), DType::F16 | DType::BF16) => {
+            let format = Format::of(dtype)?;
+            narrow!(v, |x| (format.encode(*x, false) as u16).to_le_bytes())
+        }
+        (Lanes::F(v), DType::F8E4M3FN | DType::F8E4M3FNUZ | DType::F8E5M2 | DType::F8E5M2FNUZ) => {
+            codes!(v).map(|c| c as u8).collect()
+        }
+        (Lanes::F(v), DType::F4E2M1) => pack(codes!(v).map(|c| c as u8), 4),
+        (Lanes::F(v), DType::F8E8M0) => v
+            .iter()
+            .map(|x| minifloat::encode_scale(*x, saturate))
+            .collect(),
+        (Lanes::I(v), DType::I64) => narrow!(v, |x| x.to_le_bytes()),
+        (Lanes::I(v), DType::I32) => narrow!(v, |x| (*x as i32).to_le_bytes()),
+        (Lanes::I(v), DType::I16) => narrow!(v, |x| (*x as i16).to_le_bytes()),
+        (Lanes::I(v), DType::I8) => v.iter().map(|x| *x as u8).collect(),
+        (Lanes::I(v), DType::I4 | DType::I2) => pack(v.iter().map(|x| *x as u8), dtype.bits()),
+        (Lanes::U(v), DType::U64) => narrow!(v, |x| x.to_le_bytes()),
+        (Lanes::U(v), DType::U32) => narrow!(v, |x| (*x as u32).to_le_bytes()),
+        (Lanes::U(v), DType::U16) => narrow!(v, |x| (*x as u16).to_le_bytes()),
+        (Lanes::U(v), DType::U8) => v.iter().map(|x| *x as u8).collect(),
+        (Lanes::U(v), DType::U4 | DType::U2) => pack(v.iter().map(|x| *x as u8), dtype.bits()),
+        (Lanes::U(v), DType::Bool) => v.iter().map(|x| u8::from(*x != 0)).collect(),
         _ => return None,
     };
     Tensor::new(dtype, shape.to_vec(), Bytes::from(bytes))
 }
 
+/// Converts the elements of a tensor as [`crate::ops::Cast`] defines it.
+///
+/// # Errors
+/// A string that is no number, or a conversion that does not exist.
+pub fn cast(t: &Tensor, to: DType, saturate: bool) -> Result<Tensor, String> {
+    if t.dtype() == to {
+        return Ok(t.clone());
+    }
+    let none = || format!("no conversion from {} to {to}", t.dtype());
+    if to == DType::String {
+        let strings = text::format(t).ok_or_else(none)?;
+        return Tensor::from_strings(t.shape().to_vec(), strings).ok_or_else(none);
+    }
+    let lanes = match t.strings() {
+        Some(strings) => text::parse(strings, to)?,
+        None => convert(lanes(t).ok_or_else(none)?, to).ok_or_else(none)?,
+    };
+    encode(&lanes, to, t.shape(), saturate).ok_or_else(none)
+}
+
+/// Lanes as lanes of another dtype's class. Floats become integers by truncation, saturated to the dtype's range
+/// (NaN is 0); integers wrap when encoded; anything nonzero is true. `None` for strings and block types.
+pub fn convert(lanes: Lanes, to: DType) -> Option<Lanes> {
+    Some(match (to.class(), lanes) {
+        (Class::Bool, Lanes::F(v)) => Lanes::U(v.iter().map(|x| u64::from(*x != 0.0)).collect()),
+        (Class::Bool, Lanes::I(v)) => Lanes::U(v.iter().map(|x| u64::from(*x != 0)).collect()),
+        (Class::Bool, Lanes::U(v)) => Lanes::U(v.iter().map(|x| u64::from(*x != 0)).collect()),
+        (Class::Signed, Lanes::F(v)) => {
+            let (lo, hi) = to.int_range()?;
+            let (lo, hi) = (lo as i64, hi as i64);
+            Lanes::I(v.iter().map(|x| (*x as i64).clamp(lo, hi)).collect())
+        }
+        (Class::Unsigned, Lanes::F(v)) => {
+            let hi = to.int_range()?.1 as u64;
+            Lanes::U(v.iter().map(|x| (*x as u64).min(hi)).collect())
+        }
+        (Class::Signed, Lanes::U(v)) => Lanes::I(v.into_iter().map(|x| x as i64).collect()),
+        (Class::Unsigned, Lanes::I(v)) => Lanes::U(v.into_iter().map(|x| x as u64).collect()),
+        (Class::Float, Lanes::I(v)) => {
+            Lanes::F(v.into_iter().map(|x| from_int(i128::from(x), to)).collect())
+        }
+        (Class::Float, Lanes::U(v)) => {
+            Lanes::F(v.into_iter().map(|x| from_int(i128::from(x), to)).collect())
+        }
+        (Class::Float, lanes @ Lanes::F(_))
+        | (Class::Signed, lanes @ Lanes::I(_))
+        | (Class::Unsigned, lanes @ Lanes::U(_)) => lanes,
+        (Class::String | Class::Block, _) => return None,
+    })
+}
+
+/// An integer as an `f64` that rounds to the nearest number of the dtype: for narrower formats an inexact `f64` is
+/// made odd, which keeps the later rounding from seeing a tie that is none.
+fn from_int(x: i128, to: DType) -> f64 {
+    let near = x as f64;
+    if to == DType::F64 || near as i128 == x || near.to_bits() & 1 == 1 {
+        return near;
+    }
+    // `near` is even and inexact: the odd neighbour lies on the side of `x`.
+    let away = (x > near as i128) == (x > 0);
+    f64::from_bits(if away {
+        near.to_bits() + 1
+    } else {
+        near.to_bits() - 1
+    })
+}
+
 /// A scalar of a dtype, rounded or saturated; `None` for strings and block types.
 pub fn splat(value: f64, dtype: DType) -> Option<Tensor> {
-    let lanes = match dtype.class() {
-        Class::Float => Lanes::F(vec![value]),
-        Class::Signed => {
-            let (lo, hi) = dtype.int_range()?;
-            Lanes::I(vec![(value as i64).clamp(lo as i64, hi as i64)])
-        }
-        Class::Unsigned => Lanes::U(vec![(value as u64).min(dtype.int_range()?.1 as u64)]),
-        Class::Bool => Lanes::U(vec![u64::from(value != 0.0)]),
-        Class::String | Class::Block => return None,
-    };
-    tensor(&lanes, dtype, &[])
+    tensor(&convert(Lanes::F(vec![value]), dtype)?, dtype, &[])
 }
 
 /// The one number that all elements are; `None` when they differ, there is none, or they are no numbers.
@@ -111,21 +246,35 @@ pub fn uniform(t: &Tensor) -> Option<f64> {
     if t.len() > 4096 {
         return None;
     }
-    let same = |mut v: std::vec::IntoIter<f64>| {
-        let first = v.next()?;
-        v.all(|x| x == first).then_some(first)
-    };
-    same(match lanes(t)? {
-        Lanes::F(v) => v.into_iter(),
-        Lanes::I(v) => v
-            .into_iter()
-            .map(|x| x as f64)
-            .collect::<Vec<_>>()
-            .into_iter(),
-        Lanes::U(v) => v
-            .into_iter()
-            .map(|x| x as f64)
-            .collect::<Vec<_>>()
-            .into_iter(),
-    })
+    let values = lanes(t)?.into_f64s();
+    let first = *values.first()?;
+    values.iter().all(|x| *x == first).then_some(first)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn integers_are_rounded_once() {
+        // Halfway between two f32 numbers plus 1: f64 rounds the 1 away and would leave a tie.
+        let x = (1i64 << 62) + (1i64 << 38) + 1;
+        let t = cast(&Tensor::scalar(x), DType::F32, true).unwrap();
+        assert_eq!(t.to_vec::<f32>().unwrap(), [x as f32]);
+        let t = cast(&Tensor::scalar(-x), DType::F32, true).unwrap();
+        assert_eq!(t.to_vec::<f32>().unwrap(), [-x as f32]);
+    }
+
+    #[test]
+    fn floats_saturate_and_integers_wrap() {
+        let x = Tensor::vector(&[f64::NAN, -1e30, 1e30, -1.9, 300.0]);
+        let i8s = cast(&x, DType::I8, true).unwrap();
+        assert_eq!(i8s.to_vec::<i8>().unwrap(), [0, -128, 127, -1, 127]);
+        let u8s = cast(&x, DType::U8, true).unwrap();
+        assert_eq!(u8s.to_vec::<u8>().unwrap(), [0, 0, 255, 0, 255]);
+        let wrapped = cast(&Tensor::vector(&[200i16, -200]), DType::I8, true).unwrap();
+        assert_eq!(wrapped.to_vec::<i8>().unwrap(), [-56, 56]);
+        let nibbles = cast(&Tensor::vector(&[7i8, 8, -9]), DType::I4, true).unwrap();
+        assert_eq!(lanes(&nibbles), Some(Lanes::I(vec![7, -8, 7])));
+    }
 }

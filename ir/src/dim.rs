@@ -86,6 +86,11 @@ impl Bindings {
         self.0.insert(sym, value);
     }
 
+    /// Forgets a symbol.
+    pub fn remove(&mut self, sym: &Sym) {
+        self.0.remove(sym);
+    }
+
     /// All bound symbols, sorted by name.
     pub fn sorted(&self) -> Vec<(Sym, i64)> {
         let mut all: Vec<_> = self.0.iter().map(|(s, v)| (s.clone(), *v)).collect();
@@ -391,16 +396,7 @@ impl Dim {
     pub fn for_each_sym(&self, visit: &mut dyn FnMut(&Sym)) {
         let Dim::Sum(terms) = self else { return };
         for atom in terms.iter().flat_map(|t| &t.factors) {
-            match atom {
-                Atom::Sym(s) => visit(s),
-                Atom::FloorDiv(x, y)
-                | Atom::Min(x, y)
-                | Atom::Max(x, y)
-                | Atom::Broadcast(x, y) => {
-                    x.for_each_sym(visit);
-                    y.for_each_sym(visit);
-                }
-            }
+            atom.for_each_sym(visit);
         }
     }
 
@@ -438,7 +434,19 @@ fn interval_mul((a, b): (i64, i64), (c, d): (i64, i64)) -> (i64, i64) {
 }
 
 impl Atom {
-    fn eval(&self, bindings: &Bindings) -> Option<i64> {
+    /// Calls `visit` for every symbol in the factor (repeats included).
+    pub fn for_each_sym(&self, visit: &mut dyn FnMut(&Sym)) {
+        match self {
+            Atom::Sym(s) => visit(s),
+            Atom::FloorDiv(x, y) | Atom::Min(x, y) | Atom::Max(x, y) | Atom::Broadcast(x, y) => {
+                x.for_each_sym(visit);
+                y.for_each_sym(visit);
+            }
+        }
+    }
+
+    /// The value under these bindings; `None` as for [`Dim::eval`].
+    pub fn eval(&self, bindings: &Bindings) -> Option<i64> {
         Some(match self {
             Atom::Sym(s) => bindings.get(s)?,
             Atom::FloorDiv(x, y) => {

@@ -39,6 +39,9 @@ pub enum IrError {
     /// More memory, depth or work than a stated limit. *Limit.*
     #[error("over the limit: {0}")]
     Limit(String),
+    /// The caller asked to stop. *Neither.*
+    #[error("cancelled")]
+    Cancelled,
     /// Well formed, but not implemented. *Unsupported.*
     #[error("not supported: {0}")]
     Unsupported(String),

@@ -2,16 +2,14 @@
 //!
 //! [`Gguf`] is a file whose structure was checked; tensor data and metadata arrays stay slices of
 //! the mapped file. It knows the container, not what the keys of an architecture mean. Reading
-//! order: `read.rs`, `metadata.rs`, `tensor_type.rs`, then `dequant.rs`.
+//! order: `read.rs`, `metadata.rs`, `tensor_type.rs`. Dequantisation is `cupola_ir::convert`.
 
-mod dequant;
-mod dequant_codebook;
 mod error;
 mod metadata;
 mod read;
 mod tensor_type;
 
-pub use dequant::{SizeMismatch, dequantize};
+pub use cupola_ir::convert::{SizeMismatch, dequantize};
 pub use error::GgufError;
 pub use metadata::{Array, Value, ValueType};
 pub use read::{Gguf, Tensor};

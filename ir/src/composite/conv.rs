@@ -6,6 +6,7 @@ use crate::dim::Dim;
 use crate::error::{IrError, Result};
 use crate::graph::{Graph, ValueId};
 use crate::ops::{Contract, Fold, Window};
+use crate::tensor::Value;
 
 payload! {
     /// Operands `(x: [batch, groups * in, spatial..], w: [out, in, kernel..])`, `out` a multiple of `groups`.
@@ -85,6 +86,13 @@ impl CompositeDef for Conv {
         let yd = g.dims(y);
         let y = g.reshape(y, &[&[yd[0].clone(), wd[0].clone()], &yd[3..]].concat())?;
         Ok(vec![y])
+    }
+
+    fn eval(&self, operands: &[&Value]) -> Option<std::result::Result<Vec<Value>, String>> {
+        let [Value::Tensor(x), Value::Tensor(w)] = operands else {
+            return None;
+        };
+        Some(crate::eval::product::conv(self, x, w).map(|y| vec![y.into()]))
     }
 }
 
@@ -185,6 +193,13 @@ impl CompositeDef for ConvTranspose {
         let out = groups * wd[1].clone();
         let y = g.reshape(y, &[&[xd[0].clone(), out], &full[..]].concat())?;
         self.crop(g, y, &full).map(|y| vec![y])
+    }
+
+    fn eval(&self, operands: &[&Value]) -> Option<std::result::Result<Vec<Value>, String>> {
+        let [Value::Tensor(x), Value::Tensor(w)] = operands else {
+            return None;
+        };
+        Some(crate::eval::product::conv_transpose(self, x, w).map(|y| vec![y.into()]))
     }
 }
 

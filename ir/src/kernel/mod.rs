@@ -161,8 +161,8 @@ pub enum Expr {
         /// Accumulator of that phase.
         accum: u32,
     },
-    /// Random bits (u32) of Philox-4x32-10 at an element index; key and run counter are the sizes `seed` and `run`
-    /// (64 bits each) and the stream.
+    /// Random bits (u32) of an element as [`crate::ops::Random`] defines them; seed and run number are the sizes
+    /// `seed` and `run` (64 bits each).
     Random {
         /// Element index.
         index: IndexId,

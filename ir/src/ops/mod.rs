@@ -268,6 +268,26 @@ impl Op {
             }
         }
     }
+
+    /// The op with every dimension among its attributes rewritten (regions, and the result types of ops that hold
+    /// them, aside).
+    pub fn map_dims(&self, f: &dyn Fn(&Dim) -> Dim) -> Op {
+        if self.class() == OpClass::Control {
+            return self.clone();
+        }
+        let map = |attr: Attr| match attr {
+            Attr::Dim(d) => Attr::Dim(f(&d)),
+            Attr::Dims(ds) => Attr::Dims(ds.iter().map(f).collect()),
+            Attr::Type(t) => Attr::Type(t.map_dims(f)),
+            Attr::Types(ts) => Attr::Types(ts.iter().map(|t| t.map_dims(f)).collect()),
+            other => other,
+        };
+        let attrs = self.attrs().into_iter();
+        let attrs = attrs.map(|(n, a)| (n.to_string(), map(a))).collect();
+        Op::from_name(&self.name(), attrs).unwrap_or_else(|what| {
+            unreachable!("bug: {} from its own attributes: {what}", self.name())
+        })
+    }
 }
 
 impl CoreOp {

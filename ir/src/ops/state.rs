@@ -40,8 +40,9 @@ impl OpDef for WriteState {
 }
 
 payload! {
-    /// Random bits `u32` by Philox-4x32-10, keyed by (session seed, `stream`) and counted by (run number, element
-    /// index), so that every device draws the same numbers.
+    /// Random bits `u32` by Philox-4x32-10 (Salmon et al., 2011), the same on every device. Element `i` is word
+    /// `i mod 4` of the block whose counter words are (low and high half of `i / 4`, low and high half of the run
+    /// number) and whose key words are the low and high half of `seed xor (stream * 0x9E3779B97F4A7C15 mod 2^64)`.
     Random {
         /// Distinguishes the random ops of a graph.
         stream: u64,

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use crate::dequant::half_at;
+use super::dequant::half_at;
 
 static CODEBOOKS: &[u8; 9216] = include_bytes!("codebooks.bin");
 

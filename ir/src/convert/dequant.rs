@@ -4,10 +4,10 @@
 //! into floats with the same roundings in the same order as the reference (products first, then
 //! the subtraction, never fused). The formats with codebooks are in `dequant_codebook.rs`.
 
-use cupola_ir::BlockFormat;
+use crate::dtype::BlockFormat;
 use half::f16;
 
-use crate::dequant_codebook as codebook;
+use super::dequant_codebook as codebook;
 
 /// The bytes are not as many as the elements need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
