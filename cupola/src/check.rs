@@ -49,9 +49,9 @@ pub fn check_file(path: impl AsRef<Path>) -> Result<FileSummary> {
 fn graph_facts(model: &Model) -> Result<Vec<(String, String)>> {
     let graph = match model.graph() {
         Ok(g) => g,
-        Err(Error::Import(ImportError::NeedsInputs { names })) => {
-            let names: Vec<String> = names.iter().map(|n| cupola_source::quote(n)).collect();
-            return Ok(vec![("structure".into(), format!("decided by the values of {}", names.join(", ")))]);
+        Err(Error::Import(ImportError::NeedsInputs { values, types })) => {
+            let names: Vec<String> = values.iter().chain(&types).map(|n| cupola_source::quote(n)).collect();
+            return Ok(vec![("structure".into(), format!("decided by {}", names.join(", ")))]);
         }
         Err(e) => return Err(e),
     };

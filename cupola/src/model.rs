@@ -2,11 +2,11 @@
 
 use crate::error::{Error, Result};
 use crate::runner::{Options, Runner};
-use cupola_ir::{DType, Dim, Graph, Tensor, Value, ValueType};
+use cupola_ir::{DType, Dim, Graph, Tensor, TensorType, Value, ValueType};
 use cupola_onnx::{ImportError, ImportOptions};
 use cupola_runtime::Host;
 use cupola_source::{Format, Source};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
@@ -22,8 +22,54 @@ pub struct ModelOptions {
 pub(crate) enum Structural {
     /// By its dtype and rank.
     Rank(String),
+    /// By its dtype and extents.
+    Shape(String),
     /// By its value.
     Value(String),
+}
+
+/// What the importer was told of inputs.
+#[derive(Default)]
+struct InputFacts {
+    values: BTreeMap<String, Tensor>,
+    types: BTreeMap<String, ValueType>,
+    shapes: BTreeSet<String>,
+}
+
+impl InputFacts {
+    fn is_empty(&self) -> bool {
+        self.values.is_empty() && self.types.is_empty()
+    }
+
+    /// Adds what the importer asks for; whether anything was new. Of a type first the rank is given, and the extents
+    /// only when that is not enough.
+    fn learn(&mut self, values: &[String], types: &[String], inputs: &BTreeMap<String, Value>) -> bool {
+        let mut new = false;
+        let given = |name: &String| inputs.get(name).and_then(Value::as_tensor);
+        for name in values {
+            if let Some(tensor) = given(name) {
+                new |= self.values.insert(name.clone(), tensor.clone()).is_none();
+            }
+        }
+        for name in types {
+            let Some(tensor) = given(name) else { continue };
+            if self.types.contains_key(name) {
+                new |= self.shapes.insert(name.clone());
+                self.types.insert(name.clone(), tensor.ty().into());
+            } else {
+                let dims = (0..tensor.shape().len()).map(|a| Dim::sym(&format!("{name}.{a}")));
+                self.types.insert(name.clone(), TensorType::new(tensor.dtype(), dims).into());
+                new = true;
+            }
+        }
+        new
+    }
+
+    fn structural(&self) -> Vec<Structural> {
+        let ranks = self.types.keys().filter(|n| !self.shapes.contains(*n)).cloned().map(Structural::Rank);
+        let shapes = self.shapes.iter().cloned().map(Structural::Shape);
+        ranks.chain(shapes).chain(self.values.keys().cloned().map(Structural::Value)).collect()
+    }
 }
 
 /// A model: something that gives a graph, perhaps one graph per value of inputs that decide its structure.
@@ -101,7 +147,7 @@ impl Model {
         if let Some(graph) = self.plain.get() {
             return Ok(graph.clone());
         }
-        let graph = Arc::new(self.graph_with(&BTreeMap::new(), &BTreeMap::new())?);
+        let graph = Arc::new(self.graph_with(&InputFacts::default())?);
         Ok(self.plain.get_or_init(|| graph).clone())
     }
 
@@ -112,7 +158,7 @@ impl Model {
     pub fn input_types(&self) -> Result<Vec<(String, ValueType)>> {
         match (self.graph(), &self.source) {
             (Err(Error::Import(ImportError::NeedsInputs { .. })), ModelSource::Onnx(m)) => {
-                Ok(cupola_onnx::declared_inputs(m)?)
+                Ok(declared_inputs(m)?)
             }
             (Err(e), _) => Err(e),
             (Ok(g), _) => {
@@ -122,57 +168,45 @@ impl Model {
     }
 
     /// The graph given values of some inputs and types of others.
-    pub(crate) fn graph_with(
-        &self,
-        known: &BTreeMap<String, Tensor>,
-        types: &BTreeMap<String, (DType, Vec<Dim>)>,
-    ) -> Result<Graph> {
+    fn graph_with(&self, facts: &InputFacts) -> Result<Graph> {
         match &self.source {
             ModelSource::Graph(g) => Ok(Graph::clone(g)),
             ModelSource::Onnx(m) => {
                 let options = ImportOptions {
-                    known_inputs: known.clone(),
-                    input_types: types.clone(),
-                    set_dims: self.options.set.clone(),
                     source: self.name.clone(),
-                    ..ImportOptions::default()
+                    known_inputs: facts.values.iter().map(|(n, t)| (n.clone(), t.clone())).collect(),
+                    input_types: facts.types.iter().map(|(n, t)| (n.clone(), t.clone())).collect(),
+                    set_dims: self.options.set.iter().map(|(n, v)| (n.clone(), *v)).collect(),
                 };
                 Ok(cupola_onnx::import(m, &options)?.graph)
             }
         }
     }
 
+    /// The graph for these inputs.
+    ///
+    /// # Errors
+    /// As [`Model::graph`], and [`ImportError::NeedsInputs`] when a needed input is not given.
+    pub fn graph_for_inputs(&self, inputs: &BTreeMap<String, Value>) -> Result<Graph> {
+        Ok(self.graph_for(inputs)?.0)
+    }
+
     /// The graph for these inputs, and those that decided its structure.
     pub(crate) fn graph_for(&self, inputs: &BTreeMap<String, Value>) -> Result<(Graph, Vec<Structural>)> {
-        let mut known = BTreeMap::new();
-        let mut types = BTreeMap::new();
+        let mut facts = InputFacts::default();
         loop {
-            let graph = match known.is_empty() && types.is_empty() {
+            let graph = match facts.is_empty() {
                 true => self.graph().map(|g| Graph::clone(&g)),
-                false => self.graph_with(&known, &types),
+                false => self.graph_with(&facts),
             };
             match graph {
-                Err(Error::Import(ImportError::NeedsInputs { names })) => {
-                    let before = (known.len(), types.len());
-                    for name in &names {
-                        let Some(tensor) = inputs.get(name).and_then(Value::as_tensor) else { continue };
-                        // A rank may be all that is missing; the value is the second resort.
-                        let dims: Vec<Dim> =
-                            (0..tensor.shape().len()).map(|a| Dim::sym(&format!("{name}.{a}"))).collect();
-                        if types.insert(name.clone(), (tensor.dtype(), dims)).is_some() {
-                            known.insert(name.clone(), tensor.clone());
-                        }
-                    }
-                    if (known.len(), types.len()) == before {
-                        return Err(ImportError::NeedsInputs { names }.into());
+                Err(Error::Import(ImportError::NeedsInputs { values, types })) => {
+                    if !facts.learn(&values, &types, inputs) {
+                        return Err(ImportError::NeedsInputs { values, types }.into());
                     }
                 }
                 Err(e) => return Err(e),
-                Ok(graph) => {
-                    let by_rank = types.into_keys().filter(|n| !known.contains_key(n)).map(Structural::Rank).collect();
-                    let by_value = known.keys().cloned().map(Structural::Value).collect();
-                    return Ok((graph, [by_rank, by_value].concat()));
-                }
+                Ok(graph) => return Ok((graph, facts.structural())),
             }
         }
     }
@@ -181,4 +215,22 @@ impl Model {
     pub fn runner(self, host: Arc<Host>, options: Options) -> Runner {
         Runner::new(self, host, options)
     }
+}
+
+/// Names and kinds of an ONNX model's inputs as declared; extents are not looked at.
+fn declared_inputs(model: &cupola_onnx::Model) -> Result<Vec<(String, ValueType)>> {
+    let graph = model.graph();
+    let constant = |name: &str| graph.initializer.iter().any(|t| t.name() == name);
+    let mut all = vec![];
+    for input in graph.input.iter().filter(|i| !constant(i.name())) {
+        let element: ValueType = TensorType::scalar(DType::F32).into();
+        let kind = input.r#type.as_ref().map(cupola_onnx::ValueKind::of_type).transpose()?;
+        let ty = match kind {
+            None | Some(cupola_onnx::ValueKind::Tensor) => element,
+            Some(cupola_onnx::ValueKind::Sequence) => ValueType::Sequence(Box::new(element)),
+            Some(cupola_onnx::ValueKind::Optional) => ValueType::Optional(Box::new(element)),
+        };
+        all.push((input.name().to_string(), ty));
+    }
+    Ok(all)
 }

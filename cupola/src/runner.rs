@@ -100,6 +100,7 @@ impl Runner {
 enum Key {
     Missing,
     Rank(Option<(DType, usize)>),
+    Shape(Option<(DType, Vec<usize>)>),
     Value(Value),
 }
 
@@ -107,6 +108,10 @@ fn key(structural: &[Structural], inputs: &BTreeMap<String, Value>) -> Vec<Key> 
     let one = |s: &Structural| match s {
         Structural::Rank(name) => match inputs.get(name) {
             Some(v) => Key::Rank(v.as_tensor().map(|t| (t.dtype(), t.shape().len()))),
+            None => Key::Missing,
+        },
+        Structural::Shape(name) => match inputs.get(name) {
+            Some(v) => Key::Shape(v.as_tensor().map(|t| (t.dtype(), t.shape().to_vec()))),
             None => Key::Missing,
         },
         Structural::Value(name) => inputs.get(name).cloned().map_or(Key::Missing, Key::Value),

@@ -14,11 +14,11 @@ pub fn read(path: &Path, ty: &ValueType) -> Outcome<Value> {
         ValueType::Optional(_) => onnx::ValueKind::Optional,
     };
     let raw = onnx::Value::read(&bytes.into(), kind).map_err(cupola::Error::from)?;
-    onnx::to_ir_value(&raw).map_err(|e| Failure::malformed(format!("{}: {e}", path.display())))
+    onnx::value_from_file(&raw).map_err(|e| Failure::malformed(format!("{}: {e}", path.display())))
 }
 
 /// Writes one value.
 pub fn write(path: &Path, name: &str, value: &Value) -> Outcome {
-    let raw = onnx::from_ir_value(value).map_err(|e| Failure::malformed(format!("{name}: {e}")))?;
+    let raw = onnx::value_to_file(value).map_err(|e| Failure::malformed(format!("{name}: {e}")))?;
     std::fs::write(path, raw.to_bytes(name)).map_err(|e| Failure::io("cannot write", path, e))
 }
