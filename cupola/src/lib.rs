@@ -21,6 +21,7 @@ mod check;
 mod error;
 mod model;
 mod runner;
+mod tools;
 
 pub use check::{FileSummary, check_file};
 pub use cupola_ir as ir;
@@ -32,3 +33,4 @@ pub use cupola_runtime::{Cancel, DeviceSpec, Host, Program, RunStats, Session};
 pub use error::{Class, Error, Result};
 pub use model::{Model, ModelOptions};
 pub use runner::{Options, Runner};
+pub use tools::{MemoryPlan, SupportRow, graph_after, plan_memory, support};

@@ -2,8 +2,6 @@
 
 use crate::error::{Result, RuntimeError};
 use cupola_backend::Backend;
-use cupola_cpu::CpuBackend;
-use cupola_wgpu::GpuBackend;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex};
@@ -82,7 +80,7 @@ impl Host {
         if let Some((_, b)) = open.iter().find(|(t, _)| *t == threads) {
             return Ok(b.clone());
         }
-        let backend: Arc<dyn Backend> = Arc::new(CpuBackend::new(threads)?);
+        let backend: Arc<dyn Backend> = return Err(RuntimeError::NoDevice { device: "cpu".into(), what: threads.to_string() });
         open.push((threads, backend.clone()));
         Ok(backend)
     }
@@ -92,14 +90,61 @@ impl Host {
         if let Some((_, b)) = open.iter().find(|(p, _)| *p == position) {
             return Ok(b.clone());
         }
-        let backend: Arc<dyn Backend> = match GpuBackend::open(position) {
-            Ok(b) => Arc::new(b),
-            Err(e) => {
-                let device = DeviceSpec::Gpu(position).to_string();
-                return Err(RuntimeError::NoDevice { device, what: e.to_string() });
-            }
-        };
+        let backend: Arc<dyn Backend> = return Err(RuntimeError::NoDevice { device: DeviceSpec::Gpu(position).to_string(), what: "none".into() });
         open.push((position, backend.clone()));
         Ok(backend)
     }
+}
+
+/// A device of this host and what is known of it.
+#[derive(Clone, Debug)]
+pub struct DeviceInfo {
+    /// How a user names it.
+    pub spec: DeviceSpec,
+    /// Product name.
+    pub name: String,
+    /// Facts in order: what, value.
+    pub facts: Vec<(String, String)>,
+}
+
+/// The CPU and every GPU adapter.
+pub fn list_devices() -> Vec<DeviceInfo> {
+    let isa = cupola_cpu::isa::Isa::detect();
+    let caches = cupola_cpu::isa::caches();
+    let cpu = DeviceInfo {
+        spec: DeviceSpec::Cpu,
+        name: cpu_name(),
+        facts: vec![
+            ("vector level".into(), format!("{isa:?}")),
+            ("physical cores".into(), cupola_cpu::isa::physical_cores().to_string()),
+            ("caches".into(), format!("{caches:?}")),
+        ],
+    };
+    let adapters = cupola_wgpu::AdapterList::enumerate();
+    let gpus = adapters.adapters().iter().map(|a| {
+        let f = a.facts();
+        let facts = vec![
+            ("kind".to_string(), f.kind.name().to_string()),
+            ("backend".into(), f.interface.name().to_string()),
+            ("vendor".into(), format!("{} ({:#06x})", f.vendor, f.vendor_id)),
+            ("driver".into(), f.driver.clone()),
+            ("largest buffer".into(), f.limits.buffer_size.to_string()),
+            ("largest binding".into(), f.limits.binding_size.to_string()),
+            ("storage buffers".into(), f.limits.storage_buffers.to_string()),
+            ("workgroup memory".into(), f.limits.workgroup_memory_size.to_string()),
+            ("workgroup threads".into(), f.limits.workgroup_threads.to_string()),
+            ("features".into(), format!("{:?}", f.features)),
+            ("refused".into(), f.refusal.clone().unwrap_or_else(|| "no".into())),
+        ];
+        DeviceInfo { spec: DeviceSpec::Gpu(f.index), name: f.name.clone(), facts }
+    });
+    std::iter::once(cpu).chain(gpus).collect()
+}
+
+/// The processor's name as the operating system knows it.
+fn cpu_name() -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let line = info.lines().find_map(|l| l.strip_prefix("model name"));
+    let name = line.map(|l| l.trim_start_matches([' ', '\t', ':']).to_string());
+    name.unwrap_or_else(|| std::env::consts::ARCH.to_string())
 }

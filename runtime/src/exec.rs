@@ -28,6 +28,8 @@ pub(crate) struct RunCx<'a> {
     pub run: u64,
     pub cancel: &'a AtomicBool,
     pub launches: u64,
+    /// Bytes of packed memory and of what outlives the run, by the plan.
+    pub planned_bytes: u64,
 }
 
 /// Values of one plan while it runs.
@@ -134,6 +136,12 @@ impl Frame<'_> {
                 (0..sizes.len()).map(|i| if planned(i) { sizes[i] } else { Some(0) }).collect();
             let Some(known) = known else { continue };
             let packing = cx.layouts.packing(plan, device, known, backend.target());
+            let kept = |i: &usize| {
+                let slot = &plan.slots[*i];
+                slot.device == device && slot.storage == Storage::Planned && !planned(*i)
+            };
+            let kept: u64 = (0..sizes.len()).filter(kept).filter_map(|i| sizes[i]).sum();
+            cx.planned_bytes += packing.size() + kept;
             for block in &packing.blocks {
                 let size = usize::try_from(*block).map_err(|_| IrError::Limit(format!("{block} bytes")))?;
                 self.blocks.push((d, cx.pools[d].take(backend.device(), size)?));
@@ -232,7 +240,8 @@ impl Frame<'_> {
         let loaded = self.loaded;
         let types: Vec<ValueType> =
             results.iter().map(|s| loaded.compiled.plan.slots[s.0 as usize].ty.clone()).collect();
-        let mut env = Env { seed: cx.seed, run: cx.run, bindings: self.bindings.clone(), ..Env::default() };
+        let mut env = Env::default();
+        (env.seed, env.run, env.bindings) = (cx.seed, cx.run, self.bindings.clone());
         let out = eval::eval_op(self.node_op(node), &refs, &types, &mut env)?;
         self.bindings = env.bindings;
         self.finish(results, out, cx)

@@ -13,7 +13,7 @@ mod pool;
 mod program;
 mod session;
 
-pub use devices::{DeviceSpec, Host};
+pub use devices::{DeviceInfo, DeviceSpec, Host, list_devices};
 pub use cupola_backend::BackendError;
 pub use error::{Result, RuntimeError};
 pub use program::{CompileOptions, Program, RunStats, State};

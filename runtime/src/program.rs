@@ -163,18 +163,14 @@ impl Program {
     pub fn run(&self, state: &mut State, inputs: Vec<Value>, cancel: &Arc<AtomicBool>) -> Result<Vec<Value>> {
         let start = Instant::now();
         self.check_inputs(&inputs)?;
-        let (outputs, states, launches) = match &self.engine {
+        let (outputs, states, launches, planned_bytes) = match &self.engine {
             Engine::Reference => {
-                let mut env = Env {
-                    states: state.slots.clone(),
-                    params: state.params.clone(),
-                    seed: state.seed,
-                    run: state.run,
-                    cancel: Some(cancel.clone()),
-                    ..Env::default()
-                };
+                let mut env = Env::default();
+                env.states.clone_from(&state.slots);
+                env.params.clone_from(&state.params);
+                (env.seed, env.run, env.cancel) = (state.seed, state.run, Some(cancel.clone()));
                 let outputs = eval::run(&self.graph, &inputs, &mut env)?;
-                (outputs, env.states, 0)
+                (outputs, env.states, 0, 0)
             }
             Engine::Compiled { loaded, devices, .. } => {
                 let mut cx = RunCx {
@@ -188,9 +184,10 @@ impl Program {
                     run: state.run,
                     cancel,
                     launches: 0,
+                    planned_bytes: 0,
                 };
                 let outputs = exec::execute(loaded, inputs, Bindings::default(), &mut cx)?;
-                (outputs, cx.new_states, cx.launches)
+                (outputs, cx.new_states, cx.launches, cx.planned_bytes)
             }
         };
         state.slots.extend(states);
@@ -200,6 +197,7 @@ impl Program {
             launches,
             held_bytes: state.pools.iter().map(|p| p.held).sum(),
             peak_bytes: state.pools.iter().map(|p| p.peak).sum(),
+            planned_bytes,
         };
         Ok(outputs)
     }
@@ -290,5 +288,7 @@ pub struct RunStats {
     pub held_bytes: u64,
     /// Most bytes of working memory held.
     pub peak_bytes: u64,
+    /// Bytes of working memory that the plan asks for at these sizes, packed; 0 on the reference device.
+    pub planned_bytes: u64,
 }
 

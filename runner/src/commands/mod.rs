@@ -1,7 +1,14 @@
 //! One file per command.
 
+mod bench;
 mod check;
+mod compare;
 mod conformance;
+mod convert;
+mod devices;
+mod explain;
+mod inspect;
+mod plan;
 mod run;
 
 use crate::args::{Command, CompileArgs};
@@ -14,6 +21,15 @@ use std::sync::Arc;
 /// Runs a command.
 pub fn dispatch(command: Command) -> Outcome {
     match command {
+        Command::Devices(a) => devices::devices(&a),
+        Command::Doctor(a) => devices::doctor(&a),
+        Command::Inspect(a) => inspect::inspect(&a),
+        Command::Bench(a) => bench::bench(&a),
+        Command::Explain(a) => explain::explain(&a),
+        Command::Plan(a) => plan::plan(&a),
+        Command::Compare(a) => compare::compare(&a),
+        Command::Bisect(a) => compare::bisect(&a),
+        Command::Convert(a) => convert::convert(&a),
         Command::Check(a) => check::check(&a),
         Command::Run(a) => run::run(&a),
         Command::Conformance(a) => conformance::conformance(&a),

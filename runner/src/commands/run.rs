@@ -63,7 +63,7 @@ fn statistics(runner: &cupola::Runner, load_ms: f64, run_ms: &[f64]) -> Json {
         "compiles": runner.compiles(),
         "weight_bytes": program.map(|p| p.weight_bytes()),
         "peak_bytes_planned": last.planned_bytes + program.map_or(0, |p| p.weight_bytes()),
-        "peak_bytes_used": last.used_bytes,
+        "peak_bytes_used": last.peak_bytes + program.map_or(0, |p| p.weight_bytes()),
         "fallback": program.map(|p| p.fallbacks()),
     })
 }
