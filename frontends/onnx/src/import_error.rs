@@ -178,6 +178,7 @@ impl From<IrError> for OpError {
         match e {
             IrError::Op { what, .. } | IrError::Run { what, .. } => OpError::Invalid(what),
             IrError::Limit(what) => OpError::Limit(what),
+            IrError::Cancelled => OpError::Limit(e.to_string()),
             IrError::Unsupported(what) => OpError::Unsupported(what),
             IrError::Parse { what, .. } | IrError::Invalid(what) => OpError::Invalid(what),
         }

@@ -59,6 +59,9 @@ pub const SEED: &str = "session.seed";
 /// Symbol whose value at launch is the number of the run.
 pub const RUN: &str = "session.run";
 
+/// The element of a reduction at positions of its axes.
+type Body<'b, 'g> = dyn FnMut(&mut Lowerer<'g>, &[Affine]) -> Result<ExprId, Stop> + 'b;
+
 /// State of lowering one kernel. Expressions refer to indices by their position in `affines`.
 pub struct Lowerer<'g> {
     graph: &'g Graph,
@@ -567,7 +570,7 @@ impl<'g> Lowerer<'g> {
         at: &[Affine],
         kind: AccumKind,
         extents: &[Dim],
-        body: &mut dyn FnMut(&mut Self, &[Affine]) -> Result<ExprId, Stop>,
+        body: &mut Body<'_, 'g>,
     ) -> Result<ExprId, Stop> {
         if !at.iter().all(|i| self.is_parallel(i)) {
             return Err(Stop {

@@ -1,0 +1,462 @@
+//! Compiled graphs compute what the graphs mean, and fuse what they should.
+
+mod support;
+
+use cupola_ir::composite::{Attention, Conv, ConvTranspose, Gelu, LayerNorm, RmsNorm, Softmax};
+use cupola_ir::kernel::Unit;
+use cupola_ir::ops::*;
+use cupola_ir::{CompositeOp, DType, Dim, Graph, Op, Scalar, Tensor, TensorType, ValueId};
+use cupola_passes::DeviceId;
+use support::*;
+
+fn composite(g: &mut Graph, op: impl Into<CompositeOp>, xs: &[ValueId]) -> ValueId {
+    g.one(Op::Composite(op.into()), xs).expect("valid")
+}
+
+fn f32s(dims: &[Dim]) -> TensorType {
+    TensorType {
+        dtype: DType::F32,
+        dims: dims.to_vec(),
+    }
+}
+
+fn n(v: i64) -> Dim {
+    Dim::Const(v)
+}
+
+fn launches(c: &cupola_passes::Compiled) -> usize {
+    c.units.len()
+}
+
+#[test]
+fn softmax_is_one_kernel_of_three_phases() {
+    let mut g = Graph::new("softmax");
+    let x = g.input("x", f32s(&[Dim::sym("n"), Dim::sym("m")])).unwrap();
+    let y = composite(
+        &mut g,
+        Softmax {
+            axis: 1,
+            log: false,
+        },
+        &[x],
+    );
+    g.output("y", y);
+    let t = target(nothing);
+    for (rows, cols) in [(3, 5), (1, 1), (0, 4), (2, 0)] {
+        let x = Rng(7).tensor(DType::F32, &[rows as usize, cols as usize]);
+        let c = check(&g, &t, &[x], &[("n", rows), ("m", cols)]);
+        assert_eq!(launches(&c), 1);
+        let Unit::Loops(k) = &c.units[0].unit else {
+            panic!("loops")
+        };
+        assert_eq!((k.parallel, k.phases.len()), (1, 3));
+    }
+}
+
+#[test]
+fn norms_are_one_kernel() {
+    let mut g = Graph::new("norms");
+    let x = g
+        .input("x", f32s(&[Dim::sym("b"), Dim::sym("s"), n(6)]))
+        .unwrap();
+    let r = g
+        .input("r", f32s(&[Dim::sym("b"), Dim::sym("s"), n(6)]))
+        .unwrap();
+    let scale = g.input("scale", f32s(&[n(6)])).unwrap();
+    let bias = g.input("bias", f32s(&[n(6)])).unwrap();
+    let sum = g.binary(Scalar::Add, x, r).unwrap();
+    let norm = LayerNorm {
+        axis: 2,
+        epsilon: 1e-5,
+        stats: false,
+    };
+    let y = composite(&mut g, norm, &[sum, scale, bias]);
+    g.output("y", y);
+    let z = composite(
+        &mut g,
+        RmsNorm {
+            axis: 2,
+            epsilon: 1e-5,
+        },
+        &[x, scale],
+    );
+    g.output("z", z);
+    let mut rng = Rng(11);
+    let inputs = [
+        rng.tensor(DType::F32, &[2, 3, 6]),
+        rng.tensor(DType::F32, &[2, 3, 6]),
+        rng.tensor(DType::F32, &[6]),
+        rng.tensor(DType::F32, &[6]),
+    ];
+    let c = check(&g, &target(nothing), &inputs, &[("b", 2), ("s", 3)]);
+    assert_eq!(launches(&c), 2, "{:#?}", c.misses);
+    for u in &c.units {
+        let Unit::Loops(k) = &u.unit else {
+            panic!("loops")
+        };
+        // Rows of batch and sequence are one axis.
+        assert_eq!(k.parallel, 1);
+    }
+}
+
+#[test]
+fn bias_activation_and_residual_join_a_product() {
+    let mut g = Graph::new("mlp");
+    let (b, s) = (Dim::sym("b"), Dim::sym("s"));
+    let x = g.input("x", f32s(&[b.clone(), s.clone(), n(4)])).unwrap();
+    let w = g.input("w", f32s(&[n(4), n(8)])).unwrap();
+    let bias = g.input("bias", f32s(&[n(8)])).unwrap();
+    let w2 = g.input("w2", f32s(&[n(8), n(4)])).unwrap();
+    let h = g.matmul(x, w).unwrap();
+    let h = g.binary(Scalar::Add, h, bias).unwrap();
+    let h = composite(&mut g, Gelu { tanh: true }, &[h]);
+    let y = g.matmul(h, w2).unwrap();
+    let y = g.binary(Scalar::Add, y, x).unwrap();
+    g.output("y", y);
+    let mut rng = Rng(3);
+    let inputs = [
+        rng.tensor(DType::F32, &[2, 3, 4]),
+        rng.tensor(DType::F32, &[4, 8]),
+        rng.tensor(DType::F32, &[8]),
+        rng.tensor(DType::F32, &[8, 4]),
+    ];
+    let c = check(&g, &target(products), &inputs, &[("b", 2), ("s", 3)]);
+    assert_eq!(launches(&c), 2, "{:#?}", c.misses);
+    for u in &c.units {
+        assert!(matches!(&u.unit, Unit::Library(l) if l.epilogue.is_some()));
+    }
+    // The same through generated products.
+    check(&g, &target(nothing), &inputs, &[("b", 2), ("s", 3)]);
+}
+
+#[test]
+fn attention_heads_are_strided_views_of_the_products() {
+    let mut g = Graph::new("heads");
+    let (b, s) = (Dim::sym("b"), Dim::sym("s"));
+    let x = g.input("x", f32s(&[b.clone(), s.clone(), n(6)])).unwrap();
+    let heads: Vec<ValueId> = ["wq", "wk"]
+        .iter()
+        .map(|name| {
+            let w = g.input(name, f32s(&[n(6), n(6)])).unwrap();
+            let p = g.matmul(x, w).unwrap();
+            let p = g.reshape(p, &[b.clone(), s.clone(), n(2), n(3)]).unwrap();
+            g.permute(p, &[0, 2, 1, 3]).unwrap()
+        })
+        .collect();
+    let scores = g.matmul_nt(heads[0], heads[1]).unwrap();
+    let scores = g.scale(scores, 0.5).unwrap();
+    g.output("scores", scores);
+    let mut rng = Rng(5);
+    let inputs = [
+        rng.tensor(DType::F32, &[2, 3, 6]),
+        rng.tensor(DType::F32, &[6, 6]),
+        rng.tensor(DType::F32, &[6, 6]),
+    ];
+    let c = check(&g, &target(products), &inputs, &[("b", 2), ("s", 3)]);
+    assert_eq!(launches(&c), 3, "no copies: {:#?}", c.units);
+}
+
+#[test]
+fn attention_and_convolutions_decompose() {
+    let mut g = Graph::new("attention");
+    let shape = |h: i64, s: &str| [n(1), n(h), Dim::sym(s), n(4)];
+    let q = g.input("q", f32s(&shape(4, "q"))).unwrap();
+    let k = g.input("k", f32s(&shape(2, "k"))).unwrap();
+    let v = g.input("v", f32s(&shape(2, "k"))).unwrap();
+    let a = Attention {
+        scale: 0.5,
+        causal: true,
+        softcap: 0.0,
+    };
+    let y = composite(&mut g, a, &[q, k, v]);
+    g.output("y", y);
+    let mut rng = Rng(9);
+    let inputs = [
+        rng.tensor(DType::F32, &[1, 4, 3, 4]),
+        rng.tensor(DType::F32, &[1, 2, 5, 4]),
+        rng.tensor(DType::F32, &[1, 2, 5, 4]),
+    ];
+    for t in [target(nothing), target(products)] {
+        check(&g, &t, &inputs, &[("q", 3), ("k", 5)]);
+    }
+
+    let mut g = Graph::new("conv");
+    let x = g.input("x", f32s(&[n(2), n(4), n(7), n(6)])).unwrap();
+    let w = g.input("w", f32s(&[n(6), n(2), n(3), n(3)])).unwrap();
+    let conv = Conv {
+        strides: vec![2, 1],
+        dilations: vec![1, 2],
+        pads_low: vec![n(1), n(2)],
+        pads_high: vec![n(1), n(1)],
+        groups: 2,
+    };
+    let y = composite(&mut g, conv, &[x, w]);
+    g.output("y", y);
+    let wt = g.input("wt", f32s(&[n(4), n(3), n(3), n(2)])).unwrap();
+    let transposed = ConvTranspose {
+        strides: vec![2, 3],
+        dilations: vec![1, 1],
+        pads_low: vec![n(1), n(0)],
+        spatial: vec![n(13), n(17)],
+        groups: 2,
+    };
+    let z = composite(&mut g, transposed, &[x, wt]);
+    g.output("z", z);
+    let inputs = [
+        rng.tensor(DType::F32, &[2, 4, 7, 6]),
+        rng.tensor(DType::F32, &[6, 2, 3, 3]),
+        rng.tensor(DType::F32, &[4, 3, 3, 2]),
+    ];
+    for t in [target(nothing), target(products)] {
+        check(&g, &t, &inputs, &[]);
+    }
+}
+
+#[test]
+fn broadcasts_between_unknown_extents_are_decided_at_launch() {
+    let mut g = Graph::new("broadcast");
+    let x = g.input("x", f32s(&[Dim::sym("a"), Dim::sym("b")])).unwrap();
+    let y = g.input("y", f32s(&[Dim::sym("c"), Dim::sym("d")])).unwrap();
+    let z = g.binary(Scalar::Add, x, y).unwrap();
+    g.output("z", z);
+    let t = target(nothing);
+    for [a, b, c, d] in [
+        [2, 3, 2, 3],
+        [1, 3, 2, 1],
+        [2, 1, 1, 4],
+        [1, 1, 1, 1],
+        [0, 3, 1, 3],
+    ] {
+        let mut rng = Rng(1 + a as u64);
+        let inputs = [
+            rng.tensor(DType::F32, &[a as usize, b as usize]),
+            rng.tensor(DType::F32, &[c as usize, d as usize]),
+        ];
+        check(&g, &t, &inputs, &[("a", a), ("b", b), ("c", c), ("d", d)]);
+    }
+}
+
+#[test]
+fn sizes_that_do_not_fit_are_found_before_a_kernel_runs() {
+    let mut g = Graph::new("sizes");
+    let x = g.input("x", f32s(&[Dim::sym("a")])).unwrap();
+    let y = g.slice_axis(x, 0, &n(2), &n(3)).unwrap();
+    g.output("y", y);
+    let c = compiled(&g, &target(nothing));
+    let mut bindings = cupola_ir::Bindings::default();
+    let holds = |c: &cupola_passes::Compiled, b: &cupola_ir::Bindings| {
+        let mut requirements = c.plan.steps.iter().filter_map(|s| match s {
+            cupola_passes::Step::Require { that, .. } => Some(that.holds(b)),
+            _ => None,
+        });
+        requirements.all(|h| h)
+    };
+    bindings.set(cupola_ir::Sym::new("a"), 5);
+    assert!(holds(&c, &bindings));
+    bindings.set(cupola_ir::Sym::new("a"), 4);
+    assert!(!holds(&c, &bindings));
+}
+
+#[test]
+fn data_decides_sizes() {
+    let mut g = Graph::new("bind");
+    let count = g.input("count", TensorType::scalar(DType::I64)).unwrap();
+    let sym = g.fresh_sym("n");
+    g.one(
+        BindDim {
+            sym: sym.clone(),
+            min: 0,
+        },
+        &[count],
+    )
+    .unwrap();
+    let r = g.iota(DType::I64, &[Dim::from(&sym)], 0).unwrap();
+    let r = g.binary(Scalar::Add, r, count).unwrap();
+    g.output("r", r);
+    let c = compiled(&g, &target(nothing));
+    assert_eq!(c.units.len(), 1);
+}
+
+#[test]
+fn constants_scalars_and_identities() {
+    let mut g = Graph::new("small");
+    let x = g.input("x", f32s(&[])).unwrap();
+    let two = g.number(2.0, DType::F32).unwrap();
+    let y = g.binary(Scalar::Mul, x, two).unwrap();
+    g.output("y", y);
+    g.output("x again", x);
+    g.output("two", two);
+    let r = g.reshape(x, &[n(1), n(1)]).unwrap();
+    g.output("r", r);
+    let table = g.constant(Tensor::vector(&[1.0f32, 5.0, 7.0])).unwrap();
+    let sum = g.reduce(ReduceKind::Max, table, &[0]).unwrap();
+    g.output("max", sum);
+    let x = Rng(2).tensor(DType::F32, &[]);
+    check(&g, &target(nothing), &[x], &[]);
+}
+
+/// A random graph over small shapes.
+fn random_graph(rng: &mut Rng) -> (Graph, Vec<T>) {
+    let mut g = Graph::new("random");
+    let mut inputs = vec![];
+    let mut floats: Vec<ValueId> = vec![];
+    let extents = [1usize, 2, 3, 4, 0];
+    for i in 0..2 + rng.below(2) {
+        let rank = rng.below(4);
+        let shape: Vec<usize> = (0..rank)
+            .map(|_| {
+                let zero = rng.below(20) == 0;
+                extents[rng.below(if zero { 5 } else { 4 })]
+            })
+            .collect();
+        let ty = TensorType::new(DType::F32, shape.iter().copied());
+        floats.push(g.input(&format!("x{i}"), ty).unwrap());
+        inputs.push(rng.tensor(DType::F32, &shape));
+    }
+    let steps = 3 + rng.below(14);
+    for _ in 0..steps {
+        let x = floats[floats.len() - 1 - rng.below(floats.len().min(4))];
+        let y = floats[rng.below(floats.len())];
+        if let Some(z) = random_op(&mut g, rng, x, y) {
+            let shape = g.tensor(z).const_shape().unwrap();
+            let len = shape
+                .iter()
+                .fold(1usize, |n, d| n.saturating_mul((*d).max(1)));
+            if len <= 2000 {
+                floats.push(z);
+            }
+        }
+    }
+    let outputs = 1 + rng.below(3);
+    for k in 0..outputs {
+        let v = floats[floats.len() - 1 - rng.below(floats.len().min(1 + k * 3))];
+        g.output(&format!("y{k}"), v);
+    }
+    (g, inputs)
+}
+
+fn random_op(g: &mut Graph, rng: &mut Rng, x: ValueId, y: ValueId) -> Option<ValueId> {
+    let dims = g.dims(x);
+    let rank = dims.len();
+    let axis = rng.below(rank);
+    let shape = g.tensor(x).const_shape()?;
+    let all_some = shape.iter().all(|d| *d > 0);
+    match rng.below(17) {
+        0 => g
+            .binary([Scalar::Add, Scalar::Mul, Scalar::Max][rng.below(3)], x, y)
+            .ok(),
+        1 => g
+            .unary([Scalar::Tanh, Scalar::Abs, Scalar::Neg][rng.below(3)], x)
+            .ok(),
+        2 => g.scale(x, 0.5).ok(),
+        3 if rank > 0 => {
+            let mut perm: Vec<usize> = (0..rank).collect();
+            perm.rotate_left(axis);
+            g.permute(x, &perm).ok()
+        }
+        4 => {
+            let len: usize = shape.iter().product();
+            let split = [(2, len / 2), (len / 3, 3), (len, 1)][rng.below(3)];
+            (split.0 * split.1 == len)
+                .then(|| g.reshape(x, &[split.0.into(), split.1.into()]).ok())?
+        }
+        5 if rank < 4 => g.unsqueeze(x, &[rng.below(rank + 1)]).ok(),
+        6 => {
+            let lead = [n(2), n(1)][rng.below(2)].clone();
+            g.broadcast_to(x, &[&[lead], &dims[..]].concat()).ok()
+        }
+        7 if rank > 0 && shape[axis] > 0 => {
+            let len = 1 + rng.below(shape[axis]);
+            let start = rng.below(shape[axis] - len + 1);
+            g.slice_axis(x, axis, &start.into(), &len.into()).ok()
+        }
+        8 if rank > 0 => g.flip(x, axis).ok().filter(|_| all_some),
+        9 if rank > 0 => {
+            let v = g.number(1.5, DType::F32).ok()?;
+            let mut low = vec![Dim::ZERO; rank];
+            let mut high = low.clone();
+            low[axis] = rng.below(3).into();
+            high[rng.below(rank)] = rng.below(2).into();
+            g.pad(x, v, &low, &high).ok()
+        }
+        10 if rank > 0 => g.concat(&[x, x, x][..1 + rng.below(3)], axis).ok(),
+        11 if rank > 0 => g
+            .reduce_keep(
+                [ReduceKind::Sum, ReduceKind::Max, ReduceKind::Min][rng.below(3)],
+                x,
+                &[axis],
+            )
+            .ok(),
+        12 if rank > 0 => g.reduce(ReduceKind::Sum, x, &[axis]).ok(),
+        13 if rank > 0 => Some(composite(g, Softmax { axis, log: false }, &[x])),
+        14 if rank > 0 && shape[axis] > 0 => {
+            let ids = g.i64s(&[0, 5, 1]).ok()?;
+            let bounds = [Bounds::Check, Bounds::Clamp, Bounds::Skip][1 + rng.below(2)];
+            g.one(
+                Gather {
+                    axes: vec![axis],
+                    batch: 0,
+                    bounds,
+                },
+                &[x, ids],
+            )
+            .ok()
+        }
+        15 if rank > 0 && shape[axis] >= 2 => {
+            let (size, stride) = (2usize, 1 + rng.below(2) as i64);
+            let w = Window {
+                axes: vec![axis],
+                sizes: vec![size.into()],
+                strides: vec![stride],
+                dilations: vec![1],
+            };
+            let y = g.one(w.clone(), &[x]).ok()?;
+            if rng.below(2) == 0 {
+                return Some(y);
+            }
+            let f = Fold {
+                axes: w.axes,
+                sizes: w.sizes,
+                strides: w.strides,
+                dilations: w.dilations,
+                dims,
+            };
+            g.one(f, &[y]).ok()
+        }
+        16 if rank == 2 => g.matmul_nt(x, x).ok(),
+        _ => {
+            let r = g
+                .one(
+                    ArgReduce {
+                        kind: ReduceKind::Max,
+                        axis,
+                        last: rng.below(2) == 0,
+                    },
+                    &[x],
+                )
+                .ok()?;
+            if !all_some {
+                return None;
+            }
+            g.cast(r, DType::F32).ok()
+        }
+    }
+}
+
+#[test]
+fn random_graphs_compute_the_same_fused() {
+    let rounds = std::env::var("FUZZ_ROUNDS").map_or(400, |s| s.parse().unwrap());
+    for seed in 1..=rounds {
+        let mut rng = Rng(0x9E37_79B9_7F4A_7C15u64.wrapping_mul(seed));
+        let (g, inputs) = random_graph(&mut rng);
+        for t in [target(nothing), target(products)] {
+            check(&g, &t, &inputs, &[]);
+        }
+        let (host, device) = (target(nothing), small_device(products));
+        let c = compiled_for(&g, &[&host, &device], DeviceId(1));
+        for u in c.units.iter().filter(|u| u.device == DeviceId(1)) {
+            assert!(u.unit.accesses().len() <= device.max_buffers, "{u:#?}");
+        }
+        check_compiled(c, &g, &inputs, &[]);
+    }
+}

@@ -1,0 +1,286 @@
+//! Runs plans in tests: a plain kernel evaluator, a plain graph evaluator, and a comparison of both.
+#![allow(dead_code)]
+
+pub mod kernels;
+pub mod reference;
+
+use cupola_ir::kernel::Unit;
+use cupola_ir::target::{Claim, Target};
+use cupola_ir::{Bindings, CoreOp, DType, Graph, Op, Scalar, Sym, TensorType};
+use cupola_passes::plan::{check_packing, check_plan, pack, slot_sizes};
+use cupola_passes::{Compiled, DeviceId, Options, SlotId, Step, Storage, compile};
+
+/// An element.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum V {
+    F(f64),
+    I(i64),
+}
+
+impl V {
+    pub fn f(self) -> f64 {
+        match self {
+            V::F(x) => x,
+            V::I(x) => x as f64,
+        }
+    }
+    pub fn i(self) -> i64 {
+        match self {
+            V::F(x) => x as i64,
+            V::I(x) => x,
+        }
+    }
+}
+
+/// A dense tensor of test elements.
+#[derive(Clone, Debug, PartialEq)]
+pub struct T {
+    pub dtype: DType,
+    pub shape: Vec<usize>,
+    pub v: Vec<V>,
+}
+
+pub fn target(claim: fn(&Op, &[&TensorType]) -> Claim) -> Target {
+    Target {
+        name: "test".into(),
+        dtypes: vec![
+            DType::F32,
+            DType::F64,
+            DType::I64,
+            DType::I32,
+            DType::U32,
+            DType::Bool,
+            DType::F16,
+        ],
+        scalars: Scalar::ALL.to_vec(),
+        max_buffers: 32,
+        alignment: 64,
+        max_binding: u64::MAX,
+        aliasing: true,
+        claim,
+    }
+}
+
+pub fn nothing(_: &Op, _: &[&TensorType]) -> Claim {
+    Claim::No {
+        reason: "test".into(),
+    }
+}
+
+pub fn products(op: &Op, _: &[&TensorType]) -> Claim {
+    match op {
+        Op::Core(CoreOp::Contract(_)) => Claim::Yes {
+            strided: true,
+            epilogue: true,
+        },
+        _ => nothing(op, &[]),
+    }
+}
+
+/// A device beside the host with few dtypes and buffers.
+pub fn small_device(claim: fn(&Op, &[&TensorType]) -> Claim) -> Target {
+    Target {
+        name: "device".into(),
+        dtypes: vec![DType::F32, DType::I32, DType::U32, DType::Bool],
+        max_buffers: 5,
+        aliasing: false,
+        ..target(claim)
+    }
+}
+
+pub fn compiled(graph: &Graph, target: &Target) -> Compiled {
+    compiled_for(graph, &[target], DeviceId::HOST)
+}
+
+pub fn compiled_for(graph: &Graph, targets: &[&Target], device: DeviceId) -> Compiled {
+    let options = Options {
+        device,
+        verify: true,
+        ..Options::default()
+    };
+    let c = compile(graph.clone(), targets, &options).expect("compiles");
+    let wrong = check_plan(&c);
+    assert!(wrong.is_empty(), "{wrong:?}\n{c:#?}");
+    c
+}
+
+/// Runs a compiled graph with the kernel evaluator, in packed memory.
+pub fn run(c: &Compiled, inputs: &[T], syms: &[(&str, i64)]) -> Vec<T> {
+    let mut bindings = Bindings::default();
+    for (s, v) in syms {
+        bindings.set(Sym::new(s), *v);
+    }
+    let sizes: Vec<u64> = slot_sizes(&c.plan, &bindings)
+        .into_iter()
+        .map(|s| s.expect("bound"))
+        .collect();
+    for device in [DeviceId::HOST, DeviceId(1)] {
+        let packing = pack(&c.plan, device, &sizes, 64, 1 << 12);
+        let wrong = check_packing(&c.plan, &packing, &sizes);
+        assert!(wrong.is_empty(), "{wrong:?}");
+    }
+    let mut mem: Vec<Option<Vec<V>>> = vec![None; c.plan.slots.len()];
+    let fetch = |mem: &Vec<Option<Vec<V>>>, s: SlotId| -> Vec<V> {
+        let slot = &c.plan.slots[s.0 as usize];
+        match &slot.storage {
+            Storage::Alias { of, offset } => {
+                assert!(offset.is(0));
+                mem[of.0 as usize].clone().expect("written")
+            }
+            _ => mem[s.0 as usize].clone().expect("written"),
+        }
+    };
+    for (i, s) in c.plan.slots.iter().enumerate() {
+        match &s.storage {
+            Storage::Input(k) => mem[i] = Some(inputs[*k].v.clone()),
+            Storage::Const(t) => mem[i] = Some(reference::elements(t)),
+            _ => {}
+        }
+    }
+    for step in &c.plan.steps {
+        match step {
+            Step::Launch { unit, buffers } => {
+                let unit = &c.units[*unit].unit;
+                let args: Vec<i64> = unit
+                    .sizes()
+                    .iter()
+                    .map(|d| d.eval(&bindings).expect("bound"))
+                    .collect();
+                let mut bufs: Vec<Vec<V>> = vec![];
+                for (s, access) in buffers.iter().zip(unit.accesses()) {
+                    let slot = &c.plan.slots[s.0 as usize];
+                    let shape = slot.ty.as_tensor().unwrap().shape(&bindings).unwrap();
+                    let len: usize = shape.iter().product();
+                    bufs.push(if access == cupola_ir::kernel::Access::Read {
+                        let v = fetch(&mem, *s);
+                        assert_eq!(v.len(), len);
+                        v
+                    } else {
+                        vec![V::F(f64::NAN); len]
+                    });
+                }
+                match unit {
+                    Unit::Loops(k) => kernels::run(k, &args, &mut bufs),
+                    Unit::Library(l) => kernels::run_library(l, &args, &mut bufs),
+                }
+                for (s, b) in buffers.iter().zip(bufs) {
+                    let slot = &c.plan.slots[s.0 as usize];
+                    if slot.storage == Storage::Planned {
+                        mem[s.0 as usize] = Some(b);
+                    }
+                }
+            }
+            Step::Host {
+                node,
+                operands,
+                results,
+            } => {
+                let n = c.graph.node(*node);
+                let xs: Vec<T> = operands
+                    .iter()
+                    .map(|s| {
+                        let ty = c.plan.slots[s.0 as usize].ty.as_tensor().unwrap().clone();
+                        T {
+                            dtype: ty.dtype,
+                            shape: ty.shape(&bindings).unwrap(),
+                            v: fetch(&mem, *s),
+                        }
+                    })
+                    .collect();
+                let refs: Vec<&T> = xs.iter().collect();
+                let out = reference::op(&n.op, &refs, &bindings);
+                mem[results[0].0 as usize] = Some(out.v);
+            }
+            Step::Transfer { from, to } => {
+                assert_eq!(
+                    c.plan.slots[from.0 as usize].ty,
+                    c.plan.slots[to.0 as usize].ty
+                );
+                mem[to.0 as usize] = Some(fetch(&mem, *from));
+            }
+            Step::Require { that, .. } => assert!(that.holds(&bindings), "{that}"),
+            Step::Bind { sym, from, min } => {
+                let v = fetch(&mem, *from)[0].i();
+                assert!(v >= *min);
+                bindings.set(sym.clone(), v);
+            }
+            other => panic!("not in these tests: {other:?}"),
+        }
+    }
+    c.plan
+        .outputs
+        .iter()
+        .map(|s| {
+            let ty = c.plan.slots[s.0 as usize].ty.as_tensor().unwrap().clone();
+            T {
+                dtype: ty.dtype,
+                shape: ty.shape(&bindings).unwrap(),
+                v: fetch(&mem, *s),
+            }
+        })
+        .collect()
+}
+
+/// Asserts that two tensors agree up to rounding.
+pub fn close(got: &T, want: &T, what: &str) {
+    assert_eq!(got.dtype, want.dtype, "{what}");
+    assert_eq!(got.shape, want.shape, "{what}");
+    assert_eq!(got.v.len(), want.v.len(), "{what}");
+    for (i, (g, w)) in got.v.iter().zip(&want.v).enumerate() {
+        let (g, w) = (g.f(), w.f());
+        let same = g.is_nan() && w.is_nan()
+            || g == w
+            || (g - w).abs() <= 1e-4 * (1.0 + g.abs().max(w.abs()));
+        assert!(same, "{what}: element {i} is {g}, should be {w}");
+    }
+}
+
+/// Compiles and runs a graph and compares with the reference.
+pub fn check(graph: &Graph, target: &Target, inputs: &[T], syms: &[(&str, i64)]) -> Compiled {
+    check_compiled(compiled(graph, target), graph, inputs, syms)
+}
+
+/// Runs a compiled graph and compares with the reference.
+pub fn check_compiled(c: Compiled, graph: &Graph, inputs: &[T], syms: &[(&str, i64)]) -> Compiled {
+    let mut bindings = Bindings::default();
+    for (s, v) in syms {
+        bindings.set(Sym::new(s), *v);
+    }
+    let want = reference::run(graph, inputs, &mut bindings);
+    let got = run(&c, inputs, syms);
+    assert_eq!(got.len(), want.len());
+    for (k, (g, w)) in got.iter().zip(&want).enumerate() {
+        close(g, w, &format!("output {k} of {graph:#?}\n{:#?}", c.units));
+    }
+    c
+}
+
+/// Deterministic numbers.
+pub struct Rng(pub u64);
+
+impl Rng {
+    pub fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
+    }
+    pub fn below(&mut self, n: usize) -> usize {
+        ((self.next() >> 33) % n.max(1) as u64) as usize
+    }
+    pub fn tensor(&mut self, dtype: DType, shape: &[usize]) -> T {
+        let len = shape.iter().product();
+        let v = (0..len)
+            .map(|_| match dtype {
+                DType::Bool => V::I(self.below(2) as i64),
+                d if d.is_int() => V::I(self.below(7) as i64 - 3),
+                _ => V::F((self.below(4001) as f64 - 2000.0) / 1000.0),
+            })
+            .collect();
+        T {
+            dtype,
+            shape: shape.to_vec(),
+            v,
+        }
+    }
+}
