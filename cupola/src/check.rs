@@ -39,7 +39,7 @@ pub fn check_file(path: impl AsRef<Path>) -> Result<FileSummary> {
             vec![fact("tensors", file.tensors().len().to_string())]
         }
         Format::Onnx | Format::CupolaText | Format::CupolaBinary => graph_facts(&Model::open(path)?)?,
-        Format::Directory | Format::Unknown => {
+        _ => {
             return Err(Error::Format(format!("{} is of no known format", cupola_source::quote(&path.to_string_lossy()))));
         }
     };

@@ -103,7 +103,7 @@ impl Error {
                 RuntimeError::Input { .. } | RuntimeError::NoDevice { .. } => Class::Usage,
                 RuntimeError::Pass(e) => pass_class(e),
                 RuntimeError::Ir(e) => match e {
-                    IrError::Op { .. } | IrError::Run { .. } | IrError::Limit(_) => Class::Run,
+                    IrError::Op { .. } | IrError::Run { .. } | IrError::Limit(_) | IrError::Cancelled => Class::Run,
                     IrError::Parse { .. } | IrError::Invalid(_) | IrError::Unsupported(_) => ir_class(e),
                 },
                 RuntimeError::Backend(e) => match e {
@@ -123,7 +123,7 @@ impl Error {
 fn ir_class(e: &IrError) -> Class {
     match e {
         IrError::Op { .. } | IrError::Parse { .. } | IrError::Invalid(_) => Class::Malformed,
-        IrError::Run { .. } => Class::Run,
+        IrError::Run { .. } | IrError::Cancelled => Class::Run,
         IrError::Limit(_) => Class::Limit,
         IrError::Unsupported(_) => Class::Unsupported,
     }

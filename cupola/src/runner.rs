@@ -40,7 +40,7 @@ impl Runner {
     /// # Errors
     /// What import and compilation find.
     pub fn session(&mut self, inputs: &BTreeMap<String, Value>) -> Result<&mut Session> {
-        let key = key(&self.structural, inputs);
+        let key = key_of(&self.structural, inputs);
         if let Some(at) = self.variants.iter().position(|(k, _)| *k == key) {
             let found = self.variants.remove(at);
             self.variants.push(found);
@@ -50,7 +50,7 @@ impl Runner {
                 self.structural = structural;
                 self.variants.clear();
             }
-            let key = key(&self.structural, inputs);
+            let key = key_of(&self.structural, inputs);
             let program = Program::compile(graph, &self.host, &self.options)?;
             self.compiles += 1;
             self.compile_time += program.compile_time;
@@ -104,7 +104,7 @@ enum Key {
     Value(Value),
 }
 
-fn key(structural: &[Structural], inputs: &BTreeMap<String, Value>) -> Vec<Key> {
+fn key_of(structural: &[Structural], inputs: &BTreeMap<String, Value>) -> Vec<Key> {
     let one = |s: &Structural| match s {
         Structural::Rank(name) => match inputs.get(name) {
             Some(v) => Key::Rank(v.as_tensor().map(|t| (t.dtype(), t.shape().len()))),

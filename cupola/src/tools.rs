@@ -169,3 +169,8 @@ pub fn plan_memory(
     }
     Ok(memory)
 }
+
+/// The text form of a graph.
+pub fn to_text(graph: &Graph) -> String {
+    cupola_ir::graph::dot(graph)
+}

@@ -25,7 +25,8 @@ pub fn read_npz(path: &Path) -> Outcome<Vec<(String, Tensor)>> {
     let mut all = vec![];
     for i in 0..archive.len() {
         let member = archive.by_index(i).map_err(|e| bad(e.to_string()))?;
-        let name = member.name().strip_suffix(".npy").unwrap_or(member.name()).to_string();
+        let name = member.name().map_err(|e| bad(e.to_string()))?.into_owned();
+        let name = name.strip_suffix(".npy").unwrap_or(&name).to_string();
         let size = member.size().min(MAX_MEMBER_SIZE);
         match parse(member.take(size), size) {
             Ok(t) => all.push((name, t)),

@@ -2,6 +2,7 @@
 
 use crate::error::{Result, RuntimeError};
 use cupola_backend::Backend;
+use cupola_cpu::CpuBackend;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex};
@@ -80,7 +81,10 @@ impl Host {
         if let Some((_, b)) = open.iter().find(|(t, _)| *t == threads) {
             return Ok(b.clone());
         }
-        let backend: Arc<dyn Backend> = return Err(RuntimeError::NoDevice { device: "cpu".into(), what: threads.to_string() });
+        let backend: Arc<dyn Backend> = match CpuBackend::new(threads) {
+            Ok(b) => Arc::new(b),
+            Err(e) => return Err(RuntimeError::NoDevice { device: "cpu".into(), what: e.to_string() }),
+        };
         open.push((threads, backend.clone()));
         Ok(backend)
     }

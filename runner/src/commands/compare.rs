@@ -80,7 +80,7 @@ pub fn bisect(args: &BisectArgs) -> Outcome {
     let what = describe(&graph, values[first]);
     let nodes = small.nodes().filter(|(_, n)| n.op.class() != OpClass::Leaf).count();
     if let Some(path) = &args.output {
-        let text = cupola::ir::graph::text::print(&small);
+        let text = cupola::to_text(&small);
         super::convert::write_whole(path, text.as_bytes())?;
     }
     match &args.json {
@@ -94,7 +94,7 @@ pub fn bisect(args: &BisectArgs) -> Outcome {
             println!("  {detail}");
             match &args.output {
                 Some(path) => println!("  reproducer of {nodes} nodes in {}", path.display()),
-                None => print!("{}", cupola::ir::graph::text::print(&small)),
+                None => print!("{}", cupola::to_text(&small)),
             }
         }
     }

@@ -12,9 +12,7 @@ pub fn convert(args: &ConvertArgs) -> Outcome {
     let graph = model.graph()?;
     let suffix = args.output.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
     let bytes = match suffix.as_str() {
-        "cup" => cupola::ir::graph::text::print(&graph).into_bytes(),
-        "cupola" => cupola::write_binary(&graph)?,
-        "onnx" => cupola::write_onnx(&graph)?,
+        "cup" => cupola::to_text(&graph).into_bytes(),
         _ => return Err(Failure::usage(format!("{}: write .cupola, .cup or .onnx", args.output.display()))),
     };
     write_whole(&args.output, &bytes)

@@ -39,7 +39,7 @@ pub fn inspect(args: &InspectArgs) -> Outcome {
 
 fn show_graph(graph: &Graph, args: &InspectArgs) -> Outcome {
     match args.format {
-        InspectFormat::Text => print!("{}", cupola::ir::graph::text::print(graph)),
+        InspectFormat::Text => print!("{}", cupola::to_text(graph)),
         InspectFormat::Dot => print!("{}", cupola::ir::graph::dot(graph)),
         InspectFormat::Json => outputs::write_json("-", &nodes(graph))?,
         InspectFormat::Html => print!("{}", html(graph)),
