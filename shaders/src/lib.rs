@@ -17,6 +17,7 @@ pub mod convolution;
 pub mod element;
 pub mod matmul;
 pub mod shader;
+pub mod sort;
 
 mod template;
 pub mod tile;

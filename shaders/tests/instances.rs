@@ -6,6 +6,7 @@ use cupola_shaders::convolution::{ConvolutionForm, ConvolutionShader, Direction,
 use cupola_shaders::element::{Binding, Element, Width};
 use cupola_shaders::matmul::{MatmulForm, MatmulShader, Orientation, SkinnyRows};
 use cupola_shaders::shader::{Epilogue, ParamSpace, Shader};
+use cupola_shaders::sort::{BlockSize, KeyKind, SortForm, SortShader};
 use cupola_shaders::tile::{FastAxis, Staging, Tile};
 
 /// Checks one kernel with its parameters in uniform space.
@@ -241,6 +242,46 @@ fn convolution() {
                     };
                     check(&shader.shader());
                 }
+            }
+        }
+    }
+}
+
+#[test]
+fn sort() {
+    for form in [
+        SortForm::Rows(BlockSize::Small),
+        SortForm::Rows(BlockSize::Large),
+        SortForm::Blocks,
+        SortForm::Merge,
+        SortForm::MergeBlocks,
+        SortForm::Finish,
+    ] {
+        for descending in [false, true] {
+            for bits in [8, 16, 32, 64] {
+                for kind in [KeyKind::Unsigned, KeyKind::Signed] {
+                    check(
+                        &SortShader {
+                            bits,
+                            kind,
+                            descending,
+                            form,
+                        }
+                        .shader(),
+                    );
+                }
+            }
+            for (bits, infinity) in [(16, 0x7c00), (16, 0x7f80), (32, 0x7f80_0000)] {
+                let kind = KeyKind::Float { infinity };
+                check(
+                    &SortShader {
+                        bits,
+                        kind,
+                        descending,
+                        form,
+                    }
+                    .shader(),
+                );
             }
         }
     }

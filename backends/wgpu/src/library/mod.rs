@@ -12,6 +12,7 @@ use crate::error::Error;
 pub mod attention;
 pub mod convolution;
 pub mod matmul;
+pub mod sort;
 
 /// One dispatch, not yet bound to buffers.
 #[derive(Debug, Clone, PartialEq, Eq)]
