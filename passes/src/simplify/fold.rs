@@ -22,10 +22,7 @@ pub(super) fn fold(graph: &mut Graph, id: NodeId) -> Result<Option<Found>, IrErr
         | OpClass::Indexed
         | OpClass::Composite => true,
         // Repetition is free where it is used, and not free to store.
-        OpClass::View => !matches!(
-            node.op,
-            Op::Core(CoreOp::Broadcast(_) | CoreOp::Window(_))
-        ),
+        OpClass::View => !matches!(node.op, Op::Core(CoreOp::Broadcast(_) | CoreOp::Window(_))),
         OpClass::Host => node.op.binds().is_empty(),
         OpClass::Leaf | OpClass::Control | OpClass::Effect => false,
     };
@@ -92,12 +89,7 @@ pub(super) fn constant(graph: &Graph, value: ValueId) -> Option<Tensor> {
             }
             let x = constant(graph, graph.def(value).operands[0])?;
             let op = Op::Core(op.clone());
-            let out = eval_op(
-                &op,
-                &[&Value::Tensor(x)],
-                &[ty.into()],
-                &mut Env::default(),
-            );
+            let out = eval_op(&op, &[&Value::Tensor(x)], &[ty.into()], &mut Env::default());
             match out.ok()?.pop()? {
                 Value::Tensor(t) => Some(t),
                 Value::Sequence(_) | Value::Optional(_) => None,
