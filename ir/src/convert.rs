@@ -14,6 +14,7 @@ pub use dequant::{SizeMismatch, dequantize};
 pub(crate) use pack::{pack, unpack};
 
 use crate::dtype::{Class, DType};
+use crate::eval::scalar::Num;
 use crate::tensor::Tensor;
 use bytes::Bytes;
 use minifloat::Format;
@@ -233,6 +234,22 @@ fn from_int(x: i128, to: DType) -> f64 {
     } else {
         near.to_bits() - 1
     })
+}
+
+/// A wide number rounded (floats, without saturation) or wrapped (integers) to a dtype of its own class.
+pub(crate) fn round(x: Num, dtype: DType) -> Num {
+    let unused = 64 - dtype.bits().clamp(1, 64) as u32;
+    match x {
+        Num::F(x) => Num::F(match dtype {
+            DType::F64 => x,
+            DType::F32 => f64::from(x as f32),
+            DType::F8E8M0 => minifloat::decode_scale(minifloat::encode_scale(x, false)),
+            _ => Format::of(dtype).map_or(x, |f| f.decode(f.encode(x, false))),
+        }),
+        Num::I(x) => Num::I(x << unused >> unused),
+        Num::U(x) if dtype == DType::Bool => Num::U(u64::from(x != 0)),
+        Num::U(x) => Num::U(x << unused >> unused),
+    }
 }
 
 /// A scalar of a dtype, rounded or saturated; `None` for strings and block types.
