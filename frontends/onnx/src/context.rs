@@ -411,8 +411,9 @@ impl NodeCx<'_, '_> {
     /// Random `u32` bits. The node's `seed` attribute, where given, selects the stream of numbers.
     pub(crate) fn random_bits(&mut self, dims: &[Dim]) -> OpResult<ValueId> {
         let own = self.shared.next_stream();
-        let stream = match self.float("seed")? {
-            Some(seed) => u64::from((seed as f32).to_bits()) << 32 | own,
+        // Most operators have a float here, dropout an integer.
+        let stream = match self.attribute("seed") {
+            Some(a) => (u64::from(a.f().to_bits()) ^ a.i() as u64) << 32 | own,
             None => own,
         };
         let dims = dims.to_vec();
