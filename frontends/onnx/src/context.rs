@@ -504,6 +504,12 @@ impl<'m> NodeCx<'_, 'm> {
         crate::import::declared_type(self.shared, ty, hint)
     }
 
+    /// Asks the caller for the inputs that decide a value; false when that would not help.
+    pub(crate) fn ask_for(&mut self, v: ValueId) -> bool {
+        self.facts.update(self.g, &mut self.shared.symbols);
+        self.shared.needs_value(v, self.g, self.facts)
+    }
+
     /// A point in time, for [`NodeCx::seen_from_outside`].
     pub(crate) fn mark(&self) -> Mark {
         self.shared.symbols.mark()
