@@ -8,6 +8,10 @@ mod conv;
 mod elementwise;
 mod indexed;
 mod matmul;
+mod resize;
+mod random;
+mod loss;
+mod einsum;
 mod norm;
 mod pool;
 mod quantize;
@@ -68,6 +72,10 @@ pub(crate) const FAMILIES: &[&[OpRow]] = &[
     elementwise::OPS,
     indexed::OPS,
     matmul::OPS,
+    resize::OPS,
+    random::OPS,
+    loss::OPS,
+    einsum::OPS,
     norm::OPS,
     pool::OPS,
     quantize::OPS,
