@@ -3,6 +3,7 @@
 //! [`compile`] walks one constant table, [`PIPELINE`]; every entry is a plain function over [`Work`]. Reading order is
 //! that of the table: `raise`, `decompose`, `place`, `fuse`, `lower`, `plan`.
 
+pub mod cost;
 mod decompose;
 mod edit;
 mod error;
@@ -14,6 +15,7 @@ mod raise;
 mod region;
 mod simplify;
 
+pub use cost::kernel_cost;
 pub use error::{PassError, Result};
 pub use lower::{RUN, SEED};
 pub use plan::{Compiled, DeviceId, Miss, MissCode, PlacedUnit, Plan, Slot, SlotId, Step, Storage};

@@ -173,7 +173,9 @@ pub(crate) fn unsupported(
             return Some("no communication between replicas".into());
         }
         CoreOp::Map(p) => {
-            if !target.scalars.contains(&p.f) {
+            let operand = node.operands.last().map(|v| graph.dtype(*v));
+            let expanded = operand.is_some_and(|d| cupola_ir::kernel::expands(p.f, d));
+            if !target.scalars.contains(&p.f) && !expanded {
                 return Some(format!("no scalar function {}", p.f.name()));
             }
             None
