@@ -6,9 +6,10 @@
 //! (decoding) are cut along the keys too, and the parts are combined at the end. How the work is cut depends on the shapes and
 //! the [`crate::isa::Isa`] only, so the result does not depend on the number of threads.
 //!
-//! Reading order: this file (contract and division of work), `block` (one block of rows).
+//! Reading order: this file (contract and division of work), `block` (one block of rows), `vectors`.
 
 mod block;
+mod vectors;
 
 #[cfg(test)]
 mod tests;
