@@ -190,18 +190,26 @@ pub fn cast(t: &Tensor, to: DType, saturate: bool) -> Result<Tensor, String> {
 }
 
 /// Lanes as lanes of another dtype's class. Floats become integers by truncation, saturated to the dtype's range
-/// (NaN is 0); integers wrap when encoded; anything nonzero is true. `None` for strings and block types.
+/// (NaN is 0) but for packed ones, which wrap; integers wrap when encoded; anything nonzero is true. `None` for strings and block types.
 pub fn convert(lanes: Lanes, to: DType) -> Option<Lanes> {
     Some(match (to.class(), lanes) {
         (Class::Bool, Lanes::F(v)) => Lanes::U(v.iter().map(|x| u64::from(*x != 0.0)).collect()),
         (Class::Bool, Lanes::I(v)) => Lanes::U(v.iter().map(|x| u64::from(*x != 0)).collect()),
         (Class::Bool, Lanes::U(v)) => Lanes::U(v.iter().map(|x| u64::from(*x != 0)).collect()),
         (Class::Signed, Lanes::F(v)) => {
-            let (lo, hi) = to.int_range()?;
+            // Packed integers wrap, as the ONNX cast to them does: they are made from bytes.
+            let (lo, hi) = if to.bits() < 8 {
+                (i128::from(i64::MIN), i128::from(i64::MAX))
+            } else {
+                to.int_range()?
+            };
             let (lo, hi) = (lo as i64, hi as i64);
             Lanes::I(v.iter().map(|x| (*x as i64).clamp(lo, hi)).collect())
         }
         (Class::Unsigned, Lanes::F(v)) => {
+            if to.bits() < 8 {
+                return Some(Lanes::U(v.iter().map(|x| (*x as i64) as u64).collect()));
+            }
             let hi = to.int_range()?.1 as u64;
             Lanes::U(v.iter().map(|x| (*x as u64).min(hi)).collect())
         }
