@@ -44,13 +44,13 @@ pub fn gather(
         let given = spec.split_once('=').filter(|(n, _)| types.iter().any(|(name, _)| name == n));
         let (name, what) = match (given, types) {
             (Some((name, what)), _) => (name, what),
+            (None, _) if Path::new(spec).extension().is_some_and(|e| e == "npz") => {
+                all.extend(npz_inputs(Path::new(spec), types)?);
+                continue;
+            }
             (None, [(only, _)]) if !spec.contains('=') => (only.as_str(), spec.as_str()),
             (None, _) => {
                 let name = spec.split_once('=').map_or(spec.as_str(), |(n, _)| n);
-                if Path::new(spec).extension().is_some_and(|e| e == "npz") {
-                    all.extend(npz_inputs(Path::new(spec), types)?);
-                    continue;
-                }
                 let names: Vec<&str> = types.iter().map(|(n, _)| n.as_str()).collect();
                 return Err(Failure::usage(format!("no input '{name}'; there are {}", names.join(", "))));
             }
