@@ -17,6 +17,9 @@ mod pool;
 mod quantize;
 mod recurrent;
 mod reduce;
+mod string;
+mod sequence;
+mod select;
 mod source;
 mod view;
 
@@ -81,6 +84,9 @@ pub(crate) const FAMILIES: &[&[OpRow]] = &[
     quantize::OPS,
     recurrent::OPS,
     reduce::OPS,
+    string::OPS,
+    sequence::OPS,
+    select::OPS,
     source::OPS,
     view::OPS,
 ];
