@@ -5,22 +5,22 @@ mod activation;
 mod attention;
 pub(crate) mod control;
 mod conv;
+mod einsum;
 mod elementwise;
 mod indexed;
-mod matmul;
-mod resize;
-mod random;
 mod loss;
-mod einsum;
+mod matmul;
 mod norm;
 mod pool;
 mod quantize;
+mod random;
 mod recurrent;
 mod reduce;
-mod string;
-mod sequence;
+mod resize;
 mod select;
+mod sequence;
 mod source;
+mod string;
 mod view;
 
 use crate::context::NodeCx;
@@ -72,21 +72,21 @@ pub(crate) const FAMILIES: &[&[OpRow]] = &[
     attention::OPS,
     control::OPS,
     conv::OPS,
+    einsum::OPS,
     elementwise::OPS,
     indexed::OPS,
-    matmul::OPS,
-    resize::OPS,
-    random::OPS,
     loss::OPS,
-    einsum::OPS,
+    matmul::OPS,
     norm::OPS,
     pool::OPS,
     quantize::OPS,
+    random::OPS,
     recurrent::OPS,
     reduce::OPS,
-    string::OPS,
-    sequence::OPS,
+    resize::OPS,
     select::OPS,
+    sequence::OPS,
     source::OPS,
+    string::OPS,
     view::OPS,
 ];
