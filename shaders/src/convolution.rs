@@ -190,6 +190,7 @@ impl ConvolutionShader {
             label,
             bindings,
             params,
+            helpers: Vec::new(),
             body,
         }
     }

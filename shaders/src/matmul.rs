@@ -233,6 +233,7 @@ impl MatmulShader {
             label: format!("matmul_{form}_{:?}_{:?}", self.lhs, self.rhs),
             bindings,
             params,
+            helpers: Vec::new(),
             body,
         }
     }

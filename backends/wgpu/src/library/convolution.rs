@@ -245,7 +245,7 @@ impl Convolution {
             && self.weight.offset % 4 == 0
             && self.weight.outer_stride % 4 == 0
             && group_stride % 4 == 0
-            && self.weight.element.bits() <= 32;
+            && self.weight.element.has_fours();
         match (dense, in_fours) {
             (false, _) => WeightLayout::Strided,
             (true, false) => WeightLayout::Dense(Width::One),

@@ -240,7 +240,7 @@ fn staging(matrix: Matrix, batch_in_fours: bool, inner: (u64, i64), outer: (u64,
     } else {
         (FastAxis::Inner, inner, outer)
     };
-    let packable = matrix.element.bits() <= 32 && matrix.element != Element::Bool;
+    let packable = matrix.element.has_fours();
     let in_fours = batch_in_fours
         && packable
         && near.1 == 1
