@@ -1,12 +1,23 @@
-//! CPU backend of Cupola: library kernels, threads and memory.
+//! CPU backend of Cupola: generated code, library kernels, threads and memory.
+//!
+//! A kernel becomes a vector program ([`vector`]) in a shape chosen by [`schedule`]; [`emit`] turns that into machine code
+//! through Cranelift, [`jit`] owns the code, [`backend`] and [`device`] implement the traits that the runtime sees.
 //!
 //! Reading order: [`isa`] (what the processor can do), [`memory`] (aligned buffers and their accounting), [`threads`] (the
-//! pool), [`library`] (SIMD kernels written by hand: matrix product, convolution, attention, sorting, rows, recurrent cells).
+//! pool), `vector`, `schedule`, `emit`, `jit`, [`backend`], [`device`], and [`library`] (SIMD kernels written by hand:
+//! matrix product, convolution, attention, sorting, rows, recurrent cells).
 
+pub mod backend;
+pub mod device;
+mod emit;
 pub mod error;
 pub mod isa;
+mod jit;
 pub mod library;
 pub mod memory;
+mod schedule;
 pub mod threads;
+mod vector;
 
+pub use backend::CpuBackend;
 pub use error::{Error, Result};

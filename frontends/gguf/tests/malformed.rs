@@ -1,15 +1,15 @@
 //! Every GGUF file of the malformed corpus: refused with the right fault and one short line, or
 //! read.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use cupola_gguf::Gguf;
 use cupola_source::Fault::{self, Limit, Malformed, Unsupported};
 
-fn corpus() -> PathBuf {
-    let in_repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/malformed");
-    std::env::var_os("CUPOLA_TEST_MALFORMED").map_or(in_repository, PathBuf::from)
+/// The unpacked corpus, if the environment names one (`scripts/test.sh` does).
+fn corpus() -> Option<PathBuf> {
+    std::env::var_os("CUPOLA_TEST_MALFORMED").map(PathBuf::from)
 }
 
 /// The fault of each refused file, where it is not simply malformed.
@@ -24,7 +24,7 @@ const MODEL_RULES: &[&str] = &["gguf_hparam_head_count"];
 
 #[test]
 fn the_corpus_is_taken_as_it_says() {
-    let folder = corpus();
+    let Some(folder) = corpus() else { return };
     let list = std::fs::read_to_string(folder.join("corpus.json")).expect("the corpus");
     let list: serde_json::Value = serde_json::from_str(&list).unwrap();
     let mut seen = 0;

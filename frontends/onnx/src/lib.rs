@@ -4,7 +4,7 @@
 //! was decoded without copying its weights, whose names, types, tensors, side files and functions
 //! were checked, and whose nodes are in order. Reading order: `read.rs`, then what it calls:
 //! `wire.rs`, `check.rs`, `tensor.rs`, `sparse.rs`, `external.rs`, `scope.rs`, `function.rs`.
-//! [`Value`] reads and writes single values as test data has them.
+//! [`Value`] reads and writes single values as test data has them; [`write`] builds and writes models.
 
 pub mod proto;
 
@@ -25,6 +25,7 @@ mod symbols;
 mod tensor;
 mod value;
 mod wire;
+pub mod write;
 
 pub use convert::{
     dtype_of, element_of, tensor_from_view, value_from_file, value_to_file, view_from_tensor,

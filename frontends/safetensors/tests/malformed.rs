@@ -1,20 +1,20 @@
 //! Every safetensors file of the malformed corpus: refused with the right fault and one short line, or
 //! read.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use cupola_safetensors::SafeTensors;
 use cupola_source::Fault;
 
-fn corpus() -> PathBuf {
-    let in_repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/malformed");
-    std::env::var_os("CUPOLA_TEST_MALFORMED").map_or(in_repository, PathBuf::from)
+/// The unpacked corpus, if the environment names one (`scripts/test.sh` does).
+fn corpus() -> Option<PathBuf> {
+    std::env::var_os("CUPOLA_TEST_MALFORMED").map(PathBuf::from)
 }
 
 #[test]
 fn the_corpus_is_taken_as_it_says() {
-    let folder = corpus();
+    let Some(folder) = corpus() else { return };
     let list = std::fs::read_to_string(folder.join("corpus.json")).expect("the corpus");
     let list: serde_json::Value = serde_json::from_str(&list).unwrap();
     let mut seen = 0;

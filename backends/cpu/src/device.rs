@@ -1,0 +1,212 @@
+//! The host as a device: its memory, and launches that run when they are submitted.
+#![allow(unsafe_code)]
+
+use crate::backend::CpuExecutable;
+use crate::memory::{self, Usage};
+use crate::threads::Pool;
+use bytes::Bytes;
+use cupola_backend::{BackendError, Buffer, BufferRange, Command, Device, Memory, Result};
+use std::any::Any;
+use std::fmt;
+use std::sync::Arc;
+
+/// Memory of the host.
+pub struct CpuMemory {
+    store: Store,
+}
+
+enum Store {
+    Owned(memory::Buffer),
+    /// Read only.
+    Constant(Bytes),
+}
+
+impl fmt::Debug for CpuMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "CpuMemory({} bytes)", self.size())
+    }
+}
+
+impl CpuMemory {
+    /// First byte. For reading only when the memory is a constant.
+    pub fn as_ptr(&self) -> *mut u8 {
+        match &self.store {
+            Store::Owned(b) => b.as_ptr(),
+            Store::Constant(b) => b.as_ptr().cast_mut(),
+        }
+    }
+
+    fn is_constant(&self) -> bool {
+        matches!(self.store, Store::Constant(_))
+    }
+}
+
+impl Memory for CpuMemory {
+    fn size(&self) -> usize {
+        match &self.store {
+            Store::Owned(b) => b.size(),
+            Store::Constant(b) => b.len(),
+        }
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+/// Memory, threads and launches of the host. Launches run in `submit`, on the calling thread and the pool.
+#[derive(Debug)]
+pub struct CpuDevice {
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) usage: Usage,
+}
+
+/// Alignment of ranges in bytes.
+pub(crate) const ALIGNMENT: usize = memory::ALIGNMENT;
+
+const NAME: &str = "cpu";
+
+fn failed(what: impl Into<String>) -> BackendError {
+    BackendError::Device {
+        device: NAME.into(),
+        what: what.into(),
+    }
+}
+
+/// The address of a range of host memory, checked to lie inside its buffer.
+fn address(range: &BufferRange) -> Result<(*mut u8, bool)> {
+    let memory = range
+        .buffer
+        .as_any()
+        .downcast_ref::<CpuMemory>()
+        .ok_or_else(|| failed("a buffer of another device"))?;
+    let end = range.offset.checked_add(range.size);
+    if end.is_none_or(|end| end > memory.size()) {
+        return Err(failed(format!(
+            "range {} + {} of a buffer of {} bytes",
+            range.offset,
+            range.size,
+            memory.size()
+        )));
+    }
+    // SAFETY: the offset lies inside the allocation, checked above.
+    Ok((
+        unsafe { memory.as_ptr().add(range.offset) },
+        memory.is_constant(),
+    ))
+}
+
+impl Device for CpuDevice {
+    fn alloc(&self, size: usize) -> Result<Buffer> {
+        let buffer =
+            memory::Buffer::zeroed(size, &self.usage).map_err(|e| BackendError::OutOfMemory {
+                device: NAME.into(),
+                size: size as u64,
+                what: e.to_string(),
+            })?;
+        Ok(Arc::new(CpuMemory {
+            store: Store::Owned(buffer),
+        }))
+    }
+
+    fn constant(&self, bytes: Bytes) -> Result<Buffer> {
+        if (bytes.as_ptr() as usize).is_multiple_of(8) {
+            return Ok(Arc::new(CpuMemory {
+                store: Store::Constant(bytes),
+            }));
+        }
+        let buffer = self.alloc(bytes.len())?;
+        let size = bytes.len();
+        let range = BufferRange {
+            buffer: buffer.clone(),
+            offset: 0,
+            size,
+        };
+        self.upload(&range, &bytes)?;
+        Ok(buffer)
+    }
+
+    fn upload(&self, to: &BufferRange, bytes: &[u8]) -> Result<()> {
+        let (start, constant) = address(to)?;
+        if constant || bytes.len() != to.size {
+            return Err(failed(format!(
+                "{} bytes for a range of {}{}",
+                bytes.len(),
+                to.size,
+                if constant { " of constant memory" } else { "" }
+            )));
+        }
+        // SAFETY: the range lies inside its allocation and has the length of `bytes`; nothing runs between submits.
+        unsafe { start.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+        Ok(())
+    }
+
+    fn download(&self, from: &BufferRange, bytes: &mut [u8]) -> Result<()> {
+        let (start, _) = address(from)?;
+        if bytes.len() != from.size {
+            return Err(failed(format!(
+                "{} bytes from a range of {}",
+                bytes.len(),
+                from.size
+            )));
+        }
+        // SAFETY: as in `upload`.
+        unsafe { start.copy_to_nonoverlapping(bytes.as_mut_ptr(), bytes.len()) };
+        Ok(())
+    }
+
+    fn submit(&self, commands: &[Command]) -> Result<()> {
+        for command in commands {
+            match command {
+                Command::Copy { from, to } => {
+                    let ((source, _), (target, constant)) = (address(from)?, address(to)?);
+                    if constant || from.size != to.size {
+                        return Err(failed(format!(
+                            "copy of {} bytes to {}",
+                            from.size, to.size
+                        )));
+                    }
+                    // SAFETY: both ranges lie inside their allocations and have equal sizes.
+                    unsafe { target.copy_from(source, to.size) };
+                }
+                Command::Launch(launch) => {
+                    let executable = launch
+                        .executable
+                        .as_any()
+                        .downcast_ref::<CpuExecutable>()
+                        .ok_or_else(|| failed("code of another device"))?;
+                    let mut arguments = Vec::with_capacity(launch.buffers.len());
+                    for range in &launch.buffers {
+                        let (start, constant) = address(range)?;
+                        arguments.push(Argument {
+                            start,
+                            size: range.size,
+                            constant,
+                        });
+                    }
+                    executable.launch(self, &arguments, &launch.sizes)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn wait(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn memory_used(&self) -> (u64, u64) {
+        (self.usage.current() as u64, self.usage.peak() as u64)
+    }
+}
+
+/// A buffer argument of a launch.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Argument {
+    /// First byte.
+    pub start: *mut u8,
+    /// Bytes.
+    pub size: usize,
+    /// Must not be written.
+    pub constant: bool,
+}

@@ -1,0 +1,5 @@
+//! From vector programs to machine code.
+
+mod atomic;
+pub(crate) mod clif;
+pub(crate) mod helpers;

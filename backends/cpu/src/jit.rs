@@ -1,0 +1,200 @@
+//! Machine code in memory: programs in, callable functions out. The only place that runs generated code.
+#![allow(unsafe_code)]
+
+use crate::emit::clif;
+use crate::isa::{Isa, Level};
+use crate::vector::Program;
+use cranelift_codegen::Context;
+use cranelift_codegen::isa::OwnedTargetIsa;
+use cranelift_codegen::settings::{self, Configurable};
+use cranelift_frontend::FunctionBuilderContext;
+use cranelift_jit::{JITBuilder, JITModule};
+use cranelift_module::Module;
+use std::fmt;
+use std::sync::Arc;
+
+/// What a compiled program is called with.
+#[repr(C)]
+#[derive(Debug)]
+pub(crate) struct Arguments {
+    /// Start of each buffer argument.
+    pub buffers: *const *mut u8,
+    /// Run-time sizes.
+    pub sizes: *const i64,
+    /// Fault bits, added atomically.
+    pub faults: *mut u32,
+}
+
+type Entry = unsafe extern "C" fn(*const Arguments, i64, i64);
+
+/// Code of the programs of one compilation; freed with its last function.
+struct Code(Option<JITModule>);
+
+// SAFETY: the module is not touched after compilation except to free it, which needs no particular thread.
+unsafe impl Send for Code {}
+// SAFETY: as above; finished code is only read.
+unsafe impl Sync for Code {}
+
+impl Drop for Code {
+    fn drop(&mut self) {
+        if let Some(module) = self.0.take() {
+            // SAFETY: every function keeps the code alive by its Arc, so none is running or callable any more.
+            unsafe { module.free_memory() };
+        }
+    }
+}
+
+/// A compiled program.
+#[derive(Clone)]
+pub(crate) struct CompiledProgram {
+    entry: Entry,
+    code: Arc<Code>,
+}
+
+impl fmt::Debug for CompiledProgram {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let loaded = self.code.0.is_some();
+        write!(
+            f,
+            "CompiledProgram({:p}, loaded: {loaded})",
+            self.entry as *const ()
+        )
+    }
+}
+
+impl CompiledProgram {
+    /// Runs parallel positions `begin..end`.
+    ///
+    /// # Safety
+    /// The arguments must point to what the kernel declares: a buffer of at least the declared length for each buffer
+    /// argument (64 readable bytes at least), every run-time size, and a fault word; and nothing else may access the
+    /// elements it writes meanwhile, other ranges of the same launch excepted.
+    pub(crate) unsafe fn run(&self, arguments: &Arguments, begin: i64, end: i64) {
+        // SAFETY: the code was compiled for this signature, lives as long as `self`, and the caller vouches for the
+        // arguments.
+        unsafe { (self.entry)(arguments, begin, end) }
+    }
+}
+
+/// Zeros that guarded loads read instead of elements that must not be touched.
+pub(crate) fn zeros() -> usize {
+    #[repr(align(64))]
+    struct Line([u8; 64]);
+    static ZEROS: Line = Line([0; 64]);
+    ZEROS.0.as_ptr() as usize
+}
+
+/// Cranelift's description of a vector level of this machine.
+fn target(isa: Isa) -> Result<OwnedTargetIsa, String> {
+    let mut flags = settings::builder();
+    let set = |flags: &mut settings::Builder, name: &str, value: &str| {
+        flags.set(name, value).map_err(|e| e.to_string())
+    };
+    set(&mut flags, "opt_level", "none")?;
+    set(&mut flags, "is_pic", "false")?;
+    set(&mut flags, "enable_probestack", "false")?;
+    if cfg!(debug_assertions) {
+        set(&mut flags, "enable_verifier", "true")?;
+    } else {
+        set(&mut flags, "enable_verifier", "false")?;
+        set(&mut flags, "regalloc_checker", "false")?;
+    }
+    let mut builder = cranelift_native::builder_with_options(!cfg!(target_arch = "x86_64"))?;
+    if cfg!(target_arch = "x86_64") {
+        let v2 = [
+            "has_sse3",
+            "has_ssse3",
+            "has_sse41",
+            "has_sse42",
+            "has_popcnt",
+        ];
+        let v3 = [
+            "has_avx",
+            "has_avx2",
+            "has_fma",
+            "has_bmi1",
+            "has_bmi2",
+            "has_lzcnt",
+        ];
+        let v4 = ["has_avx512f", "has_avx512vl", "has_avx512dq"];
+        let mut enable = |names: &[&str]| {
+            names
+                .iter()
+                .try_for_each(|n| builder.enable(n).map_err(|e| e.to_string()))
+        };
+        enable(&v2)?;
+        if isa.level() >= Level::Avx2 {
+            enable(&v3)?;
+        }
+        if isa.level() >= Level::Avx512 {
+            enable(&v4)?;
+        }
+    }
+    builder
+        .finish(settings::Flags::new(flags))
+        .map_err(|e| e.to_string())
+}
+
+/// Compiles programs into one module; one function each, in order.
+///
+/// # Errors
+/// What the code generator said, for a program it cannot compile.
+pub(crate) fn compile(programs: &[&Program], isa: Isa) -> Result<Vec<CompiledProgram>, String> {
+    let target = target(isa)?;
+    let has_fma = !cfg!(target_arch = "x86_64") || isa.level() >= Level::Avx2;
+    let config = target.frontend_config();
+    let mut module = JITModule::new(JITBuilder::with_isa(
+        target,
+        cranelift_module::default_libcall_names(),
+    ));
+    let mut context = Context::new();
+    let mut builder = FunctionBuilderContext::new();
+    let mut functions = vec![];
+    for program in programs {
+        module.clear_context(&mut context);
+        context.func.signature = clif::signature(module.isa().default_call_conv());
+        let id = module
+            .declare_anonymous_function(&context.func.signature)
+            .map_err(|e| e.to_string())?;
+        clif::emit(program, &mut context.func, &mut builder, config, has_fma);
+        module
+            .define_function(id, &mut context)
+            .map_err(|e| format!("{}: {e:?}", program.name))?;
+        functions.push(id);
+    }
+    module.finalize_definitions().map_err(|e| e.to_string())?;
+    let addresses: Vec<*const u8> = functions
+        .iter()
+        .map(|f| module.get_finalized_function(*f))
+        .collect();
+    let code = Arc::new(Code(Some(module)));
+    let finish = |address: *const u8| CompiledProgram {
+        // SAFETY: the address is the start of a finished function compiled for the signature of `Entry`.
+        entry: unsafe { std::mem::transmute::<*const u8, Entry>(address) },
+        code: code.clone(),
+    };
+    Ok(addresses.into_iter().map(finish).collect())
+}
+
+/// The Cranelift text and the disassembly of a program, for listings.
+pub(crate) fn listing(program: &Program, isa: Isa) -> Result<String, String> {
+    let target = target(isa)?;
+    let has_fma = !cfg!(target_arch = "x86_64") || isa.level() >= Level::Avx2;
+    let mut context = Context::new();
+    let mut builder = FunctionBuilderContext::new();
+    context.func.signature = clif::signature(target.default_call_conv());
+    clif::emit(
+        program,
+        &mut context.func,
+        &mut builder,
+        target.frontend_config(),
+        has_fma,
+    );
+    let text = context.func.display().to_string();
+    context.set_disasm(true);
+    let code = context
+        .compile(&*target, &mut Default::default())
+        .map_err(|e| format!("{:?}", e.inner))?;
+    let assembly = code.vcode.clone().unwrap_or_default();
+    Ok(format!("{text}\n{assembly}"))
+}
