@@ -2,6 +2,7 @@
 //!
 //! Rule: an op that stays is one that the device claims for exactly these operands.
 
+use crate::region::inline;
 use crate::{Context, PassError, Result, Work};
 use cupola_ir::ops::CoreOp;
 use cupola_ir::target::Claim;
@@ -20,6 +21,7 @@ pub(crate) fn run(work: &mut Work, context: &Context) -> Result<()> {
         let nodes: Vec<NodeId> = work.graph.nodes().map(|(id, _)| id).collect();
         let mut replaced = FxHashMap::default();
         for id in nodes {
+            // A node that was replaced in this round keeps its place until the end of it.
             if let Some(results) = expand(&mut work.graph, id, context).map_err(error)? {
                 let old = work.graph.node(id).results.clone();
                 replaced.extend(old.into_iter().zip(results).filter(|(a, b)| a != b));
@@ -57,7 +59,10 @@ fn expand(
     graph.set_origin(node.origins.first().cloned());
     let results = match &node.op {
         Op::Composite(op) => op.def().decompose(graph, &node.operands)?,
-        Op::Core(CoreOp::Call(p)) => graph.inline(&p.body, &node.operands)?,
+        Op::Core(CoreOp::Call(p)) => match inline(graph, &p.body, &node.operands)? {
+            Some(results) => results,
+            None => return Ok(None),
+        },
         Op::Core(_) | Op::Host(_) => node.operands.to_vec(),
     };
     for r in &results {

@@ -3,13 +3,17 @@
 //! [`compile`] walks one constant table, [`PIPELINE`]; every entry is a plain function over [`Work`]. Reading order is
 //! that of the table: `raise`, `decompose`, `place`, `fuse`, `lower`, `plan`.
 
+pub mod cost;
 mod decompose;
 mod error;
 mod fuse;
 mod lower;
 mod place;
 pub mod plan;
+mod region;
+mod simplify;
 
+pub use cost::kernel_cost;
 pub use error::{PassError, Result};
 pub use lower::{RUN, SEED};
 pub use plan::{Compiled, DeviceId, Miss, MissCode, PlacedUnit, Plan, Slot, SlotId, Step, Storage};
@@ -81,8 +85,9 @@ type Pass = fn(&mut Work, &Context) -> Result<()>;
 
 /// The passes in order.
 const PIPELINE: &[(&str, Pass)] = &[
-    ("tidy", tidy),
+    ("simplify", simplify::run),
     ("decompose", decompose::run),
+    ("clean", simplify::run),
     ("place", place::run),
     ("fuse", fuse::run),
     ("lower", lower::run),
@@ -151,12 +156,4 @@ pub(crate) fn compile_in(graph: Graph, context: &Context) -> Result<Compiled> {
 fn verify(work: &Work, context: &Context, pass: &'static str) -> Result<()> {
     cupola_ir::graph::verify_region(&work.graph, &context.outer)
         .map_err(|error| PassError::Graph { pass, error })
-}
-
-/// Drops what nothing needs and restores the order.
-fn tidy(work: &mut Work, _: &Context) -> Result<()> {
-    work.graph.compact().map_err(|error| PassError::Graph {
-        pass: "tidy",
-        error,
-    })
 }

@@ -143,6 +143,15 @@ pub trait Device: Send + Sync {
     /// [`BackendError::Device`], and faults of earlier launches.
     fn download(&self, from: &BufferRange, bytes: &mut [u8]) -> Result<()>;
 
+    /// The bytes themselves, where the device shares the host's memory: a handle that keeps the memory alive. Nothing
+    /// may write to the range while the handle lives. Waits for submitted work. `None` when there is no sharing.
+    ///
+    /// # Errors
+    /// As [`Device::download`].
+    fn share(&self, _range: &BufferRange) -> Result<Option<bytes::Bytes>> {
+        Ok(None)
+    }
+
     /// Queues commands; each sees the effects of those before it. May return before they have run.
     ///
     /// # Errors

@@ -1,23 +1,19 @@
 //! The backend: units to executables.
-#![allow(unsafe_code)]
 
-use crate::device::{ALIGNMENT, Argument, CpuDevice};
+use crate::device::{ALIGNMENT, CpuDevice};
+use crate::executable::{CpuExecutable, Generated};
 use crate::isa::Isa;
-use crate::jit::{self, Arguments, CompiledProgram};
-use crate::memory::{self, Usage};
+use crate::jit;
+use crate::libcall;
+use crate::memory::{Scratch, Usage};
 use crate::schedule;
 use crate::threads::Pool;
-use crate::vector::{self, Fault, Program};
+use crate::vector::{self, Program};
 use cupola_backend::{Backend, BackendError, Device, Executable, Result};
-use cupola_ir::kernel::{Access, Expr, Kernel, Phase, StoreKind, Unit};
-use cupola_ir::target::{Claim, Target};
-use cupola_ir::{DType, Op, Scalar, TensorType};
-use std::any::Any;
+use cupola_ir::kernel::{Expr, Kernel, Phase, StoreKind, Unit};
+use cupola_ir::target::Target;
+use cupola_ir::{DType, Scalar};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
-
-/// Launches with less work than this (in scalar operations) run on the calling thread: waking another costs as much.
-const SMALL: i64 = 40_000;
 
 /// Compiles for the processor it runs on.
 #[derive(Debug)]
@@ -51,6 +47,8 @@ impl CpuBackend {
             target: target(),
             device: CpuDevice {
                 pool: Pool::shared(threads),
+                scratch: Scratch::new(threads, &usage),
+                isa,
                 usage,
             },
             isa,
@@ -70,10 +68,21 @@ impl CpuBackend {
         }
     }
 
-    /// The program of a loop kernel, or why there is none.
-    fn program(&self, kernel: &Kernel) -> Result<Program, String> {
-        check(kernel)?;
-        Ok(vector::lower(kernel, &schedule::shape(kernel)))
+    /// The kernel that a unit needs code for, if any, and its program; or why there is none.
+    fn program(&self, unit: &Unit) -> Result<Option<(Kernel, Program)>> {
+        let kernel = match unit {
+            Unit::Loops(k) => Some(k.clone()),
+            Unit::Library(l) => match libcall::refusal(l) {
+                Some(what) => return Err(self.unsupported(unit, what)),
+                None => libcall::epilogue_kernel(l),
+            },
+        };
+        let Some(kernel) = kernel else {
+            return Ok(None);
+        };
+        check(&kernel).map_err(|e| self.unsupported(unit, e))?;
+        let program = vector::lower(&kernel, &schedule::shape(&kernel));
+        Ok(Some((kernel, program)))
     }
 }
 
@@ -89,7 +98,7 @@ fn target() -> Target {
         alignment: ALIGNMENT,
         max_binding: u64::MAX,
         aliasing: true,
-        claim,
+        claim: libcall::claim,
     }
 }
 
@@ -102,12 +111,6 @@ fn scalars() -> Vec<Scalar> {
         Mul, Div, Rem, Mod, Pow, Atan2, Min, Max, And, Or, Xor, Not, Shl, Shr, PopCount, Eq, Lt,
         Le, IsNan, IsInf, Select, Fma,
     ]
-}
-
-fn claim(_: &Op, _: &[&TensorType]) -> Claim {
-    Claim::No {
-        reason: "no library kernel".into(),
-    }
 }
 
 /// Whether code can be generated for a kernel.
@@ -155,16 +158,12 @@ impl Backend for CpuBackend {
     }
 
     fn compile(&self, units: &[&Unit]) -> Vec<Result<Arc<dyn Executable>>> {
-        let programs: Vec<Result<Program>> = units
+        let programs: Vec<_> = units.iter().map(|unit| self.program(unit)).collect();
+        let good: Vec<&Program> = programs
             .iter()
-            .map(|unit| match unit {
-                Unit::Loops(k) => self.program(k).map_err(|e| self.unsupported(unit, e)),
-                Unit::Library(l) => {
-                    Err(self.unsupported(unit, format!("no library kernel for {}", l.op.name())))
-                }
-            })
+            .filter_map(|p| p.as_ref().ok()?.as_ref())
+            .map(|p| &p.1)
             .collect();
-        let good: Vec<&Program> = programs.iter().filter_map(|p| p.as_ref().ok()).collect();
         let mut compiled = match jit::compile(&good, self.isa) {
             Ok(all) => all.into_iter(),
             Err(what) => {
@@ -172,131 +171,24 @@ impl Backend for CpuBackend {
                 return units.iter().map(failed).collect();
             }
         };
-        let finish = |(program, unit): (Result<Program>, &&Unit)| {
-            let program = program?;
-            let (Unit::Loops(kernel), Some(code)) = (unit, compiled.next()) else {
-                unreachable!("bug: one function per program")
+        let mut finish = |(program, unit): (Result<Option<(Kernel, Program)>>, &&Unit)| {
+            let code = program?.map(|(kernel, program)| {
+                let code = compiled.next();
+                let code = code.unwrap_or_else(|| unreachable!("bug: one function per program"));
+                Generated {
+                    kernel,
+                    program,
+                    code,
+                    isa: self.isa,
+                }
+            });
+            let executable = match (*unit, code) {
+                (Unit::Library(l), epilogue) => CpuExecutable::library(l.clone(), epilogue),
+                (Unit::Loops(_), Some(code)) => CpuExecutable::loops(code),
+                (Unit::Loops(_), None) => unreachable!("bug: loops without code"),
             };
-            Ok(Arc::new(CpuExecutable {
-                kernel: kernel.clone(),
-                program,
-                code,
-                isa: self.isa,
-            }) as Arc<dyn Executable>)
+            Ok(Arc::new(executable) as Arc<dyn Executable>)
         };
-        programs.into_iter().zip(units).map(finish).collect()
+        programs.into_iter().zip(units).map(&mut finish).collect()
     }
 }
-
-/// A compiled unit.
-#[derive(Debug)]
-pub struct CpuExecutable {
-    kernel: Kernel,
-    program: Program,
-    code: CompiledProgram,
-    isa: Isa,
-}
-
-impl Executable for CpuExecutable {
-    fn as_any(&self) -> &dyn Any {
-        self
-    }
-
-    fn listing(&self) -> String {
-        let machine = jit::listing(&self.program, self.isa).unwrap_or_else(|e| e);
-        format!("{}\n{machine}", self.program)
-    }
-}
-
-impl CpuExecutable {
-    /// Runs the unit.
-    pub(crate) fn launch(
-        &self,
-        device: &CpuDevice,
-        arguments: &[Argument],
-        sizes: &[i64],
-    ) -> Result<()> {
-        let kernel = &self.kernel;
-        let fault = |what: String| BackendError::Fault {
-            unit: kernel.name.clone(),
-            what,
-        };
-        if arguments.len() != kernel.buffers.len() || sizes.len() != kernel.sizes.len() {
-            return Err(fault(format!(
-                "{} buffers and {} sizes for a kernel of {} and {}",
-                arguments.len(),
-                sizes.len(),
-                kernel.buffers.len(),
-                kernel.sizes.len()
-            )));
-        }
-        let mut pointers = Vec::with_capacity(arguments.len());
-        for (i, (a, decl)) in arguments.iter().zip(&kernel.buffers).enumerate() {
-            let len = usize::try_from(schedule::extent(decl.len, sizes)).unwrap_or(0);
-            let needed = decl.dtype.storage_size(1, len);
-            if needed.is_none_or(|n| n > a.size) {
-                let what = format!(
-                    "buffer {i} has {} bytes, {len} elements of {} are needed",
-                    a.size, decl.dtype
-                );
-                return Err(fault(what));
-            }
-            if a.constant && decl.access != Access::Read {
-                return Err(fault(format!("buffer {i} is constant")));
-            }
-            pointers.push(a.start);
-        }
-        let mut total = 1i64;
-        for e in &kernel.axes[..kernel.parallel] {
-            let n = schedule::extent(*e, sizes).max(0);
-            total = total
-                .checked_mul(n)
-                .ok_or_else(|| fault("more parallel positions than 64 bits count".into()))?;
-        }
-        let faults = AtomicU32::new(0);
-        self.run(device, &pointers, sizes, total, &faults);
-        match faults.load(Relaxed) {
-            0 => Ok(()),
-            f if f & Fault::Division as u32 != 0 => Err(fault("integer division by zero".into())),
-            _ => Err(fault("index out of range".into())),
-        }
-    }
-
-    fn run(
-        &self,
-        device: &CpuDevice,
-        pointers: &[*mut u8],
-        sizes: &[i64],
-        total: i64,
-        faults: &AtomicU32,
-    ) {
-        struct Shared<'a>(Arguments, &'a CompiledProgram);
-        // SAFETY: the pointers are only followed by the compiled code, whose ranges write disjoint elements.
-        unsafe impl Sync for Shared<'_> {}
-        let shared = Shared(
-            Arguments {
-                buffers: pointers.as_ptr(),
-                sizes: sizes.as_ptr(),
-                faults: faults.as_ptr(),
-            },
-            &self.code,
-        );
-        let work = schedule::work(&self.kernel, sizes);
-        let range = |begin: i64, end: i64| {
-            let Shared(arguments, code) = &shared;
-            // SAFETY: `launch` has checked number and length of buffers and sizes against the kernel that the code was
-            // compiled from; indices inside those lengths are the kernel's contract.
-            unsafe { code.run(arguments, begin, end) };
-        };
-        if work.saturating_mul(total) < SMALL {
-            return range(0, total);
-        }
-        let grain = (SMALL / 2 / work).max(1) as usize;
-        let count = usize::try_from(total).unwrap_or(usize::MAX);
-        device
-            .pool
-            .run_ranges(count, grain, |r| range(r.start as i64, r.end as i64));
-    }
-}
-
-const _: () = assert!(memory::ALIGNMENT >= 64);

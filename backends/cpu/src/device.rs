@@ -1,8 +1,10 @@
 //! The host as a device: its memory, and launches that run when they are submitted.
 #![allow(unsafe_code)]
 
-use crate::backend::CpuExecutable;
-use crate::memory::{self, Usage};
+use crate::executable::CpuExecutable;
+use crate::isa::Isa;
+use crate::library::Context;
+use crate::memory::{self, Scratch, Usage};
 use crate::threads::Pool;
 use bytes::Bytes;
 use cupola_backend::{BackendError, Buffer, BufferRange, Command, Device, Memory, Result};
@@ -58,7 +60,20 @@ impl Memory for CpuMemory {
 #[derive(Debug)]
 pub struct CpuDevice {
     pub(crate) pool: Arc<Pool>,
+    pub(crate) scratch: Scratch,
+    pub(crate) isa: Isa,
     pub(crate) usage: Usage,
+}
+
+impl CpuDevice {
+    /// What library kernels may use.
+    pub(crate) fn context(&self) -> Context<'_> {
+        Context {
+            isa: self.isa,
+            pool: &self.pool,
+            scratch: &self.scratch,
+        }
+    }
 }
 
 /// Alignment of ranges in bytes.

@@ -260,6 +260,11 @@ impl Scratch {
         })
     }
 
+    /// The counters that the buffers count under.
+    pub fn usage(&self) -> &Usage {
+        &self.usage
+    }
+
     /// Frees every buffer on the shelf.
     pub fn clear(&self) {
         self.shelf

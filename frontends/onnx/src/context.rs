@@ -18,6 +18,7 @@ use smallvec::SmallVec;
 
 use crate::import::{Env, Region, Scope, Shared, Slot};
 use crate::import_error::{OpError, OpResult, invalid};
+use crate::ops::control::Formal;
 use crate::proto::attribute_proto::AttributeType;
 use crate::proto::{AttributeProto, GraphProto, NodeProto, TypeProto};
 use crate::shape::{self, Elem, Facts};
@@ -407,6 +408,17 @@ impl NodeCx<'_, '_> {
         })
     }
 
+    /// Random `u32` bits. The node's `seed` attribute, where given, selects the stream of numbers.
+    pub(crate) fn random_bits(&mut self, dims: &[Dim]) -> OpResult<ValueId> {
+        let own = self.shared.next_stream();
+        let stream = match self.float("seed")? {
+            Some(seed) => u64::from((seed as f32).to_bits()) << 32 | own,
+            None => own,
+        };
+        let dims = dims.to_vec();
+        Ok(self.g.one(cupola_ir::ops::Random { stream, dims }, &[])?)
+    }
+
     /// The smallest and largest value of an expression.
     pub(crate) fn bounds(&self, dim: &Dim) -> (i64, i64) {
         shape::bounds(dim, &self.shared.symbols.ranges)
@@ -461,15 +473,14 @@ impl<'m> NodeCx<'_, 'm> {
         Ok(found)
     }
 
-    /// A subgraph as a region: inputs of types `given` (for the subgraph's own inputs; fewer when it has fewer), then
-    /// the captures.
+    /// A subgraph as a region: its own inputs as `given`, then the captures.
     ///
     /// # Errors
     /// Those of the nodes in it.
     pub(crate) fn region(
         &mut self,
         graph: &'m GraphProto,
-        given: &[ValueType],
+        given: Vec<Formal>,
         captures: &[(&'m str, ValueId)],
     ) -> OpResult<Region> {
         crate::import::region(self, graph, given, captures)

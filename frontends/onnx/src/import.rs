@@ -23,6 +23,7 @@ use crate::context::NodeCx;
 use crate::convert::tensor_from_view;
 use crate::error::Place;
 use crate::import_error::{ImportError, OpError, OpResult, UnsupportedOp, clip, invalid};
+use crate::ops::control::Formal;
 use crate::ops::{FAMILIES, OpRow};
 use crate::proto::tensor_shape_proto::dimension;
 use crate::proto::{
@@ -163,6 +164,7 @@ pub(crate) struct Shared<'m> {
     needed_types: FxHashSet<String>,
     warnings: Vec<String>,
     node_count: usize,
+    random_count: u64,
 }
 
 impl<'m> Shared<'m> {
@@ -177,6 +179,7 @@ impl<'m> Shared<'m> {
             needed_types: FxHashSet::default(),
             warnings: vec![],
             node_count: 0,
+            random_count: 0,
         }
     }
 
@@ -197,6 +200,12 @@ impl<'m> Shared<'m> {
                 cupola_source::Fault::Limit => Err(OpError::Limit(fault.to_string())),
             },
         }
+    }
+
+    /// A number for each random op, so that no two draw the same bits.
+    pub(crate) fn next_stream(&mut self) -> u64 {
+        self.random_count += 1;
+        self.random_count
     }
 
     fn inputs(
@@ -395,12 +404,9 @@ impl<'m> Shared<'m> {
         facts.update(g, &mut self.symbols);
         let reason = match e {
             OpError::Unsupported(reason) => reason,
-            OpError::NeedsValue(v) => match facts.deps(v) {
-                Deps::Inputs(names) if !names.is_empty() => {
-                    self.needed_values.extend(names.iter().cloned());
-                    return Ok(());
-                }
-                _ => "its structure depends on a value that only run time knows".to_owned(),
+            OpError::NeedsValue(v) => match self.needs_value(v, g, facts) {
+                true => return Ok(()),
+                false => "its structure depends on a value that only run time knows".to_owned(),
             },
             OpError::NeedsShape(v) => match self.needs_shape(g.ty(v)) {
                 true => return Ok(()),
@@ -421,6 +427,32 @@ impl<'m> Shared<'m> {
             reason,
         });
         Ok(())
+    }
+
+    /// Asks for the inputs that decide a value: their elements, and where sizes take part, their types; false when
+    /// that would not help.
+    fn needs_value(&mut self, v: ValueId, g: &Graph, facts: &Facts) -> bool {
+        let Deps::Inputs(names) = facts.deps(v) else {
+            return false;
+        };
+        let mut asked = !names.is_empty();
+        self.needed_values.extend(names.iter().cloned());
+        let (mut open, mut seen) = (vec![v], FxHashSet::default());
+        while let Some(v) = open.pop() {
+            if !seen.insert(v) {
+                continue;
+            }
+            let node = g.def(v);
+            if let Op::Core(CoreOp::Dims(p)) = &node.op {
+                let dims = TensorType {
+                    dtype: DType::I64,
+                    dims: p.dims.clone(),
+                };
+                asked |= self.needs_shape(&dims.into());
+            }
+            open.extend(&node.operands);
+        }
+        asked
     }
 
     /// Asks for the inputs that decide the extents of a type; false when there are none to ask for.
@@ -735,7 +767,7 @@ pub(crate) fn inline<'m>(
 pub(crate) fn region<'m>(
     cx: &mut NodeCx<'_, 'm>,
     graph: &'m GraphProto,
-    given: &[ValueType],
+    given: Vec<Formal>,
     captures: &[(&'m str, ValueId)],
 ) -> OpResult<Region> {
     if graph.input.len() != given.len() {
@@ -748,8 +780,11 @@ pub(crate) fn region<'m>(
     let mut g = Graph::new(graph.name());
     let mut facts = Facts::default();
     let mut scope = Scope::default();
-    for (input, ty) in graph.input.iter().zip(given) {
-        let v = g.input(input.name(), ty.clone())?;
+    for (input, formal) in graph.input.iter().zip(given) {
+        let v = match formal {
+            Formal::Input(ty) => g.input(input.name(), ty)?,
+            Formal::Known(value) => g.constant(value)?,
+        };
         scope.set(input.name(), Slot::Value(v));
     }
     cx.facts.update(cx.g, &mut cx.shared.symbols);

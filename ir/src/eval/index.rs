@@ -74,6 +74,7 @@ pub(super) fn gather(p: &Gather, data: &Tensor, indices: &[&Tensor]) -> Result<T
         let mut out: Vec<T> = Vec::with_capacity(t.bases.len() * t.window.len());
         for base in &t.bases {
             match base {
+                _ if t.window.is_empty() => {}
                 None => out.extend(std::iter::repeat_n(T::zero(), t.window.len())),
                 Some(b) if dense => out.extend_from_slice(&source[*b..b + t.window.len()]),
                 Some(b) => out.extend(t.window.iter().map(|o| source[b + *o as usize].clone())),

@@ -13,7 +13,7 @@ mod pack;
 mod require;
 
 pub use check::{check_packing, check_plan};
-pub use pack::{Packing, pack, slot_sizes};
+pub use pack::{Packing, is_packed, pack, slot_sizes};
 pub use require::Require;
 
 pub(crate) use build::build;

@@ -38,7 +38,14 @@ pub fn slot_sizes(plan: &Plan, bindings: &Bindings) -> Vec<Option<u64>> {
     plan.slots.iter().map(size).collect()
 }
 
-/// Offsets for the planned slots of a device. `sizes` are bytes per slot; offsets are multiples of `alignment` (a power
+/// Whether a slot shares packed memory: planned, and not alive after the run. What outlives the run has memory of its
+/// own, so that keeping an output does not keep the working memory.
+pub fn is_packed(plan: &Plan, slot: SlotId) -> bool {
+    let slot = &plan.slots[slot.0 as usize];
+    slot.storage == Storage::Planned && slot.last < plan.steps.len()
+}
+
+/// Offsets for the packed slots of a device. `sizes` are bytes per slot; offsets are multiples of `alignment` (a power
 /// of two); no block exceeds `max_block` unless a single slot does.
 pub fn pack(
     plan: &Plan,
@@ -48,10 +55,8 @@ pub fn pack(
     max_block: u64,
 ) -> Packing {
     let alignment = alignment.max(1);
-    let planned = |s: &super::Slot| s.device == device && s.storage == Storage::Planned;
-    let mut order: Vec<usize> = (0..plan.slots.len())
-        .filter(|i| planned(&plan.slots[*i]))
-        .collect();
+    let planned = |i: usize| plan.slots[i].device == device && is_packed(plan, SlotId(i as u32));
+    let mut order: Vec<usize> = (0..plan.slots.len()).filter(|i| planned(*i)).collect();
     order.sort_by_key(|i| (Reverse(sizes[*i]), plan.slots[*i].first, *i));
     let mut out = Packing {
         blocks: vec![],

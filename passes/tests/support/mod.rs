@@ -188,8 +188,11 @@ pub fn run(c: &Compiled, inputs: &[T], syms: &[(&str, i64)]) -> Vec<T> {
                     })
                     .collect();
                 let refs: Vec<&T> = xs.iter().collect();
-                let out = reference::op(&n.op, &refs, &bindings);
-                mem[results[0].0 as usize] = Some(out.v);
+                let types: Vec<_> = n.results.iter().map(|v| c.graph.ty(*v).clone()).collect();
+                let out = reference::op(&n.op, &refs, &types, &mut bindings);
+                for (slot, t) in results.iter().zip(out) {
+                    mem[slot.0 as usize] = Some(t.v);
+                }
             }
             Step::Transfer { from, to } => {
                 assert_eq!(

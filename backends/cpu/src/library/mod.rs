@@ -7,11 +7,15 @@
 //! Nothing here knows graphs, plans or devices.
 #![allow(unsafe_code)]
 
+pub mod conv;
 pub mod gemm;
+mod padded;
+pub mod pool;
 pub mod simd;
 #[cfg(test)]
 mod testing;
 pub mod view;
+pub mod window;
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};

@@ -161,7 +161,8 @@ fn attention(cx: &mut NodeCx<'_, '_>) -> OpResult {
         causal,
         softcap,
     };
-    let mut y = cx.g.one(cupola_ir::Op::Composite(composite.into()), &operands)?;
+    let mut y =
+        cx.g.one(cupola_ir::Op::Composite(composite.into()), &operands)?;
     if flat {
         y = merge_heads(cx.g, y)?;
     }
@@ -210,7 +211,13 @@ fn scores(
         k
     } else {
         let x = cx.g.unsqueeze(k, &[2])?;
-        let wide = [d[0].clone(), d[1].clone(), group, d[2].clone(), d[3].clone()];
+        let wide = [
+            d[0].clone(),
+            d[1].clone(),
+            group,
+            d[2].clone(),
+            d[3].clone(),
+        ];
         let x = cx.g.broadcast_to(x, &wide)?;
         cx.g.reshape(x, &[d[0].clone(), heads, d[2].clone(), d[3].clone()])?
     };
@@ -326,7 +333,10 @@ fn rotate(
         let dims = cx.g.dims(front);
         let pairs = [&dims[..3], &[half.clone(), Dim::from(2usize)]].concat();
         let pairs = cx.g.reshape(front, &pairs)?;
-        (cx.g.pick(pairs, 4, &Dim::ZERO)?, cx.g.pick(pairs, 4, &Dim::ONE)?)
+        (
+            cx.g.pick(pairs, 4, &Dim::ZERO)?,
+            cx.g.pick(pairs, 4, &Dim::ONE)?,
+        )
     } else {
         let x1 = cx.g.slice_axis(front, 3, &Dim::ZERO, &half)?;
         (x1, cx.g.slice_axis(front, 3, &half, &half)?)
@@ -346,7 +356,8 @@ fn rotate(
     };
     let mut y = turned;
     if rotated < d {
-        let rest = cx.g.slice_axis(x, 3, &Dim::from(rotated), &Dim::from(d - rotated))?;
+        let rest =
+            cx.g.slice_axis(x, 3, &Dim::from(rotated), &Dim::from(d - rotated))?;
         y = cx.g.concat(&[turned, rest], 3)?;
     }
     if flat {
@@ -380,7 +391,8 @@ fn causal_conv(cx: &mut NodeCx<'_, '_>) -> OpResult {
         pads_high: vec![Dim::ZERO],
         groups: channels,
     };
-    let mut y = cx.g.one(cupola_ir::Op::Composite(conv.into()), &[padded, w])?;
+    let mut y =
+        cx.g.one(cupola_ir::Op::Composite(conv.into()), &[padded, w])?;
     if let Some(bias) = cx.optional(2) {
         let bias = cx.g.unsqueeze(bias, &[1])?;
         y = cx.g.binary(Scalar::Add, y, bias)?;
@@ -403,7 +415,10 @@ fn causal_conv(cx: &mut NodeCx<'_, '_>) -> OpResult {
 /// The recurrence `S = exp(decay) * S + k (beta * (v - S^T k))^T`, `o = scale * S^T q`, step by step along time.
 fn linear_attention(cx: &mut NodeCx<'_, '_>) -> OpResult {
     let (q, k, v) = (cx.input(0)?, cx.input(1)?, cx.input(2)?);
-    let (q_heads, kv_heads) = (cx.required_int("q_num_heads")?, cx.required_int("kv_num_heads")?);
+    let (q_heads, kv_heads) = (
+        cx.required_int("q_num_heads")?,
+        cx.required_int("kv_num_heads")?,
+    );
     if q_heads <= 0 || kv_heads <= 0 || q_heads % kv_heads != 0 {
         return invalid(format!("{q_heads} query heads over {kv_heads} key heads"));
     }
@@ -416,7 +431,9 @@ fn linear_attention(cx: &mut NodeCx<'_, '_>) -> OpResult {
         other => return invalid(format!("update_rule '{other}'")),
     };
     if gated != cx.optional(4).is_some() || delta != cx.optional(5).is_some() {
-        return invalid(format!("update_rule '{rule}' does not go with the operands given"));
+        return invalid(format!(
+            "update_rule '{rule}' does not go with the operands given"
+        ));
     }
     let like = q;
     // [time, batch, heads, d], f32.
@@ -425,7 +442,11 @@ fn linear_attention(cx: &mut NodeCx<'_, '_>) -> OpResult {
         let x = cx.g.permute(x, &[2, 0, 1, 3])?;
         Ok(cx.g.cast(x, DType::F32)?)
     };
-    let (qs, ks, vs) = (steps(cx, q, q_heads)?, steps(cx, k, kv_heads)?, steps(cx, v, kv_heads)?);
+    let (qs, ks, vs) = (
+        steps(cx, q, q_heads)?,
+        steps(cx, k, kv_heads)?,
+        steps(cx, v, kv_heads)?,
+    );
     let mut scanned = vec![qs, ks, vs];
     if let Some(decay) = cx.optional(4) {
         scanned.push(steps(cx, decay, kv_heads)?);
@@ -448,7 +469,13 @@ fn linear_attention(cx: &mut NodeCx<'_, '_>) -> OpResult {
         0.0 => 1.0 / (width as f64).sqrt(),
         s => s,
     };
-    let body = linear_attention_step(cx.g, &scanned, state, (gated, delta), (q_heads / kv_heads, scale))?;
+    let body = linear_attention_step(
+        cx.g,
+        &scanned,
+        state,
+        (gated, delta),
+        (q_heads / kv_heads, scale),
+    )?;
     let time = cx.g.dim(qs, 0);
     let read = [kd[1].clone(), Dim::Const(q_heads), vd[3].clone()];
     let results = vec![
@@ -466,7 +493,10 @@ fn linear_attention(cx: &mut NodeCx<'_, '_>) -> OpResult {
     let out = cx.g.push(scan, &operands)?;
     let y = cx.g.permute(out[1], &[1, 2, 0, 3])?;
     let y = merge_heads(cx.g, y)?;
-    Ok(vec![cx.g.cast_like(y, like)?, cx.g.cast_like(out[0], state_like)?])
+    Ok(vec![
+        cx.g.cast_like(y, like)?,
+        cx.g.cast_like(out[0], state_like)?,
+    ])
 }
 
 fn linear_attention_step(

@@ -1,9 +1,20 @@
 //! The operators: one row per version of an operator whose meaning differs from the version before, one file per
 //! family. To add one: a row in its family's table and a function.
 
+mod activation;
 mod attention;
+pub(crate) mod control;
+mod conv;
 mod elementwise;
+mod indexed;
+mod matmul;
+mod norm;
+mod pool;
+mod quantize;
 mod recurrent;
+mod reduce;
+mod source;
+mod view;
 
 use crate::context::NodeCx;
 use crate::import_error::OpResult;
@@ -49,4 +60,19 @@ pub(crate) const fn op_in(
 }
 
 /// The table, by family.
-pub(crate) const FAMILIES: &[&[OpRow]] = &[attention::OPS, elementwise::OPS, recurrent::OPS];
+pub(crate) const FAMILIES: &[&[OpRow]] = &[
+    activation::OPS,
+    attention::OPS,
+    control::OPS,
+    conv::OPS,
+    elementwise::OPS,
+    indexed::OPS,
+    matmul::OPS,
+    norm::OPS,
+    pool::OPS,
+    quantize::OPS,
+    recurrent::OPS,
+    reduce::OPS,
+    source::OPS,
+    view::OPS,
+];

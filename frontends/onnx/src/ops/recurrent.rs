@@ -45,27 +45,49 @@ fn parameters(a: Activation) -> (bool, bool) {
 }
 
 /// Text names and parameters of the activations of all directions.
-fn activations(cx: &NodeCx<'_, '_>, cell: Cell, directions: usize) -> OpResult<Vec<(Activation, f64, f64)>> {
+fn activations(
+    cx: &NodeCx<'_, '_>,
+    cell: Cell,
+    directions: usize,
+) -> OpResult<Vec<(Activation, f64, f64)>> {
     let per_direction: &[&str] = match cell {
         Cell::Rnn => &["Tanh"],
         Cell::Gru => &["Sigmoid", "Tanh"],
         Cell::Lstm => &["Sigmoid", "Tanh", "Tanh"],
     };
     let names = cx.texts_attr("activations")?;
-    let default = || per_direction.iter().cycle().take(per_direction.len() * directions);
+    let default = || {
+        per_direction
+            .iter()
+            .cycle()
+            .take(per_direction.len() * directions)
+    };
     let names = names.unwrap_or_else(|| default().map(|s| (*s).to_string()).collect());
     if names.len() != per_direction.len() * directions {
-        return invalid(format!("{} activations for {directions} directions", names.len()));
+        return invalid(format!(
+            "{} activations for {directions} directions",
+            names.len()
+        ));
     }
-    let mut alpha = cx.floats_attr("activation_alpha")?.unwrap_or_default().into_iter();
-    let mut beta = cx.floats_attr("activation_beta")?.unwrap_or_default().into_iter();
+    let mut alpha = cx
+        .floats_attr("activation_alpha")?
+        .unwrap_or_default()
+        .into_iter();
+    let mut beta = cx
+        .floats_attr("activation_beta")?
+        .unwrap_or_default()
+        .into_iter();
     let mut all = vec![];
     for name in names {
         let Some((f, a, b)) = activation(&name) else {
             return invalid(format!("activation '{name}'"));
         };
         let (takes_a, takes_b) = parameters(f);
-        let a = if takes_a { alpha.next().unwrap_or(a) } else { a };
+        let a = if takes_a {
+            alpha.next().unwrap_or(a)
+        } else {
+            a
+        };
         let b = if takes_b { beta.next().unwrap_or(b) } else { b };
         all.push((f, a, b));
     }
@@ -118,7 +140,11 @@ fn layer(cx: &mut NodeCx<'_, '_>, cell: Cell) -> OpResult {
             operands.push(cx.g.pick(b, 0, &at)?);
         }
         operands.extend(lens);
-        let peephole = if cell == Cell::Lstm { cx.optional(7) } else { None };
+        let peephole = if cell == Cell::Lstm {
+            cx.optional(7)
+        } else {
+            None
+        };
         if let Some(p) = peephole {
             operands.push(cx.g.pick(p, 0, &at)?);
         }
@@ -137,17 +163,29 @@ fn layer(cx: &mut NodeCx<'_, '_>, cell: Cell) -> OpResult {
             lens: lens.is_some(),
             peephole: peephole.is_some(),
         };
-        outs.push(cx.g.push(Op::Composite(composite.into()), &operands)?.to_vec());
+        outs.push(
+            cx.g.push(Op::Composite(composite.into()), &operands)?
+                .to_vec(),
+        );
     }
     // y: [steps, batch, hidden] -> [steps, directions, batch, hidden] or [batch, steps, directions, hidden].
     let mut results = vec![];
     for which in 0..outs[0].len() {
         let axis = usize::from(which == 0);
-        let parts: Vec<ValueId> =
-            outs.iter().map(|o| Ok(cx.g.unsqueeze(o[which], &[axis])?)).collect::<OpResult<_>>()?;
+        let parts: Vec<ValueId> = outs
+            .iter()
+            .map(|o| Ok(cx.g.unsqueeze(o[which], &[axis])?))
+            .collect::<OpResult<_>>()?;
         let mut joined = cx.g.concat(&parts, axis)?;
         if batch_first {
-            joined = cx.g.permute(joined, if which == 0 { &[2, 0, 1, 3] } else { &[1, 0, 2] })?;
+            joined = cx.g.permute(
+                joined,
+                if which == 0 {
+                    &[2, 0, 1, 3]
+                } else {
+                    &[1, 0, 2]
+                },
+            )?;
         }
         results.push(joined);
     }

@@ -244,11 +244,17 @@ impl PackedBytes {
         let words = operand.source.inner.div_ceil(group(isa));
         let packer = |panel: &Panel<u32>| operand.pack(isa, panel);
         let packed = match (operand.side, isa.vnni()) {
-            (Side::Left, true) => pack_left_with::<ByteQuads>(isa, across, words, packer, usage)?,
-            (Side::Left, false) => pack_left_with::<BytePairs>(isa, across, words, packer, usage)?,
-            (Side::Right, true) => pack_right_with::<ByteQuads>(isa, across, words, packer, usage)?,
+            (Side::Left, true) => {
+                pack_left_with(&ByteQuads::set(isa), across, words, packer, usage)?
+            }
+            (Side::Left, false) => {
+                pack_left_with(&BytePairs::set(isa), across, words, packer, usage)?
+            }
+            (Side::Right, true) => {
+                pack_right_with(&ByteQuads::set(isa), across, words, packer, usage)?
+            }
             (Side::Right, false) => {
-                pack_right_with::<BytePairs>(isa, across, words, packer, usage)?
+                pack_right_with(&BytePairs::set(isa), across, words, packer, usage)?
             }
         };
         let correction = operand.correction(isa);

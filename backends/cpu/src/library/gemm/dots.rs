@@ -18,13 +18,10 @@ const FEW: usize = 4;
 ///
 /// # Safety
 /// As [`super::numbers::Multiply::multiply`].
-pub(super) unsafe fn multiply<T: Float + Number>(
+pub(super) unsafe fn multiply<T: Float + Number<Sum = f32>>(
     cx: &Context,
     matrix: &Matrix<T>,
-) -> Option<Result<()>>
-where
-    T: super::numbers::Multiply<Sum = f32>,
-{
+) -> Option<Result<()>> {
     let (OneLeft::Strided(left), OneRight::Strided(right)) = (&matrix.left, &matrix.right) else {
         return None;
     };
@@ -37,15 +34,12 @@ where
     Some(unsafe { run(cx, matrix, *left, *right) })
 }
 
-unsafe fn run<T: Float + Number>(
+unsafe fn run<T: Float + Number<Sum = f32>>(
     cx: &Context,
     matrix: &Matrix<T>,
     mut left: Strided<T>,
     mut right: Strided<T>,
-) -> Result<()>
-where
-    T: super::numbers::Multiply<Sum = f32>,
-{
+) -> Result<()> {
     let (rows, cols) = (matrix.rows, matrix.cols);
     // SAFETY: passed on; the copies live as long as their views.
     let copies = unsafe { [gather(cx, &mut left, rows)?, gather(cx, &mut right, cols)?] };

@@ -8,12 +8,12 @@
 
 mod bytes;
 mod dots;
-mod driver;
-mod formats;
-mod numbers;
-mod pack;
-mod packed;
-mod tile;
+pub(crate) mod driver;
+pub(crate) mod formats;
+pub(crate) mod numbers;
+pub(crate) mod pack;
+pub(crate) mod packed;
+pub(crate) mod tile;
 
 #[cfg(test)]
 mod tests;

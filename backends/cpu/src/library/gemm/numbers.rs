@@ -1,5 +1,6 @@
 //! How each number type is multiplied: its format, its packing, and the driver's operands made of them.
 
+use bytemuck::Pod;
 use half::{bf16, f16};
 
 use super::dots;
@@ -39,18 +40,18 @@ pub trait Multiply: Sized + 'static {
 }
 
 /// Packs all of a left operand.
-pub(super) fn pack_left_with<F: Tiles>(
-    isa: Isa,
+pub(crate) fn pack_left_with<A: Pod, B, C>(
+    tiles: &TileSet<A, B, C>,
     rows: usize,
     words: usize,
-    packer: impl Fn(&Panel<F::A>),
+    packer: impl Fn(&Panel<A>),
     usage: &Usage,
-) -> Result<Packed<F::A>> {
-    let tiles = F::set(isa);
+) -> Result<Packed<A>> {
+    let height = driver::panel_rows(tiles, rows);
     Packed::new(
         rows,
         words,
-        driver::panel_rows(&tiles, rows),
+        height,
         |count| tiles.tile_rows(count),
         packer,
         usage,
@@ -58,14 +59,14 @@ pub(super) fn pack_left_with<F: Tiles>(
 }
 
 /// Packs all of a right operand.
-pub(super) fn pack_right_with<F: Tiles>(
-    isa: Isa,
+pub(super) fn pack_right_with<A, B: Pod, C>(
+    tiles: &TileSet<A, B, C>,
     cols: usize,
     words: usize,
-    packer: impl Fn(&Panel<F::B>),
+    packer: impl Fn(&Panel<B>),
     usage: &Usage,
-) -> Result<Packed<F::B>> {
-    let width = F::set(isa).panel_cols();
+) -> Result<Packed<B>> {
+    let width = tiles.panel_cols();
     Packed::new(cols, words, width, |_| width, packer, usage)
 }
 
@@ -108,11 +109,11 @@ macro_rules! plain_numbers {
             type Sum = $t;
             fn pack_left(isa: Isa, source: &Strided<$t>, rows: usize, usage: &Usage) -> Result<AnyPacked> {
                 let packer = |panel: &Panel<$word>| $pack(isa, source, panel);
-                pack_left_with::<$format>(isa, rows, source.inner, packer, usage).map(AnyPacked::$packed)
+                pack_left_with(&<$format>::set(isa), rows, source.inner, packer, usage).map(AnyPacked::$packed)
             }
             fn pack_right(isa: Isa, source: &Strided<$t>, cols: usize, usage: &Usage) -> Result<AnyPacked> {
                 let packer = |panel: &Panel<$word>| $pack(isa, source, panel);
-                pack_right_with::<$format>(isa, cols, source.inner, packer, usage).map(AnyPacked::$packed)
+                pack_right_with(&<$format>::set(isa), cols, source.inner, packer, usage).map(AnyPacked::$packed)
             }
             unsafe fn multiply(cx: &Context, matrix: &Matrix<$t>) -> Result<()> {
                 // SAFETY: passed on.
@@ -215,19 +216,19 @@ macro_rules! half_numbers {
             fn pack_left(isa: Isa, source: &Strided<$t>, rows: usize, usage: &Usage) -> Result<AnyPacked> {
                 if let Some(pack) = $pairs(isa) {
                     let packer = |panel: &Panel<u32>| pack(source, panel);
-                    return pack_left_with::<BrainPairs>(isa, rows, source.inner.div_ceil(2), packer, usage).map(AnyPacked::Words);
+                    return pack_left_with(&<BrainPairs>::set(isa), rows, source.inner.div_ceil(2), packer, usage).map(AnyPacked::Words);
                 }
                 // SAFETY: `Packed` asks for panels inside the matrix.
                 let packer = |panel: &Panel<f32>| unsafe { pack_floats(isa, source, panel) };
-                pack_left_with::<Floats<f32>>(isa, rows, source.inner, packer, usage).map(AnyPacked::F32)
+                pack_left_with(&<Floats<f32>>::set(isa), rows, source.inner, packer, usage).map(AnyPacked::F32)
             }
             fn pack_right(isa: Isa, source: &Strided<$t>, cols: usize, usage: &Usage) -> Result<AnyPacked> {
                 if let Some(pack) = $pairs(isa) {
                     let packer = |panel: &Panel<u32>| pack(source, panel);
-                    return pack_right_with::<BrainPairs>(isa, cols, source.inner.div_ceil(2), packer, usage).map(AnyPacked::Words);
+                    return pack_right_with(&<BrainPairs>::set(isa), cols, source.inner.div_ceil(2), packer, usage).map(AnyPacked::Words);
                 }
                 let packer = |panel: &Panel<$t>| pack_same(isa, source, panel);
-                pack_right_with::<Floats<$t>>(isa, cols, source.inner, packer, usage).map(AnyPacked::$packed)
+                pack_right_with(&<Floats<$t>>::set(isa), cols, source.inner, packer, usage).map(AnyPacked::$packed)
             }
             unsafe fn multiply(cx: &Context, matrix: &Matrix<$t>) -> Result<()> {
                 // SAFETY: passed on.

@@ -103,6 +103,20 @@ impl Simd for Avx2 {
         unsafe { _mm256_sqrt_ps(v) }
     }
     #[inline(always)]
+    fn mask(self, bits: u32) -> Self::M {
+        // SAFETY: the token proves the features.
+        unsafe {
+            let bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+            let chosen = _mm256_and_si256(_mm256_set1_epi32(bits as i32), bit);
+            _mm256_castsi256_ps(_mm256_cmpeq_epi32(chosen, bit))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_where(self, mask: Self::M, from: *const f32) -> Self::F {
+        // SAFETY: the caller's contract; the token proves the features.
+        unsafe { _mm256_maskload_ps(from, _mm256_castps_si256(mask)) }
+    }
+    #[inline(always)]
     fn int_splat(self, x: i32) -> Self::I {
         // SAFETY: the token proves the features.
         unsafe { _mm256_set1_epi32(x) }
@@ -229,6 +243,19 @@ impl Simd for Avx2 {
     unsafe fn store_f16(self, to: *mut f16, v: Self::F) {
         // SAFETY: the caller's contract; the token proves the features.
         unsafe { _mm_storeu_si128(to.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v)) }
+    }
+    #[inline(always)]
+    fn unzip(self, a: Self::F, b: Self::F) -> (Self::F, Self::F) {
+        // SAFETY: the token proves the features.
+        unsafe {
+            // Each half-vector holds its even (odd) lanes of `a`, then those of `b`; the middle pairs change places.
+            let order =
+                |v| _mm256_castpd_ps(_mm256_permute4x64_pd::<0b11_01_10_00>(_mm256_castps_pd(v)));
+            (
+                order(_mm256_shuffle_ps::<0b10_00_10_00>(a, b)),
+                order(_mm256_shuffle_ps::<0b11_01_11_01>(a, b)),
+            )
+        }
     }
     #[inline(always)]
     fn transpose(self, rows: &mut [Self::F; super::MAX_LANES]) {

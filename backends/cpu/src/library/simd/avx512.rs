@@ -101,6 +101,15 @@ impl Simd for Avx512 {
         unsafe { _mm512_sqrt_ps(v) }
     }
     #[inline(always)]
+    fn mask(self, bits: u32) -> Self::M {
+        bits as __mmask16
+    }
+    #[inline(always)]
+    unsafe fn load_where(self, mask: Self::M, from: *const f32) -> Self::F {
+        // SAFETY: the caller's contract; the token proves the features.
+        unsafe { _mm512_maskz_loadu_ps(mask, from) }
+    }
+    #[inline(always)]
     fn int_splat(self, x: i32) -> Self::I {
         // SAFETY: the token proves the features.
         unsafe { _mm512_set1_epi32(x) }
@@ -223,6 +232,18 @@ impl Simd for Avx512 {
     fn largest(self, v: Self::F) -> f32 {
         // SAFETY: the token proves the features.
         unsafe { _mm512_reduce_max_ps(v) }
+    }
+    #[inline(always)]
+    fn unzip(self, a: Self::F, b: Self::F) -> (Self::F, Self::F) {
+        // SAFETY: the token proves the features.
+        unsafe {
+            let even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+            let odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+            (
+                _mm512_permutex2var_ps(a, even, b),
+                _mm512_permutex2var_ps(a, odd, b),
+            )
+        }
     }
     #[inline(always)]
     fn transpose(self, rows: &mut [Self::F; 16]) {

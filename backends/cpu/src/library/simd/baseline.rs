@@ -133,6 +133,21 @@ impl Simd for Baseline {
         mask[0] | mask[1] | mask[2] | mask[3]
     }
     #[inline(always)]
+    fn mask(self, bits: u32) -> Self::M {
+        each([1, 2, 4, 8], |bit| bits & bit != 0)
+    }
+    #[inline(always)]
+    unsafe fn load_where(self, mask: Self::M, from: *const f32) -> Self::F {
+        let mut lanes = [0.0; LANES];
+        for (lane, slot) in lanes.iter_mut().enumerate() {
+            if mask[lane] {
+                // SAFETY: the caller's contract.
+                *slot = unsafe { *from.wrapping_add(lane) };
+            }
+        }
+        lanes
+    }
+    #[inline(always)]
     fn int_splat(self, x: i32) -> Self::I {
         [x; LANES]
     }
@@ -209,6 +224,10 @@ impl Simd for Baseline {
             to.cast::<[f16; LANES]>()
                 .write_unaligned(each(v, f16::from_f32))
         }
+    }
+    #[inline(always)]
+    fn unzip(self, a: Self::F, b: Self::F) -> (Self::F, Self::F) {
+        ([a[0], a[2], b[0], b[2]], [a[1], a[3], b[1], b[3]])
     }
     #[inline(always)]
     fn transpose(self, rows: &mut [Self::F; super::MAX_LANES]) {

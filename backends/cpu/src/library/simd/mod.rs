@@ -76,6 +76,10 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn select(self, mask: Self::M, a: Self::F, b: Self::F) -> Self::F;
     /// Whether any lane is true.
     fn any(self, mask: Self::M) -> bool;
+    /// The mask whose lane `i` is bit `i`; higher bits are ignored.
+    fn mask(self, bits: u32) -> Self::M;
+    /// Loads the elements of true lanes, 0 for the others, which are not accessed.
+    unsafe fn load_where(self, mask: Self::M, from: *const f32) -> Self::F;
 
     /// All lanes `x`.
     fn int_splat(self, x: i32) -> Self::I;
@@ -108,6 +112,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// Narrows, rounding to nearest even, and stores.
     unsafe fn store_f16(self, to: *mut f16, v: Self::F);
 
+    /// The lanes of `a` followed by those of `b`, at even and at odd places.
+    fn unzip(self, a: Self::F, b: Self::F) -> (Self::F, Self::F);
     /// Transposes the square of the first [`Simd::LANES`] vectors.
     fn transpose(self, rows: &mut [Self::F; MAX_LANES]);
 
@@ -201,6 +207,20 @@ pub trait Float: super::Element {
     /// Stores all lanes.
     unsafe fn store<S: Simd>(s: S, to: *mut Self, v: S::F);
 
+    /// Loads the elements whose bit is set, 0 for the others, which are not accessed.
+    #[inline(always)]
+    unsafe fn load_where<S: Simd>(s: S, bits: u32, from: *const Self) -> S::F {
+        let mut lanes = [0f32; MAX_LANES];
+        for (lane, slot) in lanes.iter_mut().enumerate().take(S::LANES) {
+            if bits >> lane & 1 == 1 {
+                // SAFETY: passed on.
+                *slot = unsafe { *from.wrapping_add(lane) }.widen();
+            }
+        }
+        // SAFETY: the array holds any vector.
+        unsafe { s.load(lanes.as_ptr()) }
+    }
+
     /// Loads `len <= LANES` elements, 0 for the rest.
     #[inline(always)]
     unsafe fn load_first<S: Simd>(s: S, from: *const Self, len: usize) -> S::F {
@@ -242,6 +262,11 @@ impl Float for f32 {
     unsafe fn store<S: Simd>(s: S, to: *mut f32, v: S::F) {
         // SAFETY: passed on.
         unsafe { s.store(to, v) }
+    }
+    #[inline(always)]
+    unsafe fn load_where<S: Simd>(s: S, bits: u32, from: *const f32) -> S::F {
+        // SAFETY: passed on.
+        unsafe { s.load_where(s.mask(bits), from) }
     }
     #[inline(always)]
     unsafe fn load_first<S: Simd>(s: S, from: *const f32, len: usize) -> S::F {

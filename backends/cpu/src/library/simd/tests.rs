@@ -139,6 +139,26 @@ fn check<S: Simd>(s: S, x: [f32; MAX_LANES], y: [f32; MAX_LANES]) {
 }
 
 fn check_partial<S: Simd>(s: S, x: [f32; MAX_LANES], a: S::F) {
+    for bits in [0u32, 1, 0x5A5A, 0x8421, 0xFFFF] {
+        let mut back = [9f32; MAX_LANES];
+        unsafe { s.store(back.as_mut_ptr(), f32::load_where(s, bits, x.as_ptr())) };
+        let halves = x.map(f16::from_f32);
+        let mut back_half = [9f32; MAX_LANES];
+        unsafe {
+            s.store(
+                back_half.as_mut_ptr(),
+                f16::load_where(s, bits, halves.as_ptr()),
+            )
+        };
+        for lane in 0..S::LANES {
+            let there = bits >> lane & 1 == 1;
+            assert!(same(back[lane], if there { x[lane] } else { 0.0 }));
+            assert!(same(
+                back_half[lane],
+                if there { halves[lane].to_f32() } else { 0.0 }
+            ));
+        }
+    }
     for len in 0..=S::LANES {
         let mut out = [7f32; MAX_LANES];
         unsafe { s.store_first(out.as_mut_ptr(), len, a) };
@@ -164,6 +184,16 @@ fn check_transpose<S: Simd>(s: S) {
     for (row, v) in rows.iter_mut().enumerate() {
         let lanes: [f32; MAX_LANES] = std::array::from_fn(|col| element(row, col));
         *v = unsafe { s.load(lanes.as_ptr()) };
+    }
+    let (mut even, mut odd) = ([0f32; MAX_LANES], [0f32; MAX_LANES]);
+    let (a, b) = s.unzip(rows[0], rows[1]);
+    unsafe {
+        s.store(even.as_mut_ptr(), a);
+        s.store(odd.as_mut_ptr(), b);
+    }
+    for lane in 0..S::LANES {
+        let at = |place: usize| element(place / S::LANES, place % S::LANES);
+        assert_eq!((even[lane], odd[lane]), (at(2 * lane), at(2 * lane + 1)));
     }
     s.transpose(&mut rows);
     for (row, &v) in rows.iter().enumerate().take(S::LANES) {

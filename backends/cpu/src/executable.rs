@@ -1,0 +1,253 @@
+//! Compiled units and their launches.
+#![allow(unsafe_code)]
+
+use crate::device::{Argument, CpuDevice};
+use crate::error::Error;
+use crate::isa::Isa;
+use crate::jit::{self, Arguments, CompiledProgram};
+use crate::libcall::{self, Call, Failure, epilogue::Epilogue};
+use crate::schedule;
+use crate::vector::{Fault, Program};
+use cupola_backend::{BackendError, Executable, Result};
+use cupola_ir::kernel::{Access, BufferDecl, Kernel, Library};
+use std::any::Any;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+/// Launches with less work than this (in scalar operations) run on the calling thread: waking another costs as much.
+const SMALL: i64 = 40_000;
+
+/// Generated code with what it came from.
+#[derive(Debug)]
+pub(crate) struct Generated {
+    pub kernel: Kernel,
+    pub program: Program,
+    pub code: CompiledProgram,
+    pub isa: Isa,
+}
+
+/// A compiled unit.
+#[derive(Debug)]
+pub struct CpuExecutable(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    Loops(Generated),
+    Library {
+        unit: Box<Library>,
+        epilogue: Option<Generated>,
+    },
+}
+
+impl Executable for CpuExecutable {
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn listing(&self) -> String {
+        let code = match &self.0 {
+            Kind::Loops(code) => Some(code),
+            Kind::Library { epilogue, .. } => epilogue.as_ref(),
+        };
+        code.map_or(String::new(), |c| {
+            let machine = jit::listing(&c.program, c.isa).unwrap_or_else(|e| e);
+            format!("{}\n{machine}", c.program)
+        })
+    }
+}
+
+impl CpuExecutable {
+    pub(crate) fn loops(code: Generated) -> CpuExecutable {
+        CpuExecutable(Kind::Loops(code))
+    }
+
+    pub(crate) fn library(unit: Library, epilogue: Option<Generated>) -> CpuExecutable {
+        let unit = Box::new(unit);
+        CpuExecutable(Kind::Library { unit, epilogue })
+    }
+
+    /// Runs the unit.
+    pub(crate) fn launch(
+        &self,
+        device: &CpuDevice,
+        arguments: &[Argument],
+        sizes: &[i64],
+    ) -> Result<()> {
+        match &self.0 {
+            Kind::Loops(code) => code.launch(device, arguments, sizes),
+            Kind::Library { unit, epilogue } => {
+                launch_library(device, unit, epilogue.as_ref(), arguments, sizes)
+            }
+        }
+    }
+}
+
+fn fault(unit: &str, what: impl Into<String>) -> BackendError {
+    BackendError::Fault {
+        unit: unit.to_string(),
+        what: what.into(),
+    }
+}
+
+/// The numbers of buffers and sizes must be those of the unit.
+fn check_counts(unit: &str, have: (usize, usize), want: (usize, usize)) -> Result<()> {
+    if have == want {
+        return Ok(());
+    }
+    Err(fault(
+        unit,
+        format!(
+            "{} buffers and {} sizes for a unit of {} and {}",
+            have.0, have.1, want.0, want.1
+        ),
+    ))
+}
+
+/// A buffer argument must hold what the kernel declares.
+fn check_buffer(
+    unit: &str,
+    at: usize,
+    a: &Argument,
+    decl: &BufferDecl,
+    sizes: &[i64],
+) -> Result<()> {
+    let len = usize::try_from(schedule::extent(decl.len, sizes)).unwrap_or(0);
+    let needed = decl.dtype.storage_size(1, len);
+    if needed.is_none_or(|n| n > a.size) {
+        return Err(fault(
+            unit,
+            format!(
+                "buffer {at} has {} bytes, {len} elements of {} are needed",
+                a.size, decl.dtype
+            ),
+        ));
+    }
+    if a.constant && decl.access != Access::Read {
+        return Err(fault(unit, format!("buffer {at} is constant")));
+    }
+    Ok(())
+}
+
+/// What the fault word says.
+fn report(unit: &str, faults: &AtomicU32) -> Result<()> {
+    match faults.load(Relaxed) {
+        0 => Ok(()),
+        f if f & Fault::Division as u32 != 0 => Err(fault(unit, "integer division by zero")),
+        _ => Err(fault(unit, "index out of range")),
+    }
+}
+
+impl Generated {
+    fn launch(&self, device: &CpuDevice, arguments: &[Argument], sizes: &[i64]) -> Result<()> {
+        let kernel = &self.kernel;
+        let name = &kernel.name;
+        let want = (kernel.buffers.len(), kernel.sizes.len());
+        check_counts(name, (arguments.len(), sizes.len()), want)?;
+        let mut pointers = Vec::with_capacity(arguments.len());
+        for (i, (a, decl)) in arguments.iter().zip(&kernel.buffers).enumerate() {
+            check_buffer(name, i, a, decl, sizes)?;
+            pointers.push(a.start);
+        }
+        let mut total = 1i64;
+        for e in &kernel.axes[..kernel.parallel] {
+            let n = schedule::extent(*e, sizes).max(0);
+            let more = total.checked_mul(n);
+            total =
+                more.ok_or_else(|| fault(name, "more parallel positions than 64 bits count"))?;
+        }
+        let faults = AtomicU32::new(0);
+        self.run(device, &pointers, sizes, total, &faults);
+        report(name, &faults)
+    }
+
+    fn run(
+        &self,
+        device: &CpuDevice,
+        pointers: &[*mut u8],
+        sizes: &[i64],
+        total: i64,
+        faults: &AtomicU32,
+    ) {
+        struct Shared<'a>(Arguments, &'a CompiledProgram);
+        // SAFETY: the pointers are only followed by the compiled code, whose ranges write disjoint elements.
+        unsafe impl Sync for Shared<'_> {}
+        let shared = Shared(
+            Arguments {
+                buffers: pointers.as_ptr(),
+                sizes: sizes.as_ptr(),
+                faults: faults.as_ptr(),
+            },
+            &self.code,
+        );
+        let work = schedule::work(&self.kernel, sizes);
+        let range = |begin: i64, end: i64| {
+            let Shared(arguments, code) = &shared;
+            // SAFETY: `launch` has checked number and length of buffers and sizes against the kernel that the code was
+            // compiled from; indices inside those lengths are the kernel's contract.
+            unsafe { code.run(arguments, begin, end) };
+        };
+        if work.saturating_mul(total) < SMALL {
+            return range(0, total);
+        }
+        let grain = (SMALL / 2 / work).max(1) as usize;
+        let count = usize::try_from(total).unwrap_or(usize::MAX);
+        device
+            .pool
+            .run_ranges(count, grain, |r| range(r.start as i64, r.end as i64));
+    }
+}
+
+fn launch_library(
+    device: &CpuDevice,
+    unit: &Library,
+    epilogue: Option<&Generated>,
+    arguments: &[Argument],
+    sizes: &[i64],
+) -> Result<()> {
+    let name = unit.op.name();
+    let own = unit.operands.len() + unit.results.len();
+    let extra = epilogue.map_or(0, |e| e.kernel.buffers.len() - 2);
+    check_counts(
+        &name,
+        (arguments.len(), sizes.len()),
+        (own + extra, unit.sizes.len()),
+    )?;
+    let (operands, results) = libcall::bind(unit, arguments, sizes).map_err(|e| fault(&name, e))?;
+    let faults = AtomicU32::new(0);
+    let mut code = None;
+    if let Some(e) = epilogue {
+        let last = arguments[unit.operands.len()];
+        let mut all = vec![last, last];
+        all.extend_from_slice(&arguments[own..]);
+        // Buffer 0 is the raw result, which has no memory of its own.
+        for (i, (a, decl)) in all.iter().zip(&e.kernel.buffers).enumerate().skip(1) {
+            check_buffer(&name, i, a, decl, sizes)?;
+        }
+        code = Some(Epilogue {
+            kernel: &e.kernel,
+            code: &e.code,
+            buffers: all.iter().map(|a| a.start).collect(),
+            lens: all.iter().map(|a| a.size).collect(),
+            sizes,
+            faults: &faults,
+        });
+    }
+    let call = Call {
+        unit,
+        cx: device.context(),
+        operands,
+        results,
+        epilogue: code,
+    };
+    match call.run() {
+        Ok(()) => report(&name, &faults),
+        Err(Failure::Fault(what)) => Err(fault(&name, what)),
+        Err(Failure::Error(e @ Error::OutOfMemory { size, .. })) => {
+            Err(BackendError::OutOfMemory {
+                device: "cpu".into(),
+                size: size as u64,
+                what: e.to_string(),
+            })
+        }
+        Err(Failure::Error(e)) => Err(fault(&name, e.to_string())),
+    }
+}

@@ -1,0 +1,142 @@
+//! Generated code that finishes parts of a library kernel's result while they are in the cache.
+
+use crate::jit::{Arguments, CompiledProgram};
+use crate::library::gemm::Finished;
+use cupola_ir::DType;
+use cupola_ir::kernel::{Access, BufferId, Expr, ExprId, Index, Kernel, Phase};
+use std::sync::atomic::AtomicU32;
+
+/// An epilogue kernel whose buffer 0 holds accumulators of another dtype: every load is rounded to the op's dtype.
+pub(crate) fn over(kernel: &Kernel, sum: DType) -> Kernel {
+    let own = kernel.buffers[0].dtype;
+    if own == sum {
+        return kernel.clone();
+    }
+    let mut out = Kernel {
+        exprs: vec![],
+        ..kernel.clone()
+    };
+    out.buffers[0].dtype = sum;
+    let mut ids: Vec<ExprId> = vec![];
+    for expr in &kernel.exprs {
+        let mut expr = *expr;
+        renumber(&mut expr, &ids);
+        out.exprs.push(expr);
+        if matches!(
+            expr,
+            Expr::Load {
+                buffer: BufferId(0),
+                ..
+            }
+        ) {
+            let x = ExprId(out.exprs.len() as u32 - 1);
+            out.exprs.push(Expr::Cast {
+                x,
+                to: own,
+                saturate: false,
+            });
+        }
+        ids.push(ExprId(out.exprs.len() as u32 - 1));
+    }
+    for index in &mut out.indices {
+        if let Index::Checked { value, .. } = index {
+            *value = ids[value.0 as usize];
+        }
+    }
+    for phase in &mut out.phases {
+        match phase {
+            Phase::Reduce { accums, .. } => {
+                accums
+                    .iter_mut()
+                    .for_each(|a| a.value = ids[a.value.0 as usize]);
+            }
+            Phase::Store { stores, .. } => {
+                for s in stores {
+                    s.value = ids[s.value.0 as usize];
+                    s.guard = s.guard.map(|g| ids[g.0 as usize]);
+                }
+            }
+        }
+    }
+    out
+}
+
+fn renumber(expr: &mut Expr, ids: &[ExprId]) {
+    let new = |x: &mut ExprId| *x = ids[x.0 as usize];
+    match expr {
+        Expr::Const(_)
+        | Expr::Index(..)
+        | Expr::Less(..)
+        | Expr::Accum { .. }
+        | Expr::Random { .. } => {}
+        Expr::Load { guard, .. } => guard.iter_mut().for_each(new),
+        Expr::Unary(_, x) | Expr::Cast { x, .. } | Expr::Bitcast { x, .. } => new(x),
+        Expr::Binary(_, x, y) => [x, y].into_iter().for_each(new),
+        Expr::Ternary(_, x, y, z) => [x, y, z].into_iter().for_each(new),
+    }
+}
+
+/// A compiled epilogue at launch.
+pub(crate) struct Epilogue<'a> {
+    pub kernel: &'a Kernel,
+    pub code: &'a CompiledProgram,
+    /// Addresses of its buffers; the first is replaced for each part.
+    pub buffers: Vec<*mut u8>,
+    /// Bytes of its buffers.
+    pub lens: Vec<usize>,
+    pub sizes: &'a [i64],
+    pub faults: &'a AtomicU32,
+}
+
+// SAFETY: the addresses are only followed by the compiled code, for elements of parts that no other thread has.
+unsafe impl Sync for Epilogue<'_> {}
+
+/// Most buffers for which a part's argument list is kept on the stack.
+const INLINE: usize = 16;
+
+impl Epilogue<'_> {
+    /// Whether the code reads elements that the library kernel would overwrite if it stored its raw result in the
+    /// final one.
+    pub(crate) fn reads_result(&self) -> bool {
+        let end = |i: usize| (self.buffers[i] as usize).saturating_add(self.lens[i]);
+        (2..self.buffers.len()).any(|i| {
+            self.kernel.buffers[i].access != Access::Write
+                && (self.buffers[i] as usize) < end(1)
+                && (self.buffers[1] as usize) < end(i)
+        })
+    }
+
+    /// Finishes rows of a part; `first` gives the row-major position in the result of the part's first element in a
+    /// matrix row.
+    pub(crate) fn finish<C>(&self, part: &Finished<C>, first: impl Fn(usize) -> usize) {
+        let mut inline = [std::ptr::null_mut(); INLINE];
+        let mut spilled = vec![];
+        let buffers: &mut [*mut u8] = if self.buffers.len() <= INLINE {
+            &mut inline[..self.buffers.len()]
+        } else {
+            spilled.resize(self.buffers.len(), std::ptr::null_mut());
+            &mut spilled
+        };
+        buffers.copy_from_slice(&self.buffers);
+        for row in 0..part.rows {
+            let at = first(row);
+            // The code addresses buffer 0 by position in the whole result.
+            buffers[0] = part
+                .start
+                .wrapping_add(row * part.row_stride)
+                .wrapping_sub(at)
+                .cast();
+            let arguments = Arguments {
+                buffers: buffers.as_ptr(),
+                sizes: self.sizes.as_ptr(),
+                faults: self.faults.as_ptr(),
+            };
+            // SAFETY: buffers and sizes were checked against the kernel at launch; buffer 0 is addressed at the positions
+            // of this row only, whose elements the library kernel has handed out.
+            unsafe {
+                self.code
+                    .run(&arguments, at as i64, (at + part.cols) as i64)
+            };
+        }
+    }
+}

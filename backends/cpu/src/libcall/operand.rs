@@ -1,0 +1,224 @@
+//! Views of buffers at launch: address, extents, strides.
+
+use crate::device::Argument;
+use crate::error::Result;
+use crate::library::Context;
+use crate::library::view::Shared;
+use crate::memory::Lent;
+use crate::schedule::extent;
+use cupola_ir::DType;
+use cupola_ir::kernel::View;
+
+/// A strided view with an address.
+#[derive(Clone, Debug)]
+pub(crate) struct Operand {
+    pub dtype: DType,
+    /// Address of the element at index 0.
+    pub start: *mut u8,
+    pub dims: Vec<usize>,
+    /// Elements from one index to the next.
+    pub strides: Vec<isize>,
+}
+
+impl Operand {
+    /// Puts a view on its buffer; the elements it reaches must lie inside.
+    pub(crate) fn bind(
+        view: &View,
+        argument: &Argument,
+        sizes: &[i64],
+    ) -> std::result::Result<Operand, String> {
+        let dims: Vec<i64> = view.dims.iter().map(|e| extent(*e, sizes)).collect();
+        let strides: Vec<i64> = view.strides.iter().map(|e| extent(*e, sizes)).collect();
+        let offset = extent(view.offset, sizes);
+        let size = view.dtype.size();
+        if size == 0 || dims.iter().any(|d| *d < 0) {
+            return Err(format!("extents {dims:?} of {}", view.dtype));
+        }
+        let (mut low, mut high) = (i128::from(offset), i128::from(offset));
+        if !dims.contains(&0) {
+            for (d, s) in dims.iter().zip(&strides) {
+                let reach = (i128::from(*d) - 1) * i128::from(*s);
+                low += reach.min(0);
+                high += reach.max(0);
+            }
+            let len = (argument.size / size) as i128;
+            if low < 0 || high >= len {
+                return Err(format!(
+                    "extents {dims:?}, strides {strides:?} and offset {offset} reach outside {len} elements"
+                ));
+            }
+        }
+        Ok(Operand {
+            dtype: view.dtype,
+            // Never followed when there is no element, so that it may point anywhere.
+            start: argument
+                .start
+                .wrapping_offset((offset as isize).wrapping_mul(size as isize)),
+            dims: dims.iter().map(|d| *d as usize).collect(),
+            strides: strides.iter().map(|s| *s as isize).collect(),
+        })
+    }
+
+    /// Number of elements.
+    pub(crate) fn len(&self) -> usize {
+        self.dims.iter().product()
+    }
+
+    /// The same elements with axes in another order; axes not named are dropped (taken at index 0).
+    pub(crate) fn permuted(&self, axes: &[usize]) -> Operand {
+        Operand {
+            dtype: self.dtype,
+            start: self.start,
+            dims: axes.iter().map(|a| self.dims[*a]).collect(),
+            strides: axes.iter().map(|a| self.strides[*a]).collect(),
+        }
+    }
+
+    /// Whether some stride is negative where it matters.
+    pub(crate) fn has_negative_stride(&self) -> bool {
+        (self.dims.iter().zip(&self.strides)).any(|(d, s)| *d > 1 && *s < 0)
+    }
+
+    /// A dense row-major copy in scratch memory; of the first `repeated` axes those of stride 0 keep it.
+    pub(crate) fn dense<'a>(
+        &self,
+        cx: &Context<'a>,
+        repeated: usize,
+    ) -> Result<(Operand, Lent<'a>)> {
+        let kept: Vec<usize> = (self.dims.iter().zip(&self.strides).enumerate())
+            .map(|(a, (d, s))| {
+                if *s == 0 && a < repeated {
+                    (*d).min(1)
+                } else {
+                    *d
+                }
+            })
+            .collect();
+        let mut strides = vec![0isize; kept.len()];
+        let mut len = 1usize;
+        for a in (0..kept.len()).rev() {
+            strides[a] = if kept[a] > 1 { len as isize } else { 0 };
+            len = len.saturating_mul(kept[a]);
+        }
+        let lent = cx
+            .scratch
+            .take::<u8>(len.saturating_mul(self.dtype.size()).max(64))?;
+        let copy = Operand {
+            dtype: self.dtype,
+            start: lent.as_ptr(),
+            dims: self.dims.clone(),
+            strides,
+        };
+        let from = Operand {
+            dims: kept.clone(),
+            ..self.clone()
+        };
+        let to = Operand {
+            dims: kept,
+            ..copy.clone()
+        };
+        copy_elements(cx, &from, &to);
+        Ok((copy, lent))
+    }
+}
+
+/// Copies elements between views of equal extents.
+pub(crate) fn copy_elements(cx: &Context, from: &Operand, to: &Operand) {
+    if from.dims.contains(&0) {
+        return;
+    }
+    let axes = runs(from, to);
+    let (outer, inner) = axes.split_at(axes.len().saturating_sub(2));
+    let rows: usize = outer.iter().map(|a| a.0).product();
+    let size = from.dtype.size();
+    let row: usize = inner.iter().map(|a| a.0).product();
+    let (source, target) = (Shared(from.start), Shared(to.start));
+    cx.pool.run_ranges(rows, (1 << 15) / row.max(1), |range| {
+        for at in range {
+            let (mut rest, mut x, mut y) = (at, 0isize, 0isize);
+            for (n, s, t) in outer.iter().rev() {
+                let i = (rest % n) as isize;
+                rest /= n;
+                x += i * s;
+                y += i * t;
+            }
+            let (x, y) = (
+                source.get().wrapping_offset(x * size as isize),
+                target.get().wrapping_offset(y * size as isize),
+            );
+            // SAFETY: the views lie inside their buffers (checked when bound) or in scratch memory of their length,
+            // and different rows are different elements of the target.
+            unsafe {
+                match size {
+                    1 => copy_plane::<u8>(x, y, inner),
+                    2 => copy_plane::<u16>(x, y, inner),
+                    4 => copy_plane::<u32>(x, y, inner),
+                    _ => copy_plane::<u64>(x, y, inner),
+                }
+            }
+        }
+    });
+}
+
+/// Axes (extent, source stride, target stride) without those of one element, adjacent ones merged where possible.
+fn runs(from: &Operand, to: &Operand) -> Vec<(usize, isize, isize)> {
+    let mut axes: Vec<(usize, isize, isize)> = vec![];
+    for ((n, s), t) in from.dims.iter().zip(&from.strides).zip(&to.strides) {
+        if *n == 1 {
+            continue;
+        }
+        match axes.last_mut() {
+            Some(last) if last.1 == *s * *n as isize && last.2 == *t * *n as isize => {
+                *last = (last.0 * n, *s, *t);
+            }
+            _ => axes.push((*n, *s, *t)),
+        }
+    }
+    axes
+}
+
+/// Copies up to two axes of elements.
+///
+/// # Safety
+/// The addressed elements must be readable and writable as `T`.
+unsafe fn copy_plane<T: Copy>(from: *const u8, to: *mut u8, axes: &[(usize, isize, isize)]) {
+    let (from, to) = (from.cast::<T>(), to.cast::<T>());
+    let one = (1, 0, 0);
+    let (outer, inner) = match axes {
+        [] => (one, one),
+        [a] => (one, *a),
+        [a, b, ..] => (*a, *b),
+    };
+    for i in 0..outer.0 as isize {
+        let (x, y) = (
+            from.wrapping_offset(i * outer.1),
+            to.wrapping_offset(i * outer.2),
+        );
+        if inner.1 == 1 && inner.2 == 1 {
+            // SAFETY: the caller's contract.
+            unsafe { x.copy_to_nonoverlapping(y, inner.0) };
+            continue;
+        }
+        for k in 0..inner.0 as isize {
+            // SAFETY: the caller's contract; scratch and buffers are aligned to elements.
+            unsafe {
+                y.wrapping_offset(k * inner.2)
+                    .write_unaligned(x.wrapping_offset(k * inner.1).read_unaligned());
+            }
+        }
+    }
+}
+
+/// Adjacent axes as one axis, when the strides allow it: extent and stride. No axes count as one element.
+pub(crate) fn merged(dims: &[usize], strides: &[isize]) -> Option<(usize, isize)> {
+    let mut whole: Option<(usize, isize)> = None;
+    for (n, s) in dims.iter().zip(strides) {
+        whole = match whole {
+            _ if *n == 1 => whole,
+            None => Some((*n, *s)),
+            Some((m, t)) if t == *s * *n as isize => Some((m * n, *s)),
+            Some(_) => return None,
+        };
+    }
+    Some(whole.unwrap_or((1, 0)))
+}

@@ -1,0 +1,399 @@
+//! Library units against the reference interpreter: layouts, batches, dtypes, epilogues, odd and empty extents.
+
+mod common;
+
+use common::*;
+use cupola_backend::BackendError;
+use cupola_cpu::CpuBackend;
+use cupola_cpu::isa::Isa;
+use cupola_cpu::memory::Usage;
+use cupola_ir::kernel::*;
+use cupola_ir::ops::{Bounds, Contract, Scatter, ScatterKind};
+use cupola_ir::{DType, Op, Scalar, Tensor};
+
+fn backends() -> Vec<CpuBackend> {
+    Isa::available()
+        .into_iter()
+        .map(|isa| CpuBackend::with_isa(2, isa, Usage::unlimited()))
+        .collect()
+}
+
+/// Every order of axes.
+fn orders(rank: usize) -> Vec<Vec<usize>> {
+    if rank == 0 {
+        return vec![vec![]];
+    }
+    let shorter = orders(rank - 1);
+    let insert = |o: &Vec<usize>| {
+        (0..rank)
+            .map(|at| {
+                let mut o = o.clone();
+                o.insert(at, rank - 1);
+                o
+            })
+            .collect::<Vec<_>>()
+    };
+    shorter.iter().flat_map(insert).collect()
+}
+
+/// `max(x, 0) + bias[last axis]`, cast to a dtype, over a result of this shape; with a full-size operand added when
+/// `residual`.
+fn epilogue(shape: &[usize], from: DType, to: DType, residual: bool) -> Kernel {
+    let mut k = Kernel {
+        name: "relu_add".into(),
+        axes: shape.iter().map(|d| Extent::Const(*d as i64)).collect(),
+        parallel: shape.len(),
+        ..Kernel::default()
+    };
+    let len = Extent::Const(shape.iter().product::<usize>() as i64);
+    let last = Extent::Const(*shape.last().expect("an axis") as i64);
+    let decl = |dtype, access, len| BufferDecl { dtype, access, len };
+    k.buffers = vec![
+        decl(from, Access::Read, len),
+        decl(to, Access::Write, len),
+        decl(from, Access::Read, last),
+    ];
+    let mut at = axis(&mut k, 0);
+    for (a, d) in shape.iter().enumerate().skip(1) {
+        let i = axis(&mut k, a as u32);
+        at = row_major(&mut k, at, Extent::Const(*d as i64), i);
+    }
+    let column = axis(&mut k, shape.len() as u32 - 1);
+    let load = |k: &mut Kernel, b, index| {
+        k.expr(Expr::Load {
+            buffer: BufferId(b),
+            index,
+            guard: None,
+        })
+    };
+    let x = load(&mut k, 0, at);
+    let zero = k.expr(Expr::Const(Literal {
+        dtype: from,
+        bits: 0,
+    }));
+    let relu = k.expr(Expr::Binary(Scalar::Max, x, zero));
+    let bias = load(&mut k, 2, column);
+    let mut value = k.expr(Expr::Binary(Scalar::Add, relu, bias));
+    if residual {
+        k.buffers.push(decl(from, Access::Read, len));
+        let r = load(&mut k, 3, at);
+        value = k.expr(Expr::Binary(Scalar::Add, value, r));
+    }
+    if from != to {
+        value = k.expr(Expr::Cast {
+            x: value,
+            to,
+            saturate: true,
+        });
+    }
+    k.phases = vec![Phase::Store {
+        axes: vec![],
+        stores: vec![Store {
+            buffer: BufferId(1),
+            index: at,
+            value,
+            guard: None,
+            kind: StoreKind::Set,
+        }],
+    }];
+    k
+}
+
+fn apply_reference(y: &Tensor, bias: &Tensor, residual: Option<&Tensor>, to: DType) -> Tensor {
+    let zero = cupola_ir::convert::splat(0.0, y.dtype()).expect("zero");
+    let broadcast = |t: &Tensor, every: bool| {
+        let lanes: Vec<f64> = cupola_ir::convert::lanes(t).expect("numbers").into_f64s();
+        let n = y.len();
+        let lanes: Vec<f64> = (0..n)
+            .map(|i| {
+                if every {
+                    lanes[0]
+                } else {
+                    lanes[i % lanes.len()]
+                }
+            })
+            .collect();
+        let f64s = Tensor::from_slice(y.shape(), &lanes).expect("a tensor");
+        cupola_ir::convert::cast(&f64s, y.dtype(), true).expect("a cast")
+    };
+    let map = |f| Op::from(cupola_ir::ops::Map { f });
+    let run = |f, a: &Tensor, b: &Tensor| reference(&map(f), &[a.clone(), b.clone()]).remove(0);
+    let mut out = run(Scalar::Max, y, &broadcast(&zero, true));
+    out = run(Scalar::Add, &out, &broadcast(bias, false));
+    if let Some(r) = residual {
+        out = run(Scalar::Add, &out, r);
+    }
+    cupola_ir::convert::cast(&out, to, true).expect("a cast")
+}
+
+struct Case<'a> {
+    p: Contract,
+    l: (DType, &'a [usize]),
+    r: (DType, &'a [usize]),
+}
+
+fn check_contract(
+    backend: &CpuBackend,
+    case: &Case,
+    random: &mut Random,
+    orders: [&[usize]; 2],
+    tolerance: f64,
+) {
+    let (l, r) = (
+        tensor(random, case.l.0, case.l.1),
+        tensor(random, case.r.0, case.r.1),
+    );
+    let op = Op::from(case.p.clone());
+    let want = reference(&op, &[l.clone(), r.clone()]).remove(0);
+    let ((lb, lv), (rb, rv)) = (stored(&l, orders[0]), stored(&r, orders[1]));
+    let mut unit = Library {
+        op: op.clone(),
+        sizes: vec![],
+        operands: vec![lv, rv],
+        results: vec![dense(want.dtype(), want.shape())],
+        epilogue: None,
+    };
+    let what = format!("{:?} {:?} {:?} orders {orders:?}", case.p, case.l, case.r);
+    let mut buffers = vec![lb.clone(), rb.clone(), vec![0xAA; want.bytes().len()]];
+    run(backend, &Unit::Library(unit.clone()), &[], &mut buffers).expect(&what);
+    assert_close(&buffers[2], &want, tolerance, &what);
+    if want.shape().is_empty() || want.dtype().class() == cupola_ir::Class::Unsigned {
+        return;
+    }
+    for to in [want.dtype(), DType::F32, DType::I8] {
+        let residual = to == want.dtype();
+        let bias = tensor(
+            random,
+            want.dtype(),
+            &want.shape()[want.shape().len() - 1..],
+        );
+        let extra = tensor(random, want.dtype(), want.shape());
+        let finished = apply_reference(&want, &bias, residual.then_some(&extra), to);
+        unit.epilogue = Some(Box::new(epilogue(want.shape(), want.dtype(), to, residual)));
+        unit.results[0].dtype = to;
+        let mut buffers = vec![
+            lb.clone(),
+            rb.clone(),
+            vec![0xAA; finished.bytes().len()],
+            bias.bytes().to_vec(),
+        ];
+        if residual {
+            buffers.push(extra.bytes().to_vec());
+        }
+        run(backend, &Unit::Library(unit.clone()), &[], &mut buffers).expect(&what);
+        assert_close(
+            &buffers[2],
+            &finished,
+            tolerance,
+            &format!("{what} with epilogue to {to}"),
+        );
+    }
+}
+
+fn contract(
+    lhs_batch: &[usize],
+    rhs_batch: &[usize],
+    lhs: &[usize],
+    rhs: &[usize],
+    accum: DType,
+    out: DType,
+) -> Contract {
+    Contract {
+        lhs_batch: lhs_batch.to_vec(),
+        rhs_batch: rhs_batch.to_vec(),
+        lhs_contract: lhs.to_vec(),
+        rhs_contract: rhs.to_vec(),
+        accum,
+        out,
+    }
+}
+
+#[test]
+fn contractions_of_every_layout() {
+    let mut random = Random(1);
+    for backend in backends() {
+        // [b, m, k] x [b, k, n], operands in every order of axes.
+        let p = contract(&[0], &[0], &[2], &[1], DType::F32, DType::F32);
+        for a in orders(3) {
+            for b in orders(3) {
+                let case = Case {
+                    p: p.clone(),
+                    l: (DType::F32, &[3, 5, 7]),
+                    r: (DType::F32, &[3, 7, 4]),
+                };
+                check_contract(&backend, &case, &mut random, [&a, &b], 1e-6);
+            }
+        }
+        // Two free axes on each side and two summed ones in crossed order.
+        let p = contract(&[], &[], &[1, 3], &[2, 0], DType::F32, DType::F32);
+        for a in orders(4) {
+            let case = Case {
+                p: p.clone(),
+                l: (DType::F32, &[2, 3, 4, 5]),
+                r: (DType::F32, &[5, 2, 3, 6]),
+            };
+            check_contract(&backend, &case, &mut random, [&a, &[0, 1, 2, 3]], 1e-6);
+            check_contract(&backend, &case, &mut random, [&[0, 1, 2, 3], &a], 1e-6);
+        }
+        // Three batch axes.
+        let p = contract(&[0, 1, 2], &[2, 0, 1], &[4], &[3], DType::F32, DType::F32);
+        let case = Case {
+            p,
+            l: (DType::F32, &[2, 3, 2, 4, 5]),
+            r: (DType::F32, &[3, 2, 2, 5, 3]),
+        };
+        check_contract(
+            &backend,
+            &case,
+            &mut random,
+            [&[0, 1, 2, 3, 4], &[0, 1, 2, 3, 4]],
+            1e-6,
+        );
+    }
+}
+
+#[test]
+fn contractions_of_every_dtype_and_odd_extents() {
+    use DType::*;
+    let mut random = Random(2);
+    let types = [
+        (F32, F32, F32, F32, 1e-6),
+        (F64, F64, F64, F64, 1e-12),
+        (F16, F16, F32, F16, 2e-3),
+        (F16, F16, F32, F32, 1e-3),
+        (BF16, BF16, F32, BF16, 2e-2),
+        (I32, I32, I32, I32, 0.0),
+        (I64, I64, I64, I64, 0.0),
+        (U32, U32, U32, U32, 0.0),
+        (I8, I8, I32, I32, 0.0),
+        (U8, I8, I32, I32, 0.0),
+        (I8, U8, I32, I32, 0.0),
+    ];
+    let shapes = [
+        [1, 1, 1],
+        [5, 3, 17],
+        [17, 33, 9],
+        [1, 40, 3],
+        [40, 1, 65],
+        [0, 3, 4],
+        [3, 0, 4],
+        [3, 4, 0],
+        [70, 130, 90],
+    ];
+    for backend in backends() {
+        for (l, r, accum, out, tolerance) in types {
+            for [m, k, n] in shapes {
+                let case = Case {
+                    p: contract(&[], &[], &[1], &[0], accum, out),
+                    l: (l, &[m, k]),
+                    r: (r, &[k, n]),
+                };
+                check_contract(&backend, &case, &mut random, [&[0, 1], &[1, 0]], tolerance);
+            }
+        }
+    }
+}
+
+fn check_scatter(backend: &CpuBackend, p: &Scatter, operands: &[Tensor], tolerance: f64) {
+    let op = Op::from(p.clone());
+    let want = reference(&op, operands).remove(0);
+    let unit = Library {
+        op,
+        sizes: vec![],
+        operands: operands
+            .iter()
+            .map(|t| dense(t.dtype(), t.shape()))
+            .collect(),
+        results: vec![dense(want.dtype(), want.shape())],
+        epilogue: None,
+    };
+    let mut buffers: Vec<Vec<u8>> = operands.iter().map(|t| t.bytes().to_vec()).collect();
+    buffers.push(vec![0; want.bytes().len()]);
+    run(backend, &Unit::Library(unit), &[], &mut buffers).expect("runs");
+    assert_close(
+        &buffers[operands.len()],
+        &want,
+        tolerance,
+        &format!("{p:?} {operands:?}"),
+    );
+}
+
+#[test]
+fn scatter_kinds_and_bounds() {
+    let backend = CpuBackend::with_isa(2, Isa::detect(), Usage::unlimited());
+    let mut random = Random(3);
+    for kind in [
+        ScatterKind::Set,
+        ScatterKind::Add,
+        ScatterKind::Mul,
+        ScatterKind::Max,
+        ScatterKind::Min,
+    ] {
+        for dtype in [
+            DType::F32,
+            DType::F64,
+            DType::F16,
+            DType::I8,
+            DType::I64,
+            DType::U16,
+            DType::Bool,
+        ] {
+            if dtype == DType::Bool && kind != ScatterKind::Set {
+                continue;
+            }
+            for bounds in [Bounds::Clamp, Bounds::Skip] {
+                let p = Scatter {
+                    axes: vec![2, 1],
+                    batch: 1,
+                    kind,
+                    bounds,
+                };
+                let data = tensor(&mut random, dtype, &[2, 3, 4, 5]);
+                let updates = tensor(&mut random, dtype, &[2, 6, 5]);
+                let mut index = || {
+                    let all: Vec<i64> = (0..12).map(|_| random.below(7) as i64 - 2).collect();
+                    Tensor::from_slice(&[2, 6], &all).expect("a tensor")
+                };
+                let (i, j) = (index(), index());
+                check_scatter(&backend, &p, &[data, updates, i, j], 1e-2);
+            }
+        }
+    }
+}
+
+#[test]
+fn scatter_outside_is_a_fault() {
+    let backend = CpuBackend::with_isa(1, Isa::detect(), Usage::unlimited());
+    let p = Scatter {
+        axes: vec![0],
+        batch: 0,
+        kind: ScatterKind::Set,
+        bounds: Bounds::Check,
+    };
+    let (data, updates) = (dense(DType::F32, &[4]), dense(DType::F32, &[1]));
+    let unit = Library {
+        op: Op::from(p),
+        sizes: vec![],
+        operands: vec![data.clone(), updates, dense(DType::I64, &[1])],
+        results: vec![data],
+        epilogue: None,
+    };
+    let mut buffers = vec![vec![0; 16], vec![0; 4], bytes(&[4i64]), vec![0; 16]];
+    let error = run(&backend, &Unit::Library(unit), &[], &mut buffers).expect_err("outside");
+    assert!(matches!(error, BackendError::Fault { .. }), "{error}");
+}
+
+#[test]
+fn views_outside_their_buffers_are_refused() {
+    let backend = CpuBackend::with_isa(1, Isa::detect(), Usage::unlimited());
+    let unit = Library {
+        op: Op::from(contract(&[], &[], &[1], &[0], DType::F32, DType::F32)),
+        sizes: vec![],
+        operands: vec![dense(DType::F32, &[2, 3]), dense(DType::F32, &[3, 4])],
+        results: vec![dense(DType::F32, &[2, 4])],
+        epilogue: None,
+    };
+    let mut buffers = vec![vec![0; 24], vec![0; 44], vec![0; 32]];
+    let error = run(&backend, &Unit::Library(unit), &[], &mut buffers).expect_err("too short");
+    assert!(matches!(error, BackendError::Fault { .. }), "{error}");
+}

@@ -1,0 +1,139 @@
+//! One error for users, with a class that says whose fault it is.
+
+use cupola_ir::IrError;
+use cupola_onnx::ImportError;
+use cupola_passes::PassError;
+use cupola_runtime::RuntimeError;
+use cupola_source::{Fault, SourceError};
+use thiserror::Error;
+
+/// Whose fault an error is; the command line's exit status follows from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Class {
+    /// Failed while running: a value outside what an op allows, a refused allocation, a lost device.
+    Run,
+    /// Called wrongly: an unknown input, a device that does not exist.
+    Usage,
+    /// The file is malformed or invalid.
+    Malformed,
+    /// Well formed, but needs something not implemented.
+    Unsupported,
+    /// Over a stated limit, or known beforehand not to fit.
+    Limit,
+}
+
+impl Class {
+    /// Exit status of the command line.
+    pub fn exit_status(self) -> u8 {
+        match self {
+            Class::Run => 1,
+            Class::Usage => 2,
+            Class::Malformed => 3,
+            Class::Unsupported => 4,
+            Class::Limit => 5,
+        }
+    }
+
+    /// Short word for `error[..]`.
+    pub fn code(self) -> &'static str {
+        match self {
+            Class::Run => "run",
+            Class::Usage => "usage",
+            Class::Malformed => "malformed",
+            Class::Unsupported => "unsupported",
+            Class::Limit => "limit",
+        }
+    }
+}
+
+impl From<Fault> for Class {
+    fn from(fault: Fault) -> Class {
+        match fault {
+            Fault::Malformed => Class::Malformed,
+            Fault::Unsupported => Class::Unsupported,
+            Fault::Limit => Class::Limit,
+        }
+    }
+}
+
+/// Anything that can go wrong.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// A file could not be opened or mapped.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// An ONNX file could not be read.
+    #[error(transparent)]
+    OnnxRead(#[from] cupola_onnx::ReadError),
+    /// An ONNX file could not be turned into a graph.
+    #[error(transparent)]
+    Import(#[from] ImportError),
+    /// A GGUF file could not be read.
+    #[error(transparent)]
+    Gguf(#[from] cupola_gguf::GgufError),
+    /// A safetensors file could not be read.
+    #[error(transparent)]
+    SafeTensors(#[from] cupola_safetensors::SafeTensorsError),
+    /// A graph is invalid.
+    #[error(transparent)]
+    Graph(#[from] IrError),
+    /// Compiling or running failed.
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    /// The file is of a kind that holds no graph to run, or of no known kind.
+    #[error("{0}")]
+    Format(String),
+}
+
+/// Result with [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// Whose fault it is.
+    pub fn class(&self) -> Class {
+        match self {
+            Error::Source(e) => e.fault().into(),
+            Error::OnnxRead(e) => e.fault().into(),
+            Error::Gguf(e) => e.fault().into(),
+            Error::SafeTensors(e) => e.fault().into(),
+            Error::Import(e) => e.fault().into(),
+            Error::Graph(e) => ir_class(e),
+            Error::Format(_) => Class::Malformed,
+            Error::Runtime(e) => match e {
+                RuntimeError::Input { .. } | RuntimeError::NoDevice { .. } => Class::Usage,
+                RuntimeError::Pass(e) => pass_class(e),
+                RuntimeError::Ir(e) => match e {
+                    IrError::Op { .. } | IrError::Run { .. } | IrError::Limit(_) | IrError::Cancelled => Class::Run,
+                    IrError::Parse { .. } | IrError::Invalid(_) | IrError::Unsupported(_) => ir_class(e),
+                },
+                RuntimeError::Backend(e) => match e {
+                    cupola_runtime::BackendError::Unsupported { .. } => Class::Unsupported,
+                    cupola_runtime::BackendError::OutOfMemory { .. }
+                    | cupola_runtime::BackendError::Fault { .. }
+                    | cupola_runtime::BackendError::Device { .. } => Class::Run,
+                },
+                RuntimeError::Fallback { .. } => Class::Unsupported,
+                RuntimeError::Memory { .. } => Class::Limit,
+                RuntimeError::Cancelled => Class::Run,
+            },
+        }
+    }
+}
+
+fn ir_class(e: &IrError) -> Class {
+    match e {
+        IrError::Op { .. } | IrError::Parse { .. } | IrError::Invalid(_) => Class::Malformed,
+        IrError::Run { .. } | IrError::Cancelled => Class::Run,
+        IrError::Limit(_) => Class::Limit,
+        IrError::Unsupported(_) => Class::Unsupported,
+    }
+}
+
+fn pass_class(e: &PassError) -> Class {
+    match e {
+        PassError::Graph { error, .. } => ir_class(error),
+        PassError::Unsupported { .. } => Class::Unsupported,
+        PassError::Limit(_) => Class::Limit,
+        PassError::Options(_) => Class::Usage,
+    }
+}

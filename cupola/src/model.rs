@@ -1,0 +1,230 @@
+//! Models: files told by their content, imported to graphs.
+
+use crate::error::{Error, Result};
+use crate::runner::{Options, Runner};
+use cupola_ir::{DType, Dim, Graph, Tensor, TensorType, Value, ValueType};
+use cupola_onnx::{ImportError, ImportOptions};
+use cupola_runtime::Host;
+use cupola_source::{Format, Source};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+
+/// How to import.
+#[derive(Clone, Debug, Default)]
+pub struct ModelOptions {
+    /// Fixed values of symbolic dimensions, by name.
+    pub set: BTreeMap<String, i64>,
+}
+
+/// An input that decides the structure of the graph.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Structural {
+    /// By its dtype and rank.
+    Rank(String),
+    /// By its dtype and extents.
+    Shape(String),
+    /// By its value.
+    Value(String),
+}
+
+/// What the importer was told of inputs.
+#[derive(Default)]
+struct InputFacts {
+    values: BTreeMap<String, Tensor>,
+    types: BTreeMap<String, ValueType>,
+    shapes: BTreeSet<String>,
+}
+
+impl InputFacts {
+    fn is_empty(&self) -> bool {
+        self.values.is_empty() && self.types.is_empty()
+    }
+
+    /// Adds what the importer asks for; whether anything was new. Of a type first the rank is given, and the extents
+    /// only when that is not enough.
+    fn learn(&mut self, values: &[String], types: &[String], inputs: &BTreeMap<String, Value>) -> bool {
+        let mut new = false;
+        let given = |name: &String| inputs.get(name).and_then(Value::as_tensor);
+        for name in values {
+            if let Some(tensor) = given(name) {
+                new |= self.values.insert(name.clone(), tensor.clone()).is_none();
+            }
+        }
+        for name in types {
+            let Some(tensor) = given(name) else { continue };
+            if self.types.contains_key(name) {
+                new |= self.shapes.insert(name.clone());
+                self.types.insert(name.clone(), tensor.ty().into());
+            } else {
+                let dims = (0..tensor.shape().len()).map(|a| Dim::sym(&format!("{name}.{a}")));
+                self.types.insert(name.clone(), TensorType::new(tensor.dtype(), dims).into());
+                new = true;
+            }
+        }
+        new
+    }
+
+    fn structural(&self) -> Vec<Structural> {
+        let ranks = self.types.keys().filter(|n| !self.shapes.contains(*n)).cloned().map(Structural::Rank);
+        let shapes = self.shapes.iter().cloned().map(Structural::Shape);
+        ranks.chain(shapes).chain(self.values.keys().cloned().map(Structural::Value)).collect()
+    }
+}
+
+/// A model: something that gives a graph, perhaps one graph per value of inputs that decide its structure.
+pub struct Model {
+    source: ModelSource,
+    options: ModelOptions,
+    name: String,
+    plain: OnceLock<Arc<Graph>>,
+}
+
+enum ModelSource {
+    Graph(Arc<Graph>),
+    Onnx(Box<cupola_onnx::Model>),
+}
+
+impl Model {
+    /// Opens a file with default options.
+    ///
+    /// # Errors
+    /// A file that cannot be read, is malformed, or holds no graph.
+    pub fn open(path: impl AsRef<Path>) -> Result<Model> {
+        Model::open_with(path, ModelOptions::default())
+    }
+
+    /// Opens a file; its kind is told by content.
+    ///
+    /// # Errors
+    /// As [`Model::open`].
+    pub fn open_with(path: impl AsRef<Path>, options: ModelOptions) -> Result<Model> {
+        let path = path.as_ref();
+        let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        let source = if path.is_dir() {
+            return Err(Error::Format(format!("{name} is a folder; folders hold language models, which come later")));
+        } else {
+            Source::open(path)?
+        };
+        let format = source.format();
+        let source = match format {
+            Format::Onnx => ModelSource::Onnx(Box::new(cupola_onnx::Model::read(&source)?)),
+            other => return Err(Error::Format(format!("{name}: {other} holds no graph that can be run"))),
+        };
+        Ok(Model { source, options, name, plain: OnceLock::new() })
+    }
+
+    /// A model from a graph built in memory.
+    pub fn from_graph(graph: Graph) -> Model {
+        let name = graph.name.clone();
+        Model { source: ModelSource::Graph(Arc::new(graph)), options: ModelOptions::default(), name, plain: OnceLock::new() }
+    }
+
+    /// File or graph name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The ONNX file, when it is one.
+    pub fn as_onnx(&self) -> Option<&cupola_onnx::Model> {
+        match &self.source {
+            ModelSource::Onnx(m) => Some(m),
+            ModelSource::Graph(_) => None,
+        }
+    }
+
+    /// The graph without knowing any input; imported once.
+    ///
+    /// # Errors
+    /// [`ImportError::NeedsInputs`] when the structure depends on input values; what the importer finds.
+    pub fn graph(&self) -> Result<Arc<Graph>> {
+        if let Some(graph) = self.plain.get() {
+            return Ok(graph.clone());
+        }
+        let graph = Arc::new(self.graph_with(&InputFacts::default())?);
+        Ok(self.plain.get_or_init(|| graph).clone())
+    }
+
+    /// Names and types of the inputs, in order. Where the structure depends on inputs, types are as declared.
+    ///
+    /// # Errors
+    /// What the importer finds.
+    pub fn input_types(&self) -> Result<Vec<(String, ValueType)>> {
+        match (self.graph(), &self.source) {
+            (Err(Error::Import(ImportError::NeedsInputs { .. })), ModelSource::Onnx(m)) => {
+                Ok(declared_inputs(m)?)
+            }
+            (Err(e), _) => Err(e),
+            (Ok(g), _) => {
+                Ok(g.inputs().iter().map(|v| (g.input_name(*v).to_string(), g.ty(*v).clone())).collect())
+            }
+        }
+    }
+
+    /// The graph given values of some inputs and types of others.
+    fn graph_with(&self, facts: &InputFacts) -> Result<Graph> {
+        match &self.source {
+            ModelSource::Graph(g) => Ok(Graph::clone(g)),
+            ModelSource::Onnx(m) => {
+                let options = ImportOptions {
+                    source: self.name.clone(),
+                    known_inputs: facts.values.iter().map(|(n, t)| (n.clone(), t.clone())).collect(),
+                    input_types: facts.types.iter().map(|(n, t)| (n.clone(), t.clone())).collect(),
+                    set_dims: self.options.set.iter().map(|(n, v)| (n.clone(), *v)).collect(),
+                };
+                Ok(cupola_onnx::import(m, &options)?.graph)
+            }
+        }
+    }
+
+    /// The graph for these inputs.
+    ///
+    /// # Errors
+    /// As [`Model::graph`], and [`ImportError::NeedsInputs`] when a needed input is not given.
+    pub fn graph_for_inputs(&self, inputs: &BTreeMap<String, Value>) -> Result<Graph> {
+        Ok(self.graph_for(inputs)?.0)
+    }
+
+    /// The graph for these inputs, and those that decided its structure.
+    pub(crate) fn graph_for(&self, inputs: &BTreeMap<String, Value>) -> Result<(Graph, Vec<Structural>)> {
+        let mut facts = InputFacts::default();
+        loop {
+            let graph = match facts.is_empty() {
+                true => self.graph().map(|g| Graph::clone(&g)),
+                false => self.graph_with(&facts),
+            };
+            match graph {
+                Err(Error::Import(ImportError::NeedsInputs { values, types })) => {
+                    if !facts.learn(&values, &types, inputs) {
+                        return Err(ImportError::NeedsInputs { values, types }.into());
+                    }
+                }
+                Err(e) => return Err(e),
+                Ok(graph) => return Ok((graph, facts.structural())),
+            }
+        }
+    }
+
+    /// A runner of this model on a device of the host.
+    pub fn runner(self, host: Arc<Host>, options: Options) -> Runner {
+        Runner::new(self, host, options)
+    }
+}
+
+/// Names and kinds of an ONNX model's inputs as declared; extents are not looked at.
+fn declared_inputs(model: &cupola_onnx::Model) -> Result<Vec<(String, ValueType)>> {
+    let graph = model.graph();
+    let constant = |name: &str| graph.initializer.iter().any(|t| t.name() == name);
+    let mut all = vec![];
+    for input in graph.input.iter().filter(|i| !constant(i.name())) {
+        let element: ValueType = TensorType::scalar(DType::F32).into();
+        let kind = input.r#type.as_ref().map(cupola_onnx::ValueKind::of_type).transpose()?;
+        let ty = match kind {
+            None | Some(cupola_onnx::ValueKind::Tensor) => element,
+            Some(cupola_onnx::ValueKind::Sequence) => ValueType::Sequence(Box::new(element)),
+            Some(cupola_onnx::ValueKind::Optional) => ValueType::Optional(Box::new(element)),
+        };
+        all.push((input.name().to_string(), ty));
+    }
+    Ok(all)
+}

@@ -1,0 +1,176 @@
+//! What tools ask of a model beside running it.
+
+use crate::error::Result;
+use crate::runner::Options;
+use cupola_ir::{Bindings, Graph, Op, Sym};
+use cupola_passes::{Compiled, DeviceId, MissCode, Storage, plan};
+use cupola_runtime::{Host, RuntimeError};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+/// The graph after a named pass of the pipeline; `import` is the graph itself.
+///
+/// # Errors
+/// An unknown pass (the message lists them), or what the passes find.
+pub fn graph_after(graph: &Graph, pass: &str, host: &Host, options: &Options) -> Result<Graph> {
+    if pass == "import" {
+        return Ok(graph.clone());
+    }
+    let known: Vec<&str> = std::iter::once("import").chain(cupola_passes::pass_names()).collect();
+    if !known.contains(&pass) {
+        let what = format!("there are {}", known.join(", "));
+        return Err(RuntimeError::Input { name: pass.to_string(), what }.into());
+    }
+    let seen = Arc::new(Mutex::new(None));
+    let (inner, wanted) = (seen.clone(), pass.to_string());
+    let hook: cupola_passes::Hook = Arc::new(move |name, graph| {
+        if name == wanted {
+            *inner.lock().unwrap_or_else(|e| e.into_inner()) = Some(graph.clone());
+        }
+    });
+    compile(graph, host, options, Some(hook))?;
+    let found = seen.lock().unwrap_or_else(|e| e.into_inner()).take();
+    Ok(found.unwrap_or_else(|| graph.clone()))
+}
+
+fn compile(graph: &Graph, host: &Host, options: &Options, hook: Option<cupola_passes::Hook>) -> Result<Compiled> {
+    let (_, devices) = host.open(&options.device, options.threads)?;
+    let targets: Vec<_> = devices.iter().map(|d| d.target()).collect();
+    let device = DeviceId((devices.len() as u32).saturating_sub(1));
+    let pass_options =
+        cupola_passes::Options { device, dump_after: hook, verify: options.verify, ..Default::default() };
+    Ok(cupola_passes::compile(graph.clone(), &targets, &pass_options).map_err(RuntimeError::from)?)
+}
+
+/// How well an operator of a model is supported on a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SupportRow {
+    /// Operator of the source file, or op of the graph.
+    pub op: String,
+    /// Nodes with it.
+    pub count: usize,
+    /// `supported`, `decomposed`, `host` or `interpreted`.
+    pub support: &'static str,
+    /// Why it is not simply supported.
+    pub why: String,
+}
+
+/// Support of every source operator of a graph on a device, sorted by name.
+///
+/// # Errors
+/// What the passes find.
+pub fn support(graph: &Graph, host: &Host, options: &Options) -> Result<Vec<SupportRow>> {
+    let compiled = compile(graph, host, options, None)?;
+    let mut rows: BTreeMap<String, SupportRow> = BTreeMap::new();
+    let mut seen = std::collections::HashSet::new();
+    for (_, node) in graph.nodes() {
+        let names: Vec<String> = match node.origins.first() {
+            Some(o) if seen.insert(o.clone()) => vec![o.op.to_string()],
+            Some(_) => vec![],
+            None => vec![node.op.name()],
+        };
+        for op in names {
+            let support = match &node.op {
+                Op::Composite(_) | Op::Core(_) => "supported",
+                Op::Host(_) => "host",
+            };
+            let row = rows.entry(op.clone());
+            row.or_insert(SupportRow { op, count: 0, support, why: String::new() }).count += 1;
+        }
+    }
+    for miss in &compiled.misses {
+        let support = match miss.code {
+            MissCode::OtherDevice => "host",
+            MissCode::Unsupported => "interpreted",
+            _ => continue,
+        };
+        for o in &compiled.graph.node(miss.node).origins {
+            if let Some(row) = rows.get_mut(&*o.op) {
+                row.support = support;
+                row.why.clone_from(&miss.hint);
+            }
+        }
+    }
+    Ok(rows.into_values().collect())
+}
+
+/// Bytes that a model needs, by kind.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MemoryPlan {
+    /// Constants on the devices.
+    pub weights: u64,
+    /// Packed working memory.
+    pub activations: u64,
+    /// Outputs.
+    pub outputs: u64,
+    /// State slots.
+    pub states: u64,
+    /// Symbols that were not set and are taken as 1.
+    pub unbound: Vec<String>,
+}
+
+impl MemoryPlan {
+    /// All of it.
+    pub fn total(&self) -> u64 {
+        [self.weights, self.activations, self.outputs, self.states].iter().fold(0, |a, b| a.saturating_add(*b))
+    }
+}
+
+/// The memory that a graph needs on a device at given sizes; nothing is allocated, no weight is read.
+///
+/// # Errors
+/// What the passes find.
+pub fn plan_memory(
+    graph: &Graph,
+    host: &Host,
+    options: &Options,
+    set: &BTreeMap<String, i64>,
+) -> Result<MemoryPlan> {
+    let compiled = compile(graph, host, options, None)?;
+    let (_, devices) = host.open(&options.device, options.threads)?;
+    let mut memory = MemoryPlan::default();
+    let mut bindings = Bindings::default();
+    for slot in &compiled.plan.slots {
+        slot.ty.for_each_dim(&mut |d| {
+            d.for_each_sym(&mut |s: &Sym| {
+                if bindings.get(s).is_none() {
+                    bindings.set(s.clone(), set.get(s.name()).copied().unwrap_or(1));
+                    if !set.contains_key(s.name()) {
+                        memory.unbound.push(s.name().to_string());
+                    }
+                }
+            });
+        });
+    }
+    let sizes = plan::slot_sizes(&compiled.plan, &bindings);
+    let size = |i: usize| sizes[i].unwrap_or(0);
+    let mut weights = std::collections::HashSet::new();
+    for (i, slot) in compiled.plan.slots.iter().enumerate() {
+        match &slot.storage {
+            Storage::Const(t) => {
+                let key = (slot.device, t.bytes().as_ptr() as usize, t.bytes().len());
+                if weights.insert(key) {
+                    memory.weights += t.bytes().len() as u64;
+                }
+            }
+            Storage::State(_) => memory.states += size(i),
+            Storage::Planned if !plan::is_packed(&compiled.plan, cupola_passes::SlotId(i as u32)) => {
+                memory.outputs += size(i);
+            }
+            Storage::Planned | Storage::Input(_) | Storage::Param(_) | Storage::Alias { .. } | Storage::HostValue => {}
+        }
+    }
+    let known: Vec<u64> = (0..sizes.len()).map(size).collect();
+    for (d, backend) in devices.iter().enumerate() {
+        let target = backend.target();
+        let device = DeviceId(d as u32);
+        memory.activations +=
+            plan::pack(&compiled.plan, device, &known, target.alignment as u64, target.max_binding).size();
+    }
+    Ok(memory)
+}
+
+/// The text form of a graph.
+pub fn to_text(graph: &Graph) -> String {
+    cupola_ir::graph::dot(graph)
+}

@@ -1,0 +1,547 @@
+//! Quantised operators: linear quantisation, integer products, and the contrib forms that quantisers emit.
+
+use cupola_ir::composite::Conv;
+use cupola_ir::ops::ReduceKind;
+use cupola_ir::{DType, Dim, Op, Scalar, ValueId};
+
+use super::attention::{merge_heads, split_heads};
+use super::conv::{groups, sliding};
+use super::matmul::product as matmul;
+use super::{OpRow, op, op_in};
+use crate::context::NodeCx;
+use crate::import_error::{OpResult, invalid, unsupported};
+
+const MS: &str = "com.microsoft";
+
+pub(super) const OPS: &[OpRow] = &[
+    op("QuantizeLinear", 10, quantize),
+    op("DequantizeLinear", 10, dequantize),
+    op("DynamicQuantizeLinear", 11, dynamic_quantize),
+    op("MatMulInteger", 10, matmul_integer),
+    op("ConvInteger", 10, conv_integer),
+    op("QLinearMatMul", 10, qlinear_matmul),
+    op("QLinearConv", 10, qlinear_conv),
+    op_in(MS, "QuantizeLinear", 1, quantize),
+    op_in(MS, "DequantizeLinear", 1, dequantize),
+    op_in(MS, "MatMulIntegerToFloat", 1, matmul_integer_to_float),
+    op_in(MS, "DynamicQuantizeMatMul", 1, dynamic_quantize_matmul),
+    op_in(MS, "MatMulNBits", 1, matmul_nbits),
+    op_in(MS, "QLinearAdd", 1, |cx| qlinear_binary(cx, Scalar::Add)),
+    op_in(MS, "QLinearMul", 1, |cx| qlinear_binary(cx, Scalar::Mul)),
+    op_in(MS, "QLinearSigmoid", 1, |cx| {
+        qlinear_unary(cx, |cx, x| Ok(cx.g.unary(Scalar::Sigmoid, x)?))
+    }),
+    op_in(MS, "QLinearLeakyRelu", 1, |cx| {
+        qlinear_unary(cx, leaky_relu)
+    }),
+    op_in(MS, "QLinearGlobalAveragePool", 1, qlinear_global_average),
+    op_in(MS, "QLinearConcat", 1, qlinear_concat),
+    op_in(MS, "QAttention", 1, qattention),
+];
+
+/// A scale or zero point spread over the extents of `x`: one number, one per index of `axis`, or one per block of it.
+fn spread(
+    cx: &mut NodeCx<'_, '_>,
+    p: ValueId,
+    x: ValueId,
+    axis: i64,
+    block: i64,
+) -> OpResult<ValueId> {
+    let rank = cx.g.rank(x);
+    let pd = cx.g.dims(p);
+    if pd.iter().all(|d| d.is(1)) && block == 0 {
+        return Ok(cx.g.reshape(p, &[])?);
+    }
+    if rank == 0 {
+        return invalid("a scalar has no axis to quantise along");
+    }
+    let axis = cx.axis(axis, rank)?;
+    if block == 0 {
+        if pd.len() != 1 {
+            return invalid(format!(
+                "scale {} should be a number or a vector",
+                cx.g.ty(p)
+            ));
+        }
+        let mut dims = vec![Dim::ONE; rank];
+        dims[axis] = pd[0].clone();
+        return Ok(cx.g.reshape(p, &dims)?);
+    }
+    if pd.len() != rank || block < 0 {
+        return invalid(format!("blocks of {block} with scale {}", cx.g.ty(p)));
+    }
+    let p = cx.g.unsqueeze(p, &[axis + 1])?;
+    let mut wide = cx.g.dims(p);
+    wide[axis + 1] = Dim::Const(block);
+    let p = cx.g.broadcast_to(p, &wide)?;
+    let mut flat = pd.clone();
+    flat[axis] = pd[axis].clone() * Dim::Const(block);
+    let p = cx.g.reshape(p, &flat)?;
+    let n = cx.g.dim(x, axis);
+    Ok(if flat[axis] == n {
+        p
+    } else {
+        cx.g.slice_axis(p, axis, &Dim::ZERO, &n)?
+    })
+}
+
+/// `saturate(round(x / scale) + zero)` as an integer type; a cast for float kinds.
+fn quantize_to(
+    cx: &mut NodeCx<'_, '_>,
+    x: ValueId,
+    scale: ValueId,
+    zero: Option<ValueId>,
+    to: DType,
+    saturate: bool,
+) -> OpResult<ValueId> {
+    let wide = cx.g.widen(x)?;
+    let scale = cx.g.cast_like(scale, wide)?;
+    let y = cx.g.binary(Scalar::Div, wide, scale)?;
+    let Some((low, high)) = to.int_range() else {
+        let cast = cupola_ir::ops::Cast { to, saturate };
+        return Ok(cx.g.one(cast, &[y])?);
+    };
+    let mut y = cx.g.unary(Scalar::Round, y)?;
+    if let Some(z) = zero {
+        let z = cx.g.cast_like(z, y)?;
+        y = cx.g.binary(Scalar::Add, y, z)?;
+    }
+    let (low, high) = (
+        cx.g.number_like(low as f64, y)?,
+        cx.g.number_like(high as f64, y)?,
+    );
+    let y = cx.g.binary(Scalar::Max, y, low)?;
+    let y = cx.g.binary(Scalar::Min, y, high)?;
+    Ok(cx.g.cast(y, to)?)
+}
+
+/// `(x - zero) * scale` in the type of scale.
+fn dequantize_from(
+    cx: &mut NodeCx<'_, '_>,
+    x: ValueId,
+    scale: ValueId,
+    zero: Option<ValueId>,
+) -> OpResult<ValueId> {
+    let wide = if cx.g.dtype(scale) == DType::F64 {
+        DType::F64
+    } else {
+        DType::F32
+    };
+    let mut y = if cx.g.dtype(x).bits() > 16 {
+        // A 32-bit integer minus its zero point is exact only as an integer.
+        match zero {
+            Some(z) => {
+                let z = cx.g.cast_like(z, x)?;
+                let d = cx.g.binary(Scalar::Sub, x, z)?;
+                cx.g.cast(d, wide)?
+            }
+            None => cx.g.cast(x, wide)?,
+        }
+    } else {
+        let y = cx.g.cast(x, wide)?;
+        match zero {
+            Some(z) => {
+                let z = cx.g.cast(z, wide)?;
+                cx.g.binary(Scalar::Sub, y, z)?
+            }
+            None => y,
+        }
+    };
+    let scale_wide = cx.g.cast(scale, wide)?;
+    y = cx.g.binary(Scalar::Mul, y, scale_wide)?;
+    Ok(cx.g.cast_like(y, scale)?)
+}
+
+fn quantize(cx: &mut NodeCx<'_, '_>) -> OpResult {
+    let (x, scale) = (cx.input(0)?, cx.input(1)?);
+    let (axis, block) = (cx.int_or("axis", 1)?, cx.int_or("block_size", 0)?);
+    let zero = cx.optional(2);
+    let to = match (zero, cx.int_or("output_dtype", 0)?) {
+        (Some(z), _) => cx.g.dtype(z),
+        (None, 0) => DType::U8,
+        (None, _) => cx.dtype_attr("output_dtype")?.unwrap_or(DType::U8),
+    };
+    let saturate = cx.flag("saturate", true)?;
+    let scale = spread(cx, scale, x, axis, block)?;
+    let zero = match zero {
+        Some(z) => Some(spread(cx, z, x, axis, block)?),
+        None => None,
+    };
+    Ok(vec![quantize_to(cx, x, scale, zero, to, saturate)?])
+}
+
+fn dequantize(cx: &mut NodeCx<'_, '_>) -> OpResult {
+    let (x, scale) = (cx.input(0)?, cx.input(1)?);
+    let (axis, block) = (cx.int_or("axis", 1)?, cx.int_or("block_size", 0)?);
+    let out = cx.dtype_attr("output_dtype")?;
+    let s = spread(cx, scale, x, axis, block)?;
+    let zero = match cx.optional(2) {
+        Some(z) => Some(spread(cx, z, x, axis, block)?),
+        None => None,
+    };
+    let y = dequantize_from(cx, x, s, zero)?;
+    Ok(vec![match out {
+        Some(d) => cx.g.cast(y, d)?,
+        None => y,
+    }])
+}
+
+/// Values, scale and zero point of `x` as u8 over its whole range.
+fn quantize_dynamically(cx: &mut NodeCx<'_, '_>, x: ValueId) -> OpResult<[ValueId; 3]> {
+    let axes: Vec<usize> = (0..cx.g.rank(x)).collect();
+    let zero = cx.g.number_like(0.0, x)?;
+    let top = cx.g.number_like(255.0, x)?;
+    let max = cx.g.reduce(ReduceKind::Max, x, &axes)?;
+    let max = cx.g.binary(Scalar::Max, max, zero)?;
+    let min = cx.g.reduce(ReduceKind::Min, x, &axes)?;
+    let min = cx.g.binary(Scalar::Min, min, zero)?;
+    let range = cx.g.binary(Scalar::Sub, max, min)?;
+    let scale = cx.g.binary(Scalar::Div, range, top)?;
+    // All zeros: any scale but 0 will do.
+    let flat = cx.g.binary(Scalar::Eq, scale, zero)?;
+    let one = cx.g.number_like(1.0, x)?;
+    let safe = cx.g.select(flat, one, scale)?;
+    let z = cx.g.binary(Scalar::Div, min, safe)?;
+    let z = cx.g.binary(Scalar::Sub, zero, z)?;
+    let z = cx.g.binary(Scalar::Max, z, zero)?;
+    let z = cx.g.binary(Scalar::Min, z, top)?;
+    let z = cx.g.unary(Scalar::Round, z)?;
+    let z = cx.g.cast(z, DType::U8)?;
+    let y = quantize_to(cx, x, safe, Some(z), DType::U8, true)?;
+    Ok([y, scale, z])
+}
+
+fn dynamic_quantize(cx: &mut NodeCx<'_, '_>) -> OpResult {
+    let x = cx.input(0)?;
+    Ok(quantize_dynamically(cx, x)?.to_vec())
+}
+
+/// `x - zero` as i32; the zero point is one number, or one per row (of a left operand) or column (of a right one).
+fn centred(
+    cx: &mut NodeCx<'_, '_>,
+    x: ValueId,
+    zero: Option<ValueId>,
+    rows: bool,
+) -> OpResult<ValueId> {
+    let y = cx.g.cast(x, DType::I32)?;
+    let Some(z) = zero else {
+        return Ok(y);
+    };
+    let mut z = cx.g.cast(z, DType::I32)?;
+    if rows && cx.g.rank(z) == 1 && !cx.g.dim(z, 0).is(1) {
+        z = cx.g.unsqueeze(z, &[1])?;
+    }
+    Ok(cx.g.binary(Scalar::Sub, y, z)?)
+}
+
+fn matmul_integer(cx: &mut NodeCx<'_, '_>) -> OpResult {
+    let (a, b) = (cx.input(0)?, cx.input(1)?);
+    let (za, zb) = (cx.optional(2), cx.optional(3));
+    let a = centred(cx, a, za, true)?;
+    let b = centred(cx, b, zb, false)?;
+    Ok(vec![matmul(cx, a, b)?])
+}
+
+fn matmul_integer_to_float(cx: &mut NodeCx<'_, '_>) -> OpResult {
+    let (a, b, sa, sb) = (cx.input(0)?, cx.input(1)?, cx.input(2)?, cx.input(3)?);
+    let (za, zb, bias) = (cx.optional(4), cx.optional(5), cx.optional(6));
+    scaled_product(cx, [a, b], [sa, sb], [za, zb], bias).map(|y| vec![y])
+}
+
+fn scaled_product(
+    cx: &mut NodeCx<'_, '_>,
+    [a, b]: [ValueId; 2],
+    [sa, sb]: [ValueId; 2],
+    [za, zb]: [Option<ValueId>; 2],
+    bias: Option<ValueId>,
+) -> OpResult<ValueId> {
+    let a = centred(cx, a, za, true)?;
+    let b = centred(cx, b, zb, false)?;
+    let y = matmul(cx, a, b)?;
+    let y = cx.g.cast_like(y, sa)?;
+    let scale = cx.g.binary(Scalar::Mul, sa, sb)?;
+    let y = cx.g.binary(Scalar::Mul, y, scale)?;
+    Ok(match bias {
+        Some(bias) => cx.g.binary(Scalar::Add, y, bias)?,
+        None => y,
+    })
+}
+
+fn dynamic_quantize_matmul(cx: &mut NodeCx<'_, '_>) -> OpResult {
+    let (x, b, sb) = (cx.input(0)?, cx.input(1)?, cx.input(2)?);
+    let (zb, bias) = (cx.optional(3), cx.optional(4));
+    let [a, sa, za] = quantize_dynamically(cx, x)?;
+    scaled_product(cx, [a, b], [sa, sb], [Some(za), zb], bias).map(|y| vec![y])
+}
+
+fn conv_integer(cx: &mut NodeCx<'_, '_>) -> OpResult {
+    let (x, w) = (cx.input(0)?, cx.input(1)?);
+    let (zx, zw) = (cx.optional(2), cx.optional(3));
+    let y = integer_conv(cx, x, w, zx, zw)?;
+    Ok(vec![y])
+}
+
+fn integer_conv(
+    cx: &mut NodeCx<'_, '_>,
+    x: ValueId,
+    w: ValueId,
+    zx: Option<ValueId>,
+    zw: Option<ValueId>,
+) -> OpResult<ValueId> {
+    let x = centred(cx, x, zx, false)?;
+    let w = match zw {
+        Some(z) => {
+            let z = cx.g.cast(z, DType::I32)?;
+            let mut dims = vec![Dim::ONE; cx.g.rank(w)];
+            if cx.g.rank(z) == 1 {
+                dims[0] = cx.g.dim(z, 0);
+            }
+            let z = cx.g.reshape(z, &dims)?;
+            let w = cx.g.cast(w, DType::I32)?;
+            cx.g.binary(Scalar::Sub, w, z)?
+        }
+        None => cx.g.cast(w, DType::I32)?,
+    };
+    let (spatial, kernel) = (cx.g.dims(x), cx.g.dims(w));
+    if spatial.len() < 2 || spatial.len() != kernel.len() {
+        return invalid(format!("x {} with weights {}", cx.g.ty(x), cx.g.ty(w)));
+    }
+    let s = sliding(cx, &spatial[2..], &kernel[2..])?;
+    let conv = Conv {
+        strides: s.strides,
+        dilations: s.dilations,
+        pads_low: s.low,
+        pads_high: s.high,
+        groups: groups(cx)?,
+    };
+    Ok(cx.g.one(Op::Composite(conv.into()), &[x, w])?)
+}
+
+fn qlinear_matmul(cx: &mut NodeCx<'_, '_>) -> OpResult {
+    let (a, sa, za) = (cx.input(0)?, cx.input(1)?, cx.input(2)?);
+    let (b, sb, zb) = (cx.input(3)?, cx.input(4)?, cx.input(5)?);
+    let (sy, zy) = (cx.input(6)?, cx.input(7)?);
+    let a = centred(cx, a, Some(za), true)?;
+    let b = centred(cx, b, Some(zb), false)?;
+    let y = matmul(cx, a, b)?;
+    let y = cx.g.cast(y, DType::F32)?;
+    let sa = cx.g.cast(sa, DType::F32)?;
+    let sa = if cx.g.rank(sa) == 1 && !cx.g.dim(sa, 0).is(1) {
+        cx.g.unsqueeze(sa, &[1])?
+    } else {
+        sa
+    };
+    let sb = cx.g.cast(sb, DType::F32)?;
+    let sy = cx.g.cast(sy, DType::F32)?;
+    let scale = cx.g.binary(Scalar::Mul, sa, sb)?;
+    let y = cx.g.binary(Scalar::Mul, y, scale)?;
+    let to = cx.g.dtype(zy);
+    Ok(vec![quantize_to(cx, y, sy, Some(zy), to, true)?])
+}
+
+fn qlinear_conv(cx: &mut NodeCx<'_, '_>) -> OpResult {
+    let (x, sx, zx) = (cx.input(0)?, cx.input(1)?, cx.input(2)?);
+    let (w, sw, zw) = (cx.input(3)?, cx.input(4)?, cx.input(5)?);
+    let (sy, zy) = (cx.input(6)?, cx.input(7)?);
+    let mut y = integer_conv(cx, x, w, Some(zx), Some(zw))?;
+    let rank = cx.g.rank(y);
+    let column = |cx: &mut NodeCx<'_, '_>, v: ValueId| -> OpResult<ValueId> {
+        let mut dims = vec![Dim::ONE; rank];
+        if cx.g.rank(v) == 1 {
+            dims[1] = cx.g.dim(v, 0);
+        }
+        Ok(cx.g.reshape(v, &dims)?)
+    };
+    if let Some(bias) = cx.optional(8) {
+        let bias = column(cx, bias)?;
+        y = cx.g.binary(Scalar::Add, y, bias)?;
+    }
+    let y = cx.g.cast(y, DType::F32)?;
+    let sw = column(cx, sw)?;
+    let sx = column(cx, sx)?;
+    let scale = cx.g.binary(Scalar::Mul, sx, sw)?;
+    let y = cx.g.binary(Scalar::Mul, y, scale)?;
+    let to = cx.g.dtype(zy);
+    let (sy, zy) = (cx.g.reshape(sy, &[])?, cx.g.reshape(zy, &[])?);
+    Ok(vec![quantize_to(cx, y, sy, Some(zy), to, true)?])
+}
+
+/// Weights of n rows packed in blocks of k, `bits` each, little end first; `y = x w^T`.
+fn matmul_nbits(cx: &mut NodeCx<'_, '_>) -> OpResult {
+    let (x, w, scales) = (cx.input(0)?, cx.input(1)?, cx.input(2)?);
+    let (k, n) = (cx.required_int("K")?, cx.required_int("N")?);
+    let (bits, block) = (cx.int_or("bits", 4)?, cx.required_int("block_size")?);
+    if !matches!(bits, 2 | 4 | 8) || block <= 0 || k <= 0 || n <= 0 {
+        return unsupported(format!("{bits} bits in blocks of {block}"));
+    }
+    if cx.optional(4).is_some() {
+        return unsupported("a group index (g_idx)");
+    }
+    let blocks = (k + block - 1) / block;
+    let per_byte = 8 / bits;
+    let bytes = cx.g.reshape(
+        w,
+        &[
+            Dim::Const(n),
+            Dim::Const(blocks),
+            Dim::Const(block / per_byte),
+        ],
+    )?;
+    let values = unpack(cx, bytes, bits)?;
+    let values = cx.g.cast_like(values, scales)?;
+    let scale =
+        cx.g.reshape(scales, &[Dim::Const(n), Dim::Const(blocks), Dim::ONE])?;
+    let zero = match cx.optional(3) {
+        Some(z) if cx.g.dtype(z) == DType::U8 => {
+            let row = (blocks + per_byte - 1) / per_byte;
+            let z = cx.g.reshape(z, &[Dim::Const(n), Dim::Const(row)])?;
+            let z = unpack(cx, z, bits)?;
+            let z = cx.g.slice_axis(z, 1, &Dim::ZERO, &Dim::Const(blocks))?;
+            let z = cx.g.cast_like(z, scales)?;
+            cx.g.reshape(z, &[Dim::Const(n), Dim::Const(blocks), Dim::ONE])?
+        }
+        Some(z) => {
+            cx.g.reshape(z, &[Dim::Const(n), Dim::Const(blocks), Dim::ONE])?
+        }
+        None => cx.g.number_like(f64::from(1u32 << (bits - 1)), scales)?,
+    };
+    let y = cx.g.binary(Scalar::Sub, values, zero)?;
+    let y = cx.g.binary(Scalar::Mul, y, scale)?;
+    let y =
+        cx.g.reshape(y, &[Dim::Const(n), Dim::Const(blocks * block)])?;
+    let y = cx.g.slice_axis(y, 1, &Dim::ZERO, &Dim::Const(k))?;
+    let y = cx.g.cast_like(y, x)?;
+    let out = cx.g.matmul_nt(x, y)?;
+    Ok(vec![match cx.optional(5) {
+        Some(bias) => cx.g.binary(Scalar::Add, out, bias)?,
+        None => out,
+    }])
+}
+
+/// The last axis of bytes as `8 / bits` times as many numbers.
+fn unpack(cx: &mut NodeCx<'_, '_>, bytes: ValueId, bits: i64) -> OpResult<ValueId> {
+    if bits == 8 {
+        return Ok(bytes);
+    }
+    let per_byte = 8 / bits;
+    let dims = cx.g.dims(bytes);
+    let rank = dims.len();
+    let wide = cx.g.unsqueeze(bytes, &[rank])?;
+    let shifts: Vec<u8> = (0..per_byte).map(|i| (i * bits) as u8).collect();
+    let shifts = cx.g.constant(cupola_ir::Tensor::vector(&shifts))?;
+    let shifted = cx.g.binary(Scalar::Shr, wide, shifts)?;
+    let mask = cx.g.number(f64::from((1u32 << bits) - 1), DType::U8)?;
+    let parts = cx.g.binary(Scalar::And, shifted, mask)?;
+    let mut flat = dims.clone();
+    flat[rank - 1] = dims[rank - 1].clone() * Dim::Const(per_byte);
+    Ok(cx.g.reshape(parts, &flat)?)
+}
+
+/// Operands (A, A_scale, A_zero, B, B_scale, B_zero, C_scale, C_zero).
+fn qlinear_binary(cx: &mut NodeCx<'_, '_>, f: Scalar) -> OpResult {
+    let (a, sa, za) = (cx.input(0)?, cx.input(1)?, cx.optional(2));
+    let (b, sb, zb) = (cx.input(3)?, cx.input(4)?, cx.optional(5));
+    let (sc, zc) = (cx.input(6)?, cx.optional(7));
+    let to = cx.g.dtype(a);
+    let a = dequantize_from(cx, a, sa, za)?;
+    let b = dequantize_from(cx, b, sb, zb)?;
+    let y = cx.g.binary(f, a, b)?;
+    Ok(vec![quantize_to(cx, y, sc, zc, to, true)?])
+}
+
+fn leaky_relu(cx: &mut NodeCx<'_, '_>, x: ValueId) -> OpResult<ValueId> {
+    let alpha = cx.float_or("alpha", 0.01)?;
+    let low = cx.g.scale(x, alpha)?;
+    let zero = cx.g.number_like(0.0, x)?;
+    let negative = cx.g.binary(Scalar::Lt, x, zero)?;
+    Ok(cx.g.select(negative, low, x)?)
+}
+
+/// Operands (X, X_scale, X_zero, Y_scale, Y_zero).
+fn qlinear_unary(
+    cx: &mut NodeCx<'_, '_>,
+    f: fn(&mut NodeCx<'_, '_>, ValueId) -> OpResult<ValueId>,
+) -> OpResult {
+    let (x, sx, zx) = (cx.input(0)?, cx.input(1)?, cx.optional(2));
+    let (sy, zy) = (cx.input(3)?, cx.optional(4));
+    let to = cx.g.dtype(x);
+    let x = dequantize_from(cx, x, sx, zx)?;
+    let y = f(cx, x)?;
+    Ok(vec![quantize_to(cx, y, sy, zy, to, true)?])
+}
+
+fn qlinear_global_average(cx: &mut NodeCx<'_, '_>) -> OpResult {
+    let channels_last = cx.flag("channels_last", false)?;
+    let rank = cx.g.rank(cx.input(0)?);
+    let axes: Vec<usize> = if channels_last {
+        (1..rank - 1).collect()
+    } else {
+        (2..rank).collect()
+    };
+    let (x, sx, zx) = (cx.input(0)?, cx.input(1)?, cx.optional(2));
+    let (sy, zy) = (cx.input(3)?, cx.optional(4));
+    let to = cx.g.dtype(x);
+    let x = dequantize_from(cx, x, sx, zx)?;
+    let y = cx.g.mean_keep(x, &axes)?;
+    Ok(vec![quantize_to(cx, y, sy, zy, to, true)?])
+}
+
+/// Operands (Y_scale, Y_zero, then value, scale and zero of each part).
+fn qlinear_concat(cx: &mut NodeCx<'_, '_>) -> OpResult {
+    let (sy, zy) = (cx.input(0)?, cx.input(1)?);
+    let all = cx.inputs_from(2)?;
+    let parts: Vec<ValueId> = all
+        .chunks_exact(3)
+        .map(|p| dequantize_from(cx, p[0], p[1], Some(p[2])))
+        .collect::<OpResult<_>>()?;
+    let Some(first) = parts.first() else {
+        return invalid("takes at least one part");
+    };
+    let axis = cx.required_int("axis")?;
+    let axis = cx.axis(axis, cx.g.rank(*first))?;
+    let y = cx.g.concat(&parts, axis)?;
+    let to = cx.g.dtype(zy);
+    Ok(vec![quantize_to(cx, y, sy, Some(zy), to, true)?])
+}
+
+/// Operands (input, weight, bias, input_scale, weight_scale, mask, input_zero, weight_zero): the packed projection in
+/// integers, then attention in floats.
+fn qattention(cx: &mut NodeCx<'_, '_>) -> OpResult {
+    let heads = cx.required_int("num_heads")?;
+    if cx.optional(8).is_some()
+        || cx.flag("unidirectional", false)?
+        || cx.optional(5).is_some_and(|m| cx.g.rank(m) != 2)
+    {
+        return unsupported("past state, a causal mask or a mask that is not [batch, keys]");
+    }
+    let (x, w, bias) = (cx.input(0)?, cx.input(1)?, cx.input(2)?);
+    let (sx, sw) = (cx.input(3)?, cx.input(4)?);
+    let qkv = scaled_product(
+        cx,
+        [x, w],
+        [sx, sw],
+        [cx.optional(6), cx.optional(7)],
+        Some(bias),
+    )?;
+    let width = cx.g.dim(qkv, 2).floor_div(&Dim::Const(3));
+    let mut parts = vec![];
+    for i in 0..3i64 {
+        let part =
+            cx.g.slice_axis(qkv, 2, &(Dim::Const(i) * width.clone()), &width)?;
+        parts.push(split_heads(cx.g, part, heads)?);
+    }
+    if let Some(mask) = cx.optional(5) {
+        let zero = cx.g.number_like(0.0, mask)?;
+        let masked = cx.g.binary(Scalar::Eq, mask, zero)?;
+        let seen = cx.g.unary(Scalar::Not, masked)?;
+        parts.push(cx.g.unsqueeze(seen, &[1, 2])?);
+    }
+    let d = cx.const_extent(parts[0], 3)?;
+    let attention = cupola_ir::composite::Attention {
+        scale: 1.0 / (d as f64).sqrt(),
+        causal: false,
+        softcap: 0.0,
+    };
+    let y = cx.g.one(Op::Composite(attention.into()), &parts)?;
+    Ok(vec![merge_heads(cx.g, y)?])
+}

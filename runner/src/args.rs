@@ -1,0 +1,322 @@
+//! The command line.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// Runs, checks and explains models: one compiled dataflow graph, any hardware.
+#[derive(Debug, Parser)]
+#[command(name = "cupola", version, about, propagate_version = true, disable_help_subcommand = true)]
+pub struct Cli {
+    /// More log lines on standard error (-v, -vv); RUST_LOG works too.
+    #[arg(short, long, action = clap::ArgAction::Count, global = true)]
+    pub verbose: u8,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// A command.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// List the CPU and every GPU adapter.
+    Devices(DevicesArgs),
+    /// Check the installation: run a small graph on every device.
+    Doctor(DevicesArgs),
+    /// Show inputs, outputs, parameters and ops of a model.
+    Inspect(InspectArgs),
+    /// Validate a file without running it.
+    Check(CheckArgs),
+    /// Run a model once.
+    Run(RunArgs),
+    /// Time a model, or answer a harness as a worker.
+    Bench(BenchArgs),
+    /// Show the final kernels and every fusion that was not made.
+    Explain(ExplainArgs),
+    /// Show the memory a model will need.
+    Plan(PlanArgs),
+    /// Compare a model's results between devices.
+    Compare(CompareArgs),
+    /// Find the first node whose result differs between two devices.
+    Bisect(BisectArgs),
+    /// Run a suite of ONNX cases.
+    Conformance(ConformanceArgs),
+    /// Convert a model between formats, by suffix.
+    Convert(ConvertArgs),
+}
+
+/// How a model is compiled; the same for every command that compiles.
+#[derive(Clone, Debug, Args)]
+pub struct CompileArgs {
+    /// Device: cpu, gpu, gpu:N, reference or auto.
+    #[arg(long, default_value = "cpu")]
+    pub device: String,
+    /// Threads of the CPU (default: one per physical core).
+    #[arg(long, default_value_t = 0)]
+    pub threads: usize,
+    /// Fix a symbolic dimension, as in batch=4 (repeatable).
+    #[arg(long, value_name = "NAME=N")]
+    pub set: Vec<String>,
+    /// Optimisation level.
+    #[arg(short = 'O', default_value_t = 2, value_parser = clap::value_parser!(u8).range(0..=3))]
+    pub level: u8,
+    /// Seed of random ops.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Exit with status 4 instead of running anything on another device.
+    #[arg(long)]
+    pub no_fallback: bool,
+}
+
+/// Where inputs come from.
+#[derive(Clone, Debug, Args)]
+pub struct InputArgs {
+    /// An input: NAME=FILE.npy, FILE.npz, FILE.pb, FILE.png, FILE.jpg, or NAME=SHAPExDTYPE:rand or :zeros, as in x=1x3x224x224xf32:rand.
+    #[arg(short, long, value_name = "NAME=WHAT")]
+    pub input: Vec<String>,
+    /// A folder with input_0.pb, input_1.pb, ...
+    #[arg(long, value_name = "DIR")]
+    pub inputs: Option<PathBuf>,
+}
+
+/// What `--stats` prints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum StatsFormat {
+    /// One JSON object on standard output.
+    Json,
+    /// A table on standard error.
+    Text,
+}
+
+#[derive(Debug, Args)]
+pub struct DevicesArgs {
+    /// JSON to FILE, or to standard output.
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
+    pub json: Option<String>,
+}
+
+/// Form of `inspect`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum InspectFormat {
+    /// Tables, or the graph's text form with --after.
+    Text,
+    /// JSON.
+    Json,
+    /// Graphviz.
+    Dot,
+    /// One self-contained page.
+    Html,
+}
+
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// Model file.
+    pub model: PathBuf,
+    #[command(flatten)]
+    pub compile: CompileArgs,
+    /// JSON to FILE, or to standard output.
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
+    pub json: Option<String>,
+    /// Print the graph after this step of the pipeline (import, simplify, ...).
+    #[arg(long, value_name = "STEP")]
+    pub after: Option<String>,
+    /// Form of the output.
+    #[arg(long, value_enum, default_value = "text")]
+    pub format: InspectFormat,
+    /// Per op: supported, decomposed or missing on the device.
+    #[arg(long)]
+    pub support: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// ONNX, GGUF, safetensors or Cupola file, told by content.
+    pub file: PathBuf,
+    /// JSON to FILE, or to standard output.
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
+    pub json: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Model file.
+    pub model: PathBuf,
+    #[command(flatten)]
+    pub compile: CompileArgs,
+    #[command(flatten)]
+    pub input: InputArgs,
+    /// Write outputs to this folder (NAME.npy, or output_0.pb with --inputs) instead of printing them.
+    #[arg(long, value_name = "DIR")]
+    pub outputs: Option<PathBuf>,
+    /// Compare with NAME.npy or output_<i>.pb in this folder; exit 6 when they differ.
+    #[arg(long, value_name = "DIR")]
+    pub expect: Option<PathBuf>,
+    /// Relative tolerance of --expect.
+    #[arg(long, default_value_t = 1e-3)]
+    pub rtol: f64,
+    /// Absolute tolerance of --expect.
+    #[arg(long, default_value_t = 1e-5)]
+    pub atol: f64,
+    /// Load, compile and run times, kernels, compiles, memory.
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub stats: Option<StatsFormat>,
+    /// JSON to FILE, or to standard output.
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
+    pub json: Option<String>,
+    /// Run this often (the statistics are those of the last run).
+    #[arg(long, default_value_t = 1)]
+    pub repeat: usize,
+}
+
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// Model file; not with --worker.
+    pub model: Option<PathBuf>,
+    #[command(flatten)]
+    pub compile: CompileArgs,
+    #[command(flatten)]
+    pub input: InputArgs,
+    /// Timed runs.
+    #[arg(long, default_value_t = 50)]
+    pub iterations: usize,
+    /// Seconds of warm-up.
+    #[arg(long, default_value_t = 0.3)]
+    pub warmup: f64,
+    /// JSON to FILE, or to standard output.
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
+    pub json: Option<String>,
+    /// Answer requests on standard input, one JSON object a line.
+    #[arg(long)]
+    pub worker: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ExplainArgs {
+    /// Model file.
+    pub model: PathBuf,
+    #[command(flatten)]
+    pub compile: CompileArgs,
+    #[command(flatten)]
+    pub input: InputArgs,
+    /// JSON to FILE, or to standard output.
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
+    pub json: Option<String>,
+    /// Only kernels and misses of source nodes with this name.
+    #[arg(long, value_name = "NAME")]
+    pub node: Option<String>,
+    /// Also print generated code.
+    #[arg(long)]
+    pub code: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct PlanArgs {
+    /// Model file.
+    pub model: PathBuf,
+    #[command(flatten)]
+    pub compile: CompileArgs,
+    /// Budget in bytes (as in 2GiB); exit 5 when the model does not fit.
+    #[arg(long, value_name = "BYTES")]
+    pub memory: Option<String>,
+    /// JSON to FILE, or to standard output.
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
+    pub json: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct CompareArgs {
+    /// Model file.
+    pub model: PathBuf,
+    #[command(flatten)]
+    pub compile: CompileArgs,
+    #[command(flatten)]
+    pub input: InputArgs,
+    /// Two or more devices; the first is the standard.
+    #[arg(long, value_delimiter = ',', default_value = "reference,cpu")]
+    pub devices: Vec<String>,
+    /// Compare every node's results, not only the outputs.
+    #[arg(long)]
+    pub all_nodes: bool,
+    /// Relative tolerance.
+    #[arg(long, default_value_t = 1e-3)]
+    pub rtol: f64,
+    /// Absolute tolerance.
+    #[arg(long, default_value_t = 1e-5)]
+    pub atol: f64,
+    /// JSON to FILE, or to standard output.
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
+    pub json: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct BisectArgs {
+    /// Model file.
+    pub model: PathBuf,
+    #[command(flatten)]
+    pub compile: CompileArgs,
+    #[command(flatten)]
+    pub input: InputArgs,
+    /// Device that is right.
+    #[arg(long, default_value = "reference")]
+    pub good: String,
+    /// Device that is wrong.
+    #[arg(long, default_value = "cpu")]
+    pub bad: String,
+    /// Relative tolerance.
+    #[arg(long, default_value_t = 1e-3)]
+    pub rtol: f64,
+    /// Absolute tolerance.
+    #[arg(long, default_value_t = 1e-5)]
+    pub atol: f64,
+    /// Write the reproducer (a text graph with its inputs beside it) to this file.
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// JSON to FILE, or to standard output.
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
+    pub json: Option<String>,
+}
+
+/// Tolerance of `conformance`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Profile {
+    /// The suite's own.
+    Strict,
+    /// With floors that the precision rules of GPUs call for.
+    Device,
+}
+
+#[derive(Debug, Args)]
+pub struct ConformanceArgs {
+    /// Folder with manifest.json and one folder per case.
+    #[arg(long, value_name = "DIR")]
+    pub suite: PathBuf,
+    #[command(flatten)]
+    pub compile: CompileArgs,
+    /// Result lines.
+    #[arg(long, value_name = "FILE")]
+    pub json: PathBuf,
+    /// Write computed outputs to this folder.
+    #[arg(long, value_name = "DIR")]
+    pub outputs: Option<PathBuf>,
+    /// Only cases whose name matches.
+    #[arg(long, value_name = "REGEX")]
+    pub r#match: Option<String>,
+    /// Names to leave out, one a line.
+    #[arg(long, value_name = "FILE")]
+    pub skip_file: Option<PathBuf>,
+    /// Tolerance.
+    #[arg(long, value_enum, default_value = "strict")]
+    pub profile: Profile,
+    /// Cases at a time.
+    #[arg(long, default_value_t = 1)]
+    pub jobs: usize,
+}
+
+#[derive(Debug, Args)]
+pub struct ConvertArgs {
+    /// Model file.
+    pub input: PathBuf,
+    /// .cupola, .cup or .onnx.
+    pub output: PathBuf,
+    /// Fix a symbolic dimension, as in batch=4 (repeatable).
+    #[arg(long, value_name = "NAME=N")]
+    pub set: Vec<String>,
+}

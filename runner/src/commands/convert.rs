@@ -1,0 +1,29 @@
+//! `cupola convert`: between formats, by suffix.
+
+use crate::args::ConvertArgs;
+use crate::fail::{Failure, Outcome};
+use crate::inputs::parse_set;
+use cupola::{Model, ModelOptions};
+use std::path::Path;
+
+/// Reads a model and writes it in the format of the output's suffix, complete or not at all.
+pub fn convert(args: &ConvertArgs) -> Outcome {
+    let model = Model::open_with(&args.input, ModelOptions { set: parse_set(&args.set)? })?;
+    let graph = model.graph()?;
+    let suffix = args.output.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
+    let bytes = match suffix.as_str() {
+        "cup" => cupola::to_text(&graph).into_bytes(),
+        _ => return Err(Failure::usage(format!("{}: write .cupola, .cup or .onnx", args.output.display()))),
+    };
+    write_whole(&args.output, &bytes)
+}
+
+/// Writes beside the target and renames.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> Outcome {
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".part");
+    let temporary = Path::new(&temporary);
+    let fail = |e: std::io::Error| Failure::io("cannot write", path, e);
+    std::fs::write(temporary, bytes).map_err(fail)?;
+    std::fs::rename(temporary, path).map_err(fail)
+}

@@ -1,0 +1,137 @@
+//! NumPy files: `.npy` and members of `.npz`.
+
+use crate::fail::{Failure, Outcome};
+use cupola::{DType, Tensor};
+use half::f16;
+use npyz::{NpyFile, Order, TypeChar, WriterBuilder};
+use std::io::{Read, Write};
+use std::path::Path;
+
+/// Most bytes of an uncompressed member: a header may claim anything.
+const MAX_MEMBER_SIZE: u64 = 64 << 30;
+
+/// Reads a `.npy` file.
+pub fn read(path: &Path) -> Outcome<Tensor> {
+    let file = std::fs::File::open(path).map_err(|e| Failure::io("cannot read", path, e))?;
+    let size = file.metadata().map_err(|e| Failure::io("cannot read", path, e))?.len();
+    parse(std::io::BufReader::new(file), size).map_err(|e| Failure::malformed(format!("{}: {e}", path.display())))
+}
+
+/// Reads all members of a `.npz` file, by name without `.npy`.
+pub fn read_npz(path: &Path) -> Outcome<Vec<(String, Tensor)>> {
+    let bad = |e: String| Failure::malformed(format!("{}: {e}", path.display()));
+    let file = std::fs::File::open(path).map_err(|e| Failure::io("cannot read", path, e))?;
+    let mut archive = zip::ZipArchive::new(std::io::BufReader::new(file)).map_err(|e| bad(e.to_string()))?;
+    let mut all = vec![];
+    for i in 0..archive.len() {
+        let member = archive.by_index(i).map_err(|e| bad(e.to_string()))?;
+        let name = member.name().map_err(|e| bad(e.to_string()))?.into_owned();
+        let name = name.strip_suffix(".npy").unwrap_or(&name).to_string();
+        let size = member.size().min(MAX_MEMBER_SIZE);
+        match parse(member.take(size), size) {
+            Ok(t) => all.push((name, t)),
+            // Members of other kinds (text, objects) stand beside tensors.
+            Err(e) if e.contains("dtype") => {}
+            Err(e) => return Err(bad(format!("{name}: {e}"))),
+        }
+    }
+    Ok(all)
+}
+
+fn parse(reader: impl Read, limit: u64) -> Result<Tensor, String> {
+    let npy = NpyFile::new(reader).map_err(|e| e.to_string())?;
+    let shape: Vec<usize> = npy.shape().iter().map(|d| *d as usize).collect();
+    let npyz::DType::Plain(ty) = npy.dtype() else { return Err("records have no tensor dtype".into()) };
+    let len = shape.iter().try_fold(1u64, |p, d| p.checked_mul(*d as u64)).ok_or("shape overflows")?;
+    if len.checked_mul(ty.size_field().max(1)).is_none_or(|size| size > limit) {
+        return Err(format!("shape {shape:?} claims more elements than the file holds"));
+    }
+    let fortran = npy.order() == Order::Fortran && shape.len() > 1;
+    macro_rules! load {
+        ($t:ty, $e:ty, $f:expr) => {{
+            let v: Vec<$t> = npy.into_vec().map_err(|e| e.to_string())?;
+            let v: Vec<$e> = v.into_iter().map($f).collect();
+            let v = if fortran { to_row_major(&v, &shape) } else { v };
+            Tensor::from_slice(&shape, &v)
+        }};
+    }
+    let tensor = match (ty.type_char(), ty.size_field()) {
+        (TypeChar::Float, 8) => load!(f64, f64, |x| x),
+        (TypeChar::Float, 4) => load!(f32, f32, |x| x),
+        (TypeChar::Float, 2) => load!(f16, f16, |x| x),
+        (TypeChar::Int, 8) => load!(i64, i64, |x| x),
+        (TypeChar::Int, 4) => load!(i32, i32, |x| x),
+        (TypeChar::Int, 2) => load!(i16, i16, |x| x),
+        (TypeChar::Int, 1) => load!(i8, i8, |x| x),
+        (TypeChar::Uint, 8) => load!(u64, u64, |x| x),
+        (TypeChar::Uint, 4) => load!(u32, u32, |x| x),
+        (TypeChar::Uint, 2) => load!(u16, u16, |x| x),
+        (TypeChar::Uint, 1) => load!(u8, u8, |x| x),
+        (TypeChar::Bool, _) => {
+            let bytes = load!(bool, u8, u8::from).ok_or("count does not match the shape")?;
+            Tensor::new(DType::Bool, shape.clone(), bytes.shared_bytes().unwrap_or_default())
+        }
+        (_, _) => return Err(format!("no tensor dtype for {ty}")),
+    };
+    tensor.ok_or_else(|| "count does not match the shape".into())
+}
+
+/// Column-major elements in row-major order.
+fn to_row_major<T: Copy>(v: &[T], shape: &[usize]) -> Vec<T> {
+    let mut index = vec![0usize; shape.len()];
+    let mut out = Vec::with_capacity(v.len());
+    for _ in 0..v.len() {
+        let at = index.iter().zip(shape).rev().fold(0, |at, (i, n)| at * n + i);
+        out.push(v[at]);
+        for axis in (0..shape.len()).rev() {
+            index[axis] += 1;
+            if index[axis] < shape[axis] {
+                break;
+            }
+            index[axis] = 0;
+        }
+    }
+    out
+}
+
+/// Writes a `.npy` file, complete or not at all. Types NumPy lacks are written as f32 (floats) or u8 (packed bytes).
+pub fn write(path: &Path, tensor: &Tensor) -> Outcome {
+    let temporary = path.with_extension("npy.part");
+    let fail = |e: std::io::Error| Failure::io("cannot write", path, e);
+    let mut file = std::io::BufWriter::new(std::fs::File::create(&temporary).map_err(fail)?);
+    write_to(&mut file, tensor).and_then(|()| file.flush()).map_err(fail)?;
+    drop(file);
+    std::fs::rename(&temporary, path).map_err(fail)
+}
+
+fn write_to(w: impl Write, t: &Tensor) -> std::io::Result<()> {
+    let shape: Vec<u64> = t.shape().iter().map(|d| *d as u64).collect();
+    macro_rules! save {
+        ($t:ty, $v:expr) => {{
+            let values: Vec<$t> = $v;
+            let mut writer = npyz::WriteOptions::<$t>::new().default_dtype().shape(&shape).writer(w).begin_nd()?;
+            writer.extend(values)?;
+            writer.finish()
+        }};
+    }
+    match t.dtype() {
+        DType::F64 => save!(f64, t.to_vec().unwrap_or_default()),
+        DType::F32 => save!(f32, t.to_vec().unwrap_or_default()),
+        DType::F16 => save!(f16, t.to_vec().unwrap_or_default()),
+        DType::I64 => save!(i64, t.to_vec().unwrap_or_default()),
+        DType::I32 => save!(i32, t.to_vec().unwrap_or_default()),
+        DType::I16 => save!(i16, t.to_vec().unwrap_or_default()),
+        DType::I8 => save!(i8, t.to_vec().unwrap_or_default()),
+        DType::U64 => save!(u64, t.to_vec().unwrap_or_default()),
+        DType::U32 => save!(u32, t.to_vec().unwrap_or_default()),
+        DType::U16 => save!(u16, t.to_vec().unwrap_or_default()),
+        DType::U8 => save!(u8, t.to_vec().unwrap_or_default()),
+        DType::Bool => save!(bool, t.bytes().iter().map(|b| *b != 0).collect()),
+        _ => match cupola::ir::convert::lanes(t) {
+            Some(cupola::ir::convert::Lanes::F(v)) => save!(f32, v.into_iter().map(|x| x as f32).collect()),
+            Some(cupola::ir::convert::Lanes::I(v)) => save!(i8, v.into_iter().map(|x| x as i8).collect()),
+            Some(cupola::ir::convert::Lanes::U(v)) => save!(u8, v.into_iter().map(|x| x as u8).collect()),
+            None => Err(std::io::Error::other(format!("{} has no NumPy form", t.dtype()))),
+        },
+    }
+}

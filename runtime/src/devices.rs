@@ -1,0 +1,154 @@
+//! The devices of this host. The only file that names backends.
+
+use crate::error::{Result, RuntimeError};
+use cupola_backend::Backend;
+use cupola_cpu::CpuBackend;
+use std::fmt;
+use std::str::FromStr;
+use std::sync::{Arc, Mutex};
+
+/// A device as a user names it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum DeviceSpec {
+    /// Compiled code on the CPU.
+    Cpu,
+    /// A GPU adapter by position.
+    Gpu(usize),
+    /// The reference interpreter.
+    Reference,
+    /// Chosen by measured cost.
+    Auto,
+}
+
+impl FromStr for DeviceSpec {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s {
+            "cpu" => Ok(DeviceSpec::Cpu),
+            "gpu" => Ok(DeviceSpec::Gpu(0)),
+            "reference" => Ok(DeviceSpec::Reference),
+            "auto" => Ok(DeviceSpec::Auto),
+            _ => match s.strip_prefix("gpu:").and_then(|n| n.parse().ok()) {
+                Some(n) => Ok(DeviceSpec::Gpu(n)),
+                None => Err(format!("'{s}' is no device; there are cpu, gpu, gpu:N, reference and auto")),
+            },
+        }
+    }
+}
+
+impl fmt::Display for DeviceSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            DeviceSpec::Cpu => f.write_str("cpu"),
+            DeviceSpec::Gpu(0) => f.write_str("gpu"),
+            DeviceSpec::Gpu(n) => write!(f, "gpu:{n}"),
+            DeviceSpec::Reference => f.write_str("reference"),
+            DeviceSpec::Auto => f.write_str("auto"),
+        }
+    }
+}
+
+/// Opened devices, shared by all programs of a process that are given the same host.
+#[derive(Default)]
+pub struct Host {
+    cpus: Mutex<Vec<(usize, Arc<dyn Backend>)>>,
+    gpus: Mutex<Vec<(usize, Arc<dyn Backend>)>>,
+}
+
+impl Host {
+    /// No device is opened before it is asked for.
+    pub fn new() -> Host {
+        Host::default()
+    }
+
+    /// Resolves a device and opens what it needs: the CPU first, the device itself last.
+    ///
+    /// # Errors
+    /// [`RuntimeError::NoDevice`] or a device that fails to open.
+    pub fn open(&self, spec: &DeviceSpec, threads: usize) -> Result<(DeviceSpec, Vec<Arc<dyn Backend>>)> {
+        match spec {
+            DeviceSpec::Reference => Ok((spec.clone(), vec![])),
+            DeviceSpec::Cpu => Ok((spec.clone(), vec![self.cpu(threads)?])),
+            DeviceSpec::Gpu(n) => Ok((spec.clone(), vec![self.cpu(threads)?, self.gpu(*n)?])),
+            // Until transfers and kernels are measured per graph the CPU is the safe choice: it runs everything.
+            DeviceSpec::Auto => Ok((DeviceSpec::Cpu, vec![self.cpu(threads)?])),
+        }
+    }
+
+    fn cpu(&self, threads: usize) -> Result<Arc<dyn Backend>> {
+        let mut open = self.cpus.lock().unwrap_or_else(|e| e.into_inner());
+        if let Some((_, b)) = open.iter().find(|(t, _)| *t == threads) {
+            return Ok(b.clone());
+        }
+        let backend: Arc<dyn Backend> = match CpuBackend::new(threads) {
+            Ok(b) => Arc::new(b),
+            Err(e) => return Err(RuntimeError::NoDevice { device: "cpu".into(), what: e.to_string() }),
+        };
+        open.push((threads, backend.clone()));
+        Ok(backend)
+    }
+
+    fn gpu(&self, position: usize) -> Result<Arc<dyn Backend>> {
+        let mut open = self.gpus.lock().unwrap_or_else(|e| e.into_inner());
+        if let Some((_, b)) = open.iter().find(|(p, _)| *p == position) {
+            return Ok(b.clone());
+        }
+        let backend: Arc<dyn Backend> = return Err(RuntimeError::NoDevice { device: DeviceSpec::Gpu(position).to_string(), what: "none".into() });
+        open.push((position, backend.clone()));
+        Ok(backend)
+    }
+}
+
+/// A device of this host and what is known of it.
+#[derive(Clone, Debug)]
+pub struct DeviceInfo {
+    /// How a user names it.
+    pub spec: DeviceSpec,
+    /// Product name.
+    pub name: String,
+    /// Facts in order: what, value.
+    pub facts: Vec<(String, String)>,
+}
+
+/// The CPU and every GPU adapter.
+pub fn list_devices() -> Vec<DeviceInfo> {
+    let isa = cupola_cpu::isa::Isa::detect();
+    let caches = cupola_cpu::isa::caches();
+    let cpu = DeviceInfo {
+        spec: DeviceSpec::Cpu,
+        name: cpu_name(),
+        facts: vec![
+            ("vector level".into(), format!("{isa:?}")),
+            ("physical cores".into(), cupola_cpu::isa::physical_cores().to_string()),
+            ("caches".into(), format!("{caches:?}")),
+        ],
+    };
+    let adapters = cupola_wgpu::AdapterList::enumerate();
+    let gpus = adapters.adapters().iter().map(|a| {
+        let f = a.facts();
+        let facts = vec![
+            ("kind".to_string(), f.kind.name().to_string()),
+            ("backend".into(), f.interface.name().to_string()),
+            ("vendor".into(), format!("{} ({:#06x})", f.vendor, f.vendor_id)),
+            ("driver".into(), f.driver.clone()),
+            ("largest buffer".into(), f.limits.buffer_size.to_string()),
+            ("largest binding".into(), f.limits.binding_size.to_string()),
+            ("storage buffers".into(), f.limits.storage_buffers.to_string()),
+            ("workgroup memory".into(), f.limits.workgroup_memory_size.to_string()),
+            ("workgroup threads".into(), f.limits.workgroup_threads.to_string()),
+            ("features".into(), format!("{:?}", f.features)),
+            ("refused".into(), f.refusal.clone().unwrap_or_else(|| "no".into())),
+        ];
+        DeviceInfo { spec: DeviceSpec::Gpu(f.index), name: f.name.clone(), facts }
+    });
+    std::iter::once(cpu).chain(gpus).collect()
+}
+
+/// The processor's name as the operating system knows it.
+fn cpu_name() -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let line = info.lines().find_map(|l| l.strip_prefix("model name"));
+    let name = line.map(|l| l.trim_start_matches([' ', '\t', ':']).to_string());
+    name.unwrap_or_else(|| std::env::consts::ARCH.to_string())
+}

@@ -1,0 +1,58 @@
+//! The error type of the crate.
+
+use cupola_backend::BackendError;
+use cupola_ir::IrError;
+use cupola_passes::PassError;
+use thiserror::Error;
+
+/// What can go wrong while compiling or running a program.
+#[derive(Clone, Debug, Error)]
+pub enum RuntimeError {
+    /// An input is missing, unknown, or of another type than the program takes. *User input.*
+    #[error("input '{name}': {what}")]
+    Input {
+        /// Input name.
+        name: String,
+        /// What is wrong and what is taken.
+        what: String,
+    },
+    /// Compiling failed.
+    #[error(transparent)]
+    Pass(#[from] PassError),
+    /// A graph is invalid, or a value was outside what an op allows.
+    #[error(transparent)]
+    Ir(#[from] IrError),
+    /// A device failed, refused memory, or found a fault in a launch.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    /// The device that was asked for does not exist. *User input.*
+    #[error("no device '{device}': {what}")]
+    NoDevice {
+        /// Device as asked for.
+        device: String,
+        /// What there is.
+        what: String,
+    },
+    /// Ops would run on another device than the one asked for, and that was forbidden. *Unsupported.*
+    #[error("not on {device}: {}", ops.join(", "))]
+    Fallback {
+        /// Device asked for.
+        device: String,
+        /// Source ops that would run elsewhere.
+        ops: Vec<String>,
+    },
+    /// More memory than the stated budget, known before running. *Limit.*
+    #[error("needs {need} bytes, the budget is {budget}")]
+    Memory {
+        /// Bytes needed.
+        need: u64,
+        /// Bytes allowed.
+        budget: u64,
+    },
+    /// The caller cancelled the run. State is that of the last complete run.
+    #[error("cancelled")]
+    Cancelled,
+}
+
+/// Result with [`RuntimeError`].
+pub type Result<T, E = RuntimeError> = std::result::Result<T, E>;

@@ -1,0 +1,87 @@
+//! Compiled graphs made ready to run: executables and weights on their devices.
+
+use crate::error::Result;
+use cupola_backend::{Backend, Buffer, Executable};
+use cupola_ir::kernel::Unit;
+use cupola_passes::{Compiled, DeviceId, Step, Storage};
+use rustc_hash::FxHashMap;
+use std::sync::Arc;
+
+/// Devices by [`DeviceId`].
+pub(crate) type Devices = [Arc<dyn Backend>];
+
+/// Weights already on a device, by device and address of their bytes. Equal handles are uploaded once, also across
+/// regions.
+#[derive(Default)]
+pub(crate) struct WeightCache {
+    buffers: FxHashMap<(DeviceId, usize, usize), Buffer>,
+    /// Bytes of all weights.
+    pub bytes: u64,
+}
+
+/// A compiled graph with its executables and constants; regions loaded likewise.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    /// What to do.
+    pub compiled: Compiled,
+    /// One per unit.
+    pub executables: Vec<Arc<dyn Executable>>,
+    /// Memory of constant slots.
+    pub constants: Vec<Option<Buffer>>,
+    /// Regions of control steps, by step.
+    pub bodies: FxHashMap<usize, Vec<Loaded>>,
+}
+
+impl Loaded {
+    /// Compiles all units, device by device, and uploads constants.
+    pub fn new(mut compiled: Compiled, devices: &Devices, weights: &mut WeightCache) -> Result<Loaded> {
+        let executables = compile_units(&compiled, devices)?;
+        let mut constants = vec![None; compiled.plan.slots.len()];
+        for (slot, at) in compiled.plan.slots.iter().zip(&mut constants) {
+            if let Storage::Const(tensor) = &slot.storage
+                && let Some(bytes) = tensor.shared_bytes()
+            {
+                let key = (slot.device, bytes.as_ptr() as usize, bytes.len());
+                let buffer = match weights.buffers.get(&key) {
+                    Some(b) => b.clone(),
+                    None => {
+                        weights.bytes += bytes.len() as u64;
+                        let b = devices[slot.device.0 as usize].device().constant(bytes)?;
+                        weights.buffers.insert(key, b.clone());
+                        b
+                    }
+                };
+                *at = Some(buffer);
+            }
+        }
+        let mut bodies = FxHashMap::default();
+        for (i, step) in compiled.plan.steps.iter_mut().enumerate() {
+            if let Step::Control { bodies: regions, .. } = step {
+                let regions = std::mem::take(regions);
+                let loaded = regions.into_iter().map(|r| Loaded::new(r, devices, weights)).collect::<Result<_>>()?;
+                bodies.insert(i, loaded);
+            }
+        }
+        Ok(Loaded { compiled, executables, constants, bodies })
+    }
+
+    /// Units compiled, regions included.
+    pub fn unit_count(&self) -> usize {
+        self.executables.len() + self.bodies.values().flatten().map(Loaded::unit_count).sum::<usize>()
+    }
+}
+
+fn compile_units(compiled: &Compiled, devices: &Devices) -> Result<Vec<Arc<dyn Executable>>> {
+    let mut done: Vec<Option<Arc<dyn Executable>>> = vec![None; compiled.units.len()];
+    for (d, backend) in devices.iter().enumerate() {
+        let mine: Vec<usize> = (0..done.len()).filter(|i| compiled.units[*i].device.0 as usize == d).collect();
+        let units: Vec<&Unit> = mine.iter().map(|i| &compiled.units[*i].unit).collect();
+        if units.is_empty() {
+            continue;
+        }
+        for (i, result) in mine.into_iter().zip(backend.compile(&units)) {
+            done[i] = Some(result?);
+        }
+    }
+    Ok(done.into_iter().flatten().collect())
+}

@@ -1,0 +1,69 @@
+//! Reuse of device memory between steps and runs.
+
+use crate::error::Result;
+use cupola_backend::{Buffer, Device};
+use cupola_ir::Target;
+use cupola_passes::plan::{self, Packing};
+use cupola_passes::{DeviceId, Plan};
+use std::sync::Arc;
+
+/// Free buffers of one device.
+#[derive(Debug, Default)]
+pub(crate) struct Pool {
+    free: Vec<Buffer>,
+    /// Bytes of all buffers that came from here and still live, free or not.
+    pub held: u64,
+    /// Most bytes held at once.
+    pub peak: u64,
+}
+
+/// Most free buffers kept.
+const MOST_FREE: usize = 256;
+
+impl Pool {
+    /// A buffer of at least `size` bytes: the smallest free one that is not more than twice as large, or a new one.
+    pub fn take(&mut self, device: &dyn Device, size: usize) -> Result<Buffer> {
+        let fits = |b: &Buffer| b.size() >= size && b.size() / 2 <= size.max(4096) && Arc::strong_count(b) == 1;
+        let best = (0..self.free.len()).filter(|i| fits(&self.free[*i])).min_by_key(|i| self.free[*i].size());
+        if let Some(at) = best {
+            return Ok(self.free.swap_remove(at));
+        }
+        // Pages are handed out whole, so nearly equal sizes can share.
+        let buffer = device.alloc(size.max(1).next_multiple_of(64))?;
+        self.held += buffer.size() as u64;
+        self.peak = self.peak.max(self.held);
+        Ok(buffer)
+    }
+
+    /// Takes a buffer back; it is handed out again once nobody else holds it.
+    pub fn give(&mut self, buffer: Buffer) {
+        if self.free.len() >= MOST_FREE {
+            let dropped = self.free.remove(0);
+            self.held = self.held.saturating_sub(dropped.size() as u64);
+        }
+        self.free.push(buffer);
+    }
+}
+
+/// Most packings remembered.
+const MOST_LAYOUTS: usize = 64;
+
+/// Packings of plans, by sizes: runs of a size seen before do not pack again.
+#[derive(Debug, Default)]
+pub(crate) struct Layouts(Vec<(usize, DeviceId, Vec<u64>, Arc<Packing>)>);
+
+impl Layouts {
+    /// The packing of a plan's slots on a device for these sizes.
+    pub fn packing(&mut self, plan: &Plan, device: DeviceId, sizes: Vec<u64>, target: &Target) -> Arc<Packing> {
+        let key = std::ptr::from_ref(plan) as usize;
+        if let Some((.., p)) = self.0.iter().find(|(k, d, s, _)| *k == key && *d == device && *s == sizes) {
+            return p.clone();
+        }
+        let packing = plan::pack(plan, device, &sizes, target.alignment as u64, target.max_binding);
+        if self.0.len() == MOST_LAYOUTS {
+            self.0.remove(0);
+        }
+        self.0.push((key, device, sizes, Arc::new(packing)));
+        self.0[self.0.len() - 1].3.clone()
+    }
+}
