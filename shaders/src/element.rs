@@ -139,6 +139,13 @@ impl Binding {
         }
     }
 
+    /// Declares a buffer that is only read as [`Access::ReadShared`].
+    pub fn share(&mut self) {
+        if self.access == Access::Read {
+            self.access = Access::ReadShared;
+        }
+    }
+
     /// Whether the buffer is declared as atomic words.
     fn atomic(&self) -> bool {
         let narrow = self.element.bits() < 32;
@@ -548,7 +555,7 @@ impl Element {
             Self::U32 | Self::I64 | Self::U64 => "value".to_owned(),
             Self::F16 | Self::Bf16 => format!("{}_bits(value)", self.name()),
             Self::F8E4M3Fn | Self::F8E4M3Fnuz | Self::F8E5M2 | Self::F8E5M2Fnuz | Self::F4E2M1 => {
-                format!("{}_bits(value, true)", self.name())
+                format!("{}_bits(value, false)", self.name())
             }
             Self::I16 | Self::I8 | Self::I4 | Self::I2 => {
                 format!("(bitcast<u32>(value) & {mask}u)")

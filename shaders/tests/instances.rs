@@ -4,7 +4,9 @@ use cupola_shaders::attention::{AttentionForm, AttentionShader, Mask, ValueCols}
 use cupola_shaders::check::check_wgsl;
 use cupola_shaders::convolution::{ConvolutionForm, ConvolutionShader, Direction, WeightLayout};
 use cupola_shaders::element::{Access, Binding, Element, Stores, Width};
-use cupola_shaders::matmul::{MatmulForm, MatmulShader, Orientation, SkinnyRows};
+use cupola_shaders::matmul::{
+    Accumulator, InnerAxes, MatmulForm, MatmulShader, Orientation, SkinnyRows,
+};
 use cupola_shaders::shader::{Epilogue, ParamSpace, Shader};
 use cupola_shaders::sort::{BlockSize, KeyKind, SortForm, SortShader};
 use cupola_shaders::tile::{FastAxis, Staging, Tile};
@@ -76,6 +78,15 @@ fn accessors_of_every_element() {
     }
 }
 
+/// Floats as floats; integers signed unless both are unsigned.
+fn accumulator(lhs: Element, rhs: Element) -> Accumulator {
+    match (lhs.value_type(), rhs.value_type()) {
+        ("u32", "u32") => Accumulator::U32,
+        ("f32", _) | (_, "f32") => Accumulator::F32,
+        _ => Accumulator::I32,
+    }
+}
+
 #[test]
 fn matmul() {
     let floats = [Element::F32, Element::F16, Element::Bf16];
@@ -83,6 +94,8 @@ fn matmul() {
         lhs,
         rhs,
         out,
+        accumulator: accumulator(lhs, rhs),
+        inner: InnerAxes::One,
         lhs_staging,
         rhs_staging,
         form,
@@ -111,7 +124,24 @@ fn matmul() {
                     check(&plain(lhs, rhs, lhs, lhs_staging, rhs_staging, form).shader());
                 }
             }
-            for lhs in [Element::I8, Element::I32, Element::I16] {
+            if (lhs_staging.width, rhs_staging.width) == (Width::One, Width::One) {
+                let shader = plain(
+                    Element::F16,
+                    Element::F32,
+                    Element::F32,
+                    lhs_staging,
+                    rhs_staging,
+                    form,
+                );
+                check(
+                    &MatmulShader {
+                        inner: InnerAxes::Many,
+                        ..shader
+                    }
+                    .shader(),
+                );
+            }
+            for lhs in [Element::I8, Element::U8, Element::I32, Element::I16] {
                 check(
                     &plain(
                         lhs,
@@ -239,6 +269,7 @@ fn convolution() {
                         input: out,
                         weight,
                         out,
+                        accumulator: accumulator(weight, out),
                         direction,
                         weights,
                         form,
