@@ -14,6 +14,7 @@ pub use dequant::{SizeMismatch, dequantize};
 pub(crate) use pack::{pack, unpack};
 
 use crate::dtype::{Class, DType};
+use crate::eval::scalar::Num;
 use crate::tensor::Tensor;
 use bytes::Bytes;
 use minifloat::Format;
@@ -189,18 +190,26 @@ pub fn cast(t: &Tensor, to: DType, saturate: bool) -> Result<Tensor, String> {
 }
 
 /// Lanes as lanes of another dtype's class. Floats become integers by truncation, saturated to the dtype's range
-/// (NaN is 0); integers wrap when encoded; anything nonzero is true. `None` for strings and block types.
+/// (NaN is 0) but for packed ones, which wrap; integers wrap when encoded; anything nonzero is true. `None` for strings and block types.
 pub fn convert(lanes: Lanes, to: DType) -> Option<Lanes> {
     Some(match (to.class(), lanes) {
         (Class::Bool, Lanes::F(v)) => Lanes::U(v.iter().map(|x| u64::from(*x != 0.0)).collect()),
         (Class::Bool, Lanes::I(v)) => Lanes::U(v.iter().map(|x| u64::from(*x != 0)).collect()),
         (Class::Bool, Lanes::U(v)) => Lanes::U(v.iter().map(|x| u64::from(*x != 0)).collect()),
         (Class::Signed, Lanes::F(v)) => {
-            let (lo, hi) = to.int_range()?;
+            // Packed integers wrap, as the ONNX cast to them does: they are made from bytes.
+            let (lo, hi) = if to.bits() < 8 {
+                (i128::from(i64::MIN), i128::from(i64::MAX))
+            } else {
+                to.int_range()?
+            };
             let (lo, hi) = (lo as i64, hi as i64);
             Lanes::I(v.iter().map(|x| (*x as i64).clamp(lo, hi)).collect())
         }
         (Class::Unsigned, Lanes::F(v)) => {
+            if to.bits() < 8 {
+                return Some(Lanes::U(v.iter().map(|x| (*x as i64) as u64).collect()));
+            }
             let hi = to.int_range()?.1 as u64;
             Lanes::U(v.iter().map(|x| (*x as u64).min(hi)).collect())
         }
@@ -233,6 +242,22 @@ fn from_int(x: i128, to: DType) -> f64 {
     } else {
         near.to_bits() - 1
     })
+}
+
+/// A wide number rounded (floats, without saturation) or wrapped (integers) to a dtype of its own class.
+pub(crate) fn round(x: Num, dtype: DType) -> Num {
+    let unused = 64 - dtype.bits().clamp(1, 64) as u32;
+    match x {
+        Num::F(x) => Num::F(match dtype {
+            DType::F64 => x,
+            DType::F32 => f64::from(x as f32),
+            DType::F8E8M0 => minifloat::decode_scale(minifloat::encode_scale(x, false)),
+            _ => Format::of(dtype).map_or(x, |f| f.decode(f.encode(x, false))),
+        }),
+        Num::I(x) => Num::I(x << unused >> unused),
+        Num::U(x) if dtype == DType::Bool => Num::U(u64::from(x != 0)),
+        Num::U(x) => Num::U(x << unused >> unused),
+    }
 }
 
 /// A scalar of a dtype, rounded or saturated; `None` for strings and block types.

@@ -60,6 +60,14 @@ pub(crate) fn run(work: &mut Work, context: &Context) -> Result<()> {
         places.from_dims.push(from_dims);
     }
     work.places = places;
+    for (value, what) in std::mem::take(&mut work.near) {
+        work.misses.extend(value.map(|v| Miss {
+            code: MissCode::NearPattern,
+            node: work.graph.value(v).node,
+            blocker: None,
+            hint: what,
+        }));
+    }
     Ok(())
 }
 
@@ -165,7 +173,9 @@ pub(crate) fn unsupported(
             return Some("no communication between replicas".into());
         }
         CoreOp::Map(p) => {
-            if !target.scalars.contains(&p.f) {
+            let operand = node.operands.last().map(|v| graph.dtype(*v));
+            let expanded = operand.is_some_and(|d| cupola_ir::kernel::expands(p.f, d));
+            if !target.scalars.contains(&p.f) && !expanded {
                 return Some(format!("no scalar function {}", p.f.name()));
             }
             None

@@ -37,6 +37,8 @@ struct Frame<'a> {
     loaded: &'a Loaded,
     bindings: Bindings,
     memory: Vec<Option<BufferRange>>,
+    /// Whether a slot's memory is a buffer of its own from the pool.
+    pooled: Vec<bool>,
     host: Vec<Option<Value>>,
     queues: Vec<Vec<Command>>,
     /// Packed memory, by device.
@@ -55,6 +57,7 @@ pub(crate) fn execute(
         loaded,
         bindings,
         memory: vec![None; slots],
+        pooled: vec![false; slots],
         host: vec![None; slots],
         queues: vec![vec![]; cx.devices.len()],
         blocks: vec![],
@@ -302,6 +305,7 @@ impl Frame<'_> {
             _ => {
                 let device = slot.device.0 as usize;
                 let buffer = cx.pools[device].take(cx.devices[device].device(), size)?;
+                self.pooled[at] = true;
                 BufferRange { buffer, offset: 0, size }
             }
         };
@@ -391,21 +395,16 @@ impl Frame<'_> {
     /// Returns memory of slots that no later step reads.
     fn release_after(&mut self, step: usize, cx: &mut RunCx<'_>) {
         let loaded = self.loaded;
-        for (i, slot) in loaded.compiled.plan.slots.iter().enumerate() {
-            if slot.last == step && slot.first <= step {
-                self.release(i, cx);
-            }
-        }
+        loaded.releases[step].iter().for_each(|i| self.release(*i, cx));
     }
 
     fn release(&mut self, at: usize, cx: &mut RunCx<'_>) {
         let slot = &self.loaded.compiled.plan.slots[at];
         self.host[at] = None;
-        let packed = plan::is_packed(&self.loaded.compiled.plan, SlotId(at as u32));
         if let Some(range) = self.memory[at].take()
-            && slot.storage == Storage::Planned
-            && !(packed && self.blocks.iter().any(|(_, b)| Arc::ptr_eq(b, &range.buffer)))
+            && self.pooled[at]
         {
+            self.pooled[at] = false;
             cx.pools[slot.device.0 as usize].give(range.buffer);
         }
     }

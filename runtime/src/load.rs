@@ -30,6 +30,8 @@ pub(crate) struct Loaded {
     pub constants: Vec<Option<Buffer>>,
     /// Regions of control steps, by step.
     pub bodies: FxHashMap<usize, Vec<Loaded>>,
+    /// Slots whose last reader is this step, by step.
+    pub releases: Vec<Vec<usize>>,
 }
 
 impl Loaded {
@@ -62,7 +64,15 @@ impl Loaded {
                 bodies.insert(i, loaded);
             }
         }
-        Ok(Loaded { compiled, executables, constants, bodies })
+        let mut releases = vec![vec![]; compiled.plan.steps.len()];
+        for (i, slot) in compiled.plan.slots.iter().enumerate() {
+            if let Some(list) = releases.get_mut(slot.last)
+                && slot.first <= slot.last
+            {
+                list.push(i);
+            }
+        }
+        Ok(Loaded { compiled, executables, constants, bodies, releases })
     }
 
     /// Units compiled, regions included.

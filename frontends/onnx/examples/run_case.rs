@@ -197,11 +197,16 @@ fn tensors(g: &Tensor, w: &Tensor, (rtol, atol): (f64, f64)) -> Result<(), Strin
     let count = gv.iter().zip(&wv).filter(|(a, b)| bad(**a, **b)).count();
     match gv.iter().zip(&wv).position(|(a, b)| bad(*a, *b)) {
         None => Ok(()),
-        Some(i) => Err(format!(
-            "{count} of {} differ, first at {i}: {} instead of {}",
-            gv.len(),
-            gv[i],
-            wv[i]
-        )),
+        Some(i) => {
+            let norm = |v: &mut dyn Iterator<Item = f64>| v.map(|x| x * x).sum::<f64>().sqrt();
+            let relative =
+                norm(&mut gv.iter().zip(&wv).map(|(a, b)| a - b)) / norm(&mut wv.iter().copied());
+            Err(format!(
+                "{count} of {} differ, first at {i}: {} instead of {}, L2 {relative:.1e}",
+                gv.len(),
+                gv[i],
+                wv[i]
+            ))
+        }
     }
 }

@@ -411,8 +411,9 @@ impl NodeCx<'_, '_> {
     /// Random `u32` bits. The node's `seed` attribute, where given, selects the stream of numbers.
     pub(crate) fn random_bits(&mut self, dims: &[Dim]) -> OpResult<ValueId> {
         let own = self.shared.next_stream();
-        let stream = match self.float("seed")? {
-            Some(seed) => u64::from((seed as f32).to_bits()) << 32 | own,
+        // Most operators have a float here, dropout an integer.
+        let stream = match self.attribute("seed") {
+            Some(a) => (u64::from(a.f().to_bits()) ^ a.i() as u64) << 32 | own,
             None => own,
         };
         let dims = dims.to_vec();
@@ -501,6 +502,12 @@ impl<'m> NodeCx<'_, 'm> {
     /// The type of a TypeProto, with fresh symbols for extents it leaves open; `None` when it lacks a rank.
     pub(crate) fn declared(&mut self, ty: &TypeProto, hint: &str) -> OpResult<Option<ValueType>> {
         crate::import::declared_type(self.shared, ty, hint)
+    }
+
+    /// Asks the caller for the inputs that decide a value; false when that would not help.
+    pub(crate) fn ask_for(&mut self, v: ValueId) -> bool {
+        self.facts.update(self.g, &mut self.shared.symbols);
+        self.shared.needs_value(v, self.g, self.facts)
     }
 
     /// A point in time, for [`NodeCx::seen_from_outside`].

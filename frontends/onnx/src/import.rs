@@ -431,7 +431,7 @@ impl<'m> Shared<'m> {
 
     /// Asks for the inputs that decide a value: their elements, and where sizes take part, their types; false when
     /// that would not help.
-    fn needs_value(&mut self, v: ValueId, g: &Graph, facts: &Facts) -> bool {
+    pub(crate) fn needs_value(&mut self, v: ValueId, g: &Graph, facts: &Facts) -> bool {
         let Deps::Inputs(names) = facts.deps(v) else {
             return false;
         };
@@ -442,15 +442,17 @@ impl<'m> Shared<'m> {
             if !seen.insert(v) {
                 continue;
             }
-            let node = g.def(v);
-            if let Op::Core(CoreOp::Dims(p)) = &node.op {
-                let dims = TensorType {
-                    dtype: DType::I64,
-                    dims: p.dims.clone(),
-                };
-                asked |= self.needs_shape(&dims.into());
-            }
-            open.extend(&node.operands);
+            let elems = facts.elems(v).into_iter().flat_map(|e| e.iter());
+            let dims = elems.filter_map(|e| match e {
+                Elem::Int(d) | Elem::Scaled(d, _) => Some(d.clone()),
+                Elem::Real(_) | Elem::Bool(_) | Elem::Unknown => None,
+            });
+            let sizes = TensorType {
+                dtype: DType::I64,
+                dims: dims.collect(),
+            };
+            asked |= self.needs_shape(&sizes.into());
+            open.extend(&g.def(v).operands);
         }
         asked
     }

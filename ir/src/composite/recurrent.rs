@@ -178,17 +178,44 @@ struct Roles {
 impl Recurrent {
     fn roles(&self, operands: &[ValueId]) -> Result<Roles> {
         let mut rest = operands.iter().copied();
-        let wrong = || IrError::op("composite.recurrent", "operands do not match the attributes");
-        let mut next = |there: bool| if there { rest.next().ok_or_else(wrong).map(Some) } else { Ok(None) };
+        let wrong = || {
+            IrError::op(
+                "composite.recurrent",
+                "operands do not match the attributes",
+            )
+        };
+        let mut next = |there: bool| {
+            if there {
+                rest.next().ok_or_else(wrong).map(Some)
+            } else {
+                Ok(None)
+            }
+        };
         let (x, w, r, h) = (next(true)?, next(true)?, next(true)?, next(true)?);
-        let (Some(x), Some(w), Some(r), Some(h)) = (x, w, r, h) else { return Err(wrong()) };
+        let (Some(x), Some(w), Some(r), Some(h)) = (x, w, r, h) else {
+            return Err(wrong());
+        };
         let c = next(self.cell == Cell::Lstm)?;
         let (b, lens, p) = (next(self.bias)?, next(self.lens)?, next(self.peephole)?);
-        Ok(Roles { x, w, r, h, c, b, lens, p })
+        Ok(Roles {
+            x,
+            w,
+            r,
+            h,
+            c,
+            b,
+            lens,
+            p,
+        })
     }
 
     fn activate(&self, g: &mut Graph, which: usize, x: ValueId) -> Result<ValueId> {
-        let wrong = || IrError::op("composite.recurrent", "needs one known activation per gate function");
+        let wrong = || {
+            IrError::op(
+                "composite.recurrent",
+                "needs one known activation per gate function",
+            )
+        };
         let name = self.activations.get(which).ok_or_else(wrong)?;
         let f = Activation::from_name(name).ok_or_else(wrong)?;
         let at = |v: &[f64]| v.get(which).copied().unwrap_or(0.0);
@@ -206,11 +233,23 @@ impl Recurrent {
     }
 
     /// One step: new h and c from the input product, the old h and c and the weights.
-    fn step(&self, g: &mut Graph, xw: ValueId, h: ValueId, c: Option<ValueId>, k: &Weights) -> Result<(ValueId, Option<ValueId>)> {
+    fn step(
+        &self,
+        g: &mut Graph,
+        xw: ValueId,
+        h: ValueId,
+        c: Option<ValueId>,
+        k: &Weights,
+    ) -> Result<(ValueId, Option<ValueId>)> {
         let hidden = g.dim(h, 1);
         let part = |g: &mut Graph, x: ValueId, i: usize, n: usize| {
             let axis = g.rank(x) - 1;
-            g.slice_axis(x, axis, &(Dim::from(i) * hidden.clone()), &(Dim::from(n) * hidden.clone()))
+            g.slice_axis(
+                x,
+                axis,
+                &(Dim::from(i) * hidden.clone()),
+                &(Dim::from(n) * hidden.clone()),
+            )
         };
         match self.cell {
             Cell::Rnn => {
@@ -220,7 +259,12 @@ impl Recurrent {
             }
             Cell::Gru => {
                 let rows = |g: &mut Graph, i: usize, n: usize| {
-                    g.slice_axis(k.r, 0, &(Dim::from(i) * hidden.clone()), &(Dim::from(n) * hidden.clone()))
+                    g.slice_axis(
+                        k.r,
+                        0,
+                        &(Dim::from(i) * hidden.clone()),
+                        &(Dim::from(n) * hidden.clone()),
+                    )
                 };
                 let (r_zr, r_h) = (rows(g, 0, 2)?, rows(g, 2, 1)?);
                 let zr = g.matmul_nt(h, r_zr)?;
@@ -253,12 +297,13 @@ impl Recurrent {
                 let c = c.unwrap_or_else(|| unreachable!("bug: lstm without a cell state"));
                 let hr = g.matmul_nt(h, k.r)?;
                 let all = g.binary(Scalar::Add, xw, hr)?;
-                let peep = |g: &mut Graph, gate: ValueId, i: usize, c: ValueId| -> Result<ValueId> {
-                    let Some(p) = k.p else { return Ok(gate) };
-                    let p = part(g, p, i, 1)?;
-                    let pc = g.binary(Scalar::Mul, p, c)?;
-                    g.binary(Scalar::Add, gate, pc)
-                };
+                let peep =
+                    |g: &mut Graph, gate: ValueId, i: usize, c: ValueId| -> Result<ValueId> {
+                        let Some(p) = k.p else { return Ok(gate) };
+                        let p = part(g, p, i, 1)?;
+                        let pc = g.binary(Scalar::Mul, p, c)?;
+                        g.binary(Scalar::Add, gate, pc)
+                    };
                 let i = part(g, all, 0, 1)?;
                 let i = peep(g, i, 0, c)?;
                 let i = self.gate(g, 0, i)?;
@@ -296,7 +341,10 @@ impl CompositeDef for Recurrent {
     fn decompose(&self, g: &mut Graph, operands: &[ValueId]) -> Result<Vec<ValueId>> {
         let o = self.roles(operands)?;
         if g.rank(o.x) != 3 || g.rank(o.w) != 2 || g.rank(o.r) != 2 || g.rank(o.h) != 2 {
-            return Err(IrError::op("composite.recurrent", "x has 3 axes, w, r and h0 have 2"));
+            return Err(IrError::op(
+                "composite.recurrent",
+                "x has 3 axes, w, r and h0 have 2",
+            ));
         }
         let gates = self.cell.gates();
         let hidden = g.dim(o.h, 1);
@@ -325,13 +373,26 @@ impl CompositeDef for Recurrent {
             time = g.flip(time, 0)?;
         }
         let carried: Vec<ValueId> = std::iter::once(o.h).chain(o.c).collect();
-        let captures: Vec<ValueId> = std::iter::once(o.r).chain(rb).chain(o.p).chain(o.lens).collect();
+        let captures: Vec<ValueId> = std::iter::once(o.r)
+            .chain(rb)
+            .chain(o.p)
+            .chain(o.lens)
+            .collect();
         let body = self.body(g, &carried, [xw, time], &captures, rb.is_some())?;
         let state: Vec<_> = carried.iter().map(|v| g.ty(*v).clone()).collect();
         let h = g.tensor(o.h);
-        let y = TensorType { dtype: h.dtype, dims: [&[steps], &h.dims[..]].concat() };
+        let y = TensorType {
+            dtype: h.dtype,
+            dims: [&[steps], &h.dims[..]].concat(),
+        };
         let results = state.into_iter().chain([y.into()]).collect();
-        let scan = Scan { body, carried: carried.len(), scanned: 2, results, binds: vec![] };
+        let scan = Scan {
+            body,
+            carried: carried.len(),
+            scanned: 2,
+            results,
+            binds: vec![],
+        };
         let all = [&carried[..], &[xw, time], &captures[..]].concat();
         let out = g.push(scan, &all)?;
         let mut y = out[carried.len()];
@@ -364,7 +425,11 @@ impl Recurrent {
         let mut rest = captured.into_iter();
         let mut next = |there: bool| if there { rest.next() } else { None };
         let r = next(true).unwrap_or_else(|| unreachable!("bug: recurrent weights"));
-        let weights = Weights { r, rb: next(has_rb), p: next(self.peephole) };
+        let weights = Weights {
+            r,
+            rb: next(has_rb),
+            p: next(self.peephole),
+        };
         let lens = next(self.lens);
         let (h, c) = (state[0], state.get(1).copied());
         let (mut new_h, mut new_c) = self.step(&mut b, xw, h, c, &weights)?;

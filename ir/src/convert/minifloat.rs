@@ -63,13 +63,14 @@ impl Format {
             Special::Ieee => sign | (self.max_code() + 1) | (1 << (self.mantissa_bits - 1)),
             Special::Fn => sign | (self.sign_bit() - 1),
             Special::Fnuz => self.sign_bit(),
-            Special::Finite => self.max_code(),
+            // Without a code for NaN the reference implementation gives -0.
+            Special::Finite => self.sign_bit(),
         }
     }
 
     /// The code nearest to `x`, ties to even. Out of range: the largest finite value when `saturate` (and for formats
-    /// without infinity and NaN), otherwise infinity, or NaN where there is none. NaN without a code becomes the
-    /// largest value.
+    /// without infinity and NaN), otherwise infinity, or NaN where there is none. NaN without a code becomes
+    /// -0.
     pub(super) fn encode(self, x: f64, saturate: bool) -> u32 {
         let sign = if x.is_sign_negative() {
             self.sign_bit()

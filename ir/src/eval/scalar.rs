@@ -258,13 +258,17 @@ fn apply<T: Number>(f: Scalar, operands: &[&[T]], bits: u32) -> Result<Vec<T>, S
     }
 }
 
-fn compare<T: Number>(f: Scalar, x: &[T], y: &[T]) -> Option<Vec<u64>> {
-    let test: fn(&T, &T) -> bool = match f {
+fn test<T: PartialOrd>(f: Scalar) -> Option<fn(&T, &T) -> bool> {
+    Some(match f {
         Scalar::Eq => |x, y| x == y,
         Scalar::Lt => |x, y| x < y,
         Scalar::Le => |x, y| x <= y,
         _ => return None,
-    };
+    })
+}
+
+fn compare<T: Number>(f: Scalar, x: &[T], y: &[T]) -> Option<Vec<u64>> {
+    let test = test(f)?;
     Some(
         x.iter()
             .zip(y)
@@ -323,4 +327,87 @@ pub fn eval(f: Scalar, dtype: DType, operands: &[&Lanes]) -> Result<Lanes, Strin
         Some(Lanes::U(_)) => Lanes::U(apply(f, &all!(U), bits)?),
         None => return Err(format!("{} takes operands", f.name())),
     })
+}
+
+/// One element as a wide number.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Num {
+    /// Of a float dtype.
+    F(f64),
+    /// Of a signed integer dtype.
+    I(i64),
+    /// Of an unsigned integer dtype, or bool (0 or 1).
+    U(u64),
+}
+
+impl Num {
+    /// Element `at` of lanes.
+    pub fn of(lanes: &Lanes, at: usize) -> Option<Num> {
+        match lanes {
+            Lanes::F(v) => v.get(at).copied().map(Num::F),
+            Lanes::I(v) => v.get(at).copied().map(Num::I),
+            Lanes::U(v) => v.get(at).copied().map(Num::U),
+        }
+    }
+
+    /// Whether nonzero, for bools.
+    pub fn is_true(self) -> bool {
+        match self {
+            Num::F(x) => x != 0.0,
+            Num::I(x) => x != 0,
+            Num::U(x) => x != 0,
+        }
+    }
+}
+
+fn one<T: Number>(f: Scalar, x: T, y: Option<T>, z: Option<T>, bits: u32) -> Option<T> {
+    match (y, z) {
+        (None, _) => Some(T::unary(f, bits)?(x, bits)),
+        // Integer division by zero is 0 here; graphs refuse it, kernels may compute it where nobody looks.
+        (Some(y), None) => match T::binary(f)?(x, y, bits) {
+            None => T::binary(Scalar::Sub)?(x, x, bits),
+            some => some,
+        },
+        (Some(y), Some(z)) => (f == Scalar::Fma).then(|| T::fma(x, y, z)),
+    }
+}
+
+/// A scalar function of single elements, not rounded to the dtype; integer division by zero gives 0. `None` when the
+/// function does not take them.
+pub fn eval_one(f: Scalar, dtype: DType, operands: &[Num]) -> Option<Num> {
+    let bits = if dtype == DType::Bool {
+        1
+    } else {
+        dtype.bits() as u32
+    };
+    let truth = |b: bool| Some(Num::U(u64::from(b)));
+    match (f, operands) {
+        (Scalar::Select, [c, x, y]) => return Some(if c.is_true() { *x } else { *y }),
+        (Scalar::IsNan, [Num::F(x)]) => return truth(x.is_nan()),
+        (Scalar::IsInf, [Num::F(x)]) => return truth(x.is_infinite()),
+        (Scalar::Eq | Scalar::Lt | Scalar::Le, [x, y]) => {
+            return truth(match (x, y) {
+                (Num::F(x), Num::F(y)) => test(f)?(x, y),
+                (Num::I(x), Num::I(y)) => test(f)?(x, y),
+                (Num::U(x), Num::U(y)) => test(f)?(x, y),
+                _ => return None,
+            });
+        }
+        _ => {}
+    }
+    macro_rules! kind {
+        ($v:ident, $x:expr) => {{
+            let get = |at: usize| match operands.get(at) {
+                Some(Num::$v(x)) => Some(Some(*x)),
+                Some(_) => None,
+                None => Some(None),
+            };
+            one(f, $x, get(1)?, get(2)?, bits).map(Num::$v)
+        }};
+    }
+    match *operands.first()? {
+        Num::F(x) => kind!(F, x),
+        Num::I(x) => kind!(I, x),
+        Num::U(x) => kind!(U, x),
+    }
 }

@@ -14,9 +14,16 @@
 //!
 //! Reading order: this file, `library`, `verify`, `text`, `eval`, `legalize`.
 
+mod eval;
+mod legalize;
 mod library;
+pub mod text;
+mod verify;
 
+pub use eval::run_kernel;
+pub use legalize::{error_bound, expands, legalize};
 pub use library::{Library, Unit, View};
+pub use verify::verify;
 
 use crate::dim::Dim;
 use crate::dtype::DType;

@@ -11,7 +11,7 @@ use cupola_ir::{CoreOp, DType, Dim, Graph, Op, Scalar, Sym, TensorType, ValueId,
 use super::{OpRow, op};
 use crate::context::NodeCx;
 use crate::import::Region;
-use crate::import_error::{OpError, OpResult, invalid, unsupported};
+use crate::import_error::{ImportError, OpError, OpResult, invalid, unsupported};
 use crate::proto::GraphProto;
 use crate::shape::Elem;
 use crate::symbols::Mark;
@@ -49,8 +49,8 @@ fn branch(cx: &mut NodeCx<'_, '_>) -> OpResult {
     }
     let captures = cx.captures(&[yes, no])?;
     let mark = cx.mark();
-    let then_branch = cx.region(yes, vec![], &captures)?.graph;
-    let else_branch = cx.region(no, vec![], &captures)?.graph;
+    let then_branch = guarded(cx, yes, condition, &captures)?;
+    let else_branch = guarded(cx, no, condition, &captures)?;
     let (mut results, mut binds) = (vec![], vec![]);
     for (a, b) in then_branch
         .output_types()
@@ -80,6 +80,26 @@ fn branch(cx: &mut NodeCx<'_, '_>) -> OpResult {
         binds,
     };
     Ok(cx.g.push(CoreOp::If(op), &operands)?.to_vec())
+}
+
+/// A branch of an `If` whose condition is not known. What looks malformed in it may be what the condition guards
+/// against (a squeeze of an axis that is not 1), so the inputs that decide the condition are asked for first.
+fn guarded<'m>(
+    cx: &mut NodeCx<'_, 'm>,
+    branch: &'m GraphProto,
+    condition: ValueId,
+    captures: &[(&'m str, ValueId)],
+) -> OpResult<Graph> {
+    match cx.region(branch, vec![], captures) {
+        Ok(region) => Ok(region.graph),
+        Err(OpError::Placed(e)) if matches!(*e, ImportError::Malformed { .. }) => {
+            match cx.ask_for(condition) {
+                true => Err(OpError::Poisoned),
+                false => Err(OpError::Placed(e)),
+            }
+        }
+        Err(e) => Err(e),
+    }
 }
 
 /// The type of values of either type: extents that differ become fresh symbols, which are added to `fresh`. `None`

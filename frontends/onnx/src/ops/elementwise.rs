@@ -3,6 +3,7 @@
 //! Before version 7 two operands had equal extents, or the second was aligned with the first at an `axis` when
 //! `broadcast` was set; from then on they broadcast as in NumPy.
 
+use cupola_ir::ops::{Bitcast, Cast};
 use cupola_ir::{Class, DType, Dim, Scalar, ValueId};
 
 use super::{OpRow, op};
@@ -294,7 +295,18 @@ fn convert(cx: &mut NodeCx<'_, '_>, x: ValueId, to: DType) -> OpResult<ValueId> 
         let mode = cx.text_or("round_mode", "up")?;
         return power_of_two(cx, x, saturate, &mode);
     }
-    Ok(cx.g.one(cupola_ir::ops::Cast { to, saturate }, &[x])?)
+    let mut x = x;
+    if cx.g.dtype(x).is_float() && to.is_int() && to.bits() < 8 {
+        // Packed integers keep the low bits of what is outside their range, as conversions between integers do.
+        x = cx.g.cast(x, DType::I32)?;
+    }
+    if to == DType::F4E2M1 && cx.g.dtype(x).is_float() {
+        // The type has no NaN; the standard's own conversion gives -0.
+        let nan = cx.g.unary(Scalar::IsNan, x)?;
+        let zero = cx.g.number_like(-0.0, x)?;
+        x = cx.g.select(nan, zero, x)?;
+    }
+    Ok(cx.g.one(Cast { to, saturate }, &[x])?)
 }
 
 /// Conversion to a power of two with a rounding mode: the exponent field of the f32, stepped up where the fraction
@@ -315,7 +327,7 @@ fn power_of_two(
     };
     let g = &mut *cx.g;
     let x = g.cast(x, DType::F32)?;
-    let bits = g.one(cupola_ir::ops::Bitcast { to: DType::U32 }, &[x])?;
+    let bits = g.one(Bitcast { to: DType::U32 }, &[x])?;
     let shift = g.number(23.0, DType::U32)?;
     let exponent = g.binary(Scalar::Shr, bits, shift)?;
     let low = g.number(255.0, DType::U32)?;
@@ -340,7 +352,7 @@ fn power_of_two(
     let is_nan = g.unary(Scalar::IsNan, x)?;
     let code = g.select(is_nan, nan, code)?;
     let code = g.cast(code, DType::U8)?;
-    Ok(g.one(cupola_ir::ops::Bitcast { to: DType::F8E8M0 }, &[code])?)
+    Ok(g.one(Bitcast { to: DType::F8E8M0 }, &[code])?)
 }
 
 fn bit_cast(cx: &mut NodeCx<'_, '_>) -> OpResult {
@@ -351,5 +363,5 @@ fn bit_cast(cx: &mut NodeCx<'_, '_>) -> OpResult {
     if cx.g.dtype(x) == to {
         return Ok(vec![x]);
     }
-    Ok(vec![cx.g.one(cupola_ir::ops::Bitcast { to }, &[x])?])
+    Ok(vec![cx.g.one(Bitcast { to }, &[x])?])
 }

@@ -5,14 +5,18 @@ mod activation;
 mod attention;
 pub(crate) mod control;
 mod conv;
+mod einsum;
 mod elementwise;
 mod indexed;
+mod loss;
 mod matmul;
 mod norm;
 mod pool;
 mod quantize;
+mod random;
 mod recurrent;
 mod reduce;
+mod resize;
 mod source;
 mod view;
 
@@ -68,6 +72,10 @@ pub(crate) const FAMILIES: &[&[OpRow]] = &[
     elementwise::OPS,
     indexed::OPS,
     matmul::OPS,
+    resize::OPS,
+    random::OPS,
+    loss::OPS,
+    einsum::OPS,
     norm::OPS,
     pool::OPS,
     quantize::OPS,
