@@ -74,6 +74,12 @@ pub enum Error {
     /// A safetensors file could not be read.
     #[error(transparent)]
     SafeTensors(#[from] cupola_safetensors::SafeTensorsError),
+    /// A graph could not be written as an ONNX file.
+    #[error(transparent)]
+    Export(#[from] cupola_onnx::ExportError),
+    /// A `.cupola` file could not be read.
+    #[error(transparent)]
+    Native(#[from] cupola_native::NativeError),
     /// A graph is invalid.
     #[error(transparent)]
     Graph(#[from] IrError),
@@ -95,6 +101,8 @@ impl Error {
             Error::Source(e) => e.fault().into(),
             Error::OnnxRead(e) => e.fault().into(),
             Error::Gguf(e) => e.fault().into(),
+            Error::Export(_) => Class::Unsupported,
+            Error::Native(_) => Class::Malformed,
             Error::SafeTensors(e) => e.fault().into(),
             Error::Import(e) => e.fault().into(),
             Error::Graph(e) => ir_class(e),

@@ -109,6 +109,12 @@ impl Model {
         let format = source.format();
         let source = match format {
             Format::Onnx => ModelSource::Onnx(Box::new(cupola_onnx::Model::read(&source)?)),
+            Format::CupolaText => {
+                let text = std::str::from_utf8(source.bytes());
+                let text = text.map_err(|e| Error::Format(format!("the text graph is not UTF-8: {e}")))?;
+                ModelSource::Graph(Arc::new(cupola_ir::graph::text::parse(text)?))
+            }
+            Format::CupolaBinary => ModelSource::Graph(Arc::new(cupola_native::read(source.bytes())?)),
             other => return Err(Error::Format(format!("{name}: {other} holds no graph that can be run"))),
         };
         Ok(Model { source, options, name, plain: OnceLock::new() })

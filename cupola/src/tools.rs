@@ -172,5 +172,18 @@ pub fn plan_memory(
 
 /// The text form of a graph.
 pub fn to_text(graph: &Graph) -> String {
-    cupola_ir::graph::dot(graph)
+    cupola_ir::graph::text::print(graph)
+}
+
+/// A graph as the bytes of an ONNX file.
+///
+/// # Errors
+/// The first op that has no counterpart.
+pub fn to_onnx(graph: &Graph) -> Result<Vec<u8>> {
+    Ok(cupola_onnx::encode(&cupola_onnx::export(graph, &|_| None)?))
+}
+
+/// A graph as the bytes of a `.cupola` file.
+pub fn to_binary(graph: &Graph) -> Vec<u8> {
+    cupola_native::write(graph)
 }

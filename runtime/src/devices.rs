@@ -3,6 +3,7 @@
 use crate::error::{Result, RuntimeError};
 use cupola_backend::Backend;
 use cupola_cpu::CpuBackend;
+use cupola_wgpu::{AdapterList, DeviceOptions, WgpuBackend};
 use std::fmt;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex};
@@ -94,7 +95,13 @@ impl Host {
         if let Some((_, b)) = open.iter().find(|(p, _)| *p == position) {
             return Ok(b.clone());
         }
-        let backend: Arc<dyn Backend> = return Err(RuntimeError::NoDevice { device: DeviceSpec::Gpu(position).to_string(), what: "none".into() });
+        let device = DeviceSpec::Gpu(position).to_string();
+        let adapters = AdapterList::enumerate();
+        let opened = adapters.get(position).and_then(|a| WgpuBackend::open(a, &DeviceOptions::default(), &device));
+        let backend: Arc<dyn Backend> = match opened {
+            Ok(b) => Arc::new(b),
+            Err(e) => return Err(RuntimeError::NoDevice { device, what: e.to_string() }),
+        };
         open.push((position, backend.clone()));
         Ok(backend)
     }
@@ -124,7 +131,7 @@ pub fn list_devices() -> Vec<DeviceInfo> {
             ("caches".into(), format!("{caches:?}")),
         ],
     };
-    let adapters = cupola_wgpu::AdapterList::enumerate();
+    let adapters = AdapterList::enumerate();
     let gpus = adapters.adapters().iter().map(|a| {
         let f = a.facts();
         let facts = vec![

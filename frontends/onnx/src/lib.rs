@@ -41,3 +41,8 @@ pub use sparse::SparseView;
 pub use tensor::{ElementType, MAX_RANK, TensorData, TensorFault, TensorView};
 pub use value::{Value, ValueKind, to_tensor};
 pub use wire::{WireFault, WireFaultKind};
+
+/// A model as the bytes of a file.
+pub fn encode(model: &proto::ModelProto) -> Vec<u8> {
+    prost::Message::encode_to_vec(model)
+}

@@ -13,6 +13,8 @@ pub fn convert(args: &ConvertArgs) -> Outcome {
     let suffix = args.output.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
     let bytes = match suffix.as_str() {
         "cup" => cupola::to_text(&graph).into_bytes(),
+        "cupola" => cupola::to_binary(&graph),
+        "onnx" => cupola::to_onnx(&graph)?,
         _ => return Err(Failure::usage(format!("{}: write .cupola, .cup or .onnx", args.output.display()))),
     };
     write_whole(&args.output, &bytes)
