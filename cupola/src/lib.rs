@@ -17,6 +17,11 @@
 //! # }
 //! ```
 
+/// The README's example is compiled with the documentation tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;
+
 mod check;
 mod error;
 mod model;

@@ -13,7 +13,6 @@ use cupola_ir::{Bindings, CoreOp, DType, IrError, NodeId, Op, Tensor, Value, Val
 use cupola_passes::plan;
 use cupola_passes::{DeviceId, SlotId, Step, Storage};
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// What one run shares with its regions.

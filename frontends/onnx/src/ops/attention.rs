@@ -92,6 +92,12 @@ fn attention(cx: &mut NodeCx<'_, '_>) -> OpResult {
         return invalid("query, key and value must have 3 or 4 axes");
     }
     let past = cx.optional(4).zip(cx.optional(5));
+    if past.is_some_and(|(k, v)| cx.g.rank(k) != 4 || cx.g.rank(v) != 4) {
+        return invalid("past key and value must have 4 axes");
+    }
+    if cx.optional(6).is_some_and(|n| cx.g.rank(n) != 1) {
+        return invalid("nonpad_kv_seqlen must have 1 axis");
+    }
     let past_len = past.map_or(Dim::ZERO, |(p, _)| cx.g.dim(p, 2));
     if let Some((pk, pv)) = past {
         k = cx.g.concat(&[pk, k], 2)?;
@@ -270,6 +276,9 @@ fn rotary_embedding(cx: &mut NodeCx<'_, '_>) -> OpResult {
 /// The contrib form has the positions second; a single number is the first position of every row.
 fn rotary_embedding_ms(cx: &mut NodeCx<'_, '_>) -> OpResult {
     let (x, ids, cos, sin) = (cx.input(0)?, cx.input(1)?, cx.input(2)?, cx.input(3)?);
+    if cx.g.rank(x) < 3 {
+        return invalid("the input must have 3 or 4 axes");
+    }
     let seq_axis = cx.g.rank(x) - 2;
     let (batch, seq) = (cx.g.dim(x, 0), cx.g.dim(x, seq_axis));
     let ids = if cx.g.rank(ids) == 1 {
@@ -290,6 +299,9 @@ fn rotate(
     ids: Option<ValueId>,
 ) -> OpResult {
     let flat = cx.g.rank(x) == 3;
+    if !flat && cx.g.rank(x) != 4 || cx.g.rank(cos) == 0 || cx.g.rank(sin) == 0 {
+        return invalid("the input must have 3 or 4 axes and the caches one at least");
+    }
     let original = x;
     // Work on [batch, heads, seq, d].
     let x = if flat {
@@ -452,7 +464,14 @@ fn linear_attention(cx: &mut NodeCx<'_, '_>) -> OpResult {
         scanned.push(steps(cx, decay, kv_heads)?);
     }
     if let Some(beta) = cx.optional(5) {
-        let heads = if cx.g.dim(beta, 2).is(1) { 1 } else { kv_heads };
+        if cx.g.rank(beta) != 3 {
+            return invalid("beta must have 3 axes");
+        }
+        let heads = if cx.g.dim(beta, 2).is(1) {
+            1
+        } else {
+            kv_heads
+        };
         scanned.push(steps(cx, beta, heads)?);
     }
     let (kd, vd) = (cx.g.dims(ks), cx.g.dims(vs));

@@ -1,1 +1,0 @@
-//! Cupola: cupola-benches.
