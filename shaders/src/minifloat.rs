@@ -61,7 +61,8 @@ pub(crate) fn helpers(element: Element) -> String {
         Special::Ieee => format!("sign | {}u", top_exponent | (1 << (mantissa_bits - 1))),
         Special::Ones => format!("sign | {}u", sign_bit - 1),
         Special::MinusZero => format!("{sign_bit}u"),
-        Special::Finite => format!("{largest}u"),
+        // NaN has no code and becomes -0, as in the reference.
+        Special::Finite => format!("{sign_bit}u"),
     };
     let beyond = match special {
         Special::Ieee => format!("select(sign | {top_exponent}u, sign | {largest}u, saturate)"),

@@ -178,8 +178,11 @@ struct WgpuExecutable {
     name: Arc<str>,
     work: Work,
     /// What launches with these sizes, and these buffers that are shared, run.
-    prepared: Mutex<FxHashMap<(Vec<i64>, u64), Arc<Prepared>>>,
+    prepared: Mutex<PreparedCache>,
 }
+
+/// By sizes, and the set of shared buffers.
+type PreparedCache = FxHashMap<(Vec<i64>, u64), Arc<Prepared>>;
 
 /// Sizes remembered for each executable; a loop over ever new sizes does not fill the memory.
 const MOST_PREPARED: usize = 64;

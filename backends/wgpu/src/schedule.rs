@@ -252,7 +252,7 @@ impl Sight<'_> {
         }
         // At least 32, for the reduction tree; at most what the work and the workgroup memory fill.
         let fitting = WORKGROUP_MEMORY / tree_bytes(self.kernel).max(1);
-        let most = fitting.min(THREADS).max(1);
+        let most = fitting.clamp(1, THREADS);
         let wanted = (work as u64)
             .next_power_of_two()
             .clamp(32, u64::from(THREADS)) as u32;

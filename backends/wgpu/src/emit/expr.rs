@@ -303,7 +303,7 @@ impl Writer<'_> {
             Expr::Const(_) | Expr::Accum { .. } => self.expr_name(id)?,
             Expr::Index(index, dtype) => {
                 let index = self.index_name(index);
-                self.code().from_index(dtype, &index)?
+                self.code().number_of_index(dtype, &index)?
             }
             Expr::Less(x, y) => format!("{} < {}", self.index_name(x), self.index_name(y)),
             Expr::Load {

@@ -371,7 +371,7 @@ impl Code<'_> {
     }
 
     /// An `i32` as a number of `to`.
-    pub(super) fn from_index(&mut self, to: DType, x: &str) -> Result<String, EmitError> {
+    pub(super) fn number_of_index(&mut self, to: DType, x: &str) -> Result<String, EmitError> {
         Ok(match held(to)? {
             Held::Bool => format!("({x} != 0)"),
             Held::Float => {
