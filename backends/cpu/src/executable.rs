@@ -233,6 +233,7 @@ fn launch_library(
     }
     let call = Call {
         unit,
+        sizes,
         cx: device.context(),
         operands,
         results,

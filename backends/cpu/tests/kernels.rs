@@ -639,3 +639,95 @@ fn guarded_loads_pad_with_zero() {
         }
     }
 }
+
+#[test]
+fn small_floats_and_packed_integers_round_trip() {
+    use DType::*;
+    let mut random = Random(7);
+    for dtype in [
+        I2, I4, U2, U4, F8E4M3FN, F8E4M3FNUZ, F8E5M2, F8E5M2FNUZ, F8E8M0, F4E2M1,
+    ] {
+        let up = elementwise(&[dtype], F32, |k, v| {
+            k.expr(Expr::Cast {
+                x: v[0],
+                to: F32,
+                saturate: false,
+            })
+        });
+        let down = elementwise(&[F32], dtype, |k, v| {
+            k.expr(Expr::Cast {
+                x: v[0],
+                to: dtype,
+                saturate: true,
+            })
+        });
+        let same = elementwise(&[dtype], dtype, |_, v| v[0]);
+        for backend in backends() {
+            for n in [1usize, 7, 8, 301] {
+                let size = dtype.storage_size(1, n).expect("size");
+                let codes: Vec<u8> = (0..size).map(|_| random.next() as u8).collect();
+                let t =
+                    cupola_ir::Tensor::new(dtype, vec![n], codes.clone().into()).expect("a tensor");
+                let want = cupola_ir::convert::cast(&t, F32, true).expect("a cast");
+                let mut buffers = vec![codes.clone(), vec![0; n * 4]];
+                run(&backend, &up, &[n as i64], &mut buffers).expect("runs");
+                assert_close(&buffers[1], &want, 0.0, dtype.name());
+                let mut buffers = vec![codes, vec![0; size]];
+                run(&backend, &same, &[n as i64], &mut buffers).expect("runs");
+                let copy = cupola_ir::Tensor::new(dtype, vec![n], buffers[1].clone().into())
+                    .expect("a tensor");
+                let copy = cupola_ir::convert::cast(&copy, F32, true).expect("a cast");
+                assert_close(copy.bytes(), &want, 0.0, dtype.name());
+                let x: Vec<f32> = (0..n).map(|i| (i as f32 - 60.0) * 0.37).collect();
+                let x = cupola_ir::Tensor::from_slice(&[n], &x).expect("a tensor");
+                let want = cupola_ir::convert::cast(&x, dtype, true).expect("a cast");
+                let mut buffers = vec![x.bytes().to_vec(), vec![0; size]];
+                run(&backend, &down, &[n as i64], &mut buffers).expect("runs");
+                assert_close(&buffers[1], &want, 0.0, dtype.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn random_bits_are_those_of_the_reference() {
+    let mut k = Kernel {
+        name: "random".into(),
+        ..Kernel::default()
+    };
+    let (n, seed, turn) = (size(&mut k, "n"), size(&mut k, "seed"), size(&mut k, "run"));
+    let (Extent::Size(seed), Extent::Size(turn)) = (seed, turn) else {
+        unreachable!("symbols are sizes")
+    };
+    k.axes = vec![n];
+    k.parallel = 1;
+    k.buffers = vec![buffer(DType::U32, Access::Write, n)];
+    let index = axis(&mut k, 0);
+    let value = k.expr(Expr::Random {
+        index,
+        stream: 5,
+        seed,
+        run: turn,
+    });
+    k.phases = vec![Phase::Store {
+        axes: vec![],
+        stores: vec![Store {
+            buffer: BufferId(0),
+            index,
+            value,
+            guard: None,
+            kind: StoreKind::Set,
+        }],
+    }];
+    let unit = Unit::Loops(k);
+    for backend in backends() {
+        let mut buffers = vec![vec![0; 4 * 37]];
+        run(&backend, &unit, &[37, -3, 9], &mut buffers).expect("runs");
+        for (i, got) in numbers::<u32>(&buffers[0]).into_iter().enumerate() {
+            assert_eq!(
+                got,
+                cupola_ir::eval::random::bits(-3i64 as u64, 5, 9, i as u64)
+            );
+        }
+    }
+}

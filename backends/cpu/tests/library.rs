@@ -7,9 +7,10 @@ use cupola_backend::BackendError;
 use cupola_cpu::CpuBackend;
 use cupola_cpu::isa::Isa;
 use cupola_cpu::memory::Usage;
+use cupola_ir::composite::{Conv, ConvTranspose};
 use cupola_ir::kernel::*;
 use cupola_ir::ops::{Bounds, Contract, Scatter, ScatterKind};
-use cupola_ir::{DType, Op, Scalar, Tensor};
+use cupola_ir::{CompositeOp, DType, Dim, Op, Scalar, Tensor};
 
 fn backends() -> Vec<CpuBackend> {
     Isa::available()
@@ -396,4 +397,164 @@ fn views_outside_their_buffers_are_refused() {
     let mut buffers = vec![vec![0; 24], vec![0; 44], vec![0; 32]];
     let error = run(&backend, &Unit::Library(unit), &[], &mut buffers).expect_err("too short");
     assert!(matches!(error, BackendError::Fault { .. }), "{error}");
+}
+
+/// Runs a library unit on dense operands, raw and with epilogues, against the reference.
+fn check_dense(backend: &CpuBackend, op: &Op, operands: &[Tensor], tolerance: f64) {
+    let want = reference(op, operands).remove(0);
+    let what = format!("{op:?} {operands:?} {:?}", backend.isa());
+    let mut unit = Library {
+        op: op.clone(),
+        sizes: vec![],
+        operands: operands
+            .iter()
+            .map(|t| dense(t.dtype(), t.shape()))
+            .collect(),
+        results: vec![dense(want.dtype(), want.shape())],
+        epilogue: None,
+    };
+    let inputs: Vec<Vec<u8>> = operands.iter().map(|t| t.bytes().to_vec()).collect();
+    let mut buffers = inputs.clone();
+    buffers.push(vec![0xAA; want.bytes().len()]);
+    run(backend, &Unit::Library(unit.clone()), &[], &mut buffers).expect(&what);
+    assert_close(&buffers[inputs.len()], &want, tolerance, &what);
+    let mut random = Random(9);
+    for to in [want.dtype(), DType::F16] {
+        let residual = to == want.dtype();
+        let bias = tensor(
+            &mut random,
+            want.dtype(),
+            &want.shape()[want.shape().len() - 1..],
+        );
+        let extra = tensor(&mut random, want.dtype(), want.shape());
+        let finished = apply_reference(&want, &bias, residual.then_some(&extra), to);
+        unit.epilogue = Some(Box::new(epilogue(want.shape(), want.dtype(), to, residual)));
+        unit.results[0].dtype = to;
+        let mut buffers = inputs.clone();
+        buffers.extend([vec![0xAA; finished.bytes().len()], bias.bytes().to_vec()]);
+        if residual {
+            buffers.push(extra.bytes().to_vec());
+        }
+        run(backend, &Unit::Library(unit.clone()), &[], &mut buffers).expect(&what);
+        let tolerance = if to == DType::F16 {
+            tolerance.max(2e-3)
+        } else {
+            tolerance
+        };
+        assert_close(
+            &buffers[inputs.len()],
+            &finished,
+            tolerance,
+            &format!("{what} with epilogue to {to}"),
+        );
+    }
+}
+
+#[test]
+fn convolutions() {
+    let mut random = Random(4);
+    let dims = |v: &[i64]| v.iter().map(|d| Dim::from(*d)).collect::<Vec<_>>();
+    for backend in backends() {
+        for (l, r, tolerance) in [
+            (DType::F32, DType::F32, 1e-5),
+            (DType::F64, DType::F64, 1e-12),
+            (DType::BF16, DType::BF16, 3e-2),
+            (DType::U8, DType::I8, 0.0),
+        ] {
+            // input, weights, groups, strides, dilations, low, high
+            let cases: [(&[usize], &[usize], usize, &[i64], &[i64], &[i64], &[i64]); 6] = [
+                (
+                    &[2, 3, 9, 8],
+                    &[5, 3, 3, 3],
+                    1,
+                    &[1, 1],
+                    &[1, 1],
+                    &[1, 1],
+                    &[1, 1],
+                ),
+                (
+                    &[1, 4, 11, 7],
+                    &[6, 2, 3, 2],
+                    2,
+                    &[2, 3],
+                    &[2, 1],
+                    &[0, 2],
+                    &[3, 0],
+                ),
+                (
+                    &[2, 4, 6, 6],
+                    &[4, 1, 3, 3],
+                    4,
+                    &[1, 2],
+                    &[1, 1],
+                    &[1, 1],
+                    &[1, 1],
+                ),
+                (&[2, 3, 17], &[4, 3, 5], 1, &[2], &[1], &[2], &[2]),
+                (
+                    &[1, 2, 4, 5, 6],
+                    &[3, 2, 2, 3, 2],
+                    1,
+                    &[1, 1, 2],
+                    &[1, 2, 1],
+                    &[0, 1, 1],
+                    &[1, 1, 0],
+                ),
+                (
+                    &[1, 3, 8, 8],
+                    &[2, 3, 1, 1],
+                    1,
+                    &[1, 1],
+                    &[1, 1],
+                    &[0, 0],
+                    &[0, 0],
+                ),
+            ];
+            for (x, w, groups, strides, dilations, low, high) in cases {
+                let op = Op::Composite(CompositeOp::from(Conv {
+                    strides: strides.to_vec(),
+                    dilations: dilations.to_vec(),
+                    pads_low: dims(low),
+                    pads_high: dims(high),
+                    groups,
+                }));
+                let operands = [tensor(&mut random, l, x), tensor(&mut random, r, w)];
+                check_dense(&backend, &op, &operands, tolerance);
+            }
+        }
+        for (dtype, tolerance) in [(DType::F32, 1e-5), (DType::F16, 3e-3)] {
+            let cases: [(&[usize], &[usize], usize, &[i64], &[i64], &[i64], &[i64]); 3] = [
+                (
+                    &[2, 3, 5, 4],
+                    &[3, 4, 3, 3],
+                    1,
+                    &[2, 1],
+                    &[1, 1],
+                    &[1, 0],
+                    &[10, 6],
+                ),
+                (&[1, 4, 6], &[4, 2, 2], 2, &[3], &[2], &[1], &[17]),
+                (
+                    &[1, 2, 3, 3],
+                    &[2, 3, 2, 2],
+                    1,
+                    &[2, 2],
+                    &[1, 1],
+                    &[0, 0],
+                    &[7, 6],
+                ),
+            ];
+            for (x, w, groups, strides, dilations, low, spatial) in cases {
+                let op = Op::Composite(CompositeOp::from(ConvTranspose {
+                    strides: strides.to_vec(),
+                    dilations: dilations.to_vec(),
+                    pads_low: dims(low),
+                    spatial: dims(spatial),
+                    groups,
+                }));
+                let operands = [tensor(&mut random, dtype, x), tensor(&mut random, dtype, w)];
+                check_dense(&backend, &op, &operands, tolerance);
+            }
+        }
+    }
 }

@@ -12,6 +12,7 @@ mod check;
 mod context;
 mod convert;
 mod error;
+mod export;
 mod external;
 mod function;
 mod import;
@@ -31,6 +32,7 @@ pub use convert::{
     dtype_of, element_of, tensor_from_view, value_from_file, value_to_file, view_from_tensor,
 };
 pub use error::{Place, ReadError, TypeFault};
+pub use export::{EXPORT_OPSET, ExportError, export};
 pub use external::ExternalFiles;
 pub use import::{ImportOptions, Imported, import};
 pub use import_error::{ImportError, UnsupportedOp};

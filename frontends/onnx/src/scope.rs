@@ -23,6 +23,17 @@ pub(crate) fn subgraphs(attribute: &AttributeProto) -> impl Iterator<Item = &Gra
         .chain(&attribute.graphs)
 }
 
+/// The same, to change.
+pub(crate) fn subgraphs_mut(
+    attribute: &mut AttributeProto,
+) -> impl Iterator<Item = &mut GraphProto> {
+    attribute
+        .g
+        .iter_mut()
+        .map(|graph| &mut **graph)
+        .chain(&mut attribute.graphs)
+}
+
 /// Checks the names of the main graph and of all graphs in it, and sorts their nodes.
 pub(crate) fn settle_model(graph: &mut GraphProto) -> Result<(), ReadError> {
     none_left(settle(graph)?)

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use cupola_onnx::proto::ValueInfoProto;
-use cupola_onnx::{Model, Value, ValueKind};
+use cupola_onnx::{ExportError, ImportOptions, Model, Value, ValueKind, export, import};
 use cupola_source::Source;
+use prost::Message;
 
 /// The folders of suites that the environment names (`scripts/test.sh` does).
 fn suites() -> Vec<PathBuf> {
@@ -93,6 +94,54 @@ fn models_and_values_are_read() {
         assert!(
             values > cases.len(),
             "only {values} values in {}",
+            suite.display()
+        );
+    }
+}
+
+#[test]
+fn what_is_imported_is_exported_and_imported_again() {
+    for suite in suites() {
+        let mut exported = 0;
+        for entry in std::fs::read_dir(&suite).expect("the suite") {
+            let folder = entry.unwrap().path();
+            let Ok(model) = Model::open(folder.join("model.onnx")) else {
+                continue;
+            };
+            let Ok(imported) = import(&model, &ImportOptions::default()) else {
+                continue;
+            };
+            let proto = match export(&imported.graph, &|_| None) {
+                Ok(proto) => proto,
+                Err(ExportError::Unsupported { .. }) => continue,
+                Err(error) => panic!("{}: {error}", folder.display()),
+            };
+            let source = Source::from_bytes(proto.encode_to_vec());
+            let again = Model::read(&source)
+                .map_err(|error| error.to_string())
+                .and_then(|model| {
+                    let imported = import(&model, &ImportOptions::default());
+                    imported.map_err(|error| error.to_string())
+                });
+            let again = again.unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+            let names = |graph: &cupola_ir::Graph| -> Vec<String> {
+                graph
+                    .outputs()
+                    .iter()
+                    .map(|(name, _)| name.to_string())
+                    .collect()
+            };
+            assert_eq!(
+                names(&again.graph),
+                names(&imported.graph),
+                "{}",
+                folder.display()
+            );
+            exported += 1;
+        }
+        assert!(
+            exported >= 50,
+            "only {exported} exported from {}",
             suite.display()
         );
     }

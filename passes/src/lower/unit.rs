@@ -99,6 +99,10 @@ fn library(
         results: vec![],
         epilogue: None,
     };
+    // Attributes such as paddings may be sizes of their own.
+    node.op.for_each_dim(&mut |d| {
+        unit.extent(d);
+    });
     let mut buffers = vec![];
     for v in &node.operands {
         let ty = graph.tensor(*v);

@@ -1,4 +1,4 @@
-//! Atomic additions to tensor elements.
+//! Accesses of tensor elements that machine instructions do not have: atomic additions, and elements smaller than a byte.
 #![allow(unsafe_code)]
 
 use cupola_ir::DType;
@@ -42,4 +42,64 @@ pub(super) fn add_function(dtype: DType) -> Option<*const u8> {
             .to_bits()),
         _ => return None,
     })
+}
+
+/// Elements of these bits in a byte, and the byte and shift of one of them.
+fn packed_place(index: i64, bits: u32) -> (usize, u32) {
+    let per_byte = 8 / bits as usize;
+    (
+        index as usize / per_byte,
+        (index as usize % per_byte) as u32 * bits,
+    )
+}
+
+macro_rules! packed {
+    ($($d:ident, $bits:expr, $signed:expr;)*) => {
+        /// A function `(first byte, index) -> i32` that reads an element, sign repeated; 0 for a negative index.
+        pub(super) fn load_packed(dtype: DType) -> *const u8 {
+            match dtype {
+                $(DType::$d => {
+                    extern "C" fn load(start: *const AtomicU8, index: i64) -> i32 {
+                        if index < 0 {
+                            return 0;
+                        }
+                        let (byte, shift) = packed_place(index, $bits);
+                        // SAFETY: generated code passes an index inside the buffer argument that starts here.
+                        let byte = unsafe { &*start.add(byte) }.load(Relaxed);
+                        let unused = 32 - $bits;
+                        let high = i32::from(byte >> shift) << unused;
+                        if $signed { high >> unused } else { (high as u32 >> unused) as i32 }
+                    }
+                    load as *const u8
+                })*
+                d => unreachable!("bug: {d} is not packed"),
+            }
+        }
+
+        /// A function `(first byte, index, code)` that writes an element and leaves its neighbours as they are.
+        pub(super) fn store_packed(dtype: DType) -> *const u8 {
+            match dtype {
+                $(DType::$d => {
+                    extern "C" fn store(start: *const AtomicU8, index: i64, code: u32) {
+                        let (byte, shift) = packed_place(index, $bits);
+                        let mask = ((1u32 << $bits) - 1) as u8;
+                        // SAFETY: as above; neighbours in the byte may be written by other threads meanwhile.
+                        let cell = unsafe { &*start.add(byte) };
+                        let place = |old: u8| (old & !(mask << shift)) | ((code as u8 & mask) << shift);
+                        let _ = cell.fetch_update(Relaxed, Relaxed, |old| Some(place(old)));
+                    }
+                    store as *const u8
+                })*
+                d => unreachable!("bug: {d} is not packed"),
+            }
+        }
+    };
+}
+
+packed! {
+    I2, 2, true;
+    I4, 4, true;
+    U2, 2, false;
+    U4, 4, false;
+    F4E2M1, 4, false;
 }

@@ -1,8 +1,10 @@
 //! Host functions that generated code calls: what has no instruction sequence of its own.
 
 use crate::vector::{Elem, Type};
-use cupola_ir::{DType, Scalar};
+use cupola_ir::convert::{self, Lanes};
+use cupola_ir::{DType, Scalar, Tensor};
 use half::{bf16, f16};
+use std::sync::{Mutex, OnceLock};
 
 /// A host function with scalar arguments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -15,13 +17,13 @@ pub(crate) enum Helper {
     Power { signed: bool },
     /// The f32 value of an 8-bit or 4-bit float.
     Decode(DType),
-    /// Bits (in an I32) of the 8-bit or 4-bit float nearest to an f32.
+    /// Bits (in an I32) of the 8-bit or 4-bit float nearest to an f64.
     Encode { to: DType, saturate: bool },
     /// Bits (in an I32) of the 16-bit float nearest to an f64.
     Shorten(DType),
     /// Random bits: (element index, stream, seed, run) to I32.
     Random,
-    /// A packed element: (first byte of the buffer, element index) to I32, sign repeated.
+    /// A packed element: (first byte of the buffer, element index) to I32, sign repeated; 0 for a negative index.
     LoadPacked(DType),
     /// Stores a packed element atomically: (first byte of the buffer, element index, I32).
     StorePacked(DType),
@@ -38,7 +40,7 @@ impl Helper {
             Helper::Binary(_, e) => (vec![e, e], Some(e)),
             Helper::Power { .. } => (vec![I64, I64], Some(I64)),
             Helper::Decode(_) => (vec![I32], Some(F32)),
-            Helper::Encode { .. } => (vec![F32], Some(I32)),
+            Helper::Encode { .. } => (vec![F64], Some(I32)),
             Helper::Shorten(_) => (vec![F64], Some(I32)),
             Helper::Random => (vec![I64; 4], Some(I32)),
             Helper::LoadPacked(_) => (vec![I64, I64], Some(I32)),
@@ -85,18 +87,89 @@ impl Helper {
             Helper::Shorten(_) => shorten_f16 as *const u8,
             Helper::AtomicAdd(d) => super::atomic::add_function(d)
                 .unwrap_or_else(|| unreachable!("bug: atomic addition of {d}")),
-            Helper::Decode(_)
-            | Helper::Encode { .. }
-            | Helper::Random
-            | Helper::LoadPacked(_)
-            | Helper::StorePacked(_) => unreachable!("bug: {self:?} is refused before"),
+            Helper::Decode(d) => decoder(d),
+            Helper::Encode { to, saturate } => encoder(to, saturate),
+            Helper::Random => random as *const u8,
+            Helper::LoadPacked(d) => super::atomic::load_packed(d),
+            Helper::StorePacked(d) => super::atomic::store_packed(d),
         }
     }
 }
 
+/// Values of all codes of an 8-bit or 4-bit float.
+fn values(dtype: DType) -> &'static [f32; 256] {
+    static TABLES: Mutex<Vec<(DType, &'static [f32; 256])>> = Mutex::new(Vec::new());
+    let mut tables = TABLES
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner());
+    if let Some((_, table)) = tables.iter().find(|(d, _)| *d == dtype) {
+        return table;
+    }
+    let count = 1usize << dtype.bits();
+    let codes: Vec<u8> = match dtype.bits() {
+        4 => (0..8u8).map(|i| (2 * i) | ((2 * i + 1) << 4)).collect(),
+        _ => (0..=255).collect(),
+    };
+    let all = Tensor::new(dtype, vec![count], codes.into());
+    let lanes = all.and_then(|t| convert::lanes(&t)).map(Lanes::into_f64s);
+    let lanes = lanes.unwrap_or_else(|| unreachable!("bug: no values of {dtype}"));
+    let table = Box::leak(Box::new([0f32; 256]));
+    (0..256).for_each(|code| table[code] = lanes[code % count] as f32);
+    tables.push((dtype, table));
+    table
+}
+
 /// The f32 value of an 8-bit or 4-bit float.
-pub(crate) fn decode(_dtype: DType, _code: u32) -> f32 {
-    unreachable!("bug: refused before")
+pub(crate) fn decode(dtype: DType, code: u32) -> f32 {
+    values(dtype)[(code & 0xFF) as usize]
+}
+
+/// The code of the 8-bit or 4-bit float nearest to a number.
+fn encode(dtype: DType, x: f64, saturate: bool) -> u32 {
+    let code = convert::encode(&Lanes::F(vec![x]), dtype, &[1], saturate);
+    code.and_then(|t| t.bytes().first().copied())
+        .map_or(0, u32::from)
+}
+
+macro_rules! small_floats {
+    ($($d:ident),*) => {
+        fn decoder(dtype: DType) -> *const u8 {
+            match dtype {
+                $(DType::$d => {
+                    extern "C" fn call(code: u32) -> f32 {
+                        static TABLE: OnceLock<&'static [f32; 256]> = OnceLock::new();
+                        TABLE.get_or_init(|| values(DType::$d))[(code & 0xFF) as usize]
+                    }
+                    call as *const u8
+                })*
+                d => unreachable!("bug: {d} is no small float"),
+            }
+        }
+
+        fn encoder(dtype: DType, saturate: bool) -> *const u8 {
+            match (dtype, saturate) {
+                $((DType::$d, true) => {
+                    extern "C" fn call(x: f64) -> u32 {
+                        encode(DType::$d, x, true)
+                    }
+                    call as *const u8
+                }
+                (DType::$d, false) => {
+                    extern "C" fn call(x: f64) -> u32 {
+                        encode(DType::$d, x, false)
+                    }
+                    call as *const u8
+                })*
+                (d, _) => unreachable!("bug: {d} is no small float"),
+            }
+        }
+    };
+}
+
+small_floats!(F8E4M3FN, F8E4M3FNUZ, F8E5M2, F8E5M2FNUZ, F8E8M0, F4E2M1);
+
+extern "C" fn random(element: u64, stream: u64, seed: u64, run: u64) -> u32 {
+    cupola_ir::eval::random::bits(seed, stream, run, element)
 }
 
 macro_rules! float_functions {

@@ -1,7 +1,7 @@
 //! Contractions as batches of matrix products.
 
 use super::operand::{Operand, merged};
-use super::{Call, Failure};
+use super::{Call, Failure, sum_dtype};
 use crate::library::gemm::{
     self, Bytes, BytesLeft, BytesRight, Finished, Left, Number, Output, Right, Sum, ZeroPoints,
 };
@@ -10,15 +10,6 @@ use crate::memory::Lent;
 use cupola_ir::ops::Contract;
 use cupola_ir::{DType, TensorType};
 use half::{bf16, f16};
-
-/// Accumulator type of the library's product of this operand type.
-pub(crate) fn sum_dtype(operand: DType) -> DType {
-    match operand {
-        DType::F16 | DType::BF16 => DType::F32,
-        DType::I8 | DType::U8 => DType::I32,
-        d => d,
-    }
-}
 
 /// Why there is no product of these operands.
 pub(crate) fn refusal(p: &Contract, operands: &[&TensorType]) -> Option<String> {

@@ -5,6 +5,7 @@
 #![allow(unsafe_code)]
 
 mod contract;
+mod conv;
 pub(crate) mod epilogue;
 mod operand;
 mod scatter;
@@ -14,7 +15,7 @@ use crate::error::Error;
 use crate::library::Context;
 use cupola_ir::kernel::{Kernel, Library};
 use cupola_ir::target::Claim;
-use cupola_ir::{CoreOp, Op, TensorType};
+use cupola_ir::{CompositeOp, CoreOp, DType, Dim, Op, TensorType};
 use epilogue::Epilogue;
 use operand::Operand;
 
@@ -23,14 +24,23 @@ pub(crate) fn claim(op: &Op, operands: &[&TensorType]) -> Claim {
     let refusal = match op {
         Op::Core(CoreOp::Contract(p)) => contract::refusal(p, operands),
         Op::Core(CoreOp::Scatter(p)) => scatter::refusal(p, operands),
+        Op::Composite(CompositeOp::Conv(p)) => {
+            conv::refusal(&[&p.pads_low, &p.pads_high], operands, false)
+        }
+        Op::Composite(CompositeOp::ConvTranspose(p)) => {
+            conv::refusal(&[&p.pads_low], operands, true)
+        }
         _ => Some("no library kernel".into()),
     };
     match refusal {
         Some(reason) => Claim::No { reason },
-        None => Claim::Yes {
-            strided: !matches!(op, Op::Core(CoreOp::Scatter(_))),
-            epilogue: matches!(op, Op::Core(CoreOp::Contract(_))),
-        },
+        None => {
+            let scatter = matches!(op, Op::Core(CoreOp::Scatter(_)));
+            Claim::Yes {
+                strided: !scatter,
+                epilogue: !scatter,
+            }
+        }
     }
 }
 
@@ -64,16 +74,23 @@ pub(crate) fn refusal(unit: &Library) -> Option<String> {
 /// The kernel to generate for the unit's epilogue, over the accumulator that the library kernel hands out.
 pub(crate) fn epilogue_kernel(unit: &Library) -> Option<Kernel> {
     let kernel = unit.epilogue.as_deref()?;
-    let sum = match &unit.op {
-        Op::Core(CoreOp::Contract(_)) => contract::sum_dtype(unit.operands[0].dtype),
-        _ => kernel.buffers[0].dtype,
-    };
+    let sum = sum_dtype(unit.operands[0].dtype);
     Some(epilogue::over(kernel, sum))
+}
+
+/// Type in which products of this operand type are summed and handed to epilogues.
+fn sum_dtype(operand: DType) -> DType {
+    match operand {
+        DType::F16 | DType::BF16 => DType::F32,
+        DType::I8 | DType::U8 => DType::I32,
+        d => d,
+    }
 }
 
 /// What a library call runs with.
 pub(crate) struct Call<'a> {
     pub unit: &'a Library,
+    pub sizes: &'a [i64],
     pub cx: Context<'a>,
     pub operands: Vec<Operand>,
     pub results: Vec<Operand>,
@@ -101,8 +118,18 @@ impl Call<'_> {
         match &self.unit.op {
             Op::Core(CoreOp::Contract(p)) => contract::run(self, p),
             Op::Core(CoreOp::Scatter(p)) => scatter::run(self, p),
+            Op::Composite(CompositeOp::Conv(p)) => conv::run(self, p),
+            Op::Composite(CompositeOp::ConvTranspose(p)) => conv::run_transposed(self, p),
             op => unreachable!("bug: {} was refused before", op.name()),
         }
+    }
+
+    /// The value of a dimension among the op's attributes.
+    fn dim(&self, dim: &Dim) -> Result<i64, Failure> {
+        let known = || self.unit.sizes.iter().position(|d| d == dim);
+        let value = dim.as_const().or_else(|| known().map(|at| self.sizes[at]));
+        value
+            .ok_or_else(|| Failure::Fault(format!("the size {dim} is not among those of the unit")))
     }
 }
 
@@ -124,4 +151,9 @@ pub(crate) fn bind(
         return Err(format!("result {i} is in constant memory"));
     }
     Ok((all, results))
+}
+
+/// A number that must not be negative.
+fn whole_size(value: i64) -> Result<usize, Failure> {
+    usize::try_from(value).map_err(|_| Failure::Fault(format!("{value} is negative")))
 }

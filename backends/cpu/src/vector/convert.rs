@@ -50,9 +50,8 @@ impl Lower<'_> {
             | DType::F8E5M2FNUZ
             | DType::F8E8M0
             | DType::F4E2M1 => {
-                // The value is exactly representable, so saturation does not matter.
-                let to = dtype;
-                let code = self.call(Helper::Encode { to, saturate: true }, &[x]);
+                // The value is exactly representable, infinities included.
+                let code = self.encode(x, dtype, false);
                 self.b.convert(Conv::Wrap, code, Elem::I8)
             }
             _ => x,
@@ -74,6 +73,10 @@ impl Lower<'_> {
     pub(crate) fn rounded(&mut self, x: Reg, dtype: DType) -> Reg {
         match dtype {
             DType::F32 | DType::F64 => x,
+            _ if dtype.is_float() && dtype.bits() <= 8 => {
+                let code = self.encode(x, dtype, true);
+                self.call(Helper::Decode(dtype), &[code])
+            }
             _ if dtype.is_float() => {
                 let bits = self.to_storage(x, dtype);
                 self.from_storage(bits, dtype)
@@ -203,11 +206,16 @@ impl Lower<'_> {
             }
             DType::F16 | DType::BF16 => self.rounded(x, to),
             _ => {
-                let x = self.b.convert(Conv::Float, x, Elem::F32);
-                let code = self.call(Helper::Encode { to, saturate }, &[x]);
+                let code = self.encode(x, to, saturate);
                 self.call(Helper::Decode(to), &[code])
             }
         }
+    }
+
+    /// Bits (in an I32) of the 8-bit or 4-bit float nearest to a value.
+    pub(crate) fn encode(&mut self, x: Reg, to: DType, saturate: bool) -> Reg {
+        let x = self.b.convert(Conv::Float, x, Elem::F64);
+        self.call(Helper::Encode { to, saturate }, &[x])
     }
 
     fn float_to_int(&mut self, x: Reg, to: DType) -> Reg {

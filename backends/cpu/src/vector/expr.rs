@@ -213,8 +213,8 @@ impl Lower<'_> {
         let start = self.b.op(Op::Buffer(buffer.0), Type::INDEX);
         let mut at = self.index_vector(index);
         if let Some(g) = guard {
-            let zero = self.b.index(0);
-            at = self.b.select(g, at, zero);
+            let nothing = self.b.index(-1);
+            at = self.b.select(g, at, nothing);
         }
         let lanes = self.b.lanes(at);
         let args: Box<[Reg]> = [self.b.splat(start, lanes), at].into();
@@ -227,19 +227,6 @@ impl Lower<'_> {
             self.b.fresh(op, ty)
         } else {
             self.b.careful(op, ty)
-        };
-        let code = match guard {
-            Some(g) => {
-                let zero = self.b.constant(
-                    0,
-                    Type {
-                        elem: Elem::I32,
-                        lanes: 1,
-                    },
-                );
-                self.b.select(g, code, zero)
-            }
-            None => code,
         };
         if dtype.is_float() {
             self.call(Helper::Decode(dtype), &[code])
@@ -314,13 +301,7 @@ impl Lower<'_> {
 
     fn store_packed(&mut self, s: &Store, value: Reg, dtype: DType) {
         let code = match dtype.class() {
-            Class::Float => self.call(
-                Helper::Encode {
-                    to: dtype,
-                    saturate: true,
-                },
-                &[value],
-            ),
+            Class::Float => self.encode(value, dtype, false),
             _ => self.b.convert(Conv::ZExt, value, Elem::I32),
         };
         let at = self.index_vector(s.index);

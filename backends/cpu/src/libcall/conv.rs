@@ -1,0 +1,273 @@
+//! Convolutions and their adjoints.
+
+use super::operand::Operand;
+use super::{Call, Failure, whole_size};
+use crate::library::conv::{
+    ConvBytes, ConvOutput, Convolve, Weights, convolve, convolve_bytes, convolve_transposed,
+};
+use crate::library::gemm::{Finished, Sum, ZeroPoints};
+use crate::library::window::{Taps, Window};
+use crate::library::{Element, View, ViewMut, gemm};
+use crate::memory::Lent;
+use cupola_ir::composite::{Conv, ConvTranspose};
+use cupola_ir::{DType, Dim, TensorType};
+use half::{bf16, f16};
+
+/// Why there is no convolution of these operands.
+pub(crate) fn refusal(
+    pads: &[&Vec<Dim>],
+    operands: &[&TensorType],
+    transposed: bool,
+) -> Option<String> {
+    let [x, w] = operands else {
+        return Some("takes two operands".into());
+    };
+    let spatial = x.rank().checked_sub(2)?;
+    if spatial > 3 {
+        return Some(format!("{spatial} spatial axes"));
+    }
+    let bytes = |d: DType| matches!(d, DType::I8 | DType::U8);
+    let floats = matches!(x.dtype, DType::F32 | DType::F64 | DType::F16 | DType::BF16);
+    let both = floats && x.dtype == w.dtype || !transposed && bytes(x.dtype) && bytes(w.dtype);
+    if !both {
+        return Some(format!("no convolution of {} by {}", x.dtype, w.dtype));
+    }
+    let negative = |d: &Dim| d.as_const().is_some_and(|c| c < 0);
+    if transposed && pads.iter().any(|p| p.iter().any(negative)) {
+        return Some("negative padding".into());
+    }
+    None
+}
+
+/// Extents and strides with spatial axes brought to three.
+fn five(x: &Operand) -> ([usize; 5], [usize; 5]) {
+    let (mut dims, mut strides) = ([1; 5], [0; 5]);
+    let lead = 5 - x.dims.len();
+    for (a, (d, s)) in x.dims.iter().zip(&x.strides).enumerate() {
+        let to = if a < 2 { a } else { a + lead };
+        dims[to] = *d;
+        strides[to] = *s as usize;
+    }
+    // Absent axes of one element count as dense.
+    for a in 2..2 + lead {
+        strides[a] = dims[a + 1..].iter().product();
+    }
+    (dims, strides)
+}
+
+fn view<T: Element>(x: &Operand) -> View<'_, T, 5> {
+    let (dims, strides) = five(x);
+    // SAFETY: the operand was checked to lie inside its buffer when it was bound; strides are not negative.
+    unsafe { View::from_raw(x.start.cast(), dims, strides) }
+}
+
+/// The operand itself, or a dense copy when its strides are negative or (`dense`) not those of a dense one.
+fn usable<'a>(
+    call: &Call<'a>,
+    x: &Operand,
+    from: usize,
+) -> Result<(Operand, Option<Lent<'a>>), Failure> {
+    let mut step = 1;
+    let mut is_dense = true;
+    for a in (from..x.dims.len()).rev() {
+        is_dense &= x.dims[a] <= 1 || x.strides[a] == step;
+        step *= x.dims[a] as isize;
+    }
+    if is_dense && !x.has_negative_stride() {
+        return Ok((x.clone(), None));
+    }
+    let (copy, lent) = x.dense(&call.cx, 0)?;
+    Ok((copy, Some(lent)))
+}
+
+/// Runs a convolution.
+pub(crate) fn run(call: &Call, p: &Conv) -> Result<(), Failure> {
+    let x = &call.operands[0];
+    let mut taps = vec![];
+    for a in 0..x.dims.len() - 2 {
+        let pad = |pads: &[Dim]| whole_size(call.dim(&pads[a])?);
+        taps.push(Taps {
+            kernel: call.operands[1].dims[2 + a],
+            stride: whole_size(p.strides[a])?,
+            dilation: whole_size(p.dilations[a])?,
+            pads: [pad(&p.pads_low)?, pad(&p.pads_high)?],
+        });
+    }
+    let (x, _x_copy) = usable(call, x, usize::MAX)?;
+    let (w, _w_copy) = usable(call, &call.operands[1], 0)?;
+    let window = window(&x.dims[2..], &taps)?;
+    match x.dtype {
+        DType::F32 => floats::<f32>(call, &window, p.groups, &x, &w, DType::F32),
+        DType::F64 => floats::<f64>(call, &window, p.groups, &x, &w, DType::F64),
+        DType::F16 => floats::<f16>(call, &window, p.groups, &x, &w, DType::F32),
+        DType::BF16 => floats::<bf16>(call, &window, p.groups, &x, &w, DType::F32),
+        _ => bytes(call, &window, p.groups, &x, &w),
+    }
+}
+
+fn window(input: &[usize], taps: &[Taps]) -> Result<Window, Failure> {
+    if input.is_empty() {
+        return Ok(Window::new(&[1], &[Taps::ONE])?);
+    }
+    Ok(Window::new(input, taps)?)
+}
+
+/// Where raw results go: the final result, or scratch memory when the epilogue writes the final one in another form.
+struct Raw<'a> {
+    start: *mut u8,
+    _lent: Option<Lent<'a>>,
+}
+
+impl<'a> Raw<'a> {
+    fn new(call: &Call<'a>, sum: DType) -> Result<Raw<'a>, Failure> {
+        let result = &call.results[0];
+        let elsewhere =
+            matches!(&call.epilogue, Some(e) if result.dtype != sum || e.reads_result());
+        if !elsewhere {
+            return Ok(Raw {
+                start: result.start,
+                _lent: None,
+            });
+        }
+        let size = result.len().saturating_mul(sum.size()).max(1);
+        let lent = call.cx.scratch.take::<u8>(size)?;
+        Ok(Raw {
+            start: lent.as_ptr(),
+            _lent: Some(lent),
+        })
+    }
+}
+
+/// Runs the epilogue on a part of a result `[batch, channels, spatial..]`.
+fn finish<C>(call: &super::Epilogue, dims: [usize; 5], part: &Finished<C>) {
+    let elements = dims[2] * dims[3] * dims[4];
+    call.finish(part, |row| {
+        (part.batch * dims[1] + part.row + row) * elements + part.col
+    });
+}
+
+fn floats<T: Convolve>(
+    call: &Call,
+    window: &Window,
+    groups: usize,
+    x: &Operand,
+    w: &Operand,
+    sum: DType,
+) -> Result<(), Failure> {
+    with_output::<T>(call, sum, |output, epilogue| {
+        let weights = Weights::View(view::<T>(w));
+        convolve(
+            &call.cx,
+            window,
+            groups,
+            view::<T>(x),
+            weights,
+            output,
+            epilogue,
+        )
+    })
+}
+
+/// Calls `run` with the output and the epilogue of a float convolution.
+fn with_output<T: Convolve>(
+    call: &Call,
+    sum: DType,
+    run: impl FnOnce(ConvOutput<'_, T>, Option<gemm::Epilogue<'_, Sum<T>>>) -> crate::Result<()>,
+) -> Result<(), Failure> {
+    let raw = Raw::new(call, sum)?;
+    let (dims, strides) = five(&call.results[0]);
+    // SAFETY: the result (or scratch memory of its length) is dense and this call has it alone.
+    let output = unsafe {
+        if call.epilogue.is_none() && call.results[0].dtype != sum {
+            ConvOutput::Narrow(ViewMut::from_raw(raw.start.cast(), dims, strides))
+        } else {
+            ConvOutput::Store(ViewMut::from_raw(raw.start.cast(), dims, strides))
+        }
+    };
+    let code = call.epilogue.as_ref();
+    let finish = |part: Finished<Sum<T>>| {
+        if let Some(code) = code {
+            finish(code, dims, &part);
+        }
+    };
+    let epilogue: Option<gemm::Epilogue<'_, Sum<T>>> = match code {
+        Some(_) => Some(&finish),
+        None => None,
+    };
+    Ok(run(output, epilogue)?)
+}
+
+fn bytes(
+    call: &Call,
+    window: &Window,
+    groups: usize,
+    x: &Operand,
+    w: &Operand,
+) -> Result<(), Failure> {
+    let raw = Raw::new(call, DType::I32)?;
+    let (dims, strides) = five(&call.results[0]);
+    let operands = ConvBytes {
+        input: view::<u8>(x),
+        input_signed: x.dtype == DType::I8,
+        input_zero: 0,
+        weights: view::<u8>(w),
+        weights_signed: w.dtype == DType::I8,
+        weights_zero: ZeroPoints::One(0),
+    };
+    // SAFETY: the result (or scratch memory of its length) is dense and this call has it alone.
+    let output = unsafe { ViewMut::from_raw(raw.start.cast(), dims, strides) };
+    let code = call.epilogue.as_ref();
+    let finish = |part: Finished<i32>| {
+        if let Some(code) = code {
+            finish(code, dims, &part);
+        }
+    };
+    let epilogue: Option<gemm::Epilogue<'_, i32>> = match code {
+        Some(_) => Some(&finish),
+        None => None,
+    };
+    Ok(convolve_bytes(
+        &call.cx, window, groups, &operands, output, epilogue,
+    )?)
+}
+
+/// Runs a transposed convolution.
+pub(crate) fn run_transposed(call: &Call, p: &ConvTranspose) -> Result<(), Failure> {
+    let x = &call.operands[0];
+    let result = &call.results[0].dims[2..];
+    let mut taps = vec![];
+    for a in 0..x.dims.len() - 2 {
+        let (stride, dilation) = (whole_size(p.strides[a])?, whole_size(p.dilations[a])?);
+        let kernel = call.operands[1].dims[2 + a];
+        let low = whole_size(call.dim(&p.pads_low[a])?)?;
+        // What the contributions reach beyond the result is padding.
+        let reach = x.dims[2 + a].saturating_sub(1).saturating_mul(stride);
+        let reach = reach
+            .saturating_add(kernel.saturating_sub(1).saturating_mul(dilation))
+            .saturating_add(1);
+        let high = reach.saturating_sub(result[a].saturating_add(low));
+        taps.push(Taps {
+            kernel,
+            stride,
+            dilation,
+            pads: [low, high],
+        });
+    }
+    let (x, _x_copy) = usable(call, x, 2)?;
+    let (w, _w_copy) = usable(call, &call.operands[1], 0)?;
+    let window = window(result, &taps)?;
+    macro_rules! run {
+        ($t:ty, $sum:expr) => {
+            with_output::<$t>(call, $sum, |output, epilogue| {
+                let (x, w) = (view::<$t>(&x), view::<$t>(&w));
+                convolve_transposed(&call.cx, &window, p.groups, x, w, output, epilogue)
+            })
+        };
+    }
+    match x.dtype {
+        DType::F64 => run!(f64, DType::F64),
+        DType::F16 => run!(f16, DType::F32),
+        DType::BF16 => run!(bf16, DType::F32),
+        _ => run!(f32, DType::F32),
+    }
+}
