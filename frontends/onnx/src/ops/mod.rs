@@ -17,6 +17,7 @@ mod random;
 mod recurrent;
 mod reduce;
 mod resize;
+mod signal;
 mod source;
 mod view;
 
@@ -81,6 +82,7 @@ pub(crate) const FAMILIES: &[&[OpRow]] = &[
     quantize::OPS,
     recurrent::OPS,
     reduce::OPS,
+    signal::OPS,
     source::OPS,
     view::OPS,
 ];
