@@ -242,7 +242,7 @@ fn inverse_of_half(cx: &mut NodeCx<'_, '_>, x: &Signal, n: &Dim) -> OpResult<Val
     let middle = g.binary(Scalar::Eq, twice, points)?;
     let single = g.binary(Scalar::Or, first, middle)?;
     let weight = g.select(single, one, two)?;
-    let mut part = |cx: &mut NodeCx<'_, '_>, v: ValueId, wave: ValueId| -> OpResult<ValueId> {
+    let part = |cx: &mut NodeCx<'_, '_>, v: ValueId, wave: ValueId| -> OpResult<ValueId> {
         let v = fit(cx, v, &bins)?;
         let v = cx.g.binary(Scalar::Mul, v, weight)?;
         Ok(cx.g.matmul(v, wave)?)
