@@ -268,11 +268,8 @@ impl NodeCx<'_, '_> {
 
     /// A tensor known at import, of any size and type.
     pub(crate) fn known(&mut self, v: ValueId) -> Option<Tensor> {
-        if let Some(t) = self.g.as_const(v) {
-            return Some(t.clone());
-        }
-        let elems = self.elems(v)?;
-        shape::tensor_of(&elems, self.g.ty(v).as_tensor()?)
+        self.facts.update(self.g, &mut self.shared.symbols);
+        self.facts.constant(self.g, v)
     }
 
     /// A tensor that must be known at import.

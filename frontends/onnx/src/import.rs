@@ -31,7 +31,7 @@ use crate::proto::{
     TypeProto, ValueInfoProto, type_proto,
 };
 use crate::read::Model;
-use crate::shape::{self, Deps, Elem, Facts};
+use crate::shape::{Deps, Elem, Facts};
 use crate::symbols::{Source, Symbols};
 
 /// A tensor that an operator makes may claim this many bytes at most: far above what any machine has.
@@ -609,33 +609,31 @@ impl<'m> Shared<'m> {
 
 /// Replaces a result whose elements are known by a constant, or by `dims` for sizes.
 fn settle(g: &mut Graph, facts: &Facts, v: ValueId) -> ValueId {
-    let Some(elems) = facts.elems(v) else {
-        return v;
-    };
     if matches!(
         g.op_of(v),
         Op::Core(CoreOp::Const(_) | CoreOp::Dims(_) | CoreOp::Input(_) | CoreOp::BindDim(_))
     ) {
         return v;
     }
+    if let Some(t) = facts.constant(g, v) {
+        return g.constant(t).unwrap_or(v);
+    }
     let ty = g.tensor(v);
-    let made = match shape::tensor_of(elems, &ty) {
-        Some(t) => g.constant(t),
-        None if ty.dtype == DType::I64 && ty.rank() <= 1 => {
-            let dims: Option<Vec<Dim>> = elems
-                .iter()
-                .map(|e| match e {
-                    Elem::Int(d) => Some(d.clone()),
-                    _ => None,
-                })
-                .collect();
-            let Some(dims) = dims else { return v };
-            let d = g.one(Dims { dims }, &[]);
-            d.and_then(|d| g.reshape(d, &ty.dims))
-        }
-        None => return v,
+    let Some(elems) = facts
+        .elems(v)
+        .filter(|_| ty.dtype == DType::I64 && ty.rank() <= 1)
+    else {
+        return v;
     };
-    made.unwrap_or(v)
+    let dims = elems.iter().map(|e| match e {
+        Elem::Int(d) => Some(d.clone()),
+        Elem::Real(_) | Elem::Scaled(..) | Elem::Bool(_) | Elem::Unknown => None,
+    });
+    let Some(dims) = dims.collect::<Option<Vec<Dim>>>() else {
+        return v;
+    };
+    let sizes = g.one(Dims { dims }, &[]);
+    sizes.and_then(|d| g.reshape(d, &ty.dims)).unwrap_or(v)
 }
 
 fn stored_names(proto: &GraphProto) -> FxHashSet<&str> {

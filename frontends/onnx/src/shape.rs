@@ -9,8 +9,9 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use cupola_ir::ops::{CoreOp, Op, ReduceKind};
-use cupola_ir::tensor::Tensor;
+use cupola_ir::eval::{Env, eval_op};
+use cupola_ir::ops::{CoreOp, Op, OpClass, ReduceKind};
+use cupola_ir::tensor::{Tensor, Value};
 use cupola_ir::{
     DType, Dim, Graph, Node, NodeId, Scalar, Sym, SymRange, TensorType, ValueId, convert,
 };
@@ -20,6 +21,9 @@ use crate::symbols::{Source, Symbols};
 
 /// Tensors with more elements are not followed: no shape, and few lookup tables of one, are as long.
 const MAX_ELEMS: usize = 512;
+
+/// Ops on constants with at most this many elements are run at import.
+const MAX_FOLDED: i64 = 4096;
 
 /// A value that depends on more inputs than this is not worth a variant of its own.
 const MAX_DEPENDENCIES: usize = 8;
@@ -83,6 +87,8 @@ impl Deps {
 #[derive(Debug, Default)]
 pub(crate) struct Facts {
     elems: FxHashMap<ValueId, Rc<[Elem]>>,
+    /// Results that the interpreter computed from constants.
+    folded: FxHashMap<ValueId, Tensor>,
     deps: Vec<Deps>,
     seen: usize,
 }
@@ -114,22 +120,70 @@ impl Facts {
     }
 
     fn evaluate(&mut self, g: &Graph, node: &Node, ranges: &Ranges) {
-        let [result] = node.results[..] else {
-            return;
+        if let [result] = node.results[..]
+            && let Some(ty) = g.ty(result).as_tensor()
+            && small(ty).is_some()
+        {
+            let get = |v: ValueId| self.elems.get(&v).cloned();
+            if let Some(elems) = eval_node(g, node, ty, &get, ranges) {
+                let complete = !elems.contains(&Elem::Unknown);
+                if elems.iter().any(|e| *e != Elem::Unknown) {
+                    self.elems.insert(result, elems.into());
+                }
+                if complete {
+                    return;
+                }
+            }
+        }
+        self.fold(g, node);
+    }
+
+    /// Runs an op on small constants. A run that fails is left to run time, which says why.
+    fn fold(&mut self, g: &Graph, node: &Node) {
+        let host = node.op.class() == OpClass::Host;
+        let skipped = matches!(
+            node.op.class(),
+            OpClass::Leaf | OpClass::Control | OpClass::Effect
+        );
+        let bounded = |v: &ValueId| {
+            let len = g.ty(*v).as_tensor().map(|t| t.len().as_const());
+            match len {
+                Some(Some(n)) => n <= MAX_FOLDED,
+                // Host ops decide extents by data, and give no more than a few times what they take.
+                Some(None) => host,
+                None => false,
+            }
         };
-        let Some(ty) = g.ty(result).as_tensor() else {
-            return;
-        };
-        if small(ty).is_none() {
+        if skipped || !node.operands.iter().chain(&node.results).all(bounded) {
             return;
         }
-        let get = |v: ValueId| self.elems.get(&v).cloned();
-        let Some(elems) = eval_node(g, node, ty, &get, ranges) else {
+        let operands = node
+            .operands
+            .iter()
+            .map(|v| self.constant(g, *v).map(Value::Tensor));
+        let Some(operands) = operands.collect::<Option<Vec<Value>>>() else {
             return;
         };
-        if elems.iter().any(|e| *e != Elem::Unknown) {
-            self.elems.insert(result, elems.into());
+        let operands: Vec<&Value> = operands.iter().collect();
+        let types: Vec<_> = node.results.iter().map(|v| g.ty(*v).clone()).collect();
+        let Ok(values) = eval_op(&node.op, &operands, &types, &mut Env::default()) else {
+            return;
+        };
+        for (v, value) in node.results.iter().zip(values) {
+            let Value::Tensor(t) = value else { continue };
+            if let Some(elems) = elems_of(&t) {
+                self.elems.insert(*v, elems.into());
+            }
+            self.folded.insert(*v, t);
         }
+    }
+
+    /// The tensor that a value always is, when that is known.
+    pub(crate) fn constant(&self, g: &Graph, v: ValueId) -> Option<Tensor> {
+        if let Some(t) = g.as_const(v).or_else(|| self.folded.get(&v)) {
+            return Some(t.clone());
+        }
+        tensor_of(self.elems.get(&v)?, g.ty(v).as_tensor()?)
     }
 
     /// Elements of a small tensor in row-major order; `None` when nothing is known of any.

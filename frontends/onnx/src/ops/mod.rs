@@ -19,6 +19,7 @@ mod reduce;
 mod resize;
 mod select;
 mod sequence;
+mod signal;
 mod source;
 mod string;
 mod view;
@@ -83,6 +84,7 @@ pub(crate) const FAMILIES: &[&[OpRow]] = &[
     random::OPS,
     recurrent::OPS,
     reduce::OPS,
+    signal::OPS,
     resize::OPS,
     select::OPS,
     sequence::OPS,
