@@ -19,6 +19,7 @@ mod reduce;
 mod resize;
 mod select;
 mod sequence;
+mod signal;
 mod source;
 mod string;
 mod view;
@@ -86,6 +87,7 @@ pub(crate) const FAMILIES: &[&[OpRow]] = &[
     resize::OPS,
     select::OPS,
     sequence::OPS,
+    signal::OPS,
     source::OPS,
     string::OPS,
     view::OPS,
