@@ -6,7 +6,7 @@ use crate::dim::Dim;
 use crate::dtype::DType;
 use crate::error::{IrError, Result};
 use crate::graph::{Graph, ValueId};
-use crate::ops::Scan;
+use crate::ops::{ReduceKind, Scan};
 use crate::scalar::Scalar;
 use crate::tensor_type::TensorType;
 
@@ -160,6 +160,9 @@ payload! {
         lens: bool,
         /// Whether `p` is given.
         peephole: bool,
+        /// Lstm: `w` and `r` are integers, and `w_scale, w_zero, r_scale, r_zero`, each `[gates * hidden]`, follow.
+        /// The input and each step's `h` are rounded to u8 over their range before the product.
+        quantized: bool,
     }
 }
 
@@ -173,6 +176,8 @@ struct Roles {
     b: Option<ValueId>,
     lens: Option<ValueId>,
     p: Option<ValueId>,
+    w_scale: Option<[ValueId; 2]>,
+    r_scale: Option<[ValueId; 2]>,
 }
 
 impl Recurrent {
@@ -197,6 +202,15 @@ impl Recurrent {
         };
         let c = next(self.cell == Cell::Lstm)?;
         let (b, lens, p) = (next(self.bias)?, next(self.lens)?, next(self.peephole)?);
+        let mut pair = || {
+            Ok(next(self.quantized)?
+                .zip(next(self.quantized)?)
+                .map(|(s, z)| [s, z]))
+        };
+        let (w_scale, r_scale) = (pair()?, pair()?);
+        if self.quantized && self.cell != Cell::Lstm {
+            return Err(wrong());
+        }
         Ok(Roles {
             x,
             w,
@@ -206,6 +220,8 @@ impl Recurrent {
             b,
             lens,
             p,
+            w_scale,
+            r_scale,
         })
     }
 
@@ -295,7 +311,10 @@ impl Recurrent {
             }
             Cell::Lstm => {
                 let c = c.unwrap_or_else(|| unreachable!("bug: lstm without a cell state"));
-                let hr = g.matmul_nt(h, k.r)?;
+                let hr = match k.r_scale {
+                    Some(scale) => rounded_product(g, h, k.r, scale)?,
+                    None => g.matmul_nt(h, k.r)?,
+                };
                 let all = g.binary(Scalar::Add, xw, hr)?;
                 let peep =
                     |g: &mut Graph, gate: ValueId, i: usize, c: ValueId| -> Result<ValueId> {
@@ -335,6 +354,46 @@ struct Weights {
     r: ValueId,
     rb: Option<ValueId>,
     p: Option<ValueId>,
+    r_scale: Option<ValueId>,
+}
+
+/// Integer weights minus their zero points, one per row.
+fn centred(g: &mut Graph, w: ValueId, zero: ValueId) -> Result<ValueId> {
+    let (w, zero) = (g.cast(w, DType::I32)?, g.cast(zero, DType::I32)?);
+    let zero = g.unsqueeze(zero, &[1])?;
+    g.binary(Scalar::Sub, w, zero)
+}
+
+/// `x w^T` with x rounded to u8 over its whole range: exact products in i32, scaled back by row of `w`.
+fn rounded_product(g: &mut Graph, x: ValueId, w: ValueId, scale: ValueId) -> Result<ValueId> {
+    let axes: Vec<usize> = (0..g.rank(x)).collect();
+    let zero = g.number_like(0.0, x)?;
+    let top = g.number_like(255.0, x)?;
+    let max = g.reduce(ReduceKind::Max, x, &axes)?;
+    let max = g.binary(Scalar::Max, max, zero)?;
+    let min = g.reduce(ReduceKind::Min, x, &axes)?;
+    let min = g.binary(Scalar::Min, min, zero)?;
+    let range = g.binary(Scalar::Sub, max, min)?;
+    let step = g.binary(Scalar::Div, range, top)?;
+    // All zeros: any step but 0 will do.
+    let flat = g.binary(Scalar::Eq, step, zero)?;
+    let one = g.number_like(1.0, x)?;
+    let step = g.select(flat, one, step)?;
+    let shift = g.binary(Scalar::Div, min, step)?;
+    let shift = g.unary(Scalar::Neg, shift)?;
+    let shift = g.unary(Scalar::Round, shift)?;
+    let q = g.binary(Scalar::Div, x, step)?;
+    let q = g.unary(Scalar::Round, q)?;
+    let q = g.binary(Scalar::Add, q, shift)?;
+    let q = g.binary(Scalar::Max, q, zero)?;
+    let q = g.binary(Scalar::Min, q, top)?;
+    let q = g.binary(Scalar::Sub, q, shift)?;
+    let q = g.cast(q, DType::I32)?;
+    let y = g.matmul_nt(q, w)?;
+    let y = g.cast_like(y, x)?;
+    let scale = g.cast_like(scale, x)?;
+    let scale = g.binary(Scalar::Mul, scale, step)?;
+    g.binary(Scalar::Mul, y, scale)
 }
 
 impl CompositeDef for Recurrent {
@@ -349,7 +408,17 @@ impl CompositeDef for Recurrent {
         let gates = self.cell.gates();
         let hidden = g.dim(o.h, 1);
         let steps = g.dim(o.x, 0);
-        let mut xw = g.matmul_nt(o.x, o.w)?;
+        let mut xw = match o.w_scale {
+            Some([scale, zero]) => {
+                let w = centred(g, o.w, zero)?;
+                rounded_product(g, o.x, w, scale)?
+            }
+            None => g.matmul_nt(o.x, o.w)?,
+        };
+        let r = match o.r_scale {
+            Some([_, zero]) => centred(g, o.r, zero)?,
+            None => o.r,
+        };
         let mut rb = None;
         if let Some(b) = o.b {
             let n = Dim::from(gates) * hidden.clone();
@@ -373,10 +442,11 @@ impl CompositeDef for Recurrent {
             time = g.flip(time, 0)?;
         }
         let carried: Vec<ValueId> = std::iter::once(o.h).chain(o.c).collect();
-        let captures: Vec<ValueId> = std::iter::once(o.r)
+        let captures: Vec<ValueId> = std::iter::once(r)
             .chain(rb)
             .chain(o.p)
             .chain(o.lens)
+            .chain(o.r_scale.map(|[scale, _]| scale))
             .collect();
         let body = self.body(g, &carried, [xw, time], &captures, rb.is_some())?;
         let state: Vec<_> = carried.iter().map(|v| g.ty(*v).clone()).collect();
@@ -425,12 +495,9 @@ impl Recurrent {
         let mut rest = captured.into_iter();
         let mut next = |there: bool| if there { rest.next() } else { None };
         let r = next(true).unwrap_or_else(|| unreachable!("bug: recurrent weights"));
-        let weights = Weights {
-            r,
-            rb: next(has_rb),
-            p: next(self.peephole),
-        };
-        let lens = next(self.lens);
+        let (rb, p, lens) = (next(has_rb), next(self.peephole), next(self.lens));
+        let r_scale = next(self.quantized);
+        let weights = Weights { r, rb, p, r_scale };
         let (h, c) = (state[0], state.get(1).copied());
         let (mut new_h, mut new_c) = self.step(&mut b, xw, h, c, &weights)?;
         let mut y = new_h;

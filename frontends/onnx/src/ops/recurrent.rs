@@ -3,7 +3,7 @@
 use cupola_ir::composite::{Activation, Cell, Recurrent};
 use cupola_ir::{DType, Dim, Op, ValueId};
 
-use super::{OpRow, op};
+use super::{OpRow, op, op_in};
 use crate::context::NodeCx;
 use crate::import_error::{OpResult, invalid};
 
@@ -11,6 +11,7 @@ pub(super) const OPS: &[OpRow] = &[
     op("RNN", 1, |cx| layer(cx, Cell::Rnn)),
     op("GRU", 1, |cx| layer(cx, Cell::Gru)),
     op("LSTM", 1, |cx| layer(cx, Cell::Lstm)),
+    op_in("com.microsoft", "DynamicQuantizeLSTM", 1, quantized_lstm),
 ];
 
 /// The activation of an ONNX name with its default parameters.
@@ -94,6 +95,28 @@ fn activations(
     Ok(all)
 }
 
+/// Weights `[directions, input, 4 * hidden]` as integers, with scales and zero points as operands 8 to 11.
+fn quantized_lstm(cx: &mut NodeCx<'_, '_>) -> OpResult {
+    for i in 1..3 {
+        let w = cx.input(i)?;
+        if cx.g.rank(w) != 3 || !cx.g.dtype(w).is_int() {
+            return cx.bad_type(w);
+        }
+        cx.inputs[i] = Some(cx.g.permute(w, &[0, 2, 1])?);
+    }
+    layer(cx, Cell::Lstm)
+}
+
+/// A scale or zero point of one direction, one per row of the weights.
+fn per_row(cx: &mut NodeCx<'_, '_>, operand: usize, at: &Dim, rows: &Dim) -> OpResult<ValueId> {
+    let v = cx.input(operand)?;
+    if !(1..=2).contains(&cx.g.rank(v)) {
+        return cx.bad_type(v);
+    }
+    let v = cx.g.pick(v, 0, at)?;
+    Ok(cx.g.broadcast_to(v, std::slice::from_ref(rows))?)
+}
+
 /// Operands: X, W, R, B, sequence_lens, initial_h, and for LSTM initial_c, P. Results: Y, Y_h, Y_c.
 fn layer(cx: &mut NodeCx<'_, '_>, cell: Cell) -> OpResult {
     let (mut x, w, r) = (cx.input(0)?, cx.input(1)?, cx.input(2)?);
@@ -148,6 +171,13 @@ fn layer(cx: &mut NodeCx<'_, '_>, cell: Cell) -> OpResult {
         if let Some(p) = peephole {
             operands.push(cx.g.pick(p, 0, &at)?);
         }
+        let quantized = cx.g.dtype(w).is_int();
+        if quantized {
+            let rows = cx.g.dim(w, 0);
+            for i in 8..12 {
+                operands.push(per_row(cx, i, &at, &rows)?);
+            }
+        }
         let n = cell.activations();
         let own = &functions[d * n..(d + 1) * n];
         let composite = Recurrent {
@@ -162,6 +192,7 @@ fn layer(cx: &mut NodeCx<'_, '_>, cell: Cell) -> OpResult {
             bias: bias.is_some(),
             lens: lens.is_some(),
             peephole: peephole.is_some(),
+            quantized,
         };
         outs.push(
             cx.g.push(Op::Composite(composite.into()), &operands)?
