@@ -1,7 +1,7 @@
-//! An ONNX model from any bytes: read, and everything in it looked at.
+//! An ONNX model from any bytes: read, everything in it looked at, imported, exported.
 #![no_main]
 
-use cupola_onnx::Model;
+use cupola_onnx::{ImportOptions, Model, export, import};
 use cupola_source::Source;
 use libfuzzer_sys::fuzz_target;
 
@@ -18,6 +18,13 @@ fuzz_target!(|bytes: &[u8]| {
             }
             for node in &model.graph().node {
                 model.function(node);
+            }
+            match import(&model, &ImportOptions::default()) {
+                Ok(imported) => drop(export(&imported.graph, &|_| None)),
+                Err(error) => {
+                    let text = error.to_string();
+                    assert!(text.len() <= 490 && !text.chars().any(char::is_control), "{text:?}");
+                }
             }
         }
         Err(error) => {

@@ -61,8 +61,24 @@ macro_rules! field {
         }
     )* };
 }
-field!(bool, Bool; i64, Int; String, Str; Vec<i64>, Ints; Vec<String>, Strs; Sym, Sym; DType, DType; Tensor, Tensor;
-    ValueType, Type; Vec<ValueType>, Types);
+field!(bool, Bool; i64, Int; String, Str; Vec<i64>, Ints; Sym, Sym; DType, DType; Tensor, Tensor; ValueType, Type);
+
+/// Lists that read an empty list of integers as an empty one of their own: text does not tell them apart.
+macro_rules! list_field {
+    ($($t:ty, $v:ident);* $(;)?) => { $(
+        impl AttrField for Vec<$t> {
+            fn to_attr(&self) -> Attr { Attr::$v(self.clone()) }
+            fn from_attr(attr: Attr) -> Option<Self> {
+                match attr {
+                    Attr::$v(v) => Some(v),
+                    Attr::Ints(v) if v.is_empty() => Some(vec![]),
+                    _ => None,
+                }
+            }
+        }
+    )* };
+}
+list_field!(String, Strs; ValueType, Types);
 
 impl AttrField for f64 {
     fn to_attr(&self) -> Attr {

@@ -234,7 +234,9 @@ impl Dim {
         if let (Some(a), Some(b)) = (self.as_const(), by.as_const())
             && b != 0
         {
-            return Dim::Const(a.div_euclid(b) - i64::from(b < 0 && a.rem_euclid(b) != 0));
+            let (a, b) = (i128::from(a), i128::from(b));
+            let q = a.div_euclid(b) - i128::from(b < 0 && a.rem_euclid(b) != 0);
+            return Dim::Const(i64::try_from(q).unwrap_or(i64::MAX));
         }
         if self == by || self.is(0) {
             // A zero extent divided by itself never decides a size: every use multiplies it with the same extent.
@@ -276,7 +278,7 @@ impl Dim {
             let Some(t) = terms.last() else {
                 return Some(quotient);
             };
-            if t.coef % lead.coef != 0 {
+            if t.coef.checked_rem(lead.coef) != Some(0) {
                 return None;
             }
             let mut factors = t.factors.clone();

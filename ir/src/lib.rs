@@ -13,6 +13,7 @@ pub mod error;
 pub mod eval;
 pub mod graph;
 pub mod kernel;
+mod lexer;
 pub mod ops;
 pub mod scalar;
 pub mod target;

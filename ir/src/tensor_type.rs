@@ -93,11 +93,12 @@ impl ValueType {
         }
     }
 
-    /// Calls `visit` for every dimension.
+    /// Calls `visit` for every dimension that a value binds or must have; those of a sequence's elements are not.
     pub fn for_each_dim(&self, visit: &mut dyn FnMut(&Dim)) {
         match self {
             ValueType::Tensor(t) => t.dims.iter().for_each(visit),
-            ValueType::Sequence(t) | ValueType::Optional(t) => t.for_each_dim(visit),
+            ValueType::Sequence(_) => {}
+            ValueType::Optional(t) => t.for_each_dim(visit),
         }
     }
 

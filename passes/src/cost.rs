@@ -44,7 +44,8 @@ fn contracted(graph: &Graph, node: &Node, p: &Contract) -> Dim {
 
 fn expanded_flops(graph: &Graph, node: &Node, op: &CompositeOp) -> Dim {
     let types: Vec<_> = node.operands.iter().map(|v| graph.ty(*v)).collect();
-    op.expand(&types).map_or(Dim::ZERO, |(g, _)| graph_cost(&g).0)
+    op.expand(&types)
+        .map_or(Dim::ZERO, |(g, _)| graph_cost(&g).0)
 }
 
 /// Scalar operations of a graph (regions once), and bytes of its inputs, constants and outputs.
@@ -56,8 +57,15 @@ pub fn graph_cost(graph: &Graph) -> (Dim, Dim) {
         for region in node.op.regions() {
             flops = flops + graph_cost(region).0;
         }
-        if matches!(&node.op, Op::Core(CoreOp::Input(_) | CoreOp::Const(_) | CoreOp::Param(_))) {
-            bytes = bytes + node.results.first().map_or(Dim::ZERO, |v| value_size(graph, *v));
+        if matches!(
+            &node.op,
+            Op::Core(CoreOp::Input(_) | CoreOp::Const(_) | CoreOp::Param(_))
+        ) {
+            bytes = bytes
+                + node
+                    .results
+                    .first()
+                    .map_or(Dim::ZERO, |v| value_size(graph, *v));
         }
     }
     for (_, v) in graph.outputs() {
@@ -90,7 +98,12 @@ pub fn kernel_cost(compiled: &Compiled, unit: usize) -> (Dim, Dim) {
         Step::Launch { unit: u, buffers } if *u == unit => Some(buffers),
         _ => None,
     });
-    let slots = launch.into_iter().flatten().map(|s| &compiled.plan.slots[s.0 as usize].ty);
-    let bytes = slots.fold(Dim::ZERO, |sum, t| sum + t.as_tensor().map_or(Dim::ZERO, type_size));
+    let slots = launch
+        .into_iter()
+        .flatten()
+        .map(|s| &compiled.plan.slots[s.0 as usize].ty);
+    let bytes = slots.fold(Dim::ZERO, |sum, t| {
+        sum + t.as_tensor().map_or(Dim::ZERO, type_size)
+    });
     (flops, bytes)
 }

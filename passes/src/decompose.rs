@@ -2,12 +2,12 @@
 //!
 //! Rule: an op that stays is one that the device claims for exactly these operands.
 
+use crate::edit::Edits;
 use crate::region::inline;
 use crate::{Context, PassError, Result, Work};
 use cupola_ir::ops::CoreOp;
 use cupola_ir::target::Claim;
 use cupola_ir::{Graph, IrError, NodeId, Op, TensorType, ValueId};
-use rustc_hash::FxHashMap;
 
 /// Most rounds of composites inside composites.
 const MAX_ROUNDS: usize = 16;
@@ -19,20 +19,18 @@ pub(crate) fn run(work: &mut Work, context: &Context) -> Result<()> {
     };
     for _ in 0..MAX_ROUNDS {
         let nodes: Vec<NodeId> = work.graph.nodes().map(|(id, _)| id).collect();
-        let mut replaced = FxHashMap::default();
+        let mut edits = Edits::default();
         for id in nodes {
-            // A node that was replaced in this round keeps its place until the end of it.
             if let Some(results) = expand(&mut work.graph, id, context).map_err(error)? {
                 let old = work.graph.node(id).results.clone();
-                replaced.extend(old.into_iter().zip(results).filter(|(a, b)| a != b));
+                for (a, b) in old.into_iter().zip(results) {
+                    edits.replace(a, b);
+                }
             }
         }
-        work.graph.set_origin(None);
-        if replaced.is_empty() {
+        if !edits.apply(work).map_err(error)? {
             return Ok(());
         }
-        work.graph.replace_all(&replaced);
-        work.graph.compact().map_err(error)?;
     }
     Err(PassError::Limit(format!(
         "composites nested deeper than {MAX_ROUNDS}"

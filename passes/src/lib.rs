@@ -5,11 +5,13 @@
 
 pub mod cost;
 mod decompose;
+mod edit;
 mod error;
 mod fuse;
 mod lower;
 mod place;
 pub mod plan;
+mod raise;
 mod region;
 mod simplify;
 
@@ -19,7 +21,7 @@ pub use lower::{RUN, SEED};
 pub use plan::{Compiled, DeviceId, Miss, MissCode, PlacedUnit, Plan, Slot, SlotId, Step, Storage};
 
 use cupola_ir::target::Target;
-use cupola_ir::{Graph, Sym};
+use cupola_ir::{Graph, Sym, ValueId};
 use rustc_hash::FxHashSet;
 use std::fmt;
 use std::sync::Arc;
@@ -79,6 +81,8 @@ pub(crate) struct Work {
     units: Vec<lower::LoweredUnit>,
     plan: Plan,
     misses: Vec<Miss>,
+    /// Values that end something close to a known composite, and what differs.
+    near: Vec<(Option<ValueId>, String)>,
 }
 
 type Pass = fn(&mut Work, &Context) -> Result<()>;
@@ -86,6 +90,7 @@ type Pass = fn(&mut Work, &Context) -> Result<()>;
 /// The passes in order.
 const PIPELINE: &[(&str, Pass)] = &[
     ("simplify", simplify::run),
+    ("raise", raise::run),
     ("decompose", decompose::run),
     ("clean", simplify::run),
     ("place", place::run),

@@ -60,6 +60,14 @@ pub(crate) fn run(work: &mut Work, context: &Context) -> Result<()> {
         places.from_dims.push(from_dims);
     }
     work.places = places;
+    for (value, what) in std::mem::take(&mut work.near) {
+        work.misses.extend(value.map(|v| Miss {
+            code: MissCode::NearPattern,
+            node: work.graph.value(v).node,
+            blocker: None,
+            hint: what,
+        }));
+    }
     Ok(())
 }
 

@@ -44,13 +44,13 @@ pub fn gather(
         let given = spec.split_once('=').filter(|(n, _)| types.iter().any(|(name, _)| name == n));
         let (name, what) = match (given, types) {
             (Some((name, what)), _) => (name, what),
+            (None, _) if Path::new(spec).extension().is_some_and(|e| e == "npz") => {
+                all.extend(npz_inputs(Path::new(spec), types)?);
+                continue;
+            }
             (None, [(only, _)]) if !spec.contains('=') => (only.as_str(), spec.as_str()),
             (None, _) => {
                 let name = spec.split_once('=').map_or(spec.as_str(), |(n, _)| n);
-                if Path::new(spec).extension().is_some_and(|e| e == "npz") {
-                    all.extend(npz_inputs(Path::new(spec), types)?);
-                    continue;
-                }
                 let names: Vec<&str> = types.iter().map(|(n, _)| n.as_str()).collect();
                 return Err(Failure::usage(format!("no input '{name}'; there are {}", names.join(", "))));
             }
@@ -222,20 +222,20 @@ fn image_input(path: &Path, name: &str, ty: &ValueType, set: &BTreeMap<String, i
         (_, true) => vec![1, height, width, channels],
     };
     let lanes = match t.dtype {
-        d if d.is_float() => Lanes::F(values.into_iter().map(|v| f64::from(v / 255.0)).collect()),
-        d if d.class() == cupola::ir::Class::Signed => Lanes::I(values.into_iter().map(|v| v.round() as i64).collect()),
-        _ => Lanes::U(values.into_iter().map(|v| v.round() as u64).collect()),
+        d if d.is_float() => Lanes::F(values.into_iter().map(|v| f64::from(v)).collect()),
+        d if d.class() == cupola::ir::Class::Signed => Lanes::I(values.into_iter().map(|v| (v * 255.0).round() as i64).collect()),
+        _ => Lanes::U(values.into_iter().map(|v| (v * 255.0).round() as u64).collect()),
     };
     convert::tensor(&lanes, t.dtype, &shape).ok_or_else(|| bad(format!("a picture does not fit {ty}")))
 }
 
-/// The picture scaled to fit `width` by `height`, channels innermost, 0..255.
+/// The picture scaled to fit `width` by `height`, channels innermost, 0..1.
 fn fit(picture: &image::DynamicImage, channels: usize, width: u32, height: u32) -> Vec<f32> {
     // Transparent pixels count as white, as most viewers show them.
     let rgba = picture.to_rgba8();
     let flat = |p: &image::Rgba<u8>, c: usize| {
         let a = f32::from(p[3]) / 255.0;
-        f32::from(p[c]) * a + 255.0 * (1.0 - a)
+        f32::from(p[c]) / 255.0 * a + 1.0 - a
     };
     let rgb = image::Rgb32FImage::from_fn(rgba.width(), rgba.height(), |x, y| {
         let p = rgba.get_pixel(x, y);
@@ -264,7 +264,7 @@ fn fit(picture: &image::DynamicImage, channels: usize, width: u32, height: u32) 
             match channels {
                 1 => out.push(0.299 * p[0] + 0.587 * p[1] + 0.114 * p[2]),
                 3 => out.extend(p),
-                _ => out.extend([p[0], p[1], p[2], 255.0]),
+                _ => out.extend([p[0], p[1], p[2], 1.0]),
             }
         }
     }

@@ -50,12 +50,25 @@ fn start_logs(verbose: u8) {
 /// Runs a command on a thread whose stack holds deeply nested models; a panic becomes a failure.
 fn on_large_stack(command: impl FnOnce() -> fail::Outcome + Send + 'static) -> fail::Outcome {
     const STACK_SIZE: usize = 256 << 20;
-    if std::env::var_os("RUST_BACKTRACE").is_none() {
-        std::panic::set_hook(Box::new(|_| {}));
-    }
+    let usual = std::panic::take_hook();
+    let backtrace = std::env::var_os("RUST_BACKTRACE").is_some_and(|v| v != "0");
+    std::panic::set_hook(Box::new(move |info| {
+        if backtrace && !is_closed_pipe(&commands::panic_text(info.payload())) {
+            usual(info);
+        }
+    }));
     let bug = |what: &str| fail::Failure { status: 1, code: "bug", message: format!("{what}; please report it") };
     match std::thread::Builder::new().stack_size(STACK_SIZE).spawn(command) {
         Err(e) => Err(bug(&format!("no thread: {e}"))),
-        Ok(thread) => thread.join().unwrap_or_else(|panic| Err(bug(&commands::panic_text(&*panic)))),
+        Ok(thread) => thread.join().unwrap_or_else(|panic| match commands::panic_text(&*panic) {
+            // The reader (head, a pager) has seen enough.
+            text if is_closed_pipe(&text) => Ok(()),
+            text => Err(bug(&text)),
+        }),
     }
+}
+
+/// Whether a panic is that of printing to a pipe that nobody reads any more.
+fn is_closed_pipe(panic: &str) -> bool {
+    panic.contains("failed printing to stdout")
 }

@@ -84,6 +84,11 @@ pub struct Env {
     depth: usize,
 }
 
+/// Tensors of equal extents but for one axis, joined along it; at least one.
+pub(crate) fn join(parts: &[&Tensor], axis: usize) -> Result<Tensor, String> {
+    view::concat(&crate::ops::Concat { axis }, parts)
+}
+
 /// Runs a graph: values of its outputs for values of its inputs, both in order.
 ///
 /// # Errors

@@ -75,6 +75,9 @@ pub fn eval_op(
 /// The op with every dimension among its attributes evaluated.
 fn concrete<'a>(op: &'a Op, env: &Env) -> Result<Cow<'a, Op>> {
     use CoreOp::*;
+    if let Op::Host(_) = op {
+        return Ok(Cow::Borrowed(op));
+    }
     if let Op::Core(
         Input(_) | Param(_) | Const(_) | Map(_) | Cast(_) | Bitcast(_) | Permute(_) | Concat(_)
         | Reduce(_) | ArgReduce(_) | Contract(_) | Gather(_) | Scatter(_) | Sort(_) | If(_)

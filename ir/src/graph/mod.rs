@@ -411,11 +411,12 @@ impl Graph {
     }
 
     /// Drops nodes that no output, state or effect needs and restores the order of definition before use. Ids change;
-    /// inputs stay. Symbols' binders are kept while the symbol is used.
+    /// inputs stay. Symbols' binders are kept while the symbol is used. Gives the new id of every old value that is
+    /// left.
     ///
     /// # Errors
     /// [`IrError::Invalid`] when values depend on each other in a cycle.
-    pub fn compact(&mut self) -> Result<()> {
+    pub fn compact(&mut self) -> Result<Vec<Option<ValueId>>> {
         let keep = order::live_in_order(self)?;
         let mut old_nodes: Vec<Option<Node>> = std::mem::take(&mut self.nodes)
             .into_iter()
@@ -443,7 +444,8 @@ impl Graph {
         self.outputs
             .iter_mut()
             .for_each(|(_, v)| *v = map[v.index()]);
-        Ok(())
+        let left = |v: ValueId| (v.0 != u32::MAX).then_some(v);
+        Ok(map.into_iter().map(left).collect())
     }
 
     /// Assembles a graph from parts, for readers; nothing is checked (see [`verify`]).

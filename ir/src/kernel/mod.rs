@@ -17,6 +17,7 @@
 mod eval;
 mod legalize;
 mod library;
+pub mod text;
 mod verify;
 
 pub use eval::run_kernel;

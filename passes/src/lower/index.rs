@@ -48,7 +48,17 @@ pub fn view_of(graph: &Graph, value: ValueId, stored: &[bool]) -> Strided {
             offset: linear.constant,
         })
     };
-    let mut best = strides_of(value, &coords, &space);
+    // The dense strides of the value itself are products of extents, whatever expressions those are.
+    let own = graph.dims(value);
+    let dense = (0..own.len()).map(|axis| match own[axis].is(1) {
+        true => Dim::ZERO,
+        false => Dim::product(&own[axis + 1..]),
+    });
+    let mut best = Strided {
+        base: value,
+        strides: dense.collect(),
+        offset: Dim::ZERO,
+    };
     let mut at = value;
     while !stored[at.index()]
         && let Op::Core(
@@ -63,11 +73,11 @@ pub fn view_of(graph: &Graph, value: ValueId, stored: &[bool]) -> Strided {
         coords = through_view(graph, at, x, &coords, &mut space);
         at = x;
         match strides_of(x, &coords, &space) {
-            Some(view) => best = Some(view),
+            Some(view) => best = view,
             None => break,
         }
     }
-    best.unwrap_or_else(|| unreachable!("bug: {value} is no view of itself"))
+    best
 }
 
 /// Coordinates of `x` for those of `value`, a view of it.

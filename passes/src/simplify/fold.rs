@@ -98,3 +98,45 @@ pub(super) fn constant(graph: &Graph, value: ValueId) -> Option<Tensor> {
         _ => None,
     }
 }
+
+/// The value of an elementwise node on constants, whatever its size: for rewrites that replace a weight by another of
+/// the same size.
+pub(crate) fn constant_of(graph: &Graph, value: ValueId) -> Option<Tensor> {
+    let node = graph.def(value);
+    if node.op.class() != OpClass::Elementwise {
+        return None;
+    }
+    let mut operands = vec![];
+    for v in &node.operands {
+        operands.push(Value::Tensor(wide_constant(graph, *v)?));
+    }
+    let refs: Vec<&Value> = operands.iter().collect();
+    let types = [graph.ty(value).clone()];
+    match eval_op(&node.op, &refs, &types, &mut Env::default())
+        .ok()?
+        .pop()?
+    {
+        Value::Tensor(t) => Some(t),
+        Value::Sequence(_) | Value::Optional(_) => None,
+    }
+}
+
+/// A constant through views of any size.
+fn wide_constant(graph: &Graph, value: ValueId) -> Option<Tensor> {
+    let node = graph.def(value);
+    match &node.op {
+        Op::Core(CoreOp::Const(c)) => Some(c.value.clone()),
+        Op::Core(CoreOp::Broadcast(_) | CoreOp::Reshape(_)) => {
+            let x = Value::Tensor(wide_constant(graph, node.operands[0])?);
+            let types = [graph.ty(value).clone()];
+            match eval_op(&node.op, &[&x], &types, &mut Env::default())
+                .ok()?
+                .pop()?
+            {
+                Value::Tensor(t) => Some(t),
+                Value::Sequence(_) | Value::Optional(_) => None,
+            }
+        }
+        _ => None,
+    }
+}

@@ -13,10 +13,12 @@ mod dims;
 mod fold;
 mod shape;
 
-use crate::region::{Symbols, substitute};
+pub(crate) use fold::constant_of;
+
+use crate::edit::Edits;
+use crate::region::Symbols;
 use crate::{Context, PassError, Result, Work};
 use cupola_ir::{Graph, IrError, NodeId, ValueId};
-use rustc_hash::FxHashMap;
 
 /// Most rounds; each one makes the graph smaller or simpler, so few are needed.
 const MAX_ROUNDS: usize = 32;
@@ -56,63 +58,37 @@ const RULES: &[(&str, Rule)] = &[
 ];
 
 pub(crate) fn run(work: &mut Work, _: &Context) -> Result<()> {
-    simplify(&mut work.graph).map_err(|error| PassError::Graph {
-        pass: "simplify",
-        error,
-    })
-}
-
-/// Applies all rules until none applies.
-pub(crate) fn simplify(graph: &mut Graph) -> Result<(), IrError> {
     for _ in 0..MAX_ROUNDS {
-        if !round(graph)? {
+        let changed = round(work).map_err(|error| PassError::Graph {
+            pass: "simplify",
+            error,
+        })?;
+        if !changed {
             break;
         }
     }
     Ok(())
 }
 
-fn round(graph: &mut Graph) -> Result<bool, IrError> {
-    let mut replaced: FxHashMap<ValueId, ValueId> = FxHashMap::default();
-    let mut symbols = Symbols::default();
+fn round(work: &mut Work) -> Result<bool, IrError> {
+    let mut edits = Edits::default();
     let mut known = cse::Known::default();
-    let count = graph.node_count();
-    for id in (0..count as u32).map(NodeId) {
+    let graph = &mut work.graph;
+    for id in (0..graph.node_count() as u32).map(NodeId) {
         let operands = graph.node(id).operands.clone();
         for (k, v) in operands.iter().enumerate() {
-            let new = follow(*v, &replaced);
-            if new != *v {
-                graph.node_mut(id).operands[k] = new;
-            }
+            graph.node_mut(id).operands[k] = edits.follow(*v);
         }
         let Some(found) = rewrite(graph, id, &mut known)? else {
             continue;
         };
         let old = graph.node(id).results.clone();
         for (a, b) in old.into_iter().zip(found.results) {
-            let b = follow(b, &replaced);
-            if a != b {
-                replaced.insert(a, b);
-            }
+            edits.replace(a, b);
         }
-        symbols.extend(found.symbols);
+        edits.symbols.extend(found.symbols);
     }
-    graph.set_origin(None);
-    let changed = !replaced.is_empty() || !symbols.is_empty();
-    if changed {
-        graph.replace_all(&replaced);
-        symbols.retain(|s, d| d.as_sym() != Some(s));
-        substitute(graph, &symbols)?;
-    }
-    graph.compact()?;
-    Ok(changed)
-}
-
-fn follow(mut v: ValueId, replaced: &FxHashMap<ValueId, ValueId>) -> ValueId {
-    while let Some(n) = replaced.get(&v) {
-        v = *n;
-    }
-    v
+    edits.apply(work)
 }
 
 fn rewrite(

@@ -8,7 +8,8 @@ use cupola_ir::kernel::Unit;
 use cupola_ir::target::{Claim, Target};
 use cupola_ir::{Bindings, CoreOp, DType, Graph, Op, Scalar, Sym, TensorType};
 use cupola_passes::plan::{check_packing, check_plan, pack, slot_sizes};
-use cupola_passes::{Compiled, DeviceId, Options, SlotId, Step, Storage, compile};
+use cupola_passes::{Compiled, DeviceId, MissCode, Options, SlotId, Step, Storage, compile};
+use std::sync::{Arc, Mutex};
 
 /// An element.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -86,6 +87,38 @@ pub fn small_device(claim: fn(&Op, &[&TensorType]) -> Claim) -> Target {
         aliasing: false,
         ..target(claim)
     }
+}
+
+pub fn everything(_: &Op, _: &[&TensorType]) -> Claim {
+    Claim::Yes {
+        strided: true,
+        epilogue: true,
+    }
+}
+
+/// The graph after a pass, for a target that claims what `claim` says, and the near misses of the whole run.
+pub fn after(
+    graph: &Graph,
+    pass: &'static str,
+    claim: fn(&Op, &[&TensorType]) -> Claim,
+) -> (Graph, Vec<String>) {
+    let seen = Arc::new(Mutex::new(None));
+    let store = seen.clone();
+    let options = Options {
+        verify: true,
+        dump_after: Some(Arc::new(move |name: &str, g: &Graph| {
+            if name == pass {
+                *store.lock().unwrap() = Some(g.clone());
+            }
+        })),
+        ..Options::default()
+    };
+    let t = target(claim);
+    let c = compile(graph.clone(), &[&t], &options).expect("compiles");
+    let near = c.misses.iter().filter(|m| m.code == MissCode::NearPattern);
+    let near = near.map(|m| m.hint.clone()).collect();
+    let g = seen.lock().unwrap().take();
+    (g.expect("the pass ran"), near)
 }
 
 pub fn compiled(graph: &Graph, target: &Target) -> Compiled {

@@ -7,11 +7,16 @@
 //! Nothing here knows graphs, plans or devices.
 #![allow(unsafe_code)]
 
+pub mod attention;
 pub mod conv;
 pub mod gemm;
+pub mod lstm;
+pub mod math;
 mod padded;
 pub mod pool;
+pub mod rows;
 pub mod simd;
+pub mod sort;
 #[cfg(test)]
 mod testing;
 pub mod view;

@@ -15,6 +15,7 @@ use crate::import_error::{ImportError, OpError, OpResult, invalid, unsupported};
 use crate::proto::GraphProto;
 use crate::shape::Elem;
 use crate::symbols::Mark;
+use crate::tensor::MAX_RANK;
 
 pub(super) const OPS: &[OpRow] = &[
     op("If", 1, branch),
@@ -165,6 +166,9 @@ fn settle<'m>(
         .map(|t| {
             let mut n = 0;
             t.for_each_dim(&mut |_| n += 1);
+            if let ValueType::Sequence(_) = t {
+                n += 1 + MAX_RANK;
+            }
             n
         })
         .sum();
@@ -176,7 +180,11 @@ fn settle<'m>(
             let Some(after) = out.get(first + i) else {
                 return invalid(format!("the body gives {} results, too few", out.len()));
             };
-            let Some(merged) = merge(cx, before, after, &mut fresh) else {
+            let merged = match merge(cx, before, after, &mut fresh) {
+                None => super::sequence::widened(cx, before, after, &mut fresh),
+                merged => merged,
+            };
+            let Some(merged) = merged else {
                 return match (&*before, after) {
                     (ValueType::Tensor(x), ValueType::Tensor(y)) if x.dtype != y.dtype => invalid(
                         format!("a carried value is {before} before and {after} after"),
@@ -261,6 +269,9 @@ fn repeat(cx: &mut NodeCx<'_, '_>) -> OpResult {
         .map(|t| cx.seen_from_outside(t, mark, &mut binds))
         .collect();
     stacked(cx, &out[1 + n..], count, mark, &mut results, &mut binds)?;
+    let initial: Vec<ValueId> = (initial.into_iter().zip(&carried))
+        .map(|(v, ty)| super::sequence::retyped(cx.g, v, ty))
+        .collect::<OpResult<_>>()?;
     let operands: Vec<ValueId> = [trips, condition]
         .into_iter()
         .chain(initial)

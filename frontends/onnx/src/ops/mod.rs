@@ -17,7 +17,10 @@ mod random;
 mod recurrent;
 mod reduce;
 mod resize;
+mod select;
+mod sequence;
 mod source;
+mod string;
 mod view;
 
 use crate::context::NodeCx;
@@ -69,18 +72,21 @@ pub(crate) const FAMILIES: &[&[OpRow]] = &[
     attention::OPS,
     control::OPS,
     conv::OPS,
+    einsum::OPS,
     elementwise::OPS,
     indexed::OPS,
-    matmul::OPS,
-    resize::OPS,
-    random::OPS,
     loss::OPS,
-    einsum::OPS,
+    matmul::OPS,
     norm::OPS,
     pool::OPS,
     quantize::OPS,
+    random::OPS,
     recurrent::OPS,
     reduce::OPS,
+    resize::OPS,
+    select::OPS,
+    sequence::OPS,
     source::OPS,
+    string::OPS,
     view::OPS,
 ];

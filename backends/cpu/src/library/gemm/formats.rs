@@ -115,6 +115,30 @@ macro_rules! float_tiles {
 }
 float_tiles!(f32, f16, bf16);
 
+/// A float that can be the right operand's word.
+pub trait FloatWords: Float + words::Words {}
+impl<T: Float + words::Words> FloatWords for T {}
+
+mod words {
+    use super::*;
+
+    #[allow(private_interfaces, reason = "sealed: callable in this crate only")]
+    pub trait Words: Sized + 'static {
+        /// The tiles of f32 by this type.
+        fn tiles(isa: Isa) -> TileSet<f32, Self, f32>;
+    }
+
+    #[allow(private_interfaces, reason = "sealed: callable in this crate only")]
+    impl<T: 'static> Words for T
+    where
+        Floats<T>: Tiles<A = f32, B = T, C = f32>,
+    {
+        fn tiles(isa: Isa) -> TileSet<f32, T, f32> {
+            Floats::<T>::set(isa)
+        }
+    }
+}
+
 /// f64.
 #[derive(Debug)]
 pub(crate) struct Doubles;

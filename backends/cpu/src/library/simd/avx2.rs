@@ -245,6 +245,22 @@ impl Simd for Avx2 {
         unsafe { _mm_storeu_si128(to.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v)) }
     }
     #[inline(always)]
+    unsafe fn stream(self, to: *mut f32, v: Self::F) {
+        // SAFETY: the caller's contract; the token proves the features.
+        unsafe {
+            if (to as usize).is_multiple_of(32) {
+                _mm256_stream_ps(to, v);
+            } else {
+                _mm256_storeu_ps(to, v);
+            }
+        }
+    }
+    #[inline(always)]
+    fn end_streaming(self) {
+        // SAFETY: SSE is part of the baseline.
+        unsafe { _mm_sfence() }
+    }
+    #[inline(always)]
     fn unzip(self, a: Self::F, b: Self::F) -> (Self::F, Self::F) {
         // SAFETY: the token proves the features.
         unsafe {

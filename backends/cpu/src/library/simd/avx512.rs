@@ -234,6 +234,22 @@ impl Simd for Avx512 {
         unsafe { _mm512_reduce_max_ps(v) }
     }
     #[inline(always)]
+    unsafe fn stream(self, to: *mut f32, v: Self::F) {
+        // SAFETY: the caller's contract; the token proves the features.
+        unsafe {
+            if (to as usize).is_multiple_of(64) {
+                _mm512_stream_ps(to, v);
+            } else {
+                _mm512_storeu_ps(to, v);
+            }
+        }
+    }
+    #[inline(always)]
+    fn end_streaming(self) {
+        // SAFETY: SSE is part of the baseline.
+        unsafe { _mm_sfence() }
+    }
+    #[inline(always)]
     fn unzip(self, a: Self::F, b: Self::F) -> (Self::F, Self::F) {
         // SAFETY: the token proves the features.
         unsafe {

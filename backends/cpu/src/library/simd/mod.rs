@@ -112,6 +112,15 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// Narrows, rounding to nearest even, and stores.
     unsafe fn store_f16(self, to: *mut f16, v: Self::F);
 
+    /// Stores all lanes around the caches, where the level can and the address is aligned to the vector.
+    #[inline(always)]
+    unsafe fn stream(self, to: *mut f32, v: Self::F) {
+        // SAFETY: passed on.
+        unsafe { self.store(to, v) }
+    }
+    /// Orders earlier [`Simd::stream`]s before later stores.
+    #[inline(always)]
+    fn end_streaming(self) {}
     /// The lanes of `a` followed by those of `b`, at even and at odd places.
     fn unzip(self, a: Self::F, b: Self::F) -> (Self::F, Self::F);
     /// Transposes the square of the first [`Simd::LANES`] vectors.
@@ -207,6 +216,39 @@ pub trait Float: super::Element {
     /// Stores all lanes.
     unsafe fn store<S: Simd>(s: S, to: *mut Self, v: S::F);
 
+    /// Stores all lanes, around the caches where possible.
+    #[inline(always)]
+    unsafe fn stream<S: Simd>(s: S, to: *mut Self, v: S::F) {
+        // SAFETY: passed on.
+        unsafe { Self::store(s, to, v) }
+    }
+
+    /// Loads `len` elements, with the plain load when they fill a vector.
+    #[inline(always)]
+    unsafe fn load_first_or_all<S: Simd>(s: S, from: *const Self, len: usize) -> S::F {
+        // SAFETY: passed on.
+        unsafe {
+            if len == S::LANES {
+                Self::load(s, from)
+            } else {
+                Self::load_first(s, from, len)
+            }
+        }
+    }
+
+    /// Stores `len` lanes, with the plain store when they are all.
+    #[inline(always)]
+    unsafe fn store_first_or_all<S: Simd>(s: S, to: *mut Self, len: usize, v: S::F) {
+        // SAFETY: passed on.
+        unsafe {
+            if len == S::LANES {
+                Self::store(s, to, v);
+            } else {
+                Self::store_first(s, to, len, v);
+            }
+        }
+    }
+
     /// Loads the elements whose bit is set, 0 for the others, which are not accessed.
     #[inline(always)]
     unsafe fn load_where<S: Simd>(s: S, bits: u32, from: *const Self) -> S::F {
@@ -262,6 +304,11 @@ impl Float for f32 {
     unsafe fn store<S: Simd>(s: S, to: *mut f32, v: S::F) {
         // SAFETY: passed on.
         unsafe { s.store(to, v) }
+    }
+    #[inline(always)]
+    unsafe fn stream<S: Simd>(s: S, to: *mut f32, v: S::F) {
+        // SAFETY: passed on.
+        unsafe { s.stream(to, v) }
     }
     #[inline(always)]
     unsafe fn load_where<S: Simd>(s: S, bits: u32, from: *const f32) -> S::F {

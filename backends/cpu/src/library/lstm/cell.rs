@@ -1,0 +1,301 @@
+//! The update of one row of state: gates, activations, new state, in one pass.
+
+use std::ops::Range;
+
+use super::{Activation, Cell, Recurrent};
+use crate::library::math::{sigmoid, tanh};
+use crate::library::simd::{Float, Kernel, MAX_LANES, Simd};
+use crate::library::view::Shared;
+
+/// One step of all rows.
+pub(super) struct Step<'a> {
+    pub layer: &'a Recurrent<'a>,
+    /// States of all steps, and their strides.
+    pub states: Option<(Shared<f32>, [usize; 3])>,
+    /// Index of the step in the inputs and states, for each row.
+    pub place: &'a (dyn Fn(usize) -> usize + Sync),
+    /// Whether a row's sequence still runs.
+    pub active: &'a (dyn Fn(usize) -> bool + Sync),
+    pub batch: usize,
+    pub hidden: usize,
+}
+
+/// State and product, rows dense.
+#[derive(Clone, Copy)]
+pub(super) struct Pointers {
+    pub hidden: Shared<f32>,
+    pub next: Shared<f32>,
+    pub cell: Shared<f32>,
+    pub product: Shared<f32>,
+}
+
+/// Updates some units of one row.
+pub(super) struct Update<'a> {
+    pub step: &'a Step<'a>,
+    pub pointers: Pointers,
+    pub row: usize,
+    pub units: Range<usize>,
+    /// Only writes the state times the reset gate to `next`, for the second product of a GRU.
+    pub reset_only: bool,
+}
+
+impl Kernel for Update<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Update {
+            step,
+            pointers,
+            row,
+            units,
+            reset_only,
+        } = self;
+        let (hidden, layer) = (step.hidden, step.layer);
+        let state = row * hidden;
+        if !(step.active)(row) {
+            let (from, to) = (pointers.hidden.get(), pointers.next.get());
+            // SAFETY: units of this row, in buffers of `batch * hidden` elements.
+            unsafe {
+                std::ptr::copy_nonoverlapping(
+                    from.add(state + units.start),
+                    to.add(state + units.start),
+                    units.len(),
+                )
+            };
+            return;
+        }
+        let place = (step.place)(row);
+        let [step_stride, row_stride, _] = layer.inputs.strides();
+        let line = Line {
+            inputs: layer
+                .inputs
+                .as_ptr()
+                .wrapping_add(place * step_stride + row * row_stride),
+            product: pointers
+                .product
+                .get()
+                .wrapping_add(row * layer.cell.gates() * hidden),
+            hidden,
+            clip: layer.clip,
+        };
+        let to = step.states.map(|(to, [step_stride, row_stride, _])| {
+            to.get()
+                .wrapping_add(place * step_stride + row * row_stride)
+        });
+        for unit in units.clone().step_by(S::LANES) {
+            let len = (units.end - unit).min(S::LANES);
+            // SAFETY: `len` units from here on are inside every gate, the state and the output row.
+            unsafe {
+                let h = pointers.hidden.get().add(state + unit);
+                let h = f32::load_first_or_all(s, h, len);
+                let next = match &layer.cell {
+                    Cell::Lstm { .. } => lstm(
+                        s,
+                        &layer.cell,
+                        &line,
+                        pointers.cell.get().add(state + unit),
+                        unit,
+                        len,
+                    ),
+                    Cell::Gru { .. } if reset_only => {
+                        s.mul(gru_gate(s, &layer.cell, &line, 1, unit, len), h)
+                    }
+                    Cell::Gru { .. } => gru(s, &layer.cell, &line, h, unit, len),
+                    Cell::Rnn { gate } => apply(
+                        s,
+                        *gate,
+                        line.clipped(
+                            s,
+                            s.add(line.input(s, 0, unit, len), line.product(s, 0, unit, len)),
+                        ),
+                    ),
+                };
+                f32::store_first_or_all(s, pointers.next.get().add(state + unit), len, next);
+                if let (Some(to), false) = (to, reset_only) {
+                    f32::store_first_or_all(s, to.add(unit), len, next);
+                }
+            }
+        }
+    }
+}
+
+/// Inputs and product of one row.
+struct Line {
+    inputs: *const f32,
+    product: *const f32,
+    hidden: usize,
+    clip: Option<f32>,
+}
+
+impl Line {
+    #[inline(always)]
+    unsafe fn input<S: Simd>(&self, s: S, gate: usize, unit: usize, len: usize) -> S::F {
+        // SAFETY: passed on.
+        unsafe { f32::load_first_or_all(s, self.inputs.add(gate * self.hidden + unit), len) }
+    }
+
+    #[inline(always)]
+    unsafe fn product<S: Simd>(&self, s: S, gate: usize, unit: usize, len: usize) -> S::F {
+        // SAFETY: passed on.
+        unsafe { f32::load_first_or_all(s, self.product.add(gate * self.hidden + unit), len) }
+    }
+
+    #[inline(always)]
+    unsafe fn gate<S: Simd>(&self, s: S, gate: usize, unit: usize, len: usize) -> S::F {
+        // SAFETY: passed on.
+        unsafe {
+            s.add(
+                self.input(s, gate, unit, len),
+                self.product(s, gate, unit, len),
+            )
+        }
+    }
+
+    /// The argument of an activation within its bounds; NaN stays.
+    #[inline(always)]
+    fn clipped<S: Simd>(&self, s: S, v: S::F) -> S::F {
+        match self.clip {
+            Some(clip) => s.max(s.splat(-clip), s.min(s.splat(clip), v)),
+            None => v,
+        }
+    }
+}
+
+/// New state; the new cell state is stored.
+#[inline(always)]
+unsafe fn lstm<S: Simd>(
+    s: S,
+    cell: &Cell<'_>,
+    line: &Line,
+    state: *mut f32,
+    unit: usize,
+    len: usize,
+) -> S::F {
+    let Cell::Lstm {
+        gate,
+        cell,
+        hidden,
+        peepholes,
+        coupled,
+    } = cell
+    else {
+        unreachable!("bug: not an LSTM")
+    };
+    // SAFETY: passed on; peepholes have three times `hidden` elements.
+    unsafe {
+        let c = f32::load_first_or_all(s, state, len);
+        let peep = |v: S::F, index: usize, c: S::F| match peepholes {
+            Some(weights) => {
+                let w = f32::load_first_or_all(
+                    s,
+                    weights.as_ptr().add(index * line.hidden + unit),
+                    len,
+                );
+                s.mul_add(w, c, v)
+            }
+            None => v,
+        };
+        let activate = |v: S::F| apply(s, *gate, line.clipped(s, v));
+        let input = activate(peep(line.gate(s, 0, unit, len), 0, c));
+        let forget = if *coupled {
+            s.sub(s.splat(1.0), input)
+        } else {
+            activate(peep(line.gate(s, 2, unit, len), 2, c))
+        };
+        let candidate = apply(s, *cell, line.clipped(s, line.gate(s, 3, unit, len)));
+        let c = s.mul_add(forget, c, s.mul(input, candidate));
+        f32::store_first_or_all(s, state, len, c);
+        let output = activate(peep(line.gate(s, 1, unit, len), 1, c));
+        s.mul(output, apply(s, *hidden, line.clipped(s, c)))
+    }
+}
+
+/// The update (0) or reset (1) gate.
+#[inline(always)]
+unsafe fn gru_gate<S: Simd>(
+    s: S,
+    cell: &Cell<'_>,
+    line: &Line,
+    index: usize,
+    unit: usize,
+    len: usize,
+) -> S::F {
+    let Cell::Gru { gate, .. } = cell else {
+        unreachable!("bug: not a GRU")
+    };
+    // SAFETY: passed on.
+    unsafe { apply(s, *gate, line.clipped(s, line.gate(s, index, unit, len))) }
+}
+
+#[inline(always)]
+unsafe fn gru<S: Simd>(
+    s: S,
+    cell: &Cell<'_>,
+    line: &Line,
+    h: S::F,
+    unit: usize,
+    len: usize,
+) -> S::F {
+    let Cell::Gru {
+        hidden,
+        linear_before_reset,
+        ..
+    } = cell
+    else {
+        unreachable!("bug: not a GRU")
+    };
+    // SAFETY: passed on; the bias has `hidden` elements.
+    unsafe {
+        let update = gru_gate(s, cell, line, 0, unit, len);
+        let mut product = line.product(s, 2, unit, len);
+        if let Some(bias) = linear_before_reset {
+            let bias = f32::load_first_or_all(s, bias.as_ptr().add(unit), len);
+            product = s.mul(gru_gate(s, cell, line, 1, unit, len), s.add(product, bias));
+        }
+        let candidate = apply(
+            s,
+            *hidden,
+            line.clipped(s, s.add(line.input(s, 2, unit, len), product)),
+        );
+        s.mul_add(update, h, s.mul(s.sub(s.splat(1.0), update), candidate))
+    }
+}
+
+/// `activation(v)`.
+#[inline(always)]
+fn apply<S: Simd>(s: S, activation: Activation, v: S::F) -> S::F {
+    let zero = s.splat(0.0);
+    let affine = |alpha: f32, beta: f32| s.mul_add(s.splat(alpha), v, s.splat(beta));
+    match activation {
+        // `max` yields its second operand, `v`, if that is NaN.
+        Activation::Relu => s.max(zero, v),
+        Activation::Tanh => tanh(s, v),
+        Activation::Sigmoid => sigmoid(s, v),
+        Activation::Affine(alpha, beta) => affine(alpha, beta),
+        Activation::LeakyRelu(alpha) => s.select(s.lt(v, zero), s.mul(s.splat(alpha), v), v),
+        Activation::ThresholdedRelu(alpha) => s.select(s.lt(v, s.splat(alpha)), zero, v),
+        Activation::ScaledTanh(alpha, beta) => {
+            s.mul(s.splat(alpha), tanh(s, s.mul(s.splat(beta), v)))
+        }
+        Activation::HardSigmoid(alpha, beta) => {
+            s.min(s.splat(1.0), s.max(zero, affine(alpha, beta)))
+        }
+        Activation::Elu(alpha) => each(s, v, |x| if x < 0.0 { alpha * x.exp_m1() } else { x }),
+        Activation::Softsign => s.div(v, s.add(s.splat(1.0), s.abs(v))),
+        // The larger part is taken out of the logarithm, so that nothing overflows.
+        Activation::Softplus => each(s, v, |x| x.max(0.0) + (-x.abs()).exp().ln_1p()),
+    }
+}
+
+/// Lane by lane, for functions without a vector form.
+#[inline(always)]
+fn each<S: Simd>(s: S, v: S::F, f: impl Fn(f32) -> f32) -> S::F {
+    let mut lanes = [0f32; MAX_LANES];
+    // SAFETY: the array holds any vector.
+    unsafe {
+        s.store(lanes.as_mut_ptr(), v);
+        lanes.iter_mut().take(S::LANES).for_each(|x| *x = f(*x));
+        s.load(lanes.as_ptr())
+    }
+}
