@@ -10,7 +10,7 @@ use crate::schedule;
 use crate::threads::Pool;
 use crate::vector::{self, Program};
 use cupola_backend::{Backend, BackendError, Device, Executable, Result};
-use cupola_ir::kernel::{Expr, Kernel, Phase, StoreKind, Unit};
+use cupola_ir::kernel::{Expr, Kernel, Phase, StoreKind, Unit, legalize};
 use cupola_ir::target::Target;
 use cupola_ir::{DType, Scalar};
 use std::sync::Arc;
@@ -19,6 +19,8 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub struct CpuBackend {
     target: Target,
+    /// The target without the functions that are better expanded than called.
+    native: Target,
     device: CpuDevice,
     isa: Isa,
 }
@@ -45,6 +47,7 @@ impl CpuBackend {
         };
         CpuBackend {
             target: target(),
+            native: native(),
             device: CpuDevice {
                 pool: Pool::shared(threads),
                 scratch: Scratch::new(threads, &usage),
@@ -81,6 +84,7 @@ impl CpuBackend {
             return Ok(None);
         };
         check(&kernel).map_err(|e| self.unsupported(unit, e))?;
+        let kernel = legalize(&kernel, &self.native);
         let program = vector::lower(&kernel, &schedule::shape(&kernel));
         Ok(Some((kernel, program)))
     }
@@ -112,6 +116,21 @@ fn scalars() -> Vec<Scalar> {
         Mul, Div, Rem, Mod, Pow, Atan2, Min, Max, And, Or, Xor, Not, Shl, Shr, PopCount, Eq, Lt,
         Le, IsNan, IsInf, Select, Fma,
     ]
+}
+
+/// What the code generator has instructions or short sequences for; of the rest `legalize` expands what it can, and the
+/// others (in f64) call a host function.
+fn native() -> Target {
+    use Scalar::*;
+    let scalars = vec![
+        Neg, Abs, Sign, Floor, Ceil, Round, Trunc, Sqrt, Rsqrt, Recip, Add, Sub, Mul, Div, Rem,
+        Mod, Min, Max, And, Or, Xor, Not, Shl, Shr, PopCount, Eq, Lt, Le, IsNan, IsInf, Select,
+        Fma,
+    ];
+    Target {
+        scalars,
+        ..target()
+    }
 }
 
 /// Whether code can be generated for a kernel.

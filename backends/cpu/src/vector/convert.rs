@@ -221,6 +221,12 @@ impl Lower<'_> {
     fn float_to_int(&mut self, x: Reg, to: DType) -> Reg {
         let signed = to.class() == Class::Signed;
         let f = if signed { Conv::FToS } else { Conv::FToU };
+        if to.bits() < 8 {
+            // Packed integers wrap.
+            let wide = self.b.convert(Conv::FToS, x, Elem::I64);
+            let low = self.b.convert(Conv::Wrap, wide, Elem::I8);
+            return self.wrap_packed(low, to);
+        }
         if to.bits() >= 32 {
             return self.b.convert(f, x, register(to));
         }
