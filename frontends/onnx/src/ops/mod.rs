@@ -88,7 +88,6 @@ pub(crate) const FAMILIES: &[&[OpRow]] = &[
     resize::OPS,
     select::OPS,
     sequence::OPS,
-    signal::OPS,
     source::OPS,
     string::OPS,
     view::OPS,
