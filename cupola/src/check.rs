@@ -38,28 +38,49 @@ pub fn check_file(path: impl AsRef<Path>) -> Result<FileSummary> {
             let file = cupola_safetensors::SafeTensors::read(&source)?;
             vec![fact("tensors", file.tensors().len().to_string())]
         }
-        Format::Onnx | Format::CupolaText | Format::CupolaBinary => graph_facts(&Model::open(path)?)?,
+        Format::Onnx | Format::CupolaText | Format::CupolaBinary => {
+            graph_facts(&Model::open(path)?)?
+        }
         _ => {
-            return Err(Error::Format(format!("{} is of no known format", cupola_source::quote(&path.to_string_lossy()))));
+            return Err(Error::Format(format!(
+                "{} is of no known format",
+                cupola_source::quote(&path.to_string_lossy())
+            )));
         }
     };
-    Ok(FileSummary { format: format.to_string(), facts })
+    Ok(FileSummary {
+        format: format.to_string(),
+        facts,
+    })
 }
 
 fn graph_facts(model: &Model) -> Result<Vec<(String, String)>> {
     let graph = match model.graph() {
         Ok(g) => g,
         Err(Error::Import(ImportError::NeedsInputs { values, types })) => {
-            let names: Vec<String> = values.iter().chain(&types).map(|n| cupola_source::quote(n)).collect();
-            return Ok(vec![("structure".into(), format!("decided by {}", names.join(", ")))]);
+            let names: Vec<String> = values
+                .iter()
+                .chain(&types)
+                .map(|n| cupola_source::quote(n))
+                .collect();
+            return Ok(vec![(
+                "structure".into(),
+                format!("decided by {}", names.join(", ")),
+            )]);
         }
         Err(e) => return Err(e),
     };
     cupola_ir::verify(&graph)?;
     let join = |all: Vec<String>| all.join(", ");
     let quote = cupola_source::quote;
-    let inputs = graph.inputs().iter().map(|v| format!("{} {}", quote(graph.input_name(*v)), graph.ty(*v)));
-    let outputs = graph.outputs().iter().map(|(n, v)| format!("{} {}", quote(n), graph.ty(*v)));
+    let inputs = graph
+        .inputs()
+        .iter()
+        .map(|v| format!("{} {}", quote(graph.input_name(*v)), graph.ty(*v)));
+    let outputs = graph
+        .outputs()
+        .iter()
+        .map(|(n, v)| format!("{} {}", quote(n), graph.ty(*v)));
     Ok(vec![
         ("inputs".into(), join(inputs.collect())),
         ("outputs".into(), join(outputs.collect())),

@@ -111,8 +111,13 @@ impl Error {
                 RuntimeError::Input { .. } | RuntimeError::NoDevice { .. } => Class::Usage,
                 RuntimeError::Pass(e) => pass_class(e),
                 RuntimeError::Ir(e) => match e {
-                    IrError::Op { .. } | IrError::Run { .. } | IrError::Limit(_) | IrError::Cancelled => Class::Run,
-                    IrError::Parse { .. } | IrError::Invalid(_) | IrError::Unsupported(_) => ir_class(e),
+                    IrError::Op { .. }
+                    | IrError::Run { .. }
+                    | IrError::Limit(_)
+                    | IrError::Cancelled => Class::Run,
+                    IrError::Parse { .. } | IrError::Invalid(_) | IrError::Unsupported(_) => {
+                        ir_class(e)
+                    }
                 },
                 RuntimeError::Backend(e) => match e {
                     cupola_runtime::BackendError::Unsupported { .. } => Class::Unsupported,

@@ -38,4 +38,6 @@ pub use cupola_runtime::{Cancel, DeviceSpec, Host, Program, RunStats, Session};
 pub use error::{Class, Error, Result};
 pub use model::{Model, ModelOptions};
 pub use runner::{Options, Runner};
-pub use tools::{MemoryPlan, SupportRow, graph_after, plan_memory, support, to_binary, to_onnx, to_text};
+pub use tools::{
+    MemoryPlan, SupportRow, graph_after, plan_memory, support, to_binary, to_onnx, to_text,
+};

@@ -43,7 +43,12 @@ impl InputFacts {
 
     /// Adds what the importer asks for; whether anything was new. Of a type first the rank is given, and the extents
     /// only when that is not enough.
-    fn learn(&mut self, values: &[String], types: &[String], inputs: &BTreeMap<String, Value>) -> bool {
+    fn learn(
+        &mut self,
+        values: &[String],
+        types: &[String],
+        inputs: &BTreeMap<String, Value>,
+    ) -> bool {
         let mut new = false;
         let given = |name: &String| inputs.get(name).and_then(Value::as_tensor);
         for name in values {
@@ -58,7 +63,8 @@ impl InputFacts {
                 self.types.insert(name.clone(), tensor.ty().into());
             } else {
                 let dims = (0..tensor.shape().len()).map(|a| Dim::sym(&format!("{name}.{a}")));
-                self.types.insert(name.clone(), TensorType::new(tensor.dtype(), dims).into());
+                self.types
+                    .insert(name.clone(), TensorType::new(tensor.dtype(), dims).into());
                 new = true;
             }
         }
@@ -66,9 +72,17 @@ impl InputFacts {
     }
 
     fn structural(&self) -> Vec<Structural> {
-        let ranks = self.types.keys().filter(|n| !self.shapes.contains(*n)).cloned().map(Structural::Rank);
+        let ranks = self
+            .types
+            .keys()
+            .filter(|n| !self.shapes.contains(*n))
+            .cloned()
+            .map(Structural::Rank);
         let shapes = self.shapes.iter().cloned().map(Structural::Shape);
-        ranks.chain(shapes).chain(self.values.keys().cloned().map(Structural::Value)).collect()
+        ranks
+            .chain(shapes)
+            .chain(self.values.keys().cloned().map(Structural::Value))
+            .collect()
     }
 }
 
@@ -100,9 +114,14 @@ impl Model {
     /// As [`Model::open`].
     pub fn open_with(path: impl AsRef<Path>, options: ModelOptions) -> Result<Model> {
         let path = path.as_ref();
-        let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        let name = path
+            .file_name()
+            .map(|n| n.to_string_lossy().into_owned())
+            .unwrap_or_default();
         let source = if path.is_dir() {
-            return Err(Error::Format(format!("{name} is a folder; folders hold language models, which come later")));
+            return Err(Error::Format(format!(
+                "{name} is a folder; folders hold language models, which come later"
+            )));
         } else {
             Source::open(path)?
         };
@@ -111,19 +130,36 @@ impl Model {
             Format::Onnx => ModelSource::Onnx(Box::new(cupola_onnx::Model::read(&source)?)),
             Format::CupolaText => {
                 let text = std::str::from_utf8(source.bytes());
-                let text = text.map_err(|e| Error::Format(format!("the text graph is not UTF-8: {e}")))?;
+                let text =
+                    text.map_err(|e| Error::Format(format!("the text graph is not UTF-8: {e}")))?;
                 ModelSource::Graph(Arc::new(cupola_ir::graph::text::parse(text)?))
             }
-            Format::CupolaBinary => ModelSource::Graph(Arc::new(cupola_native::read(source.bytes())?)),
-            other => return Err(Error::Format(format!("{name}: {other} holds no graph that can be run"))),
+            Format::CupolaBinary => {
+                ModelSource::Graph(Arc::new(cupola_native::read(source.bytes())?))
+            }
+            other => {
+                return Err(Error::Format(format!(
+                    "{name}: {other} holds no graph that can be run"
+                )));
+            }
         };
-        Ok(Model { source, options, name, plain: OnceLock::new() })
+        Ok(Model {
+            source,
+            options,
+            name,
+            plain: OnceLock::new(),
+        })
     }
 
     /// A model from a graph built in memory.
     pub fn from_graph(graph: Graph) -> Model {
         let name = graph.name.clone();
-        Model { source: ModelSource::Graph(Arc::new(graph)), options: ModelOptions::default(), name, plain: OnceLock::new() }
+        Model {
+            source: ModelSource::Graph(Arc::new(graph)),
+            options: ModelOptions::default(),
+            name,
+            plain: OnceLock::new(),
+        }
     }
 
     /// File or graph name.
@@ -161,9 +197,11 @@ impl Model {
                 Ok(declared_inputs(m)?)
             }
             (Err(e), _) => Err(e),
-            (Ok(g), _) => {
-                Ok(g.inputs().iter().map(|v| (g.input_name(*v).to_string(), g.ty(*v).clone())).collect())
-            }
+            (Ok(g), _) => Ok(g
+                .inputs()
+                .iter()
+                .map(|v| (g.input_name(*v).to_string(), g.ty(*v).clone()))
+                .collect()),
         }
     }
 
@@ -174,9 +212,22 @@ impl Model {
             ModelSource::Onnx(m) => {
                 let options = ImportOptions {
                     source: self.name.clone(),
-                    known_inputs: facts.values.iter().map(|(n, t)| (n.clone(), t.clone())).collect(),
-                    input_types: facts.types.iter().map(|(n, t)| (n.clone(), t.clone())).collect(),
-                    set_dims: self.options.set.iter().map(|(n, v)| (n.clone(), *v)).collect(),
+                    known_inputs: facts
+                        .values
+                        .iter()
+                        .map(|(n, t)| (n.clone(), t.clone()))
+                        .collect(),
+                    input_types: facts
+                        .types
+                        .iter()
+                        .map(|(n, t)| (n.clone(), t.clone()))
+                        .collect(),
+                    set_dims: self
+                        .options
+                        .set
+                        .iter()
+                        .map(|(n, v)| (n.clone(), *v))
+                        .collect(),
                 };
                 Ok(cupola_onnx::import(m, &options)?.graph)
             }
@@ -192,7 +243,10 @@ impl Model {
     }
 
     /// The graph for these inputs, and those that decided its structure.
-    pub(crate) fn graph_for(&self, inputs: &BTreeMap<String, Value>) -> Result<(Graph, Vec<Structural>)> {
+    pub(crate) fn graph_for(
+        &self,
+        inputs: &BTreeMap<String, Value>,
+    ) -> Result<(Graph, Vec<Structural>)> {
         let mut facts = InputFacts::default();
         loop {
             let graph = match facts.is_empty() {
@@ -224,7 +278,11 @@ fn declared_inputs(model: &cupola_onnx::Model) -> Result<Vec<(String, ValueType)
     let mut all = vec![];
     for input in graph.input.iter().filter(|i| !constant(i.name())) {
         let element: ValueType = TensorType::scalar(DType::F32).into();
-        let kind = input.r#type.as_ref().map(cupola_onnx::ValueKind::of_type).transpose()?;
+        let kind = input
+            .r#type
+            .as_ref()
+            .map(cupola_onnx::ValueKind::of_type)
+            .transpose()?;
         let ty = match kind {
             None | Some(cupola_onnx::ValueKind::Tensor) => element,
             Some(cupola_onnx::ValueKind::Sequence) => ValueType::Sequence(Box::new(element)),

@@ -27,7 +27,15 @@ pub struct Runner {
 
 impl Runner {
     pub(crate) fn new(model: Model, host: Arc<Host>, options: Options) -> Runner {
-        Runner { model, host, options, structural: vec![], variants: vec![], compiles: 0, compile_time: Duration::ZERO }
+        Runner {
+            model,
+            host,
+            options,
+            structural: vec![],
+            variants: vec![],
+            compiles: 0,
+            compile_time: Duration::ZERO,
+        }
     }
 
     /// The model.
@@ -60,7 +68,9 @@ impl Runner {
             self.variants.push((key, Session::new(Arc::new(program))));
         }
         let last = self.variants.last_mut();
-        Ok(&mut last.unwrap_or_else(|| unreachable!("bug: variant was just pushed")).1)
+        Ok(&mut last
+            .unwrap_or_else(|| unreachable!("bug: variant was just pushed"))
+            .1)
     }
 
     /// Runs with named inputs; gives named outputs in the model's order.
@@ -68,9 +78,15 @@ impl Runner {
     /// # Errors
     /// What import, compilation and the run find.
     pub fn run(&mut self, inputs: Vec<(&str, Value)>) -> Result<Vec<(String, Value)>> {
-        let by_name: BTreeMap<String, Value> = inputs.into_iter().map(|(n, v)| (n.to_string(), v)).collect();
+        let by_name: BTreeMap<String, Value> = inputs
+            .into_iter()
+            .map(|(n, v)| (n.to_string(), v))
+            .collect();
         let session = self.session(&by_name)?;
-        let named = by_name.iter().map(|(n, v)| (n.as_str(), v.clone())).collect();
+        let named = by_name
+            .iter()
+            .map(|(n, v)| (n.as_str(), v.clone()))
+            .collect();
         Ok(session.run(named)?)
     }
 
@@ -91,7 +107,10 @@ impl Runner {
 
     /// Figures of the last run.
     pub fn stats(&self) -> RunStats {
-        self.variants.last().map(|(_, s)| s.stats()).unwrap_or_default()
+        self.variants
+            .last()
+            .map(|(_, s)| s.stats())
+            .unwrap_or_default()
     }
 }
 

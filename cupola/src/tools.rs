@@ -16,10 +16,16 @@ pub fn graph_after(graph: &Graph, pass: &str, host: &Host, options: &Options) ->
     if pass == "import" {
         return Ok(graph.clone());
     }
-    let known: Vec<&str> = std::iter::once("import").chain(cupola_passes::pass_names()).collect();
+    let known: Vec<&str> = std::iter::once("import")
+        .chain(cupola_passes::pass_names())
+        .collect();
     if !known.contains(&pass) {
         let what = format!("there are {}", known.join(", "));
-        return Err(RuntimeError::Input { name: pass.to_string(), what }.into());
+        return Err(RuntimeError::Input {
+            name: pass.to_string(),
+            what,
+        }
+        .into());
     }
     let seen = Arc::new(Mutex::new(None));
     let (inner, wanted) = (seen.clone(), pass.to_string());
@@ -33,13 +39,25 @@ pub fn graph_after(graph: &Graph, pass: &str, host: &Host, options: &Options) ->
     Ok(found.unwrap_or_else(|| graph.clone()))
 }
 
-fn compile(graph: &Graph, host: &Host, options: &Options, hook: Option<cupola_passes::Hook>) -> Result<Compiled> {
+fn compile(
+    graph: &Graph,
+    host: &Host,
+    options: &Options,
+    hook: Option<cupola_passes::Hook>,
+) -> Result<Compiled> {
     let (_, devices) = host.open(&options.device, options.threads)?;
     let targets: Vec<_> = devices.iter().map(|d| d.target()).collect();
     let device = DeviceId((devices.len() as u32).saturating_sub(1));
-    let pass_options =
-        cupola_passes::Options { device, dump_after: hook, verify: options.verify, ..Default::default() };
-    Ok(cupola_passes::compile(graph.clone(), &targets, &pass_options).map_err(RuntimeError::from)?)
+    let pass_options = cupola_passes::Options {
+        device,
+        dump_after: hook,
+        verify: options.verify,
+        ..Default::default()
+    };
+    Ok(
+        cupola_passes::compile(graph.clone(), &targets, &pass_options)
+            .map_err(RuntimeError::from)?,
+    )
 }
 
 /// How well an operator of a model is supported on a device.
@@ -75,7 +93,13 @@ pub fn support(graph: &Graph, host: &Host, options: &Options) -> Result<Vec<Supp
                 Op::Host(_) => "host",
             };
             let row = rows.entry(op.clone());
-            row.or_insert(SupportRow { op, count: 0, support, why: String::new() }).count += 1;
+            row.or_insert(SupportRow {
+                op,
+                count: 0,
+                support,
+                why: String::new(),
+            })
+            .count += 1;
         }
     }
     for miss in &compiled.misses {
@@ -112,7 +136,9 @@ pub struct MemoryPlan {
 impl MemoryPlan {
     /// All of it.
     pub fn total(&self) -> u64 {
-        [self.weights, self.activations, self.outputs, self.states].iter().fold(0, |a, b| a.saturating_add(*b))
+        [self.weights, self.activations, self.outputs, self.states]
+            .iter()
+            .fold(0, |a, b| a.saturating_add(*b))
     }
 }
 
@@ -154,18 +180,30 @@ pub fn plan_memory(
                 }
             }
             Storage::State(_) => memory.states += size(i),
-            Storage::Planned if !plan::is_packed(&compiled.plan, cupola_passes::SlotId(i as u32)) => {
+            Storage::Planned
+                if !plan::is_packed(&compiled.plan, cupola_passes::SlotId(i as u32)) =>
+            {
                 memory.outputs += size(i);
             }
-            Storage::Planned | Storage::Input(_) | Storage::Param(_) | Storage::Alias { .. } | Storage::HostValue => {}
+            Storage::Planned
+            | Storage::Input(_)
+            | Storage::Param(_)
+            | Storage::Alias { .. }
+            | Storage::HostValue => {}
         }
     }
     let known: Vec<u64> = (0..sizes.len()).map(size).collect();
     for (d, backend) in devices.iter().enumerate() {
         let target = backend.target();
         let device = DeviceId(d as u32);
-        memory.activations +=
-            plan::pack(&compiled.plan, device, &known, target.alignment as u64, target.max_binding).size();
+        memory.activations += plan::pack(
+            &compiled.plan,
+            device,
+            &known,
+            target.alignment as u64,
+            target.max_binding,
+        )
+        .size();
     }
     Ok(memory)
 }

@@ -5,7 +5,13 @@ use std::path::PathBuf;
 
 /// Runs, checks and explains models: one compiled dataflow graph, any hardware.
 #[derive(Debug, Parser)]
-#[command(name = "cupola", version, about, propagate_version = true, disable_help_subcommand = true)]
+#[command(
+    name = "cupola",
+    version,
+    about,
+    propagate_version = true,
+    disable_help_subcommand = true
+)]
 pub struct Cli {
     /// More log lines on standard error (-v, -vv); RUST_LOG works too.
     #[arg(short, long, action = clap::ArgAction::Count, global = true)]

@@ -32,14 +32,22 @@ impl Difference {
     }
 
     fn fail(detail: String) -> Difference {
-        Difference { max_abs: f64::INFINITY, max_rel: f64::INFINITY, detail }
+        Difference {
+            max_abs: f64::INFINITY,
+            max_rel: f64::INFINITY,
+            detail,
+        }
     }
 
     fn join(self, other: Difference) -> Difference {
         Difference {
             max_abs: self.max_abs.max(other.max_abs),
             max_rel: self.max_rel.max(other.max_rel),
-            detail: if self.detail.is_empty() { other.detail } else { self.detail },
+            detail: if self.detail.is_empty() {
+                other.detail
+            } else {
+                self.detail
+            },
         }
     }
 }
@@ -50,11 +58,15 @@ pub fn values(name: &str, got: &Value, want: &Value, tolerance: Tolerance) -> Di
         (Value::Tensor(g), Value::Tensor(w)) => tensors(name, g, w, tolerance),
         (Value::Sequence(g), Value::Sequence(w)) if g.len() == w.len() => {
             let each = g.iter().zip(w).enumerate();
-            each.fold(Difference::default(), |d, (i, (g, w))| d.join(values(&format!("{name}[{i}]"), g, w, tolerance)))
+            each.fold(Difference::default(), |d, (i, (g, w))| {
+                d.join(values(&format!("{name}[{i}]"), g, w, tolerance))
+            })
         }
-        (Value::Sequence(g), Value::Sequence(w)) => {
-            Difference::fail(format!("{name}: {} elements, expected {}", g.len(), w.len()))
-        }
+        (Value::Sequence(g), Value::Sequence(w)) => Difference::fail(format!(
+            "{name}: {} elements, expected {}",
+            g.len(),
+            w.len()
+        )),
         (Value::Optional(None), Value::Optional(None)) => Difference::default(),
         (Value::Optional(Some(g)), Value::Optional(Some(w))) => values(name, g, w, tolerance),
         _ => Difference::fail(format!("{name}: another kind of value")),
@@ -86,9 +98,22 @@ fn tensors(name: &str, got: &Tensor, want: &Tensor, tolerance: Tolerance) -> Dif
             numbers(name, &wide(g), &wide(w), tolerance)
         }
         (Lanes::U(g), Lanes::U(w)) => {
-            let exact = Tolerance { rtol: 0.0, atol: 0.0, device: false };
+            let exact = Tolerance {
+                rtol: 0.0,
+                atol: 0.0,
+                device: false,
+            };
             let wide = |v: &[u64]| v.iter().map(|x| *x as f64).collect::<Vec<_>>();
-            numbers(name, &wide(g), &wide(w), if want.dtype() == DType::Bool { exact } else { tolerance })
+            numbers(
+                name,
+                &wide(g),
+                &wide(w),
+                if want.dtype() == DType::Bool {
+                    exact
+                } else {
+                    tolerance
+                },
+            )
         }
         _ => unreachable!("bug: one dtype, two classes"),
     }
@@ -106,12 +131,19 @@ fn raised(t: Tolerance, dtype: DType, want: &[f64]) -> Tolerance {
         (DType::BF16, true) => floor(2f64.powi(-5), 1e-2),
         (DType::F16, true) => floor(1e-2, 2e-3),
         (DType::F32, true) => {
-            let top = want.iter().filter(|x| x.is_finite()).fold(0.0f64, |m, x| m.max(x.abs()));
+            let top = want
+                .iter()
+                .filter(|x| x.is_finite())
+                .fold(0.0f64, |m, x| m.max(x.abs()));
             floor(2e-3, 1e-5 * top.clamp(1.0, 1e4));
         }
         _ => {}
     }
-    Tolerance { rtol, atol, device: t.device }
+    Tolerance {
+        rtol,
+        atol,
+        device: t.device,
+    }
 }
 
 fn numbers(name: &str, got: &[f64], want: &[f64], t: Tolerance) -> Difference {
@@ -123,7 +155,11 @@ fn numbers(name: &str, got: &[f64], want: &[f64], t: Tolerance) -> Difference {
         let d = (g - w).abs();
         let finite = if d.is_finite() { d } else { f64::INFINITY };
         all.max_abs = all.max_abs.max(finite);
-        all.max_rel = all.max_rel.max(if *w == 0.0 || !w.is_finite() { finite } else { finite / w.abs() });
+        all.max_rel = all.max_rel.max(if *w == 0.0 || !w.is_finite() {
+            finite
+        } else {
+            finite / w.abs()
+        });
         // Written so that a NaN difference is outside.
         let inside = d <= t.atol + t.rtol * w.abs();
         if !inside && all.detail.is_empty() {

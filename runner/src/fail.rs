@@ -21,27 +21,48 @@ pub type Outcome<T = ()> = Result<T, Failure>;
 impl Failure {
     /// A wrong command line.
     pub fn usage(message: impl Into<String>) -> Failure {
-        Failure { status: 2, code: "usage", message: message.into() }
+        Failure {
+            status: 2,
+            code: "usage",
+            message: message.into(),
+        }
     }
 
     /// A file that cannot be read or written.
     pub fn io(what: &str, path: &std::path::Path, error: impl std::fmt::Display) -> Failure {
-        Failure { status: 1, code: "io", message: format!("{what} {}: {error}", path.display()) }
+        Failure {
+            status: 1,
+            code: "io",
+            message: format!("{what} {}: {error}", path.display()),
+        }
     }
 
     /// A file given as data that is not what it should be.
     pub fn malformed(message: impl Into<String>) -> Failure {
-        Failure { status: 3, code: "malformed", message: message.into() }
+        Failure {
+            status: 3,
+            code: "malformed",
+            message: message.into(),
+        }
     }
 
     /// Results that differ from what was expected.
     pub fn differs(message: impl Into<String>) -> Failure {
-        Failure { status: 6, code: "differs", message: message.into() }
+        Failure {
+            status: 6,
+            code: "differs",
+            message: message.into(),
+        }
     }
 
     /// The line for standard error: at most 500 bytes, control characters escaped.
     pub fn line(&self) -> String {
-        let first: Vec<&str> = self.message.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
+        let first: Vec<&str> = self
+            .message
+            .lines()
+            .map(str::trim)
+            .filter(|l| !l.is_empty())
+            .collect();
         let mut text = String::from("error[");
         text.push_str(self.code);
         text.push_str("]: ");
@@ -50,7 +71,11 @@ impl Failure {
                 text.push_str("...");
                 break;
             }
-            if c.is_control() { text.extend(c.escape_default()) } else { text.push(c) }
+            if c.is_control() {
+                text.extend(c.escape_default())
+            } else {
+                text.push(c)
+            }
         }
         text
     }
@@ -59,7 +84,11 @@ impl Failure {
 impl From<Error> for Failure {
     fn from(e: Error) -> Failure {
         let class = e.class();
-        Failure { status: class.exit_status(), code: class.code(), message: e.to_string() }
+        Failure {
+            status: class.exit_status(),
+            code: class.code(),
+            message: e.to_string(),
+        }
     }
 }
 

@@ -11,14 +11,22 @@ use std::path::Path;
 
 /// Named input types of a model, in order.
 pub fn signature(graph: &Graph) -> Vec<(String, ValueType)> {
-    graph.inputs().iter().map(|v| (graph.input_name(*v).to_string(), graph.ty(*v).clone())).collect()
+    graph
+        .inputs()
+        .iter()
+        .map(|v| (graph.input_name(*v).to_string(), graph.ty(*v).clone()))
+        .collect()
 }
 
 /// Dimensions fixed by `--set`.
 pub fn parse_set(set: &[String]) -> Outcome<BTreeMap<String, i64>> {
     let one = |s: &String| {
-        let parsed = s.split_once('=').and_then(|(n, v)| Some((n.trim().to_string(), v.trim().parse::<i64>().ok()?)));
-        parsed.filter(|(_, v)| *v >= 0).ok_or_else(|| Failure::usage(format!("--set {s}: write NAME=N with N >= 0")))
+        let parsed = s
+            .split_once('=')
+            .and_then(|(n, v)| Some((n.trim().to_string(), v.trim().parse::<i64>().ok()?)));
+        parsed
+            .filter(|(_, v)| *v >= 0)
+            .ok_or_else(|| Failure::usage(format!("--set {s}: write NAME=N with N >= 0")))
     };
     set.iter().map(one).collect()
 }
@@ -41,7 +49,9 @@ pub fn gather(
         }
     }
     for spec in &args.input {
-        let given = spec.split_once('=').filter(|(n, _)| types.iter().any(|(name, _)| name == n));
+        let given = spec
+            .split_once('=')
+            .filter(|(n, _)| types.iter().any(|(name, _)| name == n));
         let (name, what) = match (given, types) {
             (Some((name, what)), _) => (name, what),
             (None, _) if Path::new(spec).extension().is_some_and(|e| e == "npz") => {
@@ -52,12 +62,18 @@ pub fn gather(
             (None, _) => {
                 let name = spec.split_once('=').map_or(spec.as_str(), |(n, _)| n);
                 let names: Vec<&str> = types.iter().map(|(n, _)| n.as_str()).collect();
-                return Err(Failure::usage(format!("no input '{name}'; there are {}", names.join(", "))));
+                return Err(Failure::usage(format!(
+                    "no input '{name}'; there are {}",
+                    names.join(", ")
+                )));
             }
         };
         let ty = types.iter().find(|(n, _)| n == name).map(|(_, t)| t);
         let ty = ty.unwrap_or_else(|| unreachable!("bug: name was looked up"));
-        all.insert(name.to_string(), one_input(name, what, ty, compile.seed, &set)?);
+        all.insert(
+            name.to_string(),
+            one_input(name, what, ty, compile.seed, &set)?,
+        );
     }
     if fill {
         for (name, ty) in types {
@@ -65,7 +81,10 @@ pub fn gather(
                 && let ValueType::Tensor(t) = ty
             {
                 let shape: Vec<usize> = t.dims.iter().map(|d| default_extent(d, &set)).collect();
-                all.insert(name.clone(), random(name, t.dtype, shape, compile.seed)?.into());
+                all.insert(
+                    name.clone(),
+                    random(name, t.dtype, shape, compile.seed)?.into(),
+                );
             }
         }
     }
@@ -76,14 +95,18 @@ pub fn gather(
 fn default_extent(d: &cupola::Dim, set: &BTreeMap<String, i64>) -> usize {
     let mut bindings = cupola::Bindings::default();
     d.for_each_sym(&mut |s| bindings.set(s.clone(), set.get(s.name()).copied().unwrap_or(1)));
-    d.eval(&bindings).and_then(|v| usize::try_from(v).ok()).unwrap_or(1)
+    d.eval(&bindings)
+        .and_then(|v| usize::try_from(v).ok())
+        .unwrap_or(1)
 }
 
 /// Members of an `.npz` file that carry input names, `NAME` or `in.<i>`.
 fn npz_inputs(path: &Path, types: &[(String, ValueType)]) -> Outcome<BTreeMap<String, Value>> {
     let mut all = BTreeMap::new();
     for (member, tensor) in npy::read_npz(path)? {
-        let index = member.strip_prefix("in.").and_then(|i| i.parse::<usize>().ok());
+        let index = member
+            .strip_prefix("in.")
+            .and_then(|i| i.parse::<usize>().ok());
         let name = match types.iter().find(|(n, _)| *n == member) {
             Some((n, _)) => Some(n),
             None => index.and_then(|i| types.get(i)).map(|(n, _)| n),
@@ -95,23 +118,45 @@ fn npz_inputs(path: &Path, types: &[(String, ValueType)]) -> Outcome<BTreeMap<St
     Ok(all)
 }
 
-fn one_input(name: &str, what: &str, ty: &ValueType, seed: u64, set: &BTreeMap<String, i64>) -> Outcome<Value> {
-    if let Some(spec) = what.strip_suffix(":rand").map(|s| (s, true)).or(what.strip_suffix(":zeros").map(|s| (s, false)))
+fn one_input(
+    name: &str,
+    what: &str,
+    ty: &ValueType,
+    seed: u64,
+    set: &BTreeMap<String, i64>,
+) -> Outcome<Value> {
+    if let Some(spec) = what
+        .strip_suffix(":rand")
+        .map(|s| (s, true))
+        .or(what.strip_suffix(":zeros").map(|s| (s, false)))
         && let Some((shape, dtype)) = parse_shape(spec.0, ty, set)
     {
-        let t = if spec.1 { random(name, dtype, shape, seed)? } else { zeros(name, dtype, shape)? };
+        let t = if spec.1 {
+            random(name, dtype, shape, seed)?
+        } else {
+            zeros(name, dtype, shape)?
+        };
         return Ok(t.into());
     }
     let path = Path::new(what);
-    let extension = path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
+    let extension = path
+        .extension()
+        .map(|e| e.to_string_lossy().to_lowercase())
+        .unwrap_or_default();
     match extension.as_str() {
         "npy" => npy::read(path).map(Value::from),
         "npz" => {
             let members = npy::read_npz(path)?;
-            let found = members.iter().find(|(n, _)| n == name).or(members.first().filter(|_| members.len() == 1));
+            let found = members
+                .iter()
+                .find(|(n, _)| n == name)
+                .or(members.first().filter(|_| members.len() == 1));
             let names: Vec<&str> = members.iter().map(|(n, _)| n.as_str()).collect();
             found.map(|(_, t)| t.clone().into()).ok_or_else(|| {
-                Failure::usage(format!("{what} has no member '{name}'; there are {}", names.join(", ")))
+                Failure::usage(format!(
+                    "{what} has no member '{name}'; there are {}",
+                    names.join(", ")
+                ))
             })
         }
         "pb" => pb::read(path, ty),
@@ -123,10 +168,17 @@ fn one_input(name: &str, what: &str, ty: &ValueType, seed: u64, set: &BTreeMap<S
 }
 
 /// `1x3x224xf32`, `f32` (a scalar) or nothing (the model's own type).
-fn parse_shape(spec: &str, ty: &ValueType, set: &BTreeMap<String, i64>) -> Option<(Vec<usize>, DType)> {
+fn parse_shape(
+    spec: &str,
+    ty: &ValueType,
+    set: &BTreeMap<String, i64>,
+) -> Option<(Vec<usize>, DType)> {
     let own = ty.as_tensor()?;
     if spec.is_empty() {
-        return Some((own.dims.iter().map(|d| default_extent(d, set)).collect(), own.dtype));
+        return Some((
+            own.dims.iter().map(|d| default_extent(d, set)).collect(),
+            own.dtype,
+        ));
     }
     let mut parts: Vec<&str> = spec.split('x').collect();
     let dtype = match parts.last().and_then(|p| DType::from_name(p)) {
@@ -156,7 +208,9 @@ fn zeros(name: &str, dtype: DType, shape: Vec<usize>) -> Outcome<Tensor> {
 /// Floats in -1..1, integers in 0..2 (valid as indices and masks), bools.
 fn random(name: &str, dtype: DType, shape: Vec<usize>, seed: u64) -> Outcome<Tensor> {
     let len = element_count(name, dtype, &shape)?;
-    let salt = name.bytes().fold(seed ^ 0x9e37_79b9_7f4a_7c15, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
+    let salt = name.bytes().fold(seed ^ 0x9e37_79b9_7f4a_7c15, |h, b| {
+        (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3)
+    });
     let mut state = salt;
     // SplitMix64 (Steele, Lea, Flood 2014).
     let mut next = move || {
@@ -166,7 +220,11 @@ fn random(name: &str, dtype: DType, shape: Vec<usize>, seed: u64) -> Outcome<Ten
         z ^ (z >> 31)
     };
     let lanes = if dtype.is_float() {
-        Lanes::F((0..len).map(|_| (next() >> 40) as f64 / (1u64 << 23) as f64 - 1.0).collect())
+        Lanes::F(
+            (0..len)
+                .map(|_| (next() >> 40) as f64 / (1u64 << 23) as f64 - 1.0)
+                .collect(),
+        )
     } else if dtype.class() == cupola::ir::Class::Signed {
         Lanes::I((0..len).map(|_| (next() >> 63) as i64).collect())
     } else {
@@ -179,15 +237,29 @@ fn random(name: &str, dtype: DType, shape: Vec<usize>, seed: u64) -> Outcome<Ten
 /// Decodes a picture for an input of extents `[channels, height, width]` or `[height, width, channels]`, with or without
 /// a batch in front. It is scaled to fit (the border takes the colour of the picture's own border), grey for one
 /// channel; floats are 0..1.
-fn image_input(path: &Path, name: &str, ty: &ValueType, set: &BTreeMap<String, i64>) -> Outcome<Tensor> {
+fn image_input(
+    path: &Path,
+    name: &str,
+    ty: &ValueType,
+    set: &BTreeMap<String, i64>,
+) -> Outcome<Tensor> {
     let bad = |what: String| Failure::usage(format!("input '{name}': {what}"));
-    let t = ty.as_tensor().ok_or_else(|| bad("a picture is a tensor".into()))?;
+    let t = ty
+        .as_tensor()
+        .ok_or_else(|| bad("a picture is a tensor".into()))?;
     let reader = image::ImageReader::open(path).map_err(|e| Failure::io("cannot read", path, e))?;
-    let reader = reader.with_guessed_format().map_err(|e| Failure::io("cannot read", path, e))?;
-    let picture = reader.decode().map_err(|e| Failure::malformed(format!("{}: {e}", path.display())))?;
+    let reader = reader
+        .with_guessed_format()
+        .map_err(|e| Failure::io("cannot read", path, e))?;
+    let picture = reader
+        .decode()
+        .map_err(|e| Failure::malformed(format!("{}: {e}", path.display())))?;
     let own = |d: &cupola::Dim, picture: u32| match d.as_const() {
         Some(c) => c.max(0) as u32,
-        None => d.as_sym().and_then(|s| set.get(s.name())).map_or(picture, |v| *v as u32),
+        None => d
+            .as_sym()
+            .and_then(|s| set.get(s.name()))
+            .map_or(picture, |v| *v as u32),
     };
     let rank = t.rank();
     if !(2..=4).contains(&rank) {
@@ -196,11 +268,22 @@ fn image_input(path: &Path, name: &str, ty: &ValueType, set: &BTreeMap<String, i
     let channels_at = |axis: usize| t.dims[axis].as_const().filter(|c| matches!(c, 1 | 3 | 4));
     let (channels, (h, w), last) = match rank {
         2 => (1, (0, 1), false),
-        _ if channels_at(rank - 3).is_some() => (channels_at(rank - 3).unwrap_or(3), (rank - 2, rank - 1), false),
-        _ if channels_at(rank - 1).is_some() => (channels_at(rank - 1).unwrap_or(3), (rank - 3, rank - 2), true),
+        _ if channels_at(rank - 3).is_some() => (
+            channels_at(rank - 3).unwrap_or(3),
+            (rank - 2, rank - 1),
+            false,
+        ),
+        _ if channels_at(rank - 1).is_some() => (
+            channels_at(rank - 1).unwrap_or(3),
+            (rank - 3, rank - 2),
+            true,
+        ),
         _ => (3, (rank - 2, rank - 1), false),
     };
-    let (height, width) = (own(&t.dims[h], picture.height()), own(&t.dims[w], picture.width()));
+    let (height, width) = (
+        own(&t.dims[h], picture.height()),
+        own(&t.dims[w], picture.width()),
+    );
     let planes = fit(&picture, channels as usize, width, height);
     let (height, width, channels) = (height as usize, width as usize, channels as usize);
     let byte = |c: usize, y: usize, x: usize| planes[(y * width + x) * channels + c];
@@ -223,10 +306,21 @@ fn image_input(path: &Path, name: &str, ty: &ValueType, set: &BTreeMap<String, i
     };
     let lanes = match t.dtype {
         d if d.is_float() => Lanes::F(values.into_iter().map(|v| f64::from(v)).collect()),
-        d if d.class() == cupola::ir::Class::Signed => Lanes::I(values.into_iter().map(|v| (v * 255.0).round() as i64).collect()),
-        _ => Lanes::U(values.into_iter().map(|v| (v * 255.0).round() as u64).collect()),
+        d if d.class() == cupola::ir::Class::Signed => Lanes::I(
+            values
+                .into_iter()
+                .map(|v| (v * 255.0).round() as i64)
+                .collect(),
+        ),
+        _ => Lanes::U(
+            values
+                .into_iter()
+                .map(|v| (v * 255.0).round() as u64)
+                .collect(),
+        ),
     };
-    convert::tensor(&lanes, t.dtype, &shape).ok_or_else(|| bad(format!("a picture does not fit {ty}")))
+    convert::tensor(&lanes, t.dtype, &shape)
+        .ok_or_else(|| bad(format!("a picture does not fit {ty}")))
 }
 
 /// The picture scaled to fit `width` by `height`, channels innermost, 0..1.
@@ -247,7 +341,11 @@ fn fit(picture: &image::DynamicImage, channels: usize, width: u32, height: u32) 
         ((f64::from(pw) * scale).round() as u32).clamp(1, width.max(1)),
         ((f64::from(ph) * scale).round() as u32).clamp(1, height.max(1)),
     );
-    let small = if (sw, sh) == (pw, ph) { rgb.clone() } else { image::imageops::resize(&rgb, sw, sh, FilterType::Triangle) };
+    let small = if (sw, sh) == (pw, ph) {
+        rgb.clone()
+    } else {
+        image::imageops::resize(&rgb, sw, sh, FilterType::Triangle)
+    };
     let border: Vec<&image::Rgb<f32>> = rgb
         .enumerate_pixels()
         .filter(|(x, y, _)| *x == 0 || *y == 0 || *x == pw - 1 || *y == ph - 1)
@@ -260,7 +358,11 @@ fn fit(picture: &image::DynamicImage, channels: usize, width: u32, height: u32) 
     for y in 0..height {
         for x in 0..width {
             let inside = x >= left && x < left + sw && y >= top && y < top + sh;
-            let p = if inside { small.get_pixel(x - left, y - top).0 } else { edge };
+            let p = if inside {
+                small.get_pixel(x - left, y - top).0
+            } else {
+                edge
+            };
             match channels {
                 1 => out.push(0.299 * p[0] + 0.587 * p[1] + 0.114 * p[2]),
                 3 => out.extend(p),

@@ -21,7 +21,10 @@ fn main() -> ExitCode {
             let text = e.to_string();
             let first = text.lines().next().unwrap_or_default();
             let what = first.strip_prefix("error: ").unwrap_or(first);
-            eprintln!("{}", fail::Failure::usage(format!("{what} (see 'cupola --help')")).line());
+            eprintln!(
+                "{}",
+                fail::Failure::usage(format!("{what} (see 'cupola --help')")).line()
+            );
             return ExitCode::from(2);
         }
         Err(help) => {
@@ -44,7 +47,10 @@ fn start_logs(verbose: u8) {
     let level = ["warn", "info", "debug", "trace"][usize::from(verbose.min(3))];
     let filter = tracing_subscriber::EnvFilter::try_from_default_env();
     let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
 }
 
 /// Runs a command on a thread whose stack holds deeply nested models; a panic becomes a failure.
@@ -57,14 +63,23 @@ fn on_large_stack(command: impl FnOnce() -> fail::Outcome + Send + 'static) -> f
             usual(info);
         }
     }));
-    let bug = |what: &str| fail::Failure { status: 1, code: "bug", message: format!("{what}; please report it") };
-    match std::thread::Builder::new().stack_size(STACK_SIZE).spawn(command) {
+    let bug = |what: &str| fail::Failure {
+        status: 1,
+        code: "bug",
+        message: format!("{what}; please report it"),
+    };
+    match std::thread::Builder::new()
+        .stack_size(STACK_SIZE)
+        .spawn(command)
+    {
         Err(e) => Err(bug(&format!("no thread: {e}"))),
-        Ok(thread) => thread.join().unwrap_or_else(|panic| match commands::panic_text(&*panic) {
-            // The reader (head, a pager) has seen enough.
-            text if is_closed_pipe(&text) => Ok(()),
-            text => Err(bug(&text)),
-        }),
+        Ok(thread) => thread
+            .join()
+            .unwrap_or_else(|panic| match commands::panic_text(&*panic) {
+                // The reader (head, a pager) has seen enough.
+                text if is_closed_pipe(&text) => Ok(()),
+                text => Err(bug(&text)),
+            }),
     }
 }
 

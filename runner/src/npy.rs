@@ -13,15 +13,20 @@ const MAX_MEMBER_SIZE: u64 = 64 << 30;
 /// Reads a `.npy` file.
 pub fn read(path: &Path) -> Outcome<Tensor> {
     let file = std::fs::File::open(path).map_err(|e| Failure::io("cannot read", path, e))?;
-    let size = file.metadata().map_err(|e| Failure::io("cannot read", path, e))?.len();
-    parse(std::io::BufReader::new(file), size).map_err(|e| Failure::malformed(format!("{}: {e}", path.display())))
+    let size = file
+        .metadata()
+        .map_err(|e| Failure::io("cannot read", path, e))?
+        .len();
+    parse(std::io::BufReader::new(file), size)
+        .map_err(|e| Failure::malformed(format!("{}: {e}", path.display())))
 }
 
 /// Reads all members of a `.npz` file, by name without `.npy`.
 pub fn read_npz(path: &Path) -> Outcome<Vec<(String, Tensor)>> {
     let bad = |e: String| Failure::malformed(format!("{}: {e}", path.display()));
     let file = std::fs::File::open(path).map_err(|e| Failure::io("cannot read", path, e))?;
-    let mut archive = zip::ZipArchive::new(std::io::BufReader::new(file)).map_err(|e| bad(e.to_string()))?;
+    let mut archive =
+        zip::ZipArchive::new(std::io::BufReader::new(file)).map_err(|e| bad(e.to_string()))?;
     let mut all = vec![];
     for i in 0..archive.len() {
         let member = archive.by_index(i).map_err(|e| bad(e.to_string()))?;
@@ -41,10 +46,20 @@ pub fn read_npz(path: &Path) -> Outcome<Vec<(String, Tensor)>> {
 fn parse(reader: impl Read, limit: u64) -> Result<Tensor, String> {
     let npy = NpyFile::new(reader).map_err(|e| e.to_string())?;
     let shape: Vec<usize> = npy.shape().iter().map(|d| *d as usize).collect();
-    let npyz::DType::Plain(ty) = npy.dtype() else { return Err("records have no tensor dtype".into()) };
-    let len = shape.iter().try_fold(1u64, |p, d| p.checked_mul(*d as u64)).ok_or("shape overflows")?;
-    if len.checked_mul(ty.size_field().max(1)).is_none_or(|size| size > limit) {
-        return Err(format!("shape {shape:?} claims more elements than the file holds"));
+    let npyz::DType::Plain(ty) = npy.dtype() else {
+        return Err("records have no tensor dtype".into());
+    };
+    let len = shape
+        .iter()
+        .try_fold(1u64, |p, d| p.checked_mul(*d as u64))
+        .ok_or("shape overflows")?;
+    if len
+        .checked_mul(ty.size_field().max(1))
+        .is_none_or(|size| size > limit)
+    {
+        return Err(format!(
+            "shape {shape:?} claims more elements than the file holds"
+        ));
     }
     let fortran = npy.order() == Order::Fortran && shape.len() > 1;
     macro_rules! load {
@@ -69,7 +84,11 @@ fn parse(reader: impl Read, limit: u64) -> Result<Tensor, String> {
         (TypeChar::Uint, 1) => load!(u8, u8, |x| x),
         (TypeChar::Bool, _) => {
             let bytes = load!(bool, u8, u8::from).ok_or("count does not match the shape")?;
-            Tensor::new(DType::Bool, shape.clone(), bytes.shared_bytes().unwrap_or_default())
+            Tensor::new(
+                DType::Bool,
+                shape.clone(),
+                bytes.shared_bytes().unwrap_or_default(),
+            )
         }
         (_, _) => return Err(format!("no tensor dtype for {ty}")),
     };
@@ -81,7 +100,11 @@ fn to_row_major<T: Copy>(v: &[T], shape: &[usize]) -> Vec<T> {
     let mut index = vec![0usize; shape.len()];
     let mut out = Vec::with_capacity(v.len());
     for _ in 0..v.len() {
-        let at = index.iter().zip(shape).rev().fold(0, |at, (i, n)| at * n + i);
+        let at = index
+            .iter()
+            .zip(shape)
+            .rev()
+            .fold(0, |at, (i, n)| at * n + i);
         out.push(v[at]);
         for axis in (0..shape.len()).rev() {
             index[axis] += 1;
@@ -99,7 +122,9 @@ pub fn write(path: &Path, tensor: &Tensor) -> Outcome {
     let temporary = path.with_extension("npy.part");
     let fail = |e: std::io::Error| Failure::io("cannot write", path, e);
     let mut file = std::io::BufWriter::new(std::fs::File::create(&temporary).map_err(fail)?);
-    write_to(&mut file, tensor).and_then(|()| file.flush()).map_err(fail)?;
+    write_to(&mut file, tensor)
+        .and_then(|()| file.flush())
+        .map_err(fail)?;
     drop(file);
     std::fs::rename(&temporary, path).map_err(fail)
 }
@@ -109,7 +134,11 @@ fn write_to(w: impl Write, t: &Tensor) -> std::io::Result<()> {
     macro_rules! save {
         ($t:ty, $v:expr) => {{
             let values: Vec<$t> = $v;
-            let mut writer = npyz::WriteOptions::<$t>::new().default_dtype().shape(&shape).writer(w).begin_nd()?;
+            let mut writer = npyz::WriteOptions::<$t>::new()
+                .default_dtype()
+                .shape(&shape)
+                .writer(w)
+                .begin_nd()?;
             writer.extend(values)?;
             writer.finish()
         }};
@@ -128,10 +157,19 @@ fn write_to(w: impl Write, t: &Tensor) -> std::io::Result<()> {
         DType::U8 => save!(u8, t.to_vec().unwrap_or_default()),
         DType::Bool => save!(bool, t.bytes().iter().map(|b| *b != 0).collect()),
         _ => match cupola::ir::convert::lanes(t) {
-            Some(cupola::ir::convert::Lanes::F(v)) => save!(f32, v.into_iter().map(|x| x as f32).collect()),
-            Some(cupola::ir::convert::Lanes::I(v)) => save!(i8, v.into_iter().map(|x| x as i8).collect()),
-            Some(cupola::ir::convert::Lanes::U(v)) => save!(u8, v.into_iter().map(|x| x as u8).collect()),
-            None => Err(std::io::Error::other(format!("{} has no NumPy form", t.dtype()))),
+            Some(cupola::ir::convert::Lanes::F(v)) => {
+                save!(f32, v.into_iter().map(|x| x as f32).collect())
+            }
+            Some(cupola::ir::convert::Lanes::I(v)) => {
+                save!(i8, v.into_iter().map(|x| x as i8).collect())
+            }
+            Some(cupola::ir::convert::Lanes::U(v)) => {
+                save!(u8, v.into_iter().map(|x| x as u8).collect())
+            }
+            None => Err(std::io::Error::other(format!(
+                "{} has no NumPy form",
+                t.dtype()
+            ))),
         },
     }
 }

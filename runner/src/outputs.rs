@@ -13,7 +13,12 @@ const SHOWN: usize = 8;
 
 /// Prints every output: name, type, summary and first values.
 pub fn print(outputs: &[(String, Value)]) {
-    let width = outputs.iter().map(|(n, _)| n.len()).max().unwrap_or(0).min(32);
+    let width = outputs
+        .iter()
+        .map(|(n, _)| n.len())
+        .max()
+        .unwrap_or(0)
+        .min(32);
     for (name, value) in outputs {
         println!("{name:width$}  {}", summary(value));
     }
@@ -35,7 +40,12 @@ fn tensor_summary(t: &Tensor) -> String {
     let mut text = format!("{}", t.ty());
     if let Some(s) = t.strings() {
         let shown: Vec<String> = s.iter().take(SHOWN).map(|x| format!("{x:?}")).collect();
-        let _ = write!(text, "  {}{}", shown.join(" "), if s.len() > SHOWN { " ..." } else { "" });
+        let _ = write!(
+            text,
+            "  {}{}",
+            shown.join(" "),
+            if s.len() > SHOWN { " ..." } else { "" }
+        );
         return text;
     }
     let numbers: Vec<f64> = match convert::lanes(t) {
@@ -49,37 +59,71 @@ fn tensor_summary(t: &Tensor) -> String {
         let min = numbers.iter().copied().fold(f64::INFINITY, f64::min);
         let max = numbers.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let mean = numbers.iter().sum::<f64>() / numbers.len() as f64;
-        let _ = write!(text, "  min {} max {} mean {} ", number(min), number(max), number(mean));
+        let _ = write!(
+            text,
+            "  min {} max {} mean {} ",
+            number(min),
+            number(max),
+            number(mean)
+        );
     }
-    let _ = write!(text, " {}{}", shown.join(" "), if numbers.len() > SHOWN { " ..." } else { "" });
+    let _ = write!(
+        text,
+        " {}{}",
+        shown.join(" "),
+        if numbers.len() > SHOWN { " ..." } else { "" }
+    );
     text
 }
 
 fn number(x: f64) -> String {
-    if x == x.trunc() && x.abs() < 1e15 { format!("{x}") } else { format!("{x:.6}") }
+    if x == x.trunc() && x.abs() < 1e15 {
+        format!("{x}")
+    } else {
+        format!("{x:.6}")
+    }
 }
 
 /// Types and first values as JSON.
 pub fn to_json(outputs: &[(String, Value)]) -> Json {
-    outputs.iter().map(|(name, value)| describe(name, value)).collect()
+    outputs
+        .iter()
+        .map(|(name, value)| describe(name, value))
+        .collect()
 }
 
 fn describe(name: &str, value: &Value) -> Json {
     match value {
-        Value::Tensor(t) => json!({ "name": name, "dtype": t.dtype().name(), "shape": t.shape(), "summary": tensor_summary(t) }),
+        Value::Tensor(t) => {
+            json!({ "name": name, "dtype": t.dtype().name(), "shape": t.shape(), "summary": tensor_summary(t) })
+        }
         Value::Sequence(v) => {
             let all: Vec<Json> = v.iter().map(|x| describe("", x)).collect();
             json!({ "name": name, "sequence": all })
         }
-        Value::Optional(v) => json!({ "name": name, "optional": v.as_ref().map(|x| describe("", x)) }),
+        Value::Optional(v) => {
+            json!({ "name": name, "optional": v.as_ref().map(|x| describe("", x)) })
+        }
     }
 }
 
 /// A file name for an output: characters outside `A-Za-z0-9._-` become `_`.
 pub fn file_name(name: &str) -> String {
-    let clean: String =
-        name.chars().map(|c| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' }).collect();
-    if clean.is_empty() || clean.starts_with('.') { format!("_{clean}") } else { clean }
+    let clean: String = name
+        .chars()
+        .map(|c| {
+            if c.is_ascii_alphanumeric() || "._-".contains(c) {
+                c
+            } else {
+                '_'
+            }
+        })
+        .collect();
+    if clean.is_empty() || clean.starts_with('.') {
+        format!("_{clean}")
+    } else {
+        clean
+    }
 }
 
 /// Writes outputs to a folder: `output_<i>.pb` when `as_pb`, else `NAME.npy`.

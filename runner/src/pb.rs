@@ -20,6 +20,8 @@ pub fn read(path: &Path, ty: &ValueType) -> Outcome<Value> {
 /// Writes one value.
 pub fn write(path: &Path, name: &str, value: &Value) -> Outcome {
     let raw = onnx::value_to_file(value);
-    let raw = raw.ok_or_else(|| Failure::malformed(format!("{name}: of a type that ONNX files do not have")))?;
+    let raw = raw.ok_or_else(|| {
+        Failure::malformed(format!("{name}: of a type that ONNX files do not have"))
+    })?;
     std::fs::write(path, raw.to_bytes(name)).map_err(|e| Failure::io("cannot write", path, e))
 }

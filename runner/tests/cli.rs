@@ -8,7 +8,10 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 fn repository() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the runner lies in the repository").to_path_buf()
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("the runner lies in the repository")
+        .to_path_buf()
 }
 
 /// `cupola` with arguments, started through the program that makes the software GPU adapter visible, if there is one.
@@ -22,7 +25,11 @@ fn cupola(args: &[&str]) -> Command {
         }
         None => Command::new(binary),
     };
-    command.args(args).current_dir(repository()).stdin(Stdio::null()).env_remove("RUST_BACKTRACE");
+    command
+        .args(args)
+        .current_dir(repository())
+        .stdin(Stdio::null())
+        .env_remove("RUST_BACKTRACE");
     command
 }
 
@@ -49,10 +56,24 @@ fn has_gpu() -> bool {
 /// The digit that the model reads in a picture.
 fn digit(picture: &str, device: &str) -> String {
     let image = format!("image={picture}");
-    let out = run(&["run", "examples/digits/digits.onnx", "-i", &image, "--device", device]);
-    assert!(out.status.success(), "{picture} on {device}: {}", text(&out.stderr));
+    let out = run(&[
+        "run",
+        "examples/digits/digits.onnx",
+        "-i",
+        &image,
+        "--device",
+        device,
+    ]);
+    assert!(
+        out.status.success(),
+        "{picture} on {device}: {}",
+        text(&out.stderr)
+    );
     let stdout = text(&out.stdout);
-    let line = stdout.lines().find(|l| l.starts_with("digit")).expect("an output named digit");
+    let line = stdout
+        .lines()
+        .find(|l| l.starts_with("digit"))
+        .expect("an output named digit");
     line.split_whitespace().last().expect("a value").to_string()
 }
 
@@ -68,10 +89,21 @@ fn the_command_of_the_readme_reads_a_seven() {
 #[test]
 fn drawn_digits_are_recognised() {
     let mut count = 0;
-    for entry in std::fs::read_dir(repository().join("examples/digits/samples")).expect("samples").flatten() {
+    for entry in std::fs::read_dir(repository().join("examples/digits/samples"))
+        .expect("samples")
+        .flatten()
+    {
         let name = entry.file_name().to_string_lossy().into_owned();
-        let want = name.split('_').next().expect("a digit in the name").to_string();
-        assert_eq!(digit(&format!("examples/digits/samples/{name}"), "cpu"), want, "{name}");
+        let want = name
+            .split('_')
+            .next()
+            .expect("a digit in the name")
+            .to_string();
+        assert_eq!(
+            digit(&format!("examples/digits/samples/{name}"), "cpu"),
+            want,
+            "{name}"
+        );
         count += 1;
     }
     assert_eq!(count, 20);
@@ -84,10 +116,36 @@ fn errors_are_one_line_with_a_documented_status() {
         (&["run", "no-such-file.onnx"], 3, "error["),
         (&["run", "README.md"], 3, "error["),
         (&["run", "examples/digits/digits.onnx"], 2, "error[usage]"),
-        (&["run", "examples/digits/digits.onnx", "-i", "image=1x1x28x27xf32:rand"], 2, "error[usage]"),
-        (&["run", "examples/digits/digits.onnx", "-i", "nothing=f32:rand"], 2, "error[usage]"),
-        (&["run", "examples/digits/digits.onnx", "--device", "abacus"], 2, "error[usage]"),
-        (&["plan", "examples/digits/digits.onnx", "--memory", "1KiB"], 5, "error[limit]"),
+        (
+            &[
+                "run",
+                "examples/digits/digits.onnx",
+                "-i",
+                "image=1x1x28x27xf32:rand",
+            ],
+            2,
+            "error[usage]",
+        ),
+        (
+            &[
+                "run",
+                "examples/digits/digits.onnx",
+                "-i",
+                "nothing=f32:rand",
+            ],
+            2,
+            "error[usage]",
+        ),
+        (
+            &["run", "examples/digits/digits.onnx", "--device", "abacus"],
+            2,
+            "error[usage]",
+        ),
+        (
+            &["plan", "examples/digits/digits.onnx", "--memory", "1KiB"],
+            5,
+            "error[limit]",
+        ),
     ];
     for (args, status, start) in cases {
         let out = run(args);
@@ -103,13 +161,25 @@ fn errors_are_one_line_with_a_documented_status() {
 fn outputs_are_written_and_compared() {
     let folder = std::env::temp_dir().join(format!("cupola-cli-{}", std::process::id()));
     let place = folder.to_string_lossy().into_owned();
-    let base = ["run", "examples/digits/digits.onnx", "-i", "image=examples/digits/seven.png"];
+    let base = [
+        "run",
+        "examples/digits/digits.onnx",
+        "-i",
+        "image=examples/digits/seven.png",
+    ];
     let out = run(&[&base[..], &["--outputs", &place]].concat());
     assert!(out.status.success(), "{}", text(&out.stderr));
     assert!(folder.join("probabilities.npy").exists());
     let same = run(&[&base[..], &["--expect", &place, "--device", "reference"]].concat());
     assert!(same.status.success(), "{}", text(&same.stderr));
-    let other = ["run", "examples/digits/digits.onnx", "-i", "image=1x1x28x28xf32:zeros", "--expect", &place];
+    let other = [
+        "run",
+        "examples/digits/digits.onnx",
+        "-i",
+        "image=1x1x28x28xf32:zeros",
+        "--expect",
+        &place,
+    ];
     assert_eq!(run(&other).status.code(), Some(6));
     std::fs::remove_dir_all(folder).expect("the folder was made here");
 }
@@ -126,9 +196,22 @@ struct Tally {
 fn conformance(suite: &Path, device: &str) -> Tally {
     let log = std::env::temp_dir().join(format!("cupola-{}-{device}.jsonl", std::process::id()));
     let _ = std::fs::remove_file(&log);
-    let (suite, path) = (suite.to_string_lossy().into_owned(), log.to_string_lossy().into_owned());
+    let (suite, path) = (
+        suite.to_string_lossy().into_owned(),
+        log.to_string_lossy().into_owned(),
+    );
     let profile = if device == "gpu" { "device" } else { "strict" };
-    let out = run(&["conformance", "--suite", &suite, "--device", device, "--profile", profile, "--json", &path]);
+    let out = run(&[
+        "conformance",
+        "--suite",
+        &suite,
+        "--device",
+        device,
+        "--profile",
+        profile,
+        "--json",
+        &path,
+    ]);
     assert!(out.status.success(), "{}", text(&out.stderr));
     let mut tally = Tally::default();
     for line in std::fs::read_to_string(&log).expect("result lines").lines() {
@@ -166,7 +249,11 @@ fn check_suite(variable: &str, suite: &str, device: &str) {
     let (pass, wrong) = baseline(suite, device);
     assert_eq!(tally.unfinished, None, "the program ended inside a case");
     assert!(tally.wrong.len() <= wrong, "{device}: {:#?}", tally.wrong);
-    assert!(tally.pass >= pass, "{device}: {} pass, {pass} did before", tally.pass);
+    assert!(
+        tally.pass >= pass,
+        "{device}: {} pass, {pass} did before",
+        tally.pass
+    );
 }
 
 #[test]
@@ -191,7 +278,9 @@ fn generated_graphs_on_the_cpu() {
 
 #[test]
 fn malformed_files_get_one_clear_error() {
-    let Some(corpus) = data("CUPOLA_TEST_MALFORMED") else { return };
+    let Some(corpus) = data("CUPOLA_TEST_MALFORMED") else {
+        return;
+    };
     let list = std::fs::read_to_string(corpus.join("corpus.json")).expect("corpus.json");
     let list: serde_json::Value = serde_json::from_str(&list).expect("JSON");
     let mut found = vec![];
@@ -202,9 +291,19 @@ fn malformed_files_get_one_clear_error() {
         let inputs = folder.join("inputs").to_string_lossy().into_owned();
         let check = get("verb") == "check";
         let start = Instant::now();
-        let out = if check { run(&["check", &file]) } else { run(&["run", &file, "--inputs", &inputs]) };
+        let out = if check {
+            run(&["check", &file])
+        } else {
+            run(&["run", &file, "--inputs", &inputs])
+        };
         let stderr = text(&out.stderr);
-        let mut fault = |what: &str| found.push(format!("{}: {what}: {:?} {stderr}", get("name"), out.status));
+        let mut fault = |what: &str| {
+            found.push(format!(
+                "{}: {what}: {:?} {stderr}",
+                get("name"),
+                out.status
+            ))
+        };
         if start.elapsed() > Duration::from_secs(5) {
             fault("slow");
         }
@@ -213,7 +312,10 @@ fn malformed_files_get_one_clear_error() {
             (Some(0), _) => {}
             (Some(_), "accept") => fault("refused"),
             (Some(1 | 3..=5), _) if !(check && out.status.code() == Some(1)) => {
-                if !stderr.starts_with("error[") || stderr.len() > 500 || stderr.trim_end().lines().count() != 1 {
+                if !stderr.starts_with("error[")
+                    || stderr.len() > 500
+                    || stderr.trim_end().lines().count() != 1
+                {
                     fault("message");
                 }
             }
@@ -234,19 +336,38 @@ const MODELS: &[(&str, &str, f64, f64)] = &[
     ("silero-vad-v6/vad.onnx", "silero-vad-v6.v6.npz", 1e-3, 1e-4),
     ("basic-pitch/nmp.onnx", "basic-pitch.npz", 1e-2, 5e-3),
     ("magika-v3_3/model.onnx", "magika-v3_3.npz", 1e-3, 1e-4),
-    ("minilm-l6-v2-int8/model.onnx", "minilm-l6-v2-int8.npz", 1e-3, 1e-4),
-    ("surfaces-tabular/gradient_boosting_regressor.onnx", "surfaces-tabular.gradient_boosting_regressor.npz", 1e-3, 1e-4),
+    (
+        "minilm-l6-v2-int8/model.onnx",
+        "minilm-l6-v2-int8.npz",
+        1e-3,
+        1e-4,
+    ),
+    (
+        "surfaces-tabular/gradient_boosting_regressor.onnx",
+        "surfaces-tabular.gradient_boosting_regressor.npz",
+        1e-3,
+        1e-4,
+    ),
 ];
 
 #[test]
 fn real_models_match_their_references() {
-    let Some(folder) = data("CUPOLA_TEST_MODELS") else { return };
+    let Some(folder) = data("CUPOLA_TEST_MODELS") else {
+        return;
+    };
     let mut wrong = vec![];
     for (model, reference, rtol, atol) in MODELS {
         let model = folder.join(model).to_string_lossy().into_owned();
-        let reference = repository().join("tests/models/reference").join(reference).to_string_lossy().into_owned();
+        let reference = repository()
+            .join("tests/models/reference")
+            .join(reference)
+            .to_string_lossy()
+            .into_owned();
         let (rtol, atol) = (rtol.to_string(), atol.to_string());
-        let out = run(&["run", &model, "-i", &reference, "--expect", &reference, "--rtol", &rtol, "--atol", &atol]);
+        let out = run(&[
+            "run", &model, "-i", &reference, "--expect", &reference, "--rtol", &rtol, "--atol",
+            &atol,
+        ]);
         if !out.status.success() {
             wrong.push(format!("{model}: {}", text(&out.stderr)));
         }

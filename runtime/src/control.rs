@@ -15,18 +15,27 @@ pub(crate) fn run_loop(
     operands: Vec<Value>,
     call: &mut Call<'_>,
 ) -> Result<Vec<Value>> {
-    let trips = operands[0].as_tensor().and_then(Tensor::to_i64s).and_then(|v| v.first().copied()).unwrap_or(-1);
+    let trips = operands[0]
+        .as_tensor()
+        .and_then(Tensor::to_i64s)
+        .and_then(|v| v.first().copied())
+        .unwrap_or(-1);
     let mut go = scalar_bool(&operands[1]);
     let mut state = operands[2..2 + carried].to_vec();
     let captures = &operands[2 + carried..];
     let mut scanned: Vec<Vec<Value>> = vec![vec![]; results.len() - carried];
     let mut iteration = 0i64;
     while go && (trips < 0 || iteration < trips) {
-        let inputs = std::iter::once(Tensor::scalar(iteration).into()).chain(state).chain(captures.iter().cloned());
+        let inputs = std::iter::once(Tensor::scalar(iteration).into())
+            .chain(state)
+            .chain(captures.iter().cloned());
         let mut out = call(0, inputs.collect())?.into_iter();
         go = out.next().is_some_and(|v| scalar_bool(&v));
         state = out.by_ref().take(carried).collect();
-        scanned.iter_mut().zip(out).for_each(|(list, v)| list.push(v));
+        scanned
+            .iter_mut()
+            .zip(out)
+            .for_each(|(list, v)| list.push(v));
         iteration += 1;
     }
     join(state, scanned, &results[carried..])
@@ -43,14 +52,26 @@ pub(crate) fn run_scan(
     let mut state = operands[..carried].to_vec();
     let sequences = &operands[carried..carried + scanned];
     let captures = &operands[carried + scanned..];
-    let steps = sequences[0].as_tensor().and_then(|t| t.shape().first().copied()).unwrap_or(0);
+    let steps = sequences[0]
+        .as_tensor()
+        .and_then(|t| t.shape().first().copied())
+        .unwrap_or(0);
     let mut outputs: Vec<Vec<Value>> = vec![vec![]; results.len() - carried];
     for step in 0..steps {
-        let slices = sequences.iter().map(|s| row(s, step)).collect::<Result<Vec<_>>>()?;
-        let inputs = state.into_iter().chain(slices).chain(captures.iter().cloned());
+        let slices = sequences
+            .iter()
+            .map(|s| row(s, step))
+            .collect::<Result<Vec<_>>>()?;
+        let inputs = state
+            .into_iter()
+            .chain(slices)
+            .chain(captures.iter().cloned());
         let mut out = call(0, inputs.collect())?.into_iter();
         state = out.by_ref().take(carried).collect();
-        outputs.iter_mut().zip(out).for_each(|(list, v)| list.push(v));
+        outputs
+            .iter_mut()
+            .zip(out)
+            .for_each(|(list, v)| list.push(v));
     }
     join(state, outputs, &results[carried..])
 }
@@ -58,8 +79,13 @@ pub(crate) fn run_scan(
 /// Row `index` of a tensor's first axis; shares memory where elements are whole bytes.
 fn row(value: &Value, index: usize) -> Result<Value> {
     let fail = |what: &str| RuntimeError::Ir(IrError::run("scan", what.to_string()));
-    let t = value.as_tensor().ok_or_else(|| fail("a scanned operand is no tensor"))?;
-    let (n, rest) = t.shape().split_first().ok_or_else(|| fail("a scanned operand has no axis"))?;
+    let t = value
+        .as_tensor()
+        .ok_or_else(|| fail("a scanned operand is no tensor"))?;
+    let (n, rest) = t
+        .shape()
+        .split_first()
+        .ok_or_else(|| fail("a scanned operand has no axis"))?;
     if index >= *n {
         return Err(fail("scanned operands differ in length"));
     }
@@ -69,10 +95,15 @@ fn row(value: &Value, index: usize) -> Result<Value> {
         None => {
             let bytes = t.shared_bytes().unwrap_or_default();
             let size = bytes.len() / n;
-            Tensor::new(t.dtype(), rest.to_vec(), bytes.slice(index * size..(index + 1) * size))
+            Tensor::new(
+                t.dtype(),
+                rest.to_vec(),
+                bytes.slice(index * size..(index + 1) * size),
+            )
         }
     };
-    row.map(Value::from).ok_or_else(|| fail("a scanned operand has packed elements"))
+    row.map(Value::from)
+        .ok_or_else(|| fail("a scanned operand has packed elements"))
 }
 
 /// Carried values, then each list stacked along a new leading axis.
@@ -88,30 +119,54 @@ fn stack(list: Vec<Value>, ty: &ValueType) -> Result<Value> {
     let fail = |what: String| RuntimeError::Ir(IrError::run("loop", what));
     let tensors: Option<Vec<&Tensor>> = list.iter().map(Value::as_tensor).collect();
     let tensors = tensors.ok_or_else(|| fail("a scanned output is no tensor".into()))?;
-    let t = ty.as_tensor().ok_or_else(|| fail("a scanned output is no tensor".into()))?;
+    let t = ty
+        .as_tensor()
+        .ok_or_else(|| fail("a scanned output is no tensor".into()))?;
     let Some(first) = tensors.first() else {
         // Nothing ran: extents that only an iteration would tell are 0.
         let shape = t.dims.iter().enumerate();
-        let shape = shape.map(|(i, d)| if i == 0 { 0 } else { d.as_const().map_or(0, |c| c.max(0) as usize) }).collect();
+        let shape = shape
+            .map(|(i, d)| {
+                if i == 0 {
+                    0
+                } else {
+                    d.as_const().map_or(0, |c| c.max(0) as usize)
+                }
+            })
+            .collect();
         let empty = match t.dtype {
             cupola_ir::DType::String => Tensor::from_strings(shape, vec![]),
             dtype => Tensor::new(dtype, shape, Bytes::new()),
         };
-        return empty.map(Value::from).ok_or_else(|| fail("no empty result".into()));
+        return empty
+            .map(Value::from)
+            .ok_or_else(|| fail("no empty result".into()));
     };
     if let Some(other) = tensors.iter().find(|x| x.shape() != first.shape()) {
-        return Err(fail(format!("scanned outputs of {:?} and {:?} do not stack", first.shape(), other.shape())));
+        return Err(fail(format!(
+            "scanned outputs of {:?} and {:?} do not stack",
+            first.shape(),
+            other.shape()
+        )));
     }
     let shape = [&[tensors.len()], first.shape()].concat();
     let stacked = match first.strings() {
         Some(_) => {
-            let all = tensors.iter().flat_map(|x| x.strings().unwrap_or_default().iter().cloned()).collect();
+            let all = tensors
+                .iter()
+                .flat_map(|x| x.strings().unwrap_or_default().iter().cloned())
+                .collect();
             Tensor::from_strings(shape, all)
         }
         None => {
-            let bytes: Vec<u8> = tensors.iter().flat_map(|x| x.bytes().iter().copied()).collect();
+            let bytes: Vec<u8> = tensors
+                .iter()
+                .flat_map(|x| x.bytes().iter().copied())
+                .collect();
             Tensor::new(first.dtype(), shape, Bytes::from(bytes))
         }
     };
-    stacked.map(Value::from).ok_or_else(|| fail(format!("{} does not stack", first.dtype())))
+    stacked
+        .map(Value::from)
+        .ok_or_else(|| fail(format!("{} does not stack", first.dtype())))
 }

@@ -32,7 +32,9 @@ impl FromStr for DeviceSpec {
             "auto" => Ok(DeviceSpec::Auto),
             _ => match s.strip_prefix("gpu:").and_then(|n| n.parse().ok()) {
                 Some(n) => Ok(DeviceSpec::Gpu(n)),
-                None => Err(format!("'{s}' is no device; there are cpu, gpu, gpu:N, reference and auto")),
+                None => Err(format!(
+                    "'{s}' is no device; there are cpu, gpu, gpu:N, reference and auto"
+                )),
             },
         }
     }
@@ -67,7 +69,11 @@ impl Host {
     ///
     /// # Errors
     /// [`RuntimeError::NoDevice`] or a device that fails to open.
-    pub fn open(&self, spec: &DeviceSpec, threads: usize) -> Result<(DeviceSpec, Vec<Arc<dyn Backend>>)> {
+    pub fn open(
+        &self,
+        spec: &DeviceSpec,
+        threads: usize,
+    ) -> Result<(DeviceSpec, Vec<Arc<dyn Backend>>)> {
         match spec {
             DeviceSpec::Reference => Ok((spec.clone(), vec![])),
             DeviceSpec::Cpu => Ok((spec.clone(), vec![self.cpu(threads)?])),
@@ -84,7 +90,12 @@ impl Host {
         }
         let backend: Arc<dyn Backend> = match CpuBackend::new(threads) {
             Ok(b) => Arc::new(b),
-            Err(e) => return Err(RuntimeError::NoDevice { device: "cpu".into(), what: e.to_string() }),
+            Err(e) => {
+                return Err(RuntimeError::NoDevice {
+                    device: "cpu".into(),
+                    what: e.to_string(),
+                });
+            }
         };
         open.push((threads, backend.clone()));
         Ok(backend)
@@ -97,10 +108,17 @@ impl Host {
         }
         let device = DeviceSpec::Gpu(position).to_string();
         let adapters = AdapterList::enumerate();
-        let opened = adapters.get(position).and_then(|a| WgpuBackend::open(a, &DeviceOptions::default(), &device));
+        let opened = adapters
+            .get(position)
+            .and_then(|a| WgpuBackend::open(a, &DeviceOptions::default(), &device));
         let backend: Arc<dyn Backend> = match opened {
             Ok(b) => Arc::new(b),
-            Err(e) => return Err(RuntimeError::NoDevice { device, what: e.to_string() }),
+            Err(e) => {
+                return Err(RuntimeError::NoDevice {
+                    device,
+                    what: e.to_string(),
+                });
+            }
         };
         open.push((position, backend.clone()));
         Ok(backend)
@@ -127,7 +145,10 @@ pub fn list_devices() -> Vec<DeviceInfo> {
         name: cpu_name(),
         facts: vec![
             ("vector level".into(), format!("{isa:?}")),
-            ("physical cores".into(), cupola_cpu::isa::physical_cores().to_string()),
+            (
+                "physical cores".into(),
+                cupola_cpu::isa::physical_cores().to_string(),
+            ),
             ("caches".into(), format!("{caches:?}")),
         ],
     };
@@ -137,17 +158,36 @@ pub fn list_devices() -> Vec<DeviceInfo> {
         let facts = vec![
             ("kind".to_string(), f.kind.name().to_string()),
             ("backend".into(), f.interface.name().to_string()),
-            ("vendor".into(), format!("{} ({:#06x})", f.vendor, f.vendor_id)),
+            (
+                "vendor".into(),
+                format!("{} ({:#06x})", f.vendor, f.vendor_id),
+            ),
             ("driver".into(), f.driver.clone()),
             ("largest buffer".into(), f.limits.buffer_size.to_string()),
             ("largest binding".into(), f.limits.binding_size.to_string()),
-            ("storage buffers".into(), f.limits.storage_buffers.to_string()),
-            ("workgroup memory".into(), f.limits.workgroup_memory_size.to_string()),
-            ("workgroup threads".into(), f.limits.workgroup_threads.to_string()),
+            (
+                "storage buffers".into(),
+                f.limits.storage_buffers.to_string(),
+            ),
+            (
+                "workgroup memory".into(),
+                f.limits.workgroup_memory_size.to_string(),
+            ),
+            (
+                "workgroup threads".into(),
+                f.limits.workgroup_threads.to_string(),
+            ),
             ("features".into(), format!("{:?}", f.features)),
-            ("refused".into(), f.refusal.clone().unwrap_or_else(|| "no".into())),
+            (
+                "refused".into(),
+                f.refusal.clone().unwrap_or_else(|| "no".into()),
+            ),
         ];
-        DeviceInfo { spec: DeviceSpec::Gpu(f.index), name: f.name.clone(), facts }
+        DeviceInfo {
+            spec: DeviceSpec::Gpu(f.index),
+            name: f.name.clone(),
+            facts,
+        }
     });
     std::iter::once(cpu).chain(gpus).collect()
 }

@@ -79,7 +79,11 @@ impl Frame<'_> {
             self.step(i, step, cx)?;
             self.release_after(i, cx);
         }
-        let outputs = plan.outputs.iter().map(|s| self.value(*s, cx)).collect::<Result<_>>()?;
+        let outputs = plan
+            .outputs
+            .iter()
+            .map(|s| self.value(*s, cx))
+            .collect::<Result<_>>()?;
         for d in 0..cx.devices.len() {
             self.flush(DeviceId(d as u32), cx)?;
             cx.devices[d].device().wait()?;
@@ -95,17 +99,22 @@ impl Frame<'_> {
             match &slot.storage {
                 Storage::Input(at) => {
                     let value = inputs.get_mut(*at).and_then(Option::take);
-                    let value = value.unwrap_or_else(|| unreachable!("bug: input slots are distinct"));
+                    let value =
+                        value.unwrap_or_else(|| unreachable!("bug: input slots are distinct"));
                     let name = loaded.compiled.graph.input_name(slot.value).to_string();
                     eval::bind::bind_value(&slot.ty, &value, &mut self.bindings)
                         .map_err(|what| RuntimeError::Input { name, what })?;
                     self.put(id, value, cx)?;
                 }
                 Storage::Param(name) => {
-                    let value = cx.params.get(name).cloned().ok_or_else(|| RuntimeError::Input {
-                        name: name.clone(),
-                        what: "the weight was not given".into(),
-                    })?;
+                    let value =
+                        cx.params
+                            .get(name)
+                            .cloned()
+                            .ok_or_else(|| RuntimeError::Input {
+                                name: name.clone(),
+                                what: "the weight was not given".into(),
+                            })?;
                     self.put_bound(id, value.into(), name, cx)?;
                 }
                 Storage::State(name) => {
@@ -116,7 +125,11 @@ impl Frame<'_> {
                 Storage::Const(tensor) => match &loaded.constants[i] {
                     Some(buffer) => {
                         let size = buffer.size();
-                        self.memory[i] = Some(BufferRange { buffer: buffer.clone(), offset: 0, size });
+                        self.memory[i] = Some(BufferRange {
+                            buffer: buffer.clone(),
+                            offset: 0,
+                            size,
+                        });
                     }
                     None => self.host[i] = Some(tensor.clone().into()),
                 },
@@ -133,9 +146,12 @@ impl Frame<'_> {
         let sizes = plan::slot_sizes(plan, &self.bindings);
         for (d, backend) in cx.devices.iter().enumerate() {
             let device = DeviceId(d as u32);
-            let planned = |i: usize| plan.slots[i].device == device && plan::is_packed(plan, SlotId(i as u32));
-            let known: Option<Vec<u64>> =
-                (0..sizes.len()).map(|i| if planned(i) { sizes[i] } else { Some(0) }).collect();
+            let planned = |i: usize| {
+                plan.slots[i].device == device && plan::is_packed(plan, SlotId(i as u32))
+            };
+            let known: Option<Vec<u64>> = (0..sizes.len())
+                .map(|i| if planned(i) { sizes[i] } else { Some(0) })
+                .collect();
             let Some(known) = known else { continue };
             let packing = cx.layouts.packing(plan, device, known, backend.target());
             let kept = |i: &usize| {
@@ -145,25 +161,41 @@ impl Frame<'_> {
             let kept: u64 = (0..sizes.len()).filter(kept).filter_map(|i| sizes[i]).sum();
             cx.planned_bytes += packing.size() + kept;
             for block in &packing.blocks {
-                let size = usize::try_from(*block).map_err(|_| IrError::Limit(format!("{block} bytes")))?;
-                self.blocks.push((d, cx.pools[d].take(backend.device(), size)?));
+                let size = usize::try_from(*block)
+                    .map_err(|_| IrError::Limit(format!("{block} bytes")))?;
+                self.blocks
+                    .push((d, cx.pools[d].take(backend.device(), size)?));
             }
             let first = self.blocks.len() - packing.blocks.len();
             for (i, at) in packing.at.iter().enumerate() {
                 if let Some((block, offset)) = at {
                     let buffer = self.blocks[first + *block as usize].1.clone();
                     let size = sizes[i].unwrap_or(0) as usize;
-                    self.memory[i] = Some(BufferRange { buffer, offset: *offset as usize, size });
+                    self.memory[i] = Some(BufferRange {
+                        buffer,
+                        offset: *offset as usize,
+                        size,
+                    });
                 }
             }
         }
         Ok(())
     }
 
-    fn put_bound(&mut self, id: SlotId, value: Value, name: &str, cx: &mut RunCx<'_>) -> Result<()> {
+    fn put_bound(
+        &mut self,
+        id: SlotId,
+        value: Value,
+        name: &str,
+        cx: &mut RunCx<'_>,
+    ) -> Result<()> {
         let ty = &self.loaded.compiled.plan.slots[id.0 as usize].ty;
-        eval::bind::bind_value(ty, &value, &mut self.bindings)
-            .map_err(|what| RuntimeError::Input { name: name.to_string(), what })?;
+        eval::bind::bind_value(ty, &value, &mut self.bindings).map_err(|what| {
+            RuntimeError::Input {
+                name: name.to_string(),
+                what,
+            }
+        })?;
         self.put(id, value, cx)
     }
 
@@ -172,22 +204,45 @@ impl Frame<'_> {
             Step::Launch { unit, buffers } => {
                 let placed = &self.loaded.compiled.units[*unit];
                 let sizes = self.sizes(*unit, cx)?;
-                let buffers = buffers.iter().map(|s| self.range(*s, cx)).collect::<Result<_>>()?;
+                let buffers = buffers
+                    .iter()
+                    .map(|s| self.range(*s, cx))
+                    .collect::<Result<_>>()?;
                 let executable = self.loaded.executables[*unit].clone();
-                self.queues[placed.device.0 as usize].push(Command::Launch(Launch { executable, buffers, sizes }));
+                self.queues[placed.device.0 as usize].push(Command::Launch(Launch {
+                    executable,
+                    buffers,
+                    sizes,
+                }));
                 cx.launches += 1;
                 // Without a queue of its own the host runs at once, while operands are in cache.
-                if placed.device == DeviceId::HOST { self.flush(placed.device, cx) } else { Ok(()) }
+                if placed.device == DeviceId::HOST {
+                    self.flush(placed.device, cx)
+                } else {
+                    Ok(())
+                }
             }
-            Step::Host { node, operands, results } => self.host_step(*node, operands, results, cx),
-            Step::Control { node, operands, results, .. } => self.control_step(at, *node, operands, results, cx),
+            Step::Host {
+                node,
+                operands,
+                results,
+            } => self.host_step(*node, operands, results, cx),
+            Step::Control {
+                node,
+                operands,
+                results,
+                ..
+            } => self.control_step(at, *node, operands, results, cx),
             Step::Transfer { from, to } => {
                 let value = self.value(*from, cx)?;
                 self.put(*to, value, cx)
             }
             Step::Bind { sym, from, min } => {
                 let value = self.value(*from, cx)?;
-                let number = value.as_tensor().and_then(Tensor::to_i64s).and_then(|v| v.first().copied());
+                let number = value
+                    .as_tensor()
+                    .and_then(Tensor::to_i64s)
+                    .and_then(|v| v.first().copied());
                 let number = number.unwrap_or_else(|| unreachable!("bug: bind of no number"));
                 if number < *min {
                     let what = format!("{sym} is {number}, must be at least {min}");
@@ -201,8 +256,15 @@ impl Frame<'_> {
                     return Ok(());
                 }
                 let node = self.loaded.compiled.graph.node(*node);
-                let origin = node.origins.first().map_or(String::new(), |o| format!(" of {} '{}'", o.op, o.node));
-                Err(IrError::run(format!("{}{origin}", node.op.name()), format!("sizes must satisfy {that}")).into())
+                let origin = node
+                    .origins
+                    .first()
+                    .map_or(String::new(), |o| format!(" of {} '{}'", o.op, o.node));
+                Err(IrError::run(
+                    format!("{}{origin}", node.op.name()),
+                    format!("sizes must satisfy {that}"),
+                )
+                .into())
             }
             Step::WriteState { slot, from } => {
                 let value = self.value(*from, cx)?;
@@ -226,7 +288,10 @@ impl Frame<'_> {
                 Some(cupola_passes::SEED) => Ok(cx.seed as i64),
                 Some(cupola_passes::RUN) => Ok(cx.run as i64),
                 _ => d.eval(&self.bindings).ok_or_else(|| {
-                    RuntimeError::Ir(IrError::run(unit.name(), format!("size {d} overflows or is not bound")))
+                    RuntimeError::Ir(IrError::run(
+                        unit.name(),
+                        format!("size {d} overflows or is not bound"),
+                    ))
                 }),
             })
             .collect()
@@ -236,12 +301,23 @@ impl Frame<'_> {
         &self.loaded.compiled.graph.node(node).op
     }
 
-    fn host_step(&mut self, node: NodeId, operands: &[SlotId], results: &[SlotId], cx: &mut RunCx<'_>) -> Result<()> {
-        let values: Vec<Value> = operands.iter().map(|s| self.value(*s, cx)).collect::<Result<_>>()?;
+    fn host_step(
+        &mut self,
+        node: NodeId,
+        operands: &[SlotId],
+        results: &[SlotId],
+        cx: &mut RunCx<'_>,
+    ) -> Result<()> {
+        let values: Vec<Value> = operands
+            .iter()
+            .map(|s| self.value(*s, cx))
+            .collect::<Result<_>>()?;
         let refs: Vec<&Value> = values.iter().collect();
         let loaded = self.loaded;
-        let types: Vec<ValueType> =
-            results.iter().map(|s| loaded.compiled.plan.slots[s.0 as usize].ty.clone()).collect();
+        let types: Vec<ValueType> = results
+            .iter()
+            .map(|s| loaded.compiled.plan.slots[s.0 as usize].ty.clone())
+            .collect();
         let mut env = Env::default();
         (env.seed, env.run, env.bindings) = (cx.seed, cx.run, self.bindings.clone());
         let out = eval::eval_op(self.node_op(node), &refs, &types, &mut env)?;
@@ -253,7 +329,8 @@ impl Frame<'_> {
     fn finish(&mut self, results: &[SlotId], values: Vec<Value>, cx: &mut RunCx<'_>) -> Result<()> {
         for (slot, value) in results.iter().zip(values) {
             let ty = &self.loaded.compiled.plan.slots[slot.0 as usize].ty;
-            eval::bind::bind_value(ty, &value, &mut self.bindings).map_err(|what| IrError::run("result", what))?;
+            eval::bind::bind_value(ty, &value, &mut self.bindings)
+                .map_err(|what| IrError::run("result", what))?;
             self.put(*slot, value, cx)?;
         }
         Ok(())
@@ -267,7 +344,10 @@ impl Frame<'_> {
         results: &[SlotId],
         cx: &mut RunCx<'_>,
     ) -> Result<()> {
-        let values: Vec<Value> = operands.iter().map(|s| self.value(*s, cx)).collect::<Result<_>>()?;
+        let values: Vec<Value> = operands
+            .iter()
+            .map(|s| self.value(*s, cx))
+            .collect::<Result<_>>()?;
         let bodies = &self.loaded.bodies[&at];
         let bindings = self.bindings.clone();
         let mut call = |region: usize, inputs: Vec<Value>| -> Result<Vec<Value>> {
@@ -279,8 +359,12 @@ impl Frame<'_> {
                 call(usize::from(!condition), values[1..].to_vec())?
             }
             Op::Core(CoreOp::Call(_)) => call(0, values)?,
-            Op::Core(CoreOp::Loop(p)) => crate::control::run_loop(p.carried, &p.results, values, &mut call)?,
-            Op::Core(CoreOp::Scan(p)) => crate::control::run_scan(p.carried, p.scanned, &p.results, values, &mut call)?,
+            Op::Core(CoreOp::Loop(p)) => {
+                crate::control::run_loop(p.carried, &p.results, values, &mut call)?
+            }
+            Op::Core(CoreOp::Scan(p)) => {
+                crate::control::run_scan(p.carried, p.scanned, &p.results, values, &mut call)?
+            }
             other => unreachable!("bug: {} has no regions", other.name()),
         };
         self.finish(results, out, cx)
@@ -297,15 +381,25 @@ impl Frame<'_> {
         let range = match &slot.storage {
             Storage::Alias { of, offset } => {
                 let owner = self.range(*of, cx)?;
-                let offset = offset.eval(&self.bindings).and_then(|o| usize::try_from(o).ok());
+                let offset = offset
+                    .eval(&self.bindings)
+                    .and_then(|o| usize::try_from(o).ok());
                 let offset = offset.unwrap_or_else(|| unreachable!("bug: alias offset"));
-                BufferRange { buffer: owner.buffer, offset: owner.offset + offset, size }
+                BufferRange {
+                    buffer: owner.buffer,
+                    offset: owner.offset + offset,
+                    size,
+                }
             }
             _ => {
                 let device = slot.device.0 as usize;
                 let buffer = cx.pools[device].take(cx.devices[device].device(), size)?;
                 self.pooled[at] = true;
-                BufferRange { buffer, offset: 0, size }
+                BufferRange {
+                    buffer,
+                    offset: 0,
+                    size,
+                }
             }
         };
         self.memory[at] = Some(range.clone());
@@ -313,16 +407,21 @@ impl Frame<'_> {
     }
 
     fn shape_of(&self, ty: &ValueType) -> Result<(DType, Vec<usize>)> {
-        let t = ty.as_tensor().unwrap_or_else(|| unreachable!("bug: memory of no tensor"));
+        let t = ty
+            .as_tensor()
+            .unwrap_or_else(|| unreachable!("bug: memory of no tensor"));
         let shape = t.shape(&self.bindings);
-        let shape = shape.ok_or_else(|| IrError::run("size", format!("{t} has no valid extents here")))?;
+        let shape =
+            shape.ok_or_else(|| IrError::run("size", format!("{t} has no valid extents here")))?;
         Ok((t.dtype, shape))
     }
 
     fn size_of(&self, ty: &ValueType) -> Result<usize> {
         let (dtype, shape) = self.shape_of(ty)?;
         let size = Tensor::size_of(dtype, &shape).filter(|s| *s <= isize::MAX as usize);
-        size.ok_or_else(|| IrError::Limit(format!("{dtype}{shape:?} does not fit in memory")).into())
+        size.ok_or_else(|| {
+            IrError::Limit(format!("{dtype}{shape:?} does not fit in memory")).into()
+        })
     }
 
     fn is_host_value(&self, id: SlotId) -> bool {
@@ -347,7 +446,11 @@ impl Frame<'_> {
         if slot.device == DeviceId::HOST && !matches!(slot.storage, Storage::Alias { .. }) {
             let size = bytes.len();
             let buffer = device.constant(bytes)?;
-            self.memory[at] = Some(BufferRange { buffer, offset: 0, size });
+            self.memory[at] = Some(BufferRange {
+                buffer,
+                offset: 0,
+                size,
+            });
             return Ok(());
         }
         let range = self.range(id, cx)?;
@@ -378,7 +481,9 @@ impl Frame<'_> {
             }
         };
         let tensor = Tensor::new(dtype, shape, bytes);
-        Ok(tensor.unwrap_or_else(|| unreachable!("bug: slot size")).into())
+        Ok(tensor
+            .unwrap_or_else(|| unreachable!("bug: slot size"))
+            .into())
     }
 
     fn flush(&mut self, device: DeviceId, cx: &RunCx<'_>) -> Result<()> {
@@ -394,7 +499,9 @@ impl Frame<'_> {
     /// Returns memory of slots that no later step reads.
     fn release_after(&mut self, step: usize, cx: &mut RunCx<'_>) {
         let loaded = self.loaded;
-        loaded.releases[step].iter().for_each(|i| self.release(*i, cx));
+        loaded.releases[step]
+            .iter()
+            .for_each(|i| self.release(*i, cx));
     }
 
     fn release(&mut self, at: usize, cx: &mut RunCx<'_>) {
@@ -418,12 +525,17 @@ impl Frame<'_> {
 
 /// Whether a bool scalar holds.
 pub(crate) fn scalar_bool(value: &Value) -> bool {
-    value.as_tensor().is_some_and(|t| t.bytes().first().is_some_and(|b| *b != 0))
+    value
+        .as_tensor()
+        .is_some_and(|t| t.bytes().first().is_some_and(|b| *b != 0))
 }
 
 /// A copy that owns its bytes.
 fn detach(t: &Tensor) -> Tensor {
-    let copy = Tensor::new(t.dtype(), t.shape().to_vec(), Bytes::copy_from_slice(t.bytes()));
+    let copy = Tensor::new(
+        t.dtype(),
+        t.shape().to_vec(),
+        Bytes::copy_from_slice(t.bytes()),
+    );
     copy.unwrap_or_else(|| t.clone())
 }
-

@@ -13,8 +13,8 @@ mod pool;
 mod program;
 mod session;
 
-pub use devices::{DeviceInfo, DeviceSpec, Host, list_devices};
 pub use cupola_backend::BackendError;
+pub use devices::{DeviceInfo, DeviceSpec, Host, list_devices};
 pub use error::{Result, RuntimeError};
 pub use program::{CompileOptions, Program, RunStats, State};
 pub use session::{Cancel, Session};

@@ -36,7 +36,11 @@ pub(crate) struct Loaded {
 
 impl Loaded {
     /// Compiles all units, device by device, and uploads constants.
-    pub fn new(mut compiled: Compiled, devices: &Devices, weights: &mut WeightCache) -> Result<Loaded> {
+    pub fn new(
+        mut compiled: Compiled,
+        devices: &Devices,
+        weights: &mut WeightCache,
+    ) -> Result<Loaded> {
         let executables = compile_units(&compiled, devices)?;
         let mut constants = vec![None; compiled.plan.slots.len()];
         for (slot, at) in compiled.plan.slots.iter().zip(&mut constants) {
@@ -58,9 +62,15 @@ impl Loaded {
         }
         let mut bodies = FxHashMap::default();
         for (i, step) in compiled.plan.steps.iter_mut().enumerate() {
-            if let Step::Control { bodies: regions, .. } = step {
+            if let Step::Control {
+                bodies: regions, ..
+            } = step
+            {
                 let regions = std::mem::take(regions);
-                let loaded = regions.into_iter().map(|r| Loaded::new(r, devices, weights)).collect::<Result<_>>()?;
+                let loaded = regions
+                    .into_iter()
+                    .map(|r| Loaded::new(r, devices, weights))
+                    .collect::<Result<_>>()?;
                 bodies.insert(i, loaded);
             }
         }
@@ -72,19 +82,33 @@ impl Loaded {
                 list.push(i);
             }
         }
-        Ok(Loaded { compiled, executables, constants, bodies, releases })
+        Ok(Loaded {
+            compiled,
+            executables,
+            constants,
+            bodies,
+            releases,
+        })
     }
 
     /// Units compiled, regions included.
     pub fn unit_count(&self) -> usize {
-        self.executables.len() + self.bodies.values().flatten().map(Loaded::unit_count).sum::<usize>()
+        self.executables.len()
+            + self
+                .bodies
+                .values()
+                .flatten()
+                .map(Loaded::unit_count)
+                .sum::<usize>()
     }
 }
 
 fn compile_units(compiled: &Compiled, devices: &Devices) -> Result<Vec<Arc<dyn Executable>>> {
     let mut done: Vec<Option<Arc<dyn Executable>>> = vec![None; compiled.units.len()];
     for (d, backend) in devices.iter().enumerate() {
-        let mine: Vec<usize> = (0..done.len()).filter(|i| compiled.units[*i].device.0 as usize == d).collect();
+        let mine: Vec<usize> = (0..done.len())
+            .filter(|i| compiled.units[*i].device.0 as usize == d)
+            .collect();
         let units: Vec<&Unit> = mine.iter().map(|i| &compiled.units[*i].unit).collect();
         if units.is_empty() {
             continue;

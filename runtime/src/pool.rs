@@ -23,8 +23,12 @@ const MOST_FREE: usize = 256;
 impl Pool {
     /// A buffer of at least `size` bytes: the smallest free one that is not more than twice as large, or a new one.
     pub fn take(&mut self, device: &dyn Device, size: usize) -> Result<Buffer> {
-        let fits = |b: &Buffer| b.size() >= size && b.size() / 2 <= size.max(4096) && Arc::strong_count(b) == 1;
-        let best = (0..self.free.len()).filter(|i| fits(&self.free[*i])).min_by_key(|i| self.free[*i].size());
+        let fits = |b: &Buffer| {
+            b.size() >= size && b.size() / 2 <= size.max(4096) && Arc::strong_count(b) == 1
+        };
+        let best = (0..self.free.len())
+            .filter(|i| fits(&self.free[*i]))
+            .min_by_key(|i| self.free[*i].size());
         if let Some(at) = best {
             return Ok(self.free.swap_remove(at));
         }
@@ -54,12 +58,28 @@ pub(crate) struct Layouts(Vec<(usize, DeviceId, Vec<u64>, Arc<Packing>)>);
 
 impl Layouts {
     /// The packing of a plan's slots on a device for these sizes.
-    pub fn packing(&mut self, plan: &Plan, device: DeviceId, sizes: Vec<u64>, target: &Target) -> Arc<Packing> {
+    pub fn packing(
+        &mut self,
+        plan: &Plan,
+        device: DeviceId,
+        sizes: Vec<u64>,
+        target: &Target,
+    ) -> Arc<Packing> {
         let key = std::ptr::from_ref(plan) as usize;
-        if let Some((.., p)) = self.0.iter().find(|(k, d, s, _)| *k == key && *d == device && *s == sizes) {
+        if let Some((.., p)) = self
+            .0
+            .iter()
+            .find(|(k, d, s, _)| *k == key && *d == device && *s == sizes)
+        {
             return p.clone();
         }
-        let packing = plan::pack(plan, device, &sizes, target.alignment as u64, target.max_binding);
+        let packing = plan::pack(
+            plan,
+            device,
+            &sizes,
+            target.alignment as u64,
+            target.max_binding,
+        );
         if self.0.len() == MOST_LAYOUTS {
             self.0.remove(0);
         }

@@ -32,7 +32,13 @@ pub struct CompileOptions {
 
 impl Default for CompileOptions {
     fn default() -> Self {
-        CompileOptions { device: DeviceSpec::Cpu, level: 2, threads: 0, no_fallback: false, verify: false }
+        CompileOptions {
+            device: DeviceSpec::Cpu,
+            level: 2,
+            threads: 0,
+            no_fallback: false,
+            verify: false,
+        }
     }
 }
 
@@ -48,7 +54,12 @@ pub struct Program {
 
 enum Engine {
     Reference,
-    Compiled { loaded: Box<Loaded>, devices: Vec<Arc<dyn Backend>>, primary: DeviceId, weight_bytes: u64 },
+    Compiled {
+        loaded: Box<Loaded>,
+        devices: Vec<Arc<dyn Backend>>,
+        primary: DeviceId,
+        weight_bytes: u64,
+    },
 }
 
 impl Program {
@@ -64,21 +75,37 @@ impl Program {
             _ => {
                 let targets: Vec<_> = devices.iter().map(|d| d.target()).collect();
                 let primary = DeviceId(devices.len() as u32 - 1);
-                let pass_options =
-                    Options { device: primary, verify: options.verify, ..Options::default() };
+                let pass_options = Options {
+                    device: primary,
+                    verify: options.verify,
+                    ..Options::default()
+                };
                 let compiled = cupola_passes::compile(graph.clone(), &targets, &pass_options)?;
                 if options.no_fallback {
                     let ops = fallbacks(&compiled, primary);
                     if !ops.is_empty() {
-                        return Err(RuntimeError::Fallback { device: device.to_string(), ops });
+                        return Err(RuntimeError::Fallback {
+                            device: device.to_string(),
+                            ops,
+                        });
                     }
                 }
                 let mut weights = WeightCache::default();
                 let loaded = Box::new(Loaded::new(compiled, &devices, &mut weights)?);
-                Engine::Compiled { loaded, devices, primary, weight_bytes: weights.bytes }
+                Engine::Compiled {
+                    loaded,
+                    devices,
+                    primary,
+                    weight_bytes: weights.bytes,
+                }
             }
         };
-        Ok(Program { graph, engine, device, compile_time: start.elapsed() })
+        Ok(Program {
+            graph,
+            engine,
+            device,
+            compile_time: start.elapsed(),
+        })
     }
 
     /// The graph as it was given.
@@ -126,7 +153,9 @@ impl Program {
     pub fn fallbacks(&self) -> Vec<String> {
         match &self.engine {
             Engine::Reference => vec![],
-            Engine::Compiled { loaded, primary, .. } => {
+            Engine::Compiled {
+                loaded, primary, ..
+            } => {
                 let mut all = fallbacks(&loaded.compiled, *primary);
                 for body in loaded.bodies.values().flatten() {
                     all.extend(fallbacks(&body.compiled, *primary));
@@ -140,7 +169,12 @@ impl Program {
 
     /// A fresh state: slots at their initial values.
     pub fn new_state(&self, seed: u64) -> State {
-        let slots = self.graph.slots.iter().map(|(n, s)| (n.clone(), Value::Tensor(s.initial.clone()))).collect();
+        let slots = self
+            .graph
+            .slots
+            .iter()
+            .map(|(n, s)| (n.clone(), Value::Tensor(s.initial.clone())))
+            .collect();
         let pools = match &self.engine {
             Engine::Reference => vec![],
             Engine::Compiled { devices, .. } => devices.iter().map(|_| Pool::default()).collect(),
@@ -160,7 +194,12 @@ impl Program {
     ///
     /// # Errors
     /// [`RuntimeError::Input`] for inputs that do not fit, and whatever fails while running.
-    pub fn run(&self, state: &mut State, inputs: Vec<Value>, cancel: &Arc<AtomicBool>) -> Result<Vec<Value>> {
+    pub fn run(
+        &self,
+        state: &mut State,
+        inputs: Vec<Value>,
+        cancel: &Arc<AtomicBool>,
+    ) -> Result<Vec<Value>> {
         let start = Instant::now();
         self.check_inputs(&inputs)?;
         let (outputs, states, launches, planned_bytes) = match &self.engine {
@@ -172,7 +211,9 @@ impl Program {
                 let outputs = eval::run(&self.graph, &inputs, &mut env)?;
                 (outputs, env.states, 0, 0)
             }
-            Engine::Compiled { loaded, devices, .. } => {
+            Engine::Compiled {
+                loaded, devices, ..
+            } => {
                 let mut cx = RunCx {
                     devices,
                     pools: &mut state.pools,
@@ -206,14 +247,25 @@ impl Program {
         let takes = self.graph.inputs();
         if inputs.len() != takes.len() {
             let names: Vec<&str> = takes.iter().map(|v| self.graph.input_name(*v)).collect();
-            let what = format!("{} given, {} taken ({})", inputs.len(), takes.len(), names.join(", "));
-            return Err(RuntimeError::Input { name: "*".into(), what });
+            let what = format!(
+                "{} given, {} taken ({})",
+                inputs.len(),
+                takes.len(),
+                names.join(", ")
+            );
+            return Err(RuntimeError::Input {
+                name: "*".into(),
+                what,
+            });
         }
         for (v, value) in takes.iter().zip(inputs) {
             let ty = self.graph.ty(*v);
             if !value.fits(ty) {
                 let what = format!("{} given, {ty} taken", describe(value));
-                return Err(RuntimeError::Input { name: self.graph.input_name(*v).to_string(), what });
+                return Err(RuntimeError::Input {
+                    name: self.graph.input_name(*v).to_string(),
+                    what,
+                });
             }
         }
         Ok(())
@@ -225,7 +277,10 @@ fn describe(value: &Value) -> String {
     match value {
         Value::Tensor(t) => format!("{}{:?}", t.dtype(), t.shape()),
         Value::Sequence(v) => format!("a sequence of {}", v.len()),
-        Value::Optional(v) => format!("an optional with {}", if v.is_some() { "a value" } else { "nothing" }),
+        Value::Optional(v) => format!(
+            "an optional with {}",
+            if v.is_some() { "a value" } else { "nothing" }
+        ),
     }
 }
 
@@ -244,12 +299,22 @@ fn fallbacks(compiled: &Compiled, primary: DeviceId) -> Vec<String> {
         }
     }
     if primary != DeviceId::HOST {
-        let plain = |v: &ValueId| graph.ty(*v).as_tensor().is_some_and(|t| t.dtype != DType::String);
+        let plain = |v: &ValueId| {
+            graph
+                .ty(*v)
+                .as_tensor()
+                .is_some_and(|t| t.dtype != DType::String)
+        };
         for step in &compiled.plan.steps {
             // Sequences, optionals and strings live on the host by nature.
             if let Step::Host { node, .. } = step
                 && let Op::Host(_) = graph.node(*node).op
-                && graph.node(*node).operands.iter().chain(&graph.node(*node).results).all(plain)
+                && graph
+                    .node(*node)
+                    .operands
+                    .iter()
+                    .chain(&graph.node(*node).results)
+                    .all(plain)
             {
                 note(*node);
             }
@@ -291,4 +356,3 @@ pub struct RunStats {
     /// Bytes of working memory that the plan asks for at these sizes, packed; 0 on the reference device.
     pub planned_bytes: u64,
 }
-

@@ -33,7 +33,11 @@ impl Session {
     /// A session with fresh state and seed 0.
     pub fn new(program: Arc<Program>) -> Session {
         let state = program.new_state(0);
-        Session { program, state, cancel: Cancel::default() }
+        Session {
+            program,
+            state,
+            cancel: Cancel::default(),
+        }
     }
 
     /// The program.
@@ -62,23 +66,39 @@ impl Session {
     /// [`RuntimeError::Input`] for a missing, unknown or unfit input; otherwise as [`Program::run`].
     pub fn run(&mut self, inputs: Vec<(&str, Value)>) -> Result<Vec<(String, Value)>> {
         let graph = self.program.graph();
-        let mut given: Vec<(&str, Option<Value>)> = inputs.into_iter().map(|(n, v)| (n, Some(v))).collect();
+        let mut given: Vec<(&str, Option<Value>)> =
+            inputs.into_iter().map(|(n, v)| (n, Some(v))).collect();
         let mut ordered = vec![];
         for v in graph.inputs() {
             let name = graph.input_name(*v);
-            let value = given.iter_mut().find(|(n, _)| *n == name).and_then(|(_, v)| v.take());
+            let value = given
+                .iter_mut()
+                .find(|(n, _)| *n == name)
+                .and_then(|(_, v)| v.take());
             ordered.push(value.ok_or_else(|| RuntimeError::Input {
                 name: name.to_string(),
                 what: format!("not given; its type is {}", graph.ty(*v)),
             })?);
         }
         if let Some((name, _)) = given.iter().find(|(_, v)| v.is_some()) {
-            let names: Vec<&str> = graph.inputs().iter().map(|v| graph.input_name(*v)).collect();
+            let names: Vec<&str> = graph
+                .inputs()
+                .iter()
+                .map(|v| graph.input_name(*v))
+                .collect();
             let what = format!("no such input; there are {}", names.join(", "));
-            return Err(RuntimeError::Input { name: (*name).to_string(), what });
+            return Err(RuntimeError::Input {
+                name: (*name).to_string(),
+                what,
+            });
         }
         let outputs = self.run_ordered(ordered)?;
-        let names = self.program.graph().outputs().iter().map(|(n, _)| n.to_string());
+        let names = self
+            .program
+            .graph()
+            .outputs()
+            .iter()
+            .map(|(n, _)| n.to_string());
         Ok(names.zip(outputs).collect())
     }
 

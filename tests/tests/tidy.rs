@@ -11,8 +11,20 @@ const EDGES: &[(&str, &[&str])] = &[
     ("shaders", &[]),
     ("backends/core", &["cupola-ir"]),
     ("backends/cpu", &["cupola-ir", "cupola-backend"]),
-    ("backends/wgpu", &["cupola-ir", "cupola-backend", "cupola-shaders"]),
-    ("runtime", &["cupola-ir", "cupola-passes", "cupola-backend", "cupola-cpu", "cupola-wgpu"]),
+    (
+        "backends/wgpu",
+        &["cupola-ir", "cupola-backend", "cupola-shaders"],
+    ),
+    (
+        "runtime",
+        &[
+            "cupola-ir",
+            "cupola-passes",
+            "cupola-backend",
+            "cupola-cpu",
+            "cupola-wgpu",
+        ],
+    ),
     ("frontends/source", &[]),
     ("frontends/onnx", &["cupola-ir", "cupola-source"]),
     ("frontends/gguf", &["cupola-ir", "cupola-source"]),
@@ -50,11 +62,17 @@ const UNSAFE: &[&str] = &[
 ];
 
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests lie in the repository").to_path_buf()
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("tests lie in the repository")
+        .to_path_buf()
 }
 
 fn files(folder: &Path, extension: &str, found: &mut Vec<PathBuf>) {
-    for entry in std::fs::read_dir(folder).expect("a readable folder").flatten() {
+    for entry in std::fs::read_dir(folder)
+        .expect("a readable folder")
+        .flatten()
+    {
         let path = entry.path();
         let name = entry.file_name().to_string_lossy().into_owned();
         if path.is_dir() {
@@ -71,14 +89,23 @@ fn sources() -> BTreeMap<String, String> {
     let root = root();
     let mut paths = vec![];
     files(&root, "rs", &mut paths);
-    let short = |p: &Path| p.strip_prefix(&root).expect("below the root").to_string_lossy().replace('\\', "/");
-    paths.iter().map(|p| (short(p), std::fs::read_to_string(p).expect("text"))).collect()
+    let short = |p: &Path| {
+        p.strip_prefix(&root)
+            .expect("below the root")
+            .to_string_lossy()
+            .replace('\\', "/")
+    };
+    paths
+        .iter()
+        .map(|p| (short(p), std::fs::read_to_string(p).expect("text")))
+        .collect()
 }
 
 #[test]
 fn crates_depend_only_along_the_listed_edges() {
     for (folder, allowed) in EDGES {
-        let manifest = std::fs::read_to_string(root().join(folder).join("Cargo.toml")).expect("a manifest");
+        let manifest =
+            std::fs::read_to_string(root().join(folder).join("Cargo.toml")).expect("a manifest");
         let dependencies = manifest.split("[dependencies]").nth(1).unwrap_or_default();
         let dependencies = dependencies.split("\n[").next().unwrap_or_default();
         for line in dependencies.lines() {
@@ -92,9 +119,18 @@ fn crates_depend_only_along_the_listed_edges() {
 
 #[test]
 fn every_library_crate_is_in_the_table_of_edges() {
-    let manifest = std::fs::read_to_string(root().join("Cargo.toml")).expect("the workspace manifest");
-    let members = manifest.split("members = [").nth(1).and_then(|m| m.split(']').next()).expect("members");
-    for member in members.split(',').map(|m| m.trim().trim_matches('"')).filter(|m| !m.is_empty()) {
+    let manifest =
+        std::fs::read_to_string(root().join("Cargo.toml")).expect("the workspace manifest");
+    let members = manifest
+        .split("members = [")
+        .nth(1)
+        .and_then(|m| m.split(']').next())
+        .expect("members");
+    for member in members
+        .split(',')
+        .map(|m| m.trim().trim_matches('"'))
+        .filter(|m| !m.is_empty())
+    {
         let known = member == "tests" || EDGES.iter().any(|(folder, _)| *folder == member);
         assert!(known, "{member} is not in the table of edges");
     }
@@ -104,7 +140,10 @@ fn every_library_crate_is_in_the_table_of_edges() {
 fn the_graph_ir_does_not_know_the_kernel_ir() {
     for (path, text) in sources() {
         let graph_side = path.starts_with("ir/src/graph/") || path.starts_with("ir/src/ops/");
-        assert!(!(graph_side && text.contains("crate::kernel")), "{path} uses the kernel IR");
+        assert!(
+            !(graph_side && text.contains("crate::kernel")),
+            "{path} uses the kernel IR"
+        );
     }
 }
 
@@ -116,7 +155,10 @@ fn unsafe_code_stays_where_it_is_listed() {
     for (path, text) in sources() {
         if text.contains(allowance) {
             seen += 1;
-            assert!(UNSAFE.iter().any(|u| path.starts_with(u)), "{path} allows unsafe code and is not listed");
+            assert!(
+                UNSAFE.iter().any(|u| path.starts_with(u)),
+                "{path} allows unsafe code and is not listed"
+            );
         }
     }
     assert!(seen > 0, "the search finds nothing at all");
@@ -124,7 +166,11 @@ fn unsafe_code_stays_where_it_is_listed() {
 
 #[test]
 fn nothing_is_left_unfinished() {
-    let marks = [concat!("todo", "!("), concat!("unimplemented", "!("), concat!("#[", "ignore")];
+    let marks = [
+        concat!("todo", "!("),
+        concat!("unimplemented", "!("),
+        concat!("#[", "ignore"),
+    ];
     for (path, text) in sources() {
         for mark in marks {
             assert!(!text.contains(mark), "{path} holds {mark}");

@@ -127,7 +127,14 @@ pub trait Device: Send + Sync {
     fn constant(&self, bytes: bytes::Bytes) -> Result<Buffer> {
         let buffer = self.alloc(bytes.len())?;
         let size = bytes.len();
-        self.upload(&BufferRange { buffer: buffer.clone(), offset: 0, size }, &bytes)?;
+        self.upload(
+            &BufferRange {
+                buffer: buffer.clone(),
+                offset: 0,
+                size,
+            },
+            &bytes,
+        )?;
         Ok(buffer)
     }
 

@@ -44,7 +44,9 @@ pub fn write(graph: &Graph) -> Vec<u8> {
     let large: Vec<(NodeId, Tensor)> = graph
         .nodes()
         .filter_map(|(id, node)| match &node.op {
-            Op::Core(CoreOp::Const(c)) if c.value.bytes().len() > SMALL => Some((id, c.value.clone())),
+            Op::Core(CoreOp::Const(c)) if c.value.bytes().len() > SMALL => {
+                Some((id, c.value.clone()))
+            }
             _ => None,
         })
         .collect();
@@ -82,11 +84,16 @@ pub fn write(graph: &Graph) -> Vec<u8> {
 pub fn read(bytes: &Bytes) -> Result<Graph, NativeError> {
     let cut = || NativeError::Layout("the file is cut off");
     let number = |at: usize, size: usize| -> Result<u64, NativeError> {
-        let raw = at.checked_add(size).and_then(|end| bytes.get(at..end)).ok_or_else(cut)?;
+        let raw = at
+            .checked_add(size)
+            .and_then(|end| bytes.get(at..end))
+            .ok_or_else(cut)?;
         Ok(raw.iter().rev().fold(0, |n, b| n << 8 | u64::from(*b)))
     };
     if bytes.get(..8) != Some(MAGIC) {
-        return Err(NativeError::Layout("the file does not begin as a .cupola file does"));
+        return Err(NativeError::Layout(
+            "the file does not begin as a .cupola file does",
+        ));
     }
     let version = number(8, 4)? as u32;
     if version == 0 || version > VERSION {
@@ -94,30 +101,45 @@ pub fn read(bytes: &Bytes) -> Result<Graph, NativeError> {
     }
     let count = number(12, 4)? as usize;
     let text_size = usize::try_from(number(16, 8)?).map_err(|_| cut())?;
-    let text_at = count.checked_mul(16).and_then(|t| t.checked_add(24)).ok_or_else(cut)?;
-    let text = text_at.checked_add(text_size).and_then(|end| bytes.get(text_at..end)).ok_or_else(cut)?;
-    let text = std::str::from_utf8(text).map_err(|_| NativeError::Layout("the text is not UTF-8"))?;
+    let text_at = count
+        .checked_mul(16)
+        .and_then(|t| t.checked_add(24))
+        .ok_or_else(cut)?;
+    let text = text_at
+        .checked_add(text_size)
+        .and_then(|end| bytes.get(text_at..end))
+        .ok_or_else(cut)?;
+    let text =
+        std::str::from_utf8(text).map_err(|_| NativeError::Layout("the text is not UTF-8"))?;
     let mut graph = cupola_ir::graph::text::parse(text)?;
     let marked: Vec<(NodeId, usize, ValueType)> = graph
         .nodes()
         .filter_map(|(id, node)| match &node.op {
-            Op::Core(CoreOp::Param(p)) => Some((id, p.name.strip_prefix(MARK)?.parse().ok()?, p.ty.clone())),
+            Op::Core(CoreOp::Param(p)) => {
+                Some((id, p.name.strip_prefix(MARK)?.parse().ok()?, p.ty.clone()))
+            }
             _ => None,
         })
         .collect();
     for (id, entry, ty) in marked {
         if entry >= count {
-            return Err(NativeError::Layout("a tensor of the graph is not in the table"));
+            return Err(NativeError::Layout(
+                "a tensor of the graph is not in the table",
+            ));
         }
         let (offset, size) = (number(24 + 16 * entry, 8)?, number(32 + 16 * entry, 8)?);
         let range = usize::try_from(offset).ok().zip(usize::try_from(size).ok());
-        let range = range.and_then(|(o, s)| Some(o..o.checked_add(s)?)).filter(|r| r.end <= bytes.len());
+        let range = range
+            .and_then(|(o, s)| Some(o..o.checked_add(s)?))
+            .filter(|r| r.end <= bytes.len());
         let data = bytes.slice(range.ok_or_else(cut)?);
         let tensor = ty.as_tensor().and_then(|t| {
             let shape = t.const_shape().filter(|_| t.dtype != DType::String)?;
             Tensor::new(t.dtype, shape, data)
         });
-        let value = tensor.ok_or(NativeError::Layout("a tensor's size does not match its type"))?;
+        let value = tensor.ok_or(NativeError::Layout(
+            "a tensor's size does not match its type",
+        ))?;
         graph.node_mut(id).op = Const { value }.into();
     }
     Ok(graph)
@@ -126,12 +148,14 @@ pub fn read(bytes: &Bytes) -> Result<Graph, NativeError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cupola_ir::TensorType;
     use cupola_ir::Scalar;
+    use cupola_ir::TensorType;
 
     fn sample() -> Graph {
         let mut g = Graph::new("sample");
-        let x = g.input("x", TensorType::new(DType::F32, [100usize])).expect("input");
+        let x = g
+            .input("x", TensorType::new(DType::F32, [100usize]))
+            .expect("input");
         let weights: Vec<f32> = (0..100).map(|i| i as f32).collect();
         let w = g.constant(Tensor::vector(&weights)).expect("constant");
         let y = g.binary(Scalar::Mul, x, w).expect("map");
@@ -144,7 +168,10 @@ mod tests {
     fn a_graph_comes_back_as_it_was() {
         let bytes = Bytes::from(write(&sample()));
         let back = read(&bytes).expect("own file");
-        assert_eq!(cupola_ir::graph::text::print(&back), cupola_ir::graph::text::print(&sample()));
+        assert_eq!(
+            cupola_ir::graph::text::print(&back),
+            cupola_ir::graph::text::print(&sample())
+        );
         assert_eq!(write(&back), bytes);
     }
 
@@ -152,7 +179,10 @@ mod tests {
     fn damaged_files_are_refused() {
         let whole = write(&sample());
         for cut in 0..whole.len() {
-            assert!(read(&Bytes::copy_from_slice(&whole[..cut])).is_err(), "cut at {cut}");
+            assert!(
+                read(&Bytes::copy_from_slice(&whole[..cut])).is_err(),
+                "cut at {cut}"
+            );
         }
         let mut later = whole.clone();
         later[8] = 9;

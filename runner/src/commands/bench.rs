@@ -21,11 +21,17 @@ pub fn bench(args: &BenchArgs) -> Outcome {
     if args.worker {
         return worker(args);
     }
-    let path = args.model.as_ref().ok_or_else(|| Failure::usage("bench needs a MODEL or --worker"))?;
+    let path = args
+        .model
+        .as_ref()
+        .ok_or_else(|| Failure::usage("bench needs a MODEL or --worker"))?;
     let model = super::open(path, &args.compile)?;
     let types = model.input_types()?;
     let given = inputs::gather(&types, &args.input, &args.compile, true)?;
-    let mut job = Job { runner: model.runner(super::host(), super::options(&args.compile)?), inputs: given };
+    let mut job = Job {
+        runner: model.runner(super::host(), super::options(&args.compile)?),
+        inputs: given,
+    };
     job.run()?;
     let samples = job.sample(args.iterations, args.warmup, f64::INFINITY)?;
     let document = summary(&samples);
@@ -33,7 +39,12 @@ pub fn bench(args: &BenchArgs) -> Outcome {
         Some(to) => outputs::write_json(to, &document)?,
         None => {
             let get = |k: &str| document[k].as_f64().unwrap_or(f64::NAN);
-            println!("median {:.3} ms  min {:.3} ms  p90 {:.3} ms", get("median_ms"), get("min_ms"), get("p90_ms"));
+            println!(
+                "median {:.3} ms  min {:.3} ms  p90 {:.3} ms",
+                get("median_ms"),
+                get("min_ms"),
+                get("p90_ms")
+            );
             println!("{document}");
         }
     }
@@ -55,7 +66,11 @@ struct Job {
 
 impl Job {
     fn run(&mut self) -> Outcome<Vec<(String, Value)>> {
-        let named = self.inputs.iter().map(|(n, v)| (n.as_str(), v.clone())).collect();
+        let named = self
+            .inputs
+            .iter()
+            .map(|(n, v)| (n.as_str(), v.clone()))
+            .collect();
         Ok(self.runner.run(named)?)
     }
 
@@ -130,7 +145,11 @@ fn worker(args: &BenchArgs) -> Outcome {
 fn say(reply: &Json) -> Outcome {
     let mut out = std::io::stdout().lock();
     let written = writeln!(out, "{reply}").and_then(|()| out.flush());
-    written.map_err(|e| Failure { status: 1, code: "io", message: format!("standard output: {e}") })
+    written.map_err(|e| Failure {
+        status: 1,
+        code: "io",
+        message: format!("standard output: {e}"),
+    })
 }
 
 fn load(case: &str, args: &BenchArgs, host: &std::sync::Arc<cupola::Host>) -> Outcome<Job> {
@@ -141,7 +160,13 @@ fn load(case: &str, args: &BenchArgs, host: &std::sync::Arc<cupola::Host>) -> Ou
     let file = match family {
         "w2" => "minilm.onnx".to_string(),
         "w3" => format!("{rest}.onnx"),
-        "w5" => format!("lstm{}.onnx", rest.trim_start_matches('l').split('b').next().unwrap_or("1")),
+        "w5" => format!(
+            "lstm{}.onnx",
+            rest.trim_start_matches('l')
+                .split('b')
+                .next()
+                .unwrap_or("1")
+        ),
         _ => format!("{key}.onnx"),
     };
     let path = folder.join(file);
@@ -151,29 +176,51 @@ fn load(case: &str, args: &BenchArgs, host: &std::sync::Arc<cupola::Host>) -> Ou
     let model = Model::open(path)?;
     let types = model.input_types()?;
     let shapes_path = folder.join("inputs").join(format!("{key}.json"));
-    let text = std::fs::read_to_string(&shapes_path).map_err(|e| Failure::io("cannot read", &shapes_path, e))?;
-    let shapes: Json = serde_json::from_str(&text).map_err(|e| Failure::io("cannot parse", &shapes_path, e))?;
+    let text = std::fs::read_to_string(&shapes_path)
+        .map_err(|e| Failure::io("cannot read", &shapes_path, e))?;
+    let shapes: Json =
+        serde_json::from_str(&text).map_err(|e| Failure::io("cannot parse", &shapes_path, e))?;
     let mut given = BTreeMap::new();
     for (name, ty) in &types {
-        let Some(list) = shapes[name].as_array() else { continue };
-        let shape: Vec<usize> = list.iter().filter_map(|d| d.as_u64()).map(|d| d as usize).collect();
+        let Some(list) = shapes[name].as_array() else {
+            continue;
+        };
+        let shape: Vec<usize> = list
+            .iter()
+            .filter_map(|d| d.as_u64())
+            .map(|d| d as usize)
+            .collect();
         let path = folder.join("inputs").join(format!("{key}.{name}.bin"));
         let bytes = std::fs::read(&path).map_err(|e| Failure::io("cannot read", &path, e))?;
         let dtype = ty.as_tensor().map_or(DType::F32, |t| t.dtype);
         let tensor = Tensor::new(dtype, shape, bytes.into());
-        let tensor = tensor.ok_or_else(|| Failure::malformed(format!("{}: size", path.display())))?;
+        let tensor =
+            tensor.ok_or_else(|| Failure::malformed(format!("{}: size", path.display())))?;
         given.insert(name.clone(), tensor.into());
     }
-    Ok(Job { runner: model.runner(host.clone(), super::options(&args.compile)?), inputs: given })
+    Ok(Job {
+        runner: model.runner(host.clone(), super::options(&args.compile)?),
+        inputs: given,
+    })
 }
 
 /// Size, root mean square of the first 2^22 elements, and up to 64 evenly spaced elements of the first output.
 fn digest(results: &[(String, Value)]) -> Json {
-    let Some(Value::Tensor(t)) = results.first().map(|(_, v)| v) else { return Json::Null };
-    let Some(Lanes::F(v)) = convert::lanes(t) else { return Json::Null };
+    let Some(Value::Tensor(t)) = results.first().map(|(_, v)| v) else {
+        return Json::Null;
+    };
+    let Some(Lanes::F(v)) = convert::lanes(t) else {
+        return Json::Null;
+    };
     let head = &v[..v.len().min(1 << 22)];
     let rms = (head.iter().map(|x| x * x).sum::<f64>() / head.len().max(1) as f64).sqrt();
     let count = v.len().min(64);
-    let at = |i: usize| if count > 1 { v[i * (v.len() - 1) / (count - 1)] } else { v[0] };
+    let at = |i: usize| {
+        if count > 1 {
+            v[i * (v.len() - 1) / (count - 1)]
+        } else {
+            v[0]
+        }
+    };
     json!({ "size": v.len(), "rms": rms, "at": (0..count).map(at).collect::<Vec<_>>() })
 }

@@ -25,7 +25,10 @@ pub fn conformance(args: &ConformanceArgs) -> Outcome {
     let cases = cases(args)?;
     let options = super::options(&args.compile)?;
     let host = super::host();
-    let file = std::fs::OpenOptions::new().create(true).append(true).open(&args.json);
+    let file = std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(&args.json);
     let log = Mutex::new(file.map_err(|e| Failure::io("cannot write", &args.json, e))?);
     let next = AtomicUsize::new(0);
     let bar = indicatif::ProgressBar::new(cases.len() as u64);
@@ -39,7 +42,9 @@ pub fn conformance(args: &ConformanceArgs) -> Outcome {
     std::thread::scope(|scope| {
         for _ in 0..args.jobs.max(1) {
             // Deeply nested subgraphs recurse; the default stack of a thread is small.
-            let _ = std::thread::Builder::new().stack_size(256 << 20).spawn_scoped(scope, worker);
+            let _ = std::thread::Builder::new()
+                .stack_size(256 << 20)
+                .spawn_scoped(scope, worker);
         }
     });
     bar.finish_and_clear();
@@ -57,7 +62,9 @@ fn cases(args: &ConformanceArgs) -> Outcome<Vec<Case>> {
     let unreadable = |e: String| Failure::malformed(format!("{}: {e}", path.display()));
     let text = std::fs::read_to_string(&path).map_err(|e| unreadable(e.to_string()))?;
     let manifest: Json = serde_json::from_str(&text).map_err(|e| unreadable(e.to_string()))?;
-    let list = manifest["cases"].as_array().ok_or_else(|| unreadable("has no cases".into()))?;
+    let list = manifest["cases"]
+        .as_array()
+        .ok_or_else(|| unreadable("has no cases".into()))?;
     let pattern = args.r#match.as_deref().map(regex::Regex::new).transpose();
     let pattern = pattern.map_err(|e| Failure::usage(format!("--match: {e}")))?;
     let skip: HashSet<String> = match &args.skip_file {
@@ -69,11 +76,17 @@ fn cases(args: &ConformanceArgs) -> Outcome<Vec<Case>> {
     };
     let mut all = vec![];
     for case in list {
-        let name = case["name"].as_str().ok_or_else(|| unreadable("a case has no name".into()))?;
+        let name = case["name"]
+            .as_str()
+            .ok_or_else(|| unreadable("a case has no name".into()))?;
         let wanted = pattern.as_ref().is_none_or(|p| p.is_match(name));
         if wanted && !skip.contains(name) {
             let number = |key: &str, default: f64| case[key].as_f64().unwrap_or(default);
-            all.push(Case { name: name.to_string(), rtol: number("rtol", 1e-3), atol: number("atol", 1e-7) });
+            all.push(Case {
+                name: name.to_string(),
+                rtol: number("rtol", 1e-3),
+                atol: number("atol", 1e-7),
+            });
         }
     }
     Ok(all)
@@ -82,7 +95,9 @@ fn cases(args: &ConformanceArgs) -> Outcome<Vec<Case>> {
 /// The result line of a case; a panic inside becomes an error line.
 fn one(case: &Case, args: &ConformanceArgs, options: &Options, host: &Arc<Host>) -> Json {
     let start = Instant::now();
-    let run = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run_case(case, args, options, host)));
+    let run = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        run_case(case, args, options, host)
+    }));
     let mut result = match run {
         Ok(Ok(result)) => result,
         Ok(Err(CaseError::Cupola(e))) if e.class() == Class::Unsupported => {
@@ -111,7 +126,12 @@ impl<E: Into<Error>> From<E> for CaseError {
     }
 }
 
-fn run_case(case: &Case, args: &ConformanceArgs, options: &Options, host: &Arc<Host>) -> Result<Json, CaseError> {
+fn run_case(
+    case: &Case,
+    args: &ConformanceArgs,
+    options: &Options,
+    host: &Arc<Host>,
+) -> Result<Json, CaseError> {
     let folder = args.suite.join(&case.name);
     let model = Model::open(folder.join("model.onnx"))?;
     let types = model.input_types()?;
@@ -126,10 +146,14 @@ fn run_case(case: &Case, args: &ConformanceArgs, options: &Options, host: &Arc<H
                 inputs.insert(name.clone(), pb::read(&path, ty).map_err(CaseError::Other)?);
             }
         }
-        let named = inputs.iter().map(|(n, v)| (n.as_str(), v.clone())).collect();
+        let named = inputs
+            .iter()
+            .map(|(n, v)| (n.as_str(), v.clone()))
+            .collect();
         let got = runner.run(named)?;
         if let Some(out) = &args.outputs {
-            outputs::write(&out.join(&case.name).join(&set), &got, true).map_err(CaseError::Other)?;
+            outputs::write(&out.join(&case.name).join(&set), &got, true)
+                .map_err(CaseError::Other)?;
         }
         let found = judge(case, &set, &directory, &got, args.profile).map_err(CaseError::Other)?;
         if total.is_ok() {
@@ -139,7 +163,13 @@ fn run_case(case: &Case, args: &ConformanceArgs, options: &Options, host: &Arc<H
         total.max_rel = total.max_rel.max(found.max_rel);
     }
     let status = if total.is_ok() { "pass" } else { "fail" };
-    let finite = |x: f64| if x.is_finite() { json!(x) } else { json!(f64::MAX) };
+    let finite = |x: f64| {
+        if x.is_finite() {
+            json!(x)
+        } else {
+            json!(f64::MAX)
+        }
+    };
     let mut result = json!({ "status": status, "max_abs": finite(total.max_abs), "max_rel": finite(total.max_rel) });
     if !total.is_ok() {
         result["detail"] = json!(total.detail);
@@ -156,7 +186,10 @@ fn run_case(case: &Case, args: &ConformanceArgs, options: &Options, host: &Arc<H
 }
 
 fn data_sets(folder: &Path) -> Vec<String> {
-    let number = |name: &str| name.strip_prefix("test_data_set_").and_then(|n| n.parse::<u32>().ok());
+    let number = |name: &str| {
+        name.strip_prefix("test_data_set_")
+            .and_then(|n| n.parse::<u32>().ok())
+    };
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let names = entries.map(|e| e.file_name().to_string_lossy().into_owned());
     let mut all: Vec<String> = names.filter(|n| number(n).is_some()).collect();
@@ -171,7 +204,11 @@ fn judge(
     got: &[(String, Value)],
     profile: Profile,
 ) -> Outcome<Difference> {
-    let tolerance = Tolerance { rtol: case.rtol, atol: case.atol, device: profile == Profile::Device };
+    let tolerance = Tolerance {
+        rtol: case.rtol,
+        atol: case.atol,
+        device: profile == Profile::Device,
+    };
     let mut total = Difference::default();
     for (i, (_, value)) in got.iter().enumerate() {
         let path: PathBuf = directory.join(format!("output_{i}.pb"));

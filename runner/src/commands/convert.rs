@@ -8,14 +8,28 @@ use std::path::Path;
 
 /// Reads a model and writes it in the format of the output's suffix, complete or not at all.
 pub fn convert(args: &ConvertArgs) -> Outcome {
-    let model = Model::open_with(&args.input, ModelOptions { set: parse_set(&args.set)? })?;
+    let model = Model::open_with(
+        &args.input,
+        ModelOptions {
+            set: parse_set(&args.set)?,
+        },
+    )?;
     let graph = model.graph()?;
-    let suffix = args.output.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
+    let suffix = args
+        .output
+        .extension()
+        .map(|e| e.to_string_lossy().to_lowercase())
+        .unwrap_or_default();
     let bytes = match suffix.as_str() {
         "cup" => cupola::to_text(&graph).into_bytes(),
         "cupola" => cupola::to_binary(&graph),
         "onnx" => cupola::to_onnx(&graph)?,
-        _ => return Err(Failure::usage(format!("{}: write .cupola, .cup or .onnx", args.output.display()))),
+        _ => {
+            return Err(Failure::usage(format!(
+                "{}: write .cupola, .cup or .onnx",
+                args.output.display()
+            )));
+        }
     };
     write_whole(&args.output, &bytes)
 }

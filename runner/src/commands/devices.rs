@@ -18,7 +18,10 @@ pub fn devices(args: &DevicesArgs) -> Outcome {
             for device in &all {
                 println!("{}  {}", device.spec, device.name);
                 let width = device.facts.iter().map(|(k, _)| k.len()).max().unwrap_or(0);
-                device.facts.iter().for_each(|(k, v)| println!("  {k:width$}  {v}"));
+                device
+                    .facts
+                    .iter()
+                    .for_each(|(k, v)| println!("  {k:width$}  {v}"));
             }
             Ok(())
         }
@@ -26,7 +29,8 @@ pub fn devices(args: &DevicesArgs) -> Outcome {
 }
 
 fn to_json(d: &DeviceInfo) -> Json {
-    let facts: serde_json::Map<String, Json> = d.facts.iter().map(|(k, v)| (k.clone(), json!(v))).collect();
+    let facts: serde_json::Map<String, Json> =
+        d.facts.iter().map(|(k, v)| (k.clone(), json!(v))).collect();
     json!({ "device": d.spec.to_string(), "name": d.name, "facts": facts })
 }
 
@@ -34,7 +38,8 @@ fn to_json(d: &DeviceInfo) -> Json {
 pub fn doctor(args: &DevicesArgs) -> Outcome {
     let host = super::host();
     let mut rows = vec![];
-    let specs = std::iter::once(DeviceSpec::Reference).chain(cupola::runtime::list_devices().into_iter().map(|d| d.spec));
+    let specs = std::iter::once(DeviceSpec::Reference)
+        .chain(cupola::runtime::list_devices().into_iter().map(|d| d.spec));
     for spec in specs {
         let found = check(&host, &spec);
         rows.push((spec, found));
@@ -53,31 +58,60 @@ pub fn doctor(args: &DevicesArgs) -> Outcome {
             }
         }
         if !rows.iter().any(|(d, _)| matches!(d, DeviceSpec::Gpu(_))) {
-            println!("no GPU adapter: install a Vulkan driver and loader (on Debian: mesa-vulkan-drivers, libvulkan1)");
+            println!(
+                "no GPU adapter: install a Vulkan driver and loader (on Debian: mesa-vulkan-drivers, libvulkan1)"
+            );
         }
     }
-    let broken: Vec<String> = rows.iter().filter(|(_, r)| r.is_err()).map(|(d, _)| d.to_string()).collect();
+    let broken: Vec<String> = rows
+        .iter()
+        .filter(|(_, r)| r.is_err())
+        .map(|(d, _)| d.to_string())
+        .collect();
     if broken.is_empty() {
         return Ok(());
     }
-    Err(Failure { status: 1, code: "run", message: format!("{} failed the check", broken.join(", ")) })
+    Err(Failure {
+        status: 1,
+        code: "run",
+        message: format!("{} failed the check", broken.join(", ")),
+    })
 }
 
 /// `softmax(max(x w + b, 0))` on small numbers against the reference.
 fn check(host: &Arc<cupola::Host>, device: &DeviceSpec) -> Result<(), String> {
     let graph = small_graph().map_err(|e| e.to_string())?;
     let values: Vec<f32> = (0..35).map(|i| (i as f32 * 0.37).sin()).collect();
-    let x: cupola::Value = Tensor::from_slice(&[5, 7], &values).ok_or("bug: input")?.into();
+    let x: cupola::Value = Tensor::from_slice(&[5, 7], &values)
+        .ok_or("bug: input")?
+        .into();
     let run = |device: &DeviceSpec| -> Result<Vec<f32>, String> {
-        let options = Options { device: device.clone(), verify: true, ..Options::default() };
+        let options = Options {
+            device: device.clone(),
+            verify: true,
+            ..Options::default()
+        };
         let program = Program::compile(graph.clone(), host, &options).map_err(|e| e.to_string())?;
-        let out = Session::new(Arc::new(program)).run(vec![("x", x.clone())]).map_err(|e| e.to_string())?;
-        let tensor = out.first().and_then(|(_, v)| v.as_tensor()).and_then(Tensor::to_vec::<f32>);
+        let out = Session::new(Arc::new(program))
+            .run(vec![("x", x.clone())])
+            .map_err(|e| e.to_string())?;
+        let tensor = out
+            .first()
+            .and_then(|(_, v)| v.as_tensor())
+            .and_then(Tensor::to_vec::<f32>);
         tensor.ok_or_else(|| "no result".to_string())
     };
     let (want, got) = (run(&DeviceSpec::Reference)?, run(device)?);
-    let worst = want.iter().zip(&got).map(|(w, g)| (w - g).abs()).fold(0.0f32, f32::max);
-    if want.len() == got.len() && worst < 1e-4 { Ok(()) } else { Err(format!("results are off by {worst}")) }
+    let worst = want
+        .iter()
+        .zip(&got)
+        .map(|(w, g)| (w - g).abs())
+        .fold(0.0f32, f32::max);
+    if want.len() == got.len() && worst < 1e-4 {
+        Ok(())
+    } else {
+        Err(format!("results are off by {worst}"))
+    }
 }
 
 fn small_graph() -> cupola::ir::Result<Graph> {
@@ -91,7 +125,10 @@ fn small_graph() -> cupola::ir::Result<Graph> {
     let y = g.binary(Scalar::Add, y, b)?;
     let zero = g.number_like(0.0, y)?;
     let y = g.binary(Scalar::Max, y, zero)?;
-    let softmax = cupola::ir::CompositeOp::from(cupola::ir::composite::Softmax { axis: 1, log: false });
+    let softmax = cupola::ir::CompositeOp::from(cupola::ir::composite::Softmax {
+        axis: 1,
+        log: false,
+    });
     let y = g.one(cupola::ir::Op::Composite(softmax), &[y])?;
     g.output("y", y);
     Ok(g)

@@ -51,7 +51,11 @@ fn document(compiled: &Compiled, only: Option<&str>) -> Json {
     let mut composites = std::collections::BTreeMap::<String, usize>::new();
     for (i, unit) in compiled.units.iter().enumerate() {
         let from = sources(compiled, &unit.nodes);
-        let ops: Vec<String> = unit.nodes.iter().map(|n| compiled.graph.node(*n).op.name()).collect();
+        let ops: Vec<String> = unit
+            .nodes
+            .iter()
+            .map(|n| compiled.graph.node(*n).op.name())
+            .collect();
         for id in &unit.nodes {
             if let Op::Composite(c) = &compiled.graph.node(*id).op {
                 *composites.entry(c.name().to_string()).or_default() += 1;
@@ -68,7 +72,9 @@ fn document(compiled: &Compiled, only: Option<&str>) -> Json {
     }
     let mut host = vec![];
     for step in &compiled.plan.steps {
-        if let cupola::passes::Step::Host { node, .. } | cupola::passes::Step::Control { node, .. } = step {
+        if let cupola::passes::Step::Host { node, .. }
+        | cupola::passes::Step::Control { node, .. } = step
+        {
             let from = sources(compiled, &[*node]);
             if wanted(&from) {
                 host.push(json!({ "op": compiled.graph.node(*node).op.name(), "sources": from }));
@@ -93,8 +99,15 @@ fn document(compiled: &Compiled, only: Option<&str>) -> Json {
 
 fn names(sources: &Json) -> String {
     let all = sources.as_array().into_iter().flatten();
-    let all: Vec<String> =
-        all.map(|s| format!("{} {}", s["op"].as_str().unwrap_or(""), s["node"].as_str().unwrap_or(""))).collect();
+    let all: Vec<String> = all
+        .map(|s| {
+            format!(
+                "{} {}",
+                s["op"].as_str().unwrap_or(""),
+                s["node"].as_str().unwrap_or("")
+            )
+        })
+        .collect();
     match all.len() {
         0..=4 => all.join(", "),
         n => format!("{}, and {} more", all[..4].join(", "), n - 4),
@@ -107,8 +120,18 @@ fn print_text(d: &Json) {
     println!("{} kernels", kernels.len());
     for k in &kernels {
         let text = |key: &str| k[key].as_str().unwrap_or_default().to_string();
-        println!("{:4}  {:40} {}", k["kernel"], text("name"), names(&k["sources"]));
-        println!("      {:40} flops {}, bytes {}", "", text("flops"), text("bytes"));
+        println!(
+            "{:4}  {:40} {}",
+            k["kernel"],
+            text("name"),
+            names(&k["sources"])
+        );
+        println!(
+            "      {:40} flops {}, bytes {}",
+            "",
+            text("flops"),
+            text("bytes")
+        );
     }
     if let Some(all) = d["composites"].as_object().filter(|c| !c.is_empty()) {
         let all: Vec<String> = all.iter().map(|(k, n)| format!("{n} {k}")).collect();
@@ -117,15 +140,31 @@ fn print_text(d: &Json) {
     let host = list("host");
     if !host.is_empty() {
         println!("{} host steps", host.len());
-        host.iter().for_each(|h| println!("      {:40} {}", h["op"].as_str().unwrap_or(""), names(&h["sources"])));
+        host.iter().for_each(|h| {
+            println!(
+                "      {:40} {}",
+                h["op"].as_str().unwrap_or(""),
+                names(&h["sources"])
+            )
+        });
     }
     let misses = list("misses");
     println!("{} misses", misses.len());
     for m in &misses {
         let text = |key: &str| m[key].as_str().unwrap_or_default().to_string();
-        println!("      {:18} {:20} {}", text("code"), text("op"), names(&m["sources"]));
+        println!(
+            "      {:18} {:20} {}",
+            text("code"),
+            text("op"),
+            names(&m["sources"])
+        );
         if let Some(b) = m["blocker"].as_object() {
-            println!("      {:18} blocked by {} {}", "", b["op"].as_str().unwrap_or(""), names(&b["sources"]));
+            println!(
+                "      {:18} blocked by {} {}",
+                "",
+                b["op"].as_str().unwrap_or(""),
+                names(&b["sources"])
+            );
         }
         println!("      {:18} {}", "", text("hint"));
     }

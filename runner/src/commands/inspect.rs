@@ -13,7 +13,12 @@ pub fn inspect(args: &InspectArgs) -> Outcome {
     if let Some(step) = &args.after {
         let model = super::open(&args.model, &args.compile)?;
         let graph = model.graph()?;
-        let graph = cupola::graph_after(&graph, step, &super::host(), &super::options(&args.compile)?)?;
+        let graph = cupola::graph_after(
+            &graph,
+            step,
+            &super::host(),
+            &super::options(&args.compile)?,
+        )?;
         return show_graph(&graph, args);
     }
     let model = match super::open(&args.model, &args.compile) {
@@ -49,7 +54,11 @@ fn show_graph(graph: &Graph, args: &InspectArgs) -> Outcome {
 
 fn contents(args: &InspectArgs) -> Outcome {
     let summary = check_file(&args.model)?;
-    let facts: BTreeMap<&str, &str> = summary.facts.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+    let facts: BTreeMap<&str, &str> = summary
+        .facts
+        .iter()
+        .map(|(k, v)| (k.as_str(), v.as_str()))
+        .collect();
     match &args.json {
         Some(to) => outputs::write_json(to, &json!({ "format": summary.format, "facts": facts })),
         None => {
@@ -62,10 +71,13 @@ fn contents(args: &InspectArgs) -> Outcome {
 
 fn facts(graph: &Graph) -> Json {
     let inputs = graph.inputs().iter();
-    let inputs: Vec<Json> =
-        inputs.map(|v| json!({ "name": graph.input_name(*v), "type": graph.ty(*v).to_string() })).collect();
+    let inputs: Vec<Json> = inputs
+        .map(|v| json!({ "name": graph.input_name(*v), "type": graph.ty(*v).to_string() }))
+        .collect();
     let outputs = graph.outputs().iter();
-    let outputs: Vec<Json> = outputs.map(|(n, v)| json!({ "name": &**n, "type": graph.ty(*v).to_string() })).collect();
+    let outputs: Vec<Json> = outputs
+        .map(|(n, v)| json!({ "name": &**n, "type": graph.ty(*v).to_string() }))
+        .collect();
     let mut source_ops: BTreeMap<String, usize> = BTreeMap::new();
     let mut ops: BTreeMap<String, usize> = BTreeMap::new();
     let (mut count, mut elements, mut bytes) = (0usize, 0usize, 0usize);
@@ -99,17 +111,31 @@ fn print_facts(name: &str, f: &Json) {
     for key in ["inputs", "outputs"] {
         println!("{key}");
         for v in f[key].as_array().into_iter().flatten() {
-            println!("  {:24} {}", v["name"].as_str().unwrap_or_default(), v["type"].as_str().unwrap_or_default());
+            println!(
+                "  {:24} {}",
+                v["name"].as_str().unwrap_or_default(),
+                v["type"].as_str().unwrap_or_default()
+            );
         }
     }
     let p = &f["parameters"];
-    println!("parameters {} tensors, {} elements, {} bytes", p["tensors"], p["elements"], p["bytes"]);
+    println!(
+        "parameters {} tensors, {} elements, {} bytes",
+        p["tensors"], p["elements"], p["bytes"]
+    );
     println!("flops      {}", f["flops"].as_str().unwrap_or_default());
     println!("bytes      {}", f["bytes"].as_str().unwrap_or_default());
-    for (title, key) in [("operators of the file", "source_ops"), ("ops of the graph", "ops")] {
+    for (title, key) in [
+        ("operators of the file", "source_ops"),
+        ("ops of the graph", "ops"),
+    ] {
         println!("{title}");
-        let mut all: Vec<(&String, u64)> =
-            f[key].as_object().into_iter().flatten().map(|(k, v)| (k, v.as_u64().unwrap_or(0))).collect();
+        let mut all: Vec<(&String, u64)> = f[key]
+            .as_object()
+            .into_iter()
+            .flatten()
+            .map(|(k, v)| (k, v.as_u64().unwrap_or(0)))
+            .collect();
         all.sort_by_key(|(_, n)| std::cmp::Reverse(*n));
         all.iter().for_each(|(k, n)| println!("  {k:32} {n:6}"));
     }
@@ -130,11 +156,16 @@ fn nodes(graph: &Graph) -> Json {
 fn support(graph: &Graph, args: &InspectArgs) -> Outcome {
     let table = cupola::support(graph, &super::host(), &super::options(&args.compile)?)?;
     if let Some(to) = &args.json {
-        let rows: Vec<Json> =
-            table.iter().map(|r| json!({ "op": r.op, "count": r.count, "support": r.support, "why": r.why })).collect();
+        let rows: Vec<Json> = table
+            .iter()
+            .map(|r| json!({ "op": r.op, "count": r.count, "support": r.support, "why": r.why }))
+            .collect();
         return outputs::write_json(to, &json!(rows));
     }
-    println!("{:32} {:>6}  {:12} why", "operator", "count", args.compile.device);
+    println!(
+        "{:32} {:>6}  {:12} why",
+        "operator", "count", args.compile.device
+    );
     for r in table {
         println!("{:32} {:6}  {:12} {}", r.op, r.count, r.support, r.why);
     }
@@ -143,20 +174,37 @@ fn support(graph: &Graph, args: &InspectArgs) -> Outcome {
 
 /// One page: a table of nodes, foldable by source operator; no script, no outside resources.
 fn html(graph: &Graph) -> String {
-    let escape = |s: &str| s.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;");
+    let escape = |s: &str| {
+        s.replace('&', "&amp;")
+            .replace('<', "&lt;")
+            .replace('>', "&gt;")
+            .replace('"', "&quot;")
+    };
     let mut rows = String::new();
     for (id, n) in graph.nodes() {
-        if n.op.class() == OpClass::Leaf && !matches!(n.op, cupola::ir::Op::Core(CoreOp::Input(_))) {
+        if n.op.class() == OpClass::Leaf && !matches!(n.op, cupola::ir::Op::Core(CoreOp::Input(_)))
+        {
             continue;
         }
-        let operands: Vec<String> =
-            n.operands.iter().map(|v| format!("<a href=\"#v{}\">{v}</a>", v.0)).collect();
+        let operands: Vec<String> = n
+            .operands
+            .iter()
+            .map(|v| format!("<a href=\"#v{}\">{v}</a>", v.0))
+            .collect();
         let results: Vec<String> = n
             .results
             .iter()
-            .map(|v| format!("<span id=\"v{}\">{v}</span>: {}", v.0, escape(&graph.ty(*v).to_string())))
+            .map(|v| {
+                format!(
+                    "<span id=\"v{}\">{v}</span>: {}",
+                    v.0,
+                    escape(&graph.ty(*v).to_string())
+                )
+            })
             .collect();
-        let origin = n.origins.first().map_or(String::new(), |o| format!("{} {}", escape(&o.op), escape(&o.node)));
+        let origin = n.origins.first().map_or(String::new(), |o| {
+            format!("{} {}", escape(&o.op), escape(&o.node))
+        });
         rows.push_str(&format!(
             "<tr><td>{id}</td><td>{}</td><td>{}</td><td>{}</td><td>{origin}</td></tr>\n",
             escape(&n.op.name()),
@@ -172,4 +220,3 @@ fn html(graph: &Graph) -> String {
         escape(&graph.name)
     )
 }
-

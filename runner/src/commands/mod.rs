@@ -50,7 +50,12 @@ pub fn options(args: &CompileArgs) -> Outcome<Options> {
 
 /// Opens a model with the dimensions of `--set`.
 pub fn open(path: &Path, args: &CompileArgs) -> Outcome<Model> {
-    Ok(Model::open_with(path, ModelOptions { set: parse_set(&args.set)? })?)
+    Ok(Model::open_with(
+        path,
+        ModelOptions {
+            set: parse_set(&args.set)?,
+        },
+    )?)
 }
 
 /// The devices of this process.
@@ -62,5 +67,8 @@ pub fn host() -> Arc<Host> {
 pub fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|s| (*s).to_string());
     let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
-    format!("panic: {}", text.unwrap_or_else(|| "of unknown kind".into()))
+    format!(
+        "panic: {}",
+        text.unwrap_or_else(|| "of unknown kind".into())
+    )
 }

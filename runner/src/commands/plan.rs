@@ -11,7 +11,12 @@ pub fn plan(args: &PlanArgs) -> Outcome {
     let model = super::open(&args.model, &args.compile)?;
     let graph = model.graph()?;
     let set = parse_set(&args.compile.set)?;
-    let memory = cupola::plan_memory(&graph, &super::host(), &super::options(&args.compile)?, &set)?;
+    let memory = cupola::plan_memory(
+        &graph,
+        &super::host(),
+        &super::options(&args.compile)?,
+        &set,
+    )?;
     let total = memory.total();
     let document = json!({
         "weights": memory.weights, "activations": memory.activations, "outputs": memory.outputs,
@@ -27,7 +32,9 @@ pub fn plan(args: &PlanArgs) -> Outcome {
                 ("states", memory.states),
                 ("total", total),
             ];
-            rows.iter().for_each(|(name, bytes)| println!("{name:12} {bytes:>16} bytes  {:>10}", human(*bytes)));
+            rows.iter().for_each(|(name, bytes)| {
+                println!("{name:12} {bytes:>16} bytes  {:>10}", human(*bytes))
+            });
             if !memory.unbound.is_empty() {
                 println!("taken as 1 (use --set): {}", memory.unbound.join(", "));
             }
@@ -36,12 +43,17 @@ pub fn plan(args: &PlanArgs) -> Outcome {
     match &args.memory {
         None => Ok(()),
         Some(text) => {
-            let budget = parse_bytes(text).ok_or_else(|| Failure::usage(format!("--memory {text}: as in 512MiB")))?;
+            let budget = parse_bytes(text)
+                .ok_or_else(|| Failure::usage(format!("--memory {text}: as in 512MiB")))?;
             if total <= budget {
                 return Ok(());
             }
             let message = format!("needs {total} bytes, the budget is {budget}");
-            Err(Failure { status: 5, code: "limit", message })
+            Err(Failure {
+                status: 5,
+                code: "limit",
+                message,
+            })
         }
     }
 }
@@ -54,12 +66,18 @@ fn human(bytes: u64) -> String {
         value /= 1024.0;
         unit += 1;
     }
-    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", units[unit]) }
+    if unit == 0 {
+        format!("{bytes} B")
+    } else {
+        format!("{value:.1} {}", units[unit])
+    }
 }
 
 /// `1024`, `512MiB`, `2GB`.
 pub fn parse_bytes(text: &str) -> Option<u64> {
-    let split = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
+    let split = text
+        .find(|c: char| c.is_ascii_alphabetic())
+        .unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
     let factor: f64 = match unit.trim() {
         "" | "B" => 1.0,

@@ -22,7 +22,10 @@ pub fn run(args: &RunArgs) -> Outcome {
     let mut results = vec![];
     let mut run_ms = vec![];
     for _ in 0..args.repeat.max(1) {
-        let named = inputs.iter().map(|(n, v)| (n.as_str(), v.clone())).collect();
+        let named = inputs
+            .iter()
+            .map(|(n, v)| (n.as_str(), v.clone()))
+            .collect();
         let start = Instant::now();
         results = runner.run(named)?;
         run_ms.push(start.elapsed().as_secs_f64() * 1e3);
@@ -78,9 +81,16 @@ fn print_stats(stats: &Json) {
 
 /// Compares with `NAME.npy`, `output_<i>.pb`, or members `out.<i>` of an `.npz` file.
 fn expect(place: &Path, results: &[(String, Value)], args: &RunArgs) -> Outcome {
-    let tolerance = Tolerance { rtol: args.rtol, atol: args.atol, device: false };
-    let archive: BTreeMap<String, cupola::Tensor> =
-        if place.is_file() { npy::read_npz(place)?.into_iter().collect() } else { BTreeMap::new() };
+    let tolerance = Tolerance {
+        rtol: args.rtol,
+        atol: args.atol,
+        device: false,
+    };
+    let archive: BTreeMap<String, cupola::Tensor> = if place.is_file() {
+        npy::read_npz(place)?.into_iter().collect()
+    } else {
+        BTreeMap::new()
+    };
     let mut compared = 0;
     for (i, (name, got)) in results.iter().enumerate() {
         let npy_path = place.join(format!("{}.npy", outputs::file_name(name)));
@@ -95,12 +105,21 @@ fn expect(place: &Path, results: &[(String, Value)], args: &RunArgs) -> Outcome 
         let difference = compare::values(name, got, &want, tolerance);
         if !difference.is_ok() {
             let (abs, rel) = (difference.max_abs, difference.max_rel);
-            return Err(Failure::differs(format!("{} (max abs {abs:.3e}, max rel {rel:.3e})", difference.detail)));
+            return Err(Failure::differs(format!(
+                "{} (max abs {abs:.3e}, max rel {rel:.3e})",
+                difference.detail
+            )));
         }
-        eprintln!("{name}: max abs {:.3e}, max rel {:.3e}", difference.max_abs, difference.max_rel);
+        eprintln!(
+            "{name}: max abs {:.3e}, max rel {:.3e}",
+            difference.max_abs, difference.max_rel
+        );
     }
     if compared == 0 {
-        return Err(Failure::usage(format!("{} has no file for any output", place.display())));
+        return Err(Failure::usage(format!(
+            "{} has no file for any output",
+            place.display()
+        )));
     }
     Ok(())
 }
@@ -110,11 +129,18 @@ pub fn kind_of(value: &Value) -> cupola::ValueType {
     match value {
         Value::Tensor(t) => t.ty().into(),
         Value::Sequence(v) => {
-            let element = v.first().map_or(cupola::TensorType::scalar(cupola::DType::F32).into(), kind_of);
+            let element = v.first().map_or(
+                cupola::TensorType::scalar(cupola::DType::F32).into(),
+                kind_of,
+            );
             cupola::ValueType::Sequence(Box::new(element))
         }
         Value::Optional(v) => {
-            let element = v.as_ref().map_or(cupola::TensorType::scalar(cupola::DType::F32).into(), |v| kind_of(v));
+            let element = v
+                .as_ref()
+                .map_or(cupola::TensorType::scalar(cupola::DType::F32).into(), |v| {
+                    kind_of(v)
+                });
             cupola::ValueType::Optional(Box::new(element))
         }
     }

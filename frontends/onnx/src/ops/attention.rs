@@ -467,11 +467,7 @@ fn linear_attention(cx: &mut NodeCx<'_, '_>) -> OpResult {
         if cx.g.rank(beta) != 3 {
             return invalid("beta must have 3 axes");
         }
-        let heads = if cx.g.dim(beta, 2).is(1) {
-            1
-        } else {
-            kv_heads
-        };
+        let heads = if cx.g.dim(beta, 2).is(1) { 1 } else { kv_heads };
         scanned.push(steps(cx, beta, heads)?);
     }
     let (kd, vd) = (cx.g.dims(ks), cx.g.dims(vs));
