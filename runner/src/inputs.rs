@@ -305,7 +305,7 @@ fn image_input(
         (_, true) => vec![1, height, width, channels],
     };
     let lanes = match t.dtype {
-        d if d.is_float() => Lanes::F(values.into_iter().map(|v| f64::from(v)).collect()),
+        d if d.is_float() => Lanes::F(values.into_iter().map(f64::from).collect()),
         d if d.class() == cupola::ir::Class::Signed => Lanes::I(
             values
                 .into_iter()

@@ -112,7 +112,7 @@ impl Maker {
                 high: (n - 1).max(0),
             };
             match self.r.below(9) {
-                0 => x = self.combine(x, 2, |a, b| Index::Div(a, b), |x, c| x.div_euclid(c)),
+                0 => x = self.combine(x, 2, Index::Div, |x, c| x.div_euclid(c)),
                 1 => {
                     let c = self.pick(&[2, 3, 4]);
                     let divisor = self.constant(c);
@@ -122,8 +122,8 @@ impl Maker {
                         high: c - 1,
                     };
                 }
-                2 => x = self.combine(x, 4, |a, b| Index::Min(a, b), i64::min),
-                3 => x = self.combine(x, 2, |a, b| Index::Max(a, b), i64::max),
+                2 => x = self.combine(x, 4, Index::Min, i64::min),
+                3 => x = self.combine(x, 2, Index::Max, i64::max),
                 4 => {
                     // Backwards.
                     let last = self.constant(x.high);
@@ -136,7 +136,7 @@ impl Maker {
                 _ => {}
             }
             let scale = self.pick(&[1, 1, 1, 1, 2, 3]);
-            x = self.combine(x, scale, |a, b| Index::Mul(a, b), |x, c| x * c);
+            x = self.combine(x, scale, Index::Mul, |x, c| x * c);
             sum = Ranged {
                 id: self.k.index(Index::Add(sum.id, x.id)),
                 low: sum.low + x.low,

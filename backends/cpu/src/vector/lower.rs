@@ -282,7 +282,7 @@ impl<'k> Lower<'k> {
         // Nothing is moved out of the nest when it is empty in any axis.
         for axis in axes {
             let n = self.extent(self.kernel.axes[axis.0 as usize]);
-            if !self.b.as_const(n).is_some_and(|n| n > 0) {
+            if self.b.as_const(n).is_none_or(|n| n <= 0) {
                 let some = self.b.cmp(CmpOp::LtS, zero, n);
                 self.open_if(some);
                 opened += 1;

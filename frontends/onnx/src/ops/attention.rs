@@ -449,7 +449,7 @@ fn linear_attention(cx: &mut NodeCx<'_, '_>) -> OpResult {
     }
     let like = q;
     // [time, batch, heads, d], f32.
-    let mut steps = |cx: &mut NodeCx<'_, '_>, x: ValueId, heads: i64| -> OpResult<ValueId> {
+    let steps = |cx: &mut NodeCx<'_, '_>, x: ValueId, heads: i64| -> OpResult<ValueId> {
         let x = split_heads(cx.g, x, heads)?;
         let x = cx.g.permute(x, &[2, 0, 1, 3])?;
         Ok(cx.g.cast(x, DType::F32)?)
