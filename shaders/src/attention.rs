@@ -221,6 +221,7 @@ impl AttentionShader {
             label: format!("attention_{form}"),
             bindings,
             params: AttentionParams::members(),
+            helpers: Vec::new(),
             body,
         }
     }

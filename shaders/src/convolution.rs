@@ -1,7 +1,7 @@
 //! Convolution and transposed convolution over one to three spatial axes.
 
 use crate::element::{Binding, Element, Width};
-use crate::matmul::accumulator;
+use crate::matmul::Accumulator;
 use crate::shader::{Epilogue, Param, Shader, params};
 use crate::template::fill;
 use crate::tile::{FastAxis, Staging, Tile, tiled_product};
@@ -90,10 +90,12 @@ pub enum ConvolutionForm {
 pub struct ConvolutionShader {
     /// Storage of the input.
     pub input: Element,
-    /// Storage of the weights; values of the same WGSL type as the input's.
+    /// Storage of the weights.
     pub weight: Element,
     /// Storage of the result.
     pub out: Element,
+    /// Type of the sums; operands are converted to it.
+    pub accumulator: Accumulator,
     /// Forward or transposed.
     pub direction: Direction,
     /// How weights are read; [`ConvolutionForm::Direct`] needs [`WeightLayout::Strided`].
@@ -123,7 +125,7 @@ impl ConvolutionShader {
 
     /// The kernel. Buffers: input, weight, result, then the epilogue's.
     pub fn shader(&self) -> Shader {
-        let value = accumulator(self.input);
+        let value = self.accumulator.name();
         let (weights, width) = self.weight_functions(value);
         let mut body = fill(
             include_str!("../wgsl/convolution.wgsl"),
@@ -190,6 +192,7 @@ impl ConvolutionShader {
             label,
             bindings,
             params,
+            helpers: Vec::new(),
             body,
         }
     }
@@ -200,7 +203,7 @@ impl ConvolutionShader {
                 format!(
                     "fn lhs_value(item: LhsItem, inner: u32) -> {value} {{
     if item.present && inner < params.inner {{
-        return load_weight(item.base + inner);
+        return {value}(load_weight(item.base + inner));
     }}
     return {value}();
 }}
@@ -212,7 +215,7 @@ impl ConvolutionShader {
                 format!(
                     "fn lhs_value4(item: LhsItem, inner: u32) -> vec4<{value}> {{
     if item.present && inner < params.inner {{
-        return load4_weight(item.base + inner);
+        return vec4<{value}>(load4_weight(item.base + inner));
     }}
     return vec4<{value}>();
 }}
@@ -225,8 +228,8 @@ impl ConvolutionShader {
                     "fn lhs_value(item: LhsItem, inner: u32) -> {value} {{
     if item.present && inner < params.inner {{
         let at = inner_of(inner);
-        return load_weight(item.base + at.w * params.weight_in
-            + at.x * params.source[0].z + at.y * params.source[1].z + at.z * params.source[2].z);
+        return {value}(load_weight(item.base + at.w * params.weight_in
+            + at.x * params.source[0].z + at.y * params.source[1].z + at.z * params.source[2].z));
     }}
     return {value}();
 }}

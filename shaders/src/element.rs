@@ -1,34 +1,54 @@
 //! How element types live in WGSL storage buffers.
 //!
 //! WGSL has 32-bit scalars only (f16 is optional, 8-bit types do not exist), so narrower elements are packed in `u32`
-//! words and 64-bit integers are pairs of words, low word first. Every binding gets accessors, and kernels use nothing else:
-//! `load_NAME(i)`, `load4_NAME(i)` for four elements from a multiple of four, `store_NAME(i, value)`.
+//! words, lowest bits first, and 64-bit integers are pairs of words, low word first. Every binding gets accessors, and
+//! kernels use nothing else; which ones depends on [`Access`], [`Width`] and [`Stores`].
 //!
-//! A narrow store changes part of a word that other threads may be storing to as well, so it clears and sets its own bits
-//! atomically; no other bit is touched, and the order does not matter.
+//! A narrow store changes part of a word that other threads may be storing to as well. Either it clears and sets its own
+//! bits atomically (no other bit is touched, and the order does not matter), or one thread makes whole words.
+
+use crate::minifloat;
 
 /// What a storage buffer holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Element {
     /// 32-bit float.
     F32,
-    /// 16-bit float, two in a word.
+    /// 16-bit float.
     F16,
-    /// bfloat16, two in a word.
+    /// bfloat16.
     Bf16,
+    /// 8-bit float: 4 exponent bits, no infinity.
+    F8E4M3Fn,
+    /// 8-bit float: 4 exponent bits, no infinity, no negative zero.
+    F8E4M3Fnuz,
+    /// 8-bit float: 5 exponent bits, as IEEE.
+    F8E5M2,
+    /// 8-bit float: 5 exponent bits, no infinity, no negative zero.
+    F8E5M2Fnuz,
+    /// 4-bit float: 2 exponent bits, every code a number.
+    F4E2M1,
     /// 32-bit signed.
     I32,
     /// 32-bit unsigned.
     U32,
-    /// 16-bit signed, two in a word.
+    /// 16-bit signed.
     I16,
-    /// 16-bit unsigned, two in a word.
+    /// 16-bit unsigned.
     U16,
-    /// 8-bit signed, four in a word.
+    /// 8-bit signed.
     I8,
-    /// 8-bit unsigned, four in a word.
+    /// 8-bit unsigned.
     U8,
-    /// A byte that is 0 or 1, four in a word.
+    /// 4-bit signed.
+    I4,
+    /// 4-bit unsigned.
+    U4,
+    /// 2-bit signed.
+    I2,
+    /// 2-bit unsigned.
+    U2,
+    /// A byte that is 0 or 1.
     Bool,
     /// 64-bit signed, two words.
     I64,
@@ -39,19 +59,33 @@ pub enum Element {
 /// How a kernel uses a buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Access {
-    /// `var<storage, read>`.
+    /// `var<storage, read>`: loads.
     Read,
-    /// `var<storage, read_write>`.
+    /// Loads alone, but declared `read_write`: another argument writes elsewhere in the same buffer, and WebGPU wants all
+    /// arguments of one buffer declared alike then.
+    ReadShared,
+    /// `var<storage, read_write>`: stores, and loads.
     ReadWrite,
 }
 
 /// Granularity of a binding's loads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Width {
-    /// Elements one by one: any index, any stride.
+    /// Elements one by one, at any index: `load_NAME(i)`, and `load4_NAME(i)` for `i` to `i + 3`.
     One,
-    /// Aligned groups of four: only `load4_NAME` exists, and the buffer's length is a multiple of four elements.
+    /// Aligned groups of four: only `load4_NAME(i)` with `i` a multiple of four.
     Four,
+}
+
+/// How a written binding is stored to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Stores {
+    /// `store_NAME(i, value)`, from any thread.
+    Elements,
+    /// `store_word_NAME(word, bits)` by one thread for each word, bits made with `bits_NAME(value)`. For narrow elements.
+    Words,
+    /// `add_NAME(i, value)`, from any thread, atomically; and `store_NAME`.
+    Sums,
 }
 
 /// A buffer argument of a kernel.
@@ -65,6 +99,8 @@ pub struct Binding {
     pub access: Access,
     /// How it is loaded.
     pub width: Width,
+    /// How it is stored to, if it is.
+    pub stores: Stores,
 }
 
 impl Binding {
@@ -75,6 +111,7 @@ impl Binding {
             element,
             access: Access::Read,
             width: Width::One,
+            stores: Stores::Elements,
         }
     }
 
@@ -94,22 +131,43 @@ impl Binding {
         }
     }
 
+    /// A written buffer with the given kind of stores.
+    pub fn write_as(name: &str, element: Element, stores: Stores) -> Self {
+        Self {
+            stores,
+            ..Self::write(name, element)
+        }
+    }
+
+    /// Declares a buffer that is only read as [`Access::ReadShared`].
+    pub fn share(&mut self) {
+        if self.access == Access::Read {
+            self.access = Access::ReadShared;
+        }
+    }
+
+    /// Whether the buffer is declared as atomic words.
+    fn atomic(&self) -> bool {
+        let narrow = self.element.bits() < 32;
+        self.access == Access::ReadWrite
+            && match self.stores {
+                Stores::Elements => narrow,
+                Stores::Words => false,
+                Stores::Sums => true,
+            }
+    }
+
     /// Declaration at `@group(0) @binding(position)` and accessors.
     pub fn declaration(&self, position: usize) -> String {
-        let Self {
-            name,
-            element,
-            access,
-            width,
-        } = self;
-        let mode = match access {
+        let Self { name, element, .. } = self;
+        let mode = match self.access {
             Access::Read => "read",
-            Access::ReadWrite => "read_write",
+            Access::ReadShared | Access::ReadWrite => "read_write",
         };
-        let word = match (width, element.bits()) {
+        let word = match (self.width, element.bits()) {
+            _ if self.atomic() => "atomic<u32>",
             (Width::One, 64) => "vec2<u32>",
             (Width::One, 32) => element.value_type(),
-            (Width::One, _) if *access == Access::ReadWrite => "atomic<u32>",
             (Width::Four, 64) => unreachable!("bug: 64-bit elements are loaded one by one"),
             (Width::Four, 32) => element.value_type4(),
             (Width::Four, 16) => "vec2<u32>",
@@ -117,11 +175,11 @@ impl Binding {
         };
         let mut text =
             format!("@group(0) @binding({position}) var<storage, {mode}> {name}: array<{word}>;\n");
-        match width {
+        match self.width {
             Width::One => {
                 text.push_str(&self.load_one());
-                if *access == Access::ReadWrite {
-                    text.push_str(&self.store_one());
+                if self.access == Access::ReadWrite {
+                    text.push_str(&self.store());
                 }
             }
             Width::Four => text.push_str(&self.load_four()),
@@ -130,33 +188,68 @@ impl Binding {
     }
 
     fn load_one(&self) -> String {
-        let Self {
-            name,
-            element,
-            access,
-            ..
-        } = self;
+        let Self { name, element, .. } = self;
         let value_type = element.value_type();
-        let per_word = 32 / element.bits().min(32);
-        let shift = per_word.trailing_zeros();
-        let word = match access {
-            Access::Read => format!("{name}[i >> {shift}u]"),
-            Access::ReadWrite => format!("atomicLoad(&{name}[i >> {shift}u])"),
+        let bits = element.bits();
+        let word = |index: String| match self.atomic() {
+            true => format!("atomicLoad(&{name}[{index}])"),
+            false => format!("{name}[{index}]"),
+        };
+        let packed = || {
+            let (shift, lane) = element.place();
+            (
+                word(format!("i >> {shift}u")),
+                format!("(i & {lane}u) * {bits}u"),
+            )
         };
         let body = match element {
-            Element::F32 | Element::I32 | Element::U32 | Element::I64 | Element::U64 => {
-                format!("{name}[i]")
+            Element::I64 | Element::U64 if self.atomic() => {
+                format!(
+                    "vec2<u32>({}, {})",
+                    word("2u * i".to_owned()),
+                    word("2u * i + 1u".to_owned())
+                )
             }
-            Element::F16 => format!("unpack2x16float({word} >> ((i & 1u) * 16u)).x"),
-            Element::Bf16 => format!("bitcast<f32>(({word} >> ((i & 1u) * 16u)) << 16u)"),
-            Element::I16 => format!("extractBits(bitcast<i32>({word}), (i & 1u) * 16u, 16u)"),
-            Element::U16 => format!("extractBits({word}, (i & 1u) * 16u, 16u)"),
-            Element::I8 => format!("extractBits(bitcast<i32>({word}), (i & 3u) * 8u, 8u)"),
-            Element::U8 => format!("extractBits({word}, (i & 3u) * 8u, 8u)"),
-            Element::Bool => format!("(extractBits({word}, (i & 3u) * 8u, 8u) != 0u)"),
+            Element::F32 | Element::I32 if self.atomic() => {
+                format!("bitcast<{value_type}>({})", word("i".to_owned()))
+            }
+            Element::F32 | Element::I32 | Element::U32 | Element::I64 | Element::U64 => {
+                word("i".to_owned())
+            }
+            Element::F16 => {
+                let (word, shift) = packed();
+                format!("unpack2x16float({word} >> ({shift})).x")
+            }
+            Element::Bf16 => {
+                let (word, shift) = packed();
+                format!("bitcast<f32>(({word} >> ({shift})) << 16u)")
+            }
+            Element::F8E4M3Fn
+            | Element::F8E4M3Fnuz
+            | Element::F8E5M2
+            | Element::F8E5M2Fnuz
+            | Element::F4E2M1 => {
+                let (word, shift) = packed();
+                format!(
+                    "{}_value(extractBits({word}, {shift}, {bits}u))",
+                    element.name()
+                )
+            }
+            Element::I16 | Element::I8 | Element::I4 | Element::I2 => {
+                let (word, shift) = packed();
+                format!("extractBits(bitcast<i32>({word}), {shift}, {bits}u)")
+            }
+            Element::U16 | Element::U8 | Element::U4 | Element::U2 => {
+                let (word, shift) = packed();
+                format!("extractBits({word}, {shift}, {bits}u)")
+            }
+            Element::Bool => {
+                let (word, shift) = packed();
+                format!("(extractBits({word}, {shift}, 8u) != 0u)")
+            }
         };
         let mut text = format!("fn load_{name}(i: u32) -> {value_type} {{ return {body}; }}\n");
-        if element.bits() <= 32 && *element != Element::Bool {
+        if bits <= 32 && *element != Element::Bool {
             let type4 = element.value_type4();
             text.push_str(&format!(
                 "fn load4_{name}(i: u32) -> {type4} {{ return {type4}(load_{name}(i), load_{name}(i + 1u), \
@@ -187,56 +280,159 @@ impl Binding {
             ),
             Element::I8 => format!("return unpack4xI8({name}[i >> 2u]);"),
             Element::U8 => format!("return unpack4xU8({name}[i >> 2u]);"),
-            Element::Bool | Element::I64 | Element::U64 => {
-                unreachable!("bug: {element:?} elements are loaded one by one")
-            }
+            Element::F8E4M3Fn
+            | Element::F8E4M3Fnuz
+            | Element::F8E5M2
+            | Element::F8E5M2Fnuz
+            | Element::F4E2M1
+            | Element::I4
+            | Element::U4
+            | Element::I2
+            | Element::U2
+            | Element::Bool
+            | Element::I64
+            | Element::U64 => unreachable!("bug: {element:?} elements are loaded one by one"),
         };
         format!("fn load4_{name}(i: u32) -> {type4} {{ {body} }}\n")
     }
 
-    fn store_one(&self) -> String {
+    fn store(&self) -> String {
+        let Self {
+            name,
+            element,
+            stores,
+            ..
+        } = self;
+        let value_type = element.value_type();
+        let bits = element.bits();
+        let mut text = format!(
+            "fn bits_{name}(value: {value_type}) -> {} {{ return {}; }}\n",
+            element.bits_type(),
+            element.encoded()
+        );
+        match (stores, bits) {
+            (Stores::Words, _) => {
+                text.push_str(&format!("fn store_word_{name}(word: u32, bits: u32) {{ {name}[word] = bits; }}\n"));
+            }
+            (Stores::Elements, 32 | 64) => {
+                text.push_str(&format!("fn store_{name}(i: u32, value: {value_type}) {{ {name}[i] = value; }}\n"));
+            }
+            (Stores::Sums, 32) => text.push_str(&format!(
+                "fn store_{name}(i: u32, value: {value_type}) {{ atomicStore(&{name}[i], bits_{name}(value)); }}\n"
+            )),
+            (Stores::Sums, 64) => text.push_str(&format!(
+                "fn store_{name}(i: u32, value: vec2<u32>) {{
+    atomicStore(&{name}[2u * i], value.x);
+    atomicStore(&{name}[2u * i + 1u], value.y);
+}}\n"
+            )),
+            (Stores::Elements | Stores::Sums, _) => {
+                let (index_shift, lane) = element.place();
+                let mask = u32::MAX >> (32 - bits);
+                text.push_str(&format!(
+                    "fn store_{name}(i: u32, value: {value_type}) {{
+    let shift = (i & {lane}u) * {bits}u;
+    atomicAnd(&{name}[i >> {index_shift}u], ~({mask}u << shift));
+    atomicOr(&{name}[i >> {index_shift}u], bits_{name}(value) << shift);
+}}\n"
+                ));
+            }
+        }
+        if *stores == Stores::Sums {
+            text.push_str(&self.add());
+        }
+        text
+    }
+
+    /// Addition from any thread. Words that hold floats or several elements are exchanged until no other thread came
+    /// between; in 64 bits each wrap of the low word carries once, so the sum is right when all have added.
+    fn add(&self) -> String {
         let Self { name, element, .. } = self;
         let value_type = element.value_type();
-        let bits = match element {
-            Element::F32 | Element::I32 | Element::U32 | Element::I64 | Element::U64 => {
-                return format!(
-                    "fn store_{name}(i: u32, value: {value_type}) {{ {name}[i] = value; }}\n"
-                );
-            }
-            Element::F16 => "f16_bits(value)",
-            Element::Bf16 => "bf16_bits(value)",
-            Element::I16 => "(bitcast<u32>(value) & 0xffffu)",
-            Element::U16 => "(value & 0xffffu)",
-            Element::I8 => "(bitcast<u32>(value) & 0xffu)",
-            Element::U8 => "(value & 0xffu)",
-            Element::Bool => "select(0u, 1u, value)",
-        };
-        let (index_shift, lane_mask, width, mask) = match element.bits() {
-            16 => (1, 1, 16, "0xffffu"),
-            _ => (2, 3, 8, "0xffu"),
-        };
-        format!(
-            "fn store_{name}(i: u32, value: {value_type}) {{
-    let shift = (i & {lane_mask}u) * {width}u;
-    atomicAnd(&{name}[i >> {index_shift}u], ~({mask} << shift));
-    atomicOr(&{name}[i >> {index_shift}u], {bits} << shift);
+        match element {
+            Element::I32 | Element::U32 => format!(
+                "fn add_{name}(i: u32, value: {value_type}) {{ atomicAdd(&{name}[i], bits_{name}(value)); }}\n"
+            ),
+            Element::I64 | Element::U64 => format!(
+                "fn add_{name}(i: u32, value: vec2<u32>) {{
+    let before = atomicAdd(&{name}[2u * i], value.x);
+    let carry = select(0u, 1u, before + value.x < before);
+    atomicAdd(&{name}[2u * i + 1u], value.y + carry);
 }}\n"
-        )
+            ),
+            Element::Bool => format!(
+                "fn add_{name}(i: u32, value: bool) {{
+    if value {{ atomicOr(&{name}[i >> 2u], 1u << ((i & 3u) * 8u)); }}
+}}\n"
+            ),
+            Element::F32 => format!(
+                "fn add_{name}(i: u32, value: f32) {{
+    var old = atomicLoad(&{name}[i]);
+    loop {{
+        let result = atomicCompareExchangeWeak(&{name}[i], old, bitcast<u32>(bitcast<f32>(old) + value));
+        if result.exchanged {{ break; }}
+        old = result.old_value;
+    }}
+}}\n"
+            ),
+            Element::F16
+            | Element::Bf16
+            | Element::F8E4M3Fn
+            | Element::F8E4M3Fnuz
+            | Element::F8E5M2
+            | Element::F8E5M2Fnuz
+            | Element::F4E2M1
+            | Element::I16
+            | Element::U16
+            | Element::I8
+            | Element::U8
+            | Element::I4
+            | Element::U4
+            | Element::I2
+            | Element::U2 => {
+                let (index_shift, lane) = element.place();
+                let bits = element.bits();
+                let mask = u32::MAX >> (32 - bits);
+                let decoded = element.decoded("((old >> shift) & MASK)").replace("MASK", &format!("{mask}u"));
+                format!(
+                    "fn add_{name}(i: u32, value: {value_type}) {{
+    let word = i >> {index_shift}u;
+    let shift = (i & {lane}u) * {bits}u;
+    var old = atomicLoad(&{name}[word]);
+    loop {{
+        let sum = bits_{name}({decoded} + value);
+        let result = atomicCompareExchangeWeak(&{name}[word], old, (old & ~({mask}u << shift)) | (sum << shift));
+        if result.exchanged {{ break; }}
+        old = result.old_value;
+    }}
+}}\n"
+                )
+            }
+        }
     }
 }
 
 impl Element {
     /// Every element type.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 21] = [
         Self::F32,
         Self::F16,
         Self::Bf16,
+        Self::F8E4M3Fn,
+        Self::F8E4M3Fnuz,
+        Self::F8E5M2,
+        Self::F8E5M2Fnuz,
+        Self::F4E2M1,
         Self::I32,
         Self::U32,
         Self::I16,
         Self::U16,
         Self::I8,
         Self::U8,
+        Self::I4,
+        Self::U4,
+        Self::I2,
+        Self::U2,
         Self::Bool,
         Self::I64,
         Self::U64,
@@ -245,19 +441,82 @@ impl Element {
     /// Bits of one element in storage.
     pub fn bits(self) -> u32 {
         match self {
-            Self::I8 | Self::U8 | Self::Bool => 8,
+            Self::I2 | Self::U2 => 2,
+            Self::I4 | Self::U4 | Self::F4E2M1 => 4,
+            Self::I8
+            | Self::U8
+            | Self::Bool
+            | Self::F8E4M3Fn
+            | Self::F8E4M3Fnuz
+            | Self::F8E5M2
+            | Self::F8E5M2Fnuz => 8,
             Self::F16 | Self::Bf16 | Self::I16 | Self::U16 => 16,
             Self::F32 | Self::I32 | Self::U32 => 32,
             Self::I64 | Self::U64 => 64,
         }
     }
 
+    /// Elements in a word; 1 for 32 and 64 bits.
+    pub fn per_word(self) -> u32 {
+        32 / self.bits().min(32)
+    }
+
+    /// Whether [`Width::Four`] exists for it.
+    pub fn has_fours(self) -> bool {
+        matches!(
+            self,
+            Self::F32
+                | Self::F16
+                | Self::Bf16
+                | Self::I32
+                | Self::U32
+                | Self::I16
+                | Self::U16
+                | Self::I8
+                | Self::U8
+        )
+    }
+
+    /// Lower-case name, as used in helper functions.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+            Self::F8E4M3Fn => "f8e4m3fn",
+            Self::F8E4M3Fnuz => "f8e4m3fnuz",
+            Self::F8E5M2 => "f8e5m2",
+            Self::F8E5M2Fnuz => "f8e5m2fnuz",
+            Self::F4E2M1 => "f4e2m1",
+            Self::I32 => "i32",
+            Self::U32 => "u32",
+            Self::I16 => "i16",
+            Self::U16 => "u16",
+            Self::I8 => "i8",
+            Self::U8 => "u8",
+            Self::I4 => "i4",
+            Self::U4 => "u4",
+            Self::I2 => "i2",
+            Self::U2 => "u2",
+            Self::Bool => "bool",
+            Self::I64 => "i64",
+            Self::U64 => "u64",
+        }
+    }
+
     /// WGSL type that `load_NAME` gives and `store_NAME` takes.
     pub fn value_type(self) -> &'static str {
         match self {
-            Self::F32 | Self::F16 | Self::Bf16 => "f32",
-            Self::I32 | Self::I16 | Self::I8 => "i32",
-            Self::U32 | Self::U16 | Self::U8 => "u32",
+            Self::F32
+            | Self::F16
+            | Self::Bf16
+            | Self::F8E4M3Fn
+            | Self::F8E4M3Fnuz
+            | Self::F8E5M2
+            | Self::F8E5M2Fnuz
+            | Self::F4E2M1 => "f32",
+            Self::I32 | Self::I16 | Self::I8 | Self::I4 | Self::I2 => "i32",
+            Self::U32 | Self::U16 | Self::U8 | Self::U4 | Self::U2 => "u32",
             Self::Bool => "bool",
             Self::I64 | Self::U64 => "vec2<u32>",
         }
@@ -265,28 +524,95 @@ impl Element {
 
     /// Vector of four values.
     pub fn value_type4(self) -> &'static str {
-        match self {
-            Self::F32 | Self::F16 | Self::Bf16 => "vec4<f32>",
-            Self::I32 | Self::I16 | Self::I8 => "vec4<i32>",
-            Self::U32 | Self::U16 | Self::U8 => "vec4<u32>",
-            Self::Bool => "vec4<bool>",
-            Self::I64 | Self::U64 => unreachable!("bug: there are no vectors of 64-bit elements"),
+        match self.value_type() {
+            "f32" => "vec4<f32>",
+            "i32" => "vec4<i32>",
+            "u32" => "vec4<u32>",
+            "bool" => "vec4<bool>",
+            other => unreachable!("bug: there are no vectors of {other}"),
         }
     }
 
-    /// Function that rounds a value for storage, where the accessors need one.
-    pub(crate) fn rounding(self) -> Option<&'static str> {
+    /// WGSL type of its stored bits.
+    fn bits_type(self) -> &'static str {
+        match self.bits() {
+            64 => "vec2<u32>",
+            _ => "u32",
+        }
+    }
+
+    /// Shift from element to word index, and mask of the place within a word.
+    fn place(self) -> (u32, u32) {
+        let per_word = self.per_word();
+        (per_word.trailing_zeros(), per_word - 1)
+    }
+
+    /// Its stored bits for `value`, in the low bits of a word.
+    fn encoded(self) -> String {
+        let mask = u32::MAX >> (32 - self.bits().min(32));
         match self {
-            Self::F16 => Some(F16_BITS),
-            Self::Bf16 => Some(BF16_BITS),
-            _ => None,
+            Self::F32 | Self::I32 => "bitcast<u32>(value)".to_owned(),
+            Self::U32 | Self::I64 | Self::U64 => "value".to_owned(),
+            Self::F16 | Self::Bf16 => format!("{}_bits(value)", self.name()),
+            Self::F8E4M3Fn | Self::F8E4M3Fnuz | Self::F8E5M2 | Self::F8E5M2Fnuz | Self::F4E2M1 => {
+                format!("{}_bits(value, false)", self.name())
+            }
+            Self::I16 | Self::I8 | Self::I4 | Self::I2 => {
+                format!("(bitcast<u32>(value) & {mask}u)")
+            }
+            Self::U16 | Self::U8 | Self::U4 | Self::U2 => format!("(value & {mask}u)"),
+            Self::Bool => "select(0u, 1u, value)".to_owned(),
+        }
+    }
+
+    /// The value of stored bits given as WGSL, for narrow numbers.
+    fn decoded(self, bits: &str) -> String {
+        match self {
+            Self::F16 => format!("unpack2x16float({bits}).x"),
+            Self::Bf16 => format!("bitcast<f32>({bits} << 16u)"),
+            Self::F8E4M3Fn | Self::F8E4M3Fnuz | Self::F8E5M2 | Self::F8E5M2Fnuz | Self::F4E2M1 => {
+                format!("{}_value({bits})", self.name())
+            }
+            Self::I16 | Self::I8 | Self::I4 | Self::I2 => {
+                format!("extractBits(bitcast<i32>({bits}), 0u, {}u)", self.bits())
+            }
+            Self::U16 | Self::U8 | Self::U4 | Self::U2 => bits.to_owned(),
+            Self::F32 | Self::I32 | Self::U32 | Self::Bool | Self::I64 | Self::U64 => {
+                unreachable!("bug: {self:?} is no narrow number")
+            }
+        }
+    }
+
+    /// Helper functions that its accessors call, in WGSL; empty for none. `f16_bits`, `bf16_bits` and, for 8 and 4-bit floats,
+    /// `NAME_bits(value, saturate)` and `NAME_value(bits)`.
+    pub fn helpers(self) -> String {
+        match self {
+            Self::F16 => F16_BITS.to_owned(),
+            Self::Bf16 => BF16_BITS.to_owned(),
+            Self::F8E4M3Fn | Self::F8E4M3Fnuz | Self::F8E5M2 | Self::F8E5M2Fnuz | Self::F4E2M1 => {
+                minifloat::helpers(self)
+            }
+            Self::F32
+            | Self::I32
+            | Self::U32
+            | Self::I16
+            | Self::U16
+            | Self::I8
+            | Self::U8
+            | Self::I4
+            | Self::U4
+            | Self::I2
+            | Self::U2
+            | Self::Bool
+            | Self::I64
+            | Self::U64 => String::new(),
         }
     }
 }
 
 /// Float to nearest f16, ties to even, in integer arithmetic: the built-in packing leaves rounding and overflow to the
 /// driver. Subnormals round by an addition whose last bit has the weight of f16's.
-pub const F16_BITS: &str = "fn f16_bits(value: f32) -> u32 {
+const F16_BITS: &str = "fn f16_bits(value: f32) -> u32 {
     let bits = bitcast<u32>(value);
     let sign = (bits >> 16u) & 0x8000u;
     let magnitude = bits & 0x7fffffffu;
@@ -301,7 +627,7 @@ pub const F16_BITS: &str = "fn f16_bits(value: f32) -> u32 {
 ";
 
 /// Float to nearest bfloat16, ties to even; a NaN stays one.
-pub const BF16_BITS: &str = "fn bf16_bits(value: f32) -> u32 {
+const BF16_BITS: &str = "fn bf16_bits(value: f32) -> u32 {
     let bits = bitcast<u32>(value);
     if (bits & 0x7fffffffu) > 0x7f800000u {
         return (bits >> 16u) | 0x40u;

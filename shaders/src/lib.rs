@@ -16,12 +16,13 @@ pub mod check;
 pub mod convolution;
 pub mod element;
 pub mod matmul;
+mod minifloat;
 pub mod shader;
 pub mod sort;
 
 mod template;
 pub mod tile;
 
-pub use element::{Access, Binding, Element, Width};
+pub use element::{Access, Binding, Element, Stores, Width};
 pub use shader::{Epilogue, ParamSpace, Shader};
 pub use template::fill;

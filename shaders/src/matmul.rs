@@ -8,7 +8,10 @@ use crate::template::fill;
 use crate::tile::{FastAxis, Staging, Tile, tiled_product};
 
 /// Most batch axes of one product, after neighbours that can be merged have been.
-pub const BATCH_AXES: usize = 6;
+pub const BATCH_AXES: usize = 8;
+
+/// Most contracted axes of one product, after neighbours that can be merged have been.
+pub const INNER_AXES: usize = 8;
 
 params! {
     /// Parameters of every product here. Lengths and strides in elements; strides are two's complement.
@@ -27,6 +30,8 @@ params! {
         col_tiles,
         /// Used entries of `batch_dims`.
         batch_rank,
+        /// Used entries of `inner_dims`; 0 where one stride is enough.
+        inner_rank,
         /// First element of the left operand.
         lhs_offset,
         /// Stride from row to row.
@@ -47,7 +52,9 @@ params! {
         out_col,
     } [
         /// Batch axes, innermost first: length, then strides of left, right and result (0 where broadcast).
-        batch_dims: 6,
+        batch_dims: 8,
+        /// Contracted axes where there are several, innermost first: length, then strides of left and right, unused.
+        inner_dims: 8,
     ]
 }
 
@@ -58,6 +65,40 @@ pub enum Orientation {
     Normal,
     /// The library swapped the operands and computes the transpose: the epilogue sees rows as columns.
     Swapped,
+}
+
+/// Type of the sums.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Accumulator {
+    /// 32-bit float.
+    F32,
+    /// 32-bit signed, wrapping.
+    I32,
+    /// 32-bit unsigned, wrapping.
+    U32,
+}
+
+impl Accumulator {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::F32, Self::I32, Self::U32];
+
+    /// WGSL type.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::I32 => "i32",
+            Self::U32 => "u32",
+        }
+    }
+}
+
+/// How the contracted axis is laid out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum InnerAxes {
+    /// One stride for each operand.
+    One,
+    /// Several axes (`inner_dims`), taken apart at each load; operands are read one by one.
+    Many,
 }
 
 /// The way the work is divided.
@@ -109,10 +150,14 @@ impl SkinnyRows {
 pub struct MatmulShader {
     /// Storage of the left operand.
     pub lhs: Element,
-    /// Storage of the right operand; its values have the same WGSL type as the left's.
+    /// Storage of the right operand.
     pub rhs: Element,
-    /// Storage of the result; its values have the accumulator's type.
+    /// Storage of the result.
     pub out: Element,
+    /// Type of the sums; operands are converted to it.
+    pub accumulator: Accumulator,
+    /// Layout of the contracted axis.
+    pub inner: InnerAxes,
     /// How the left operand is read.
     pub lhs_staging: Staging,
     /// How the right operand is read.
@@ -185,19 +230,13 @@ impl MatmulShader {
 
     /// The kernel. Buffers: the operands as the product was asked, the result, then the epilogue's.
     pub fn shader(&self) -> Shader {
-        let value = accumulator(self.lhs);
+        let value = self.accumulator.name();
         let mut body = fill(
             include_str!("../wgsl/matmul.wgsl"),
             &[
                 ("V", value),
-                (
-                    "LHS_VALUE",
-                    &value_functions("lhs", "lhs_inner", self.lhs_staging, value),
-                ),
-                (
-                    "RHS_VALUE",
-                    &value_functions("rhs", "rhs_inner", self.rhs_staging, value),
-                ),
+                ("LHS_VALUE", &self.value_functions("lhs", self.lhs_staging)),
+                ("RHS_VALUE", &self.value_functions("rhs", self.rhs_staging)),
                 (
                     "EPILOGUE_POSITION",
                     match self.orientation {
@@ -233,6 +272,7 @@ impl MatmulShader {
             label: format!("matmul_{form}_{:?}_{:?}", self.lhs, self.rhs),
             bindings,
             params,
+            helpers: Vec::new(),
             body,
         }
     }
@@ -337,33 +377,35 @@ fn reduce_lanes(rows: u32, shape: &SkinnyShape, fast: FastAxis) -> String {
     code
 }
 
-/// Accumulator type for operands stored as `element`.
-pub(crate) fn accumulator(element: Element) -> &'static str {
-    match element.value_type() {
-        number @ ("f32" | "i32" | "u32") => number,
-        other => unreachable!("bug: no product of {other}"),
-    }
-}
-
-/// `SIDE_value` and, where a kernel may ask for it, `SIDE_value4`: zero outside the operand.
-fn value_functions(side: &str, inner: &str, staging: Staging, value: &str) -> String {
-    let four = |along: &str, at: &str| {
-        format!(
-            "// Four along {along}.
+impl MatmulShader {
+    /// `SIDE_value` and, where a kernel may ask for it, `SIDE_value4`: zero outside the operand.
+    fn value_functions(&self, side: &str, staging: Staging) -> String {
+        let value = self.accumulator.name();
+        let four = |along: &str, at: &str| {
+            format!(
+                "// Four along {along}.
 fn {side}_value4(item: Item, inner: u32) -> vec4<{value}> {{
     if item.present && inner < params.inner {{
-        return load4_{side}({at});
+        return vec4<{value}>(load4_{side}({at}));
     }}
     return vec4<{value}>();
 }}
 "
-        )
-    };
-    match (staging.width, staging.fast) {
-        (Width::One, _) => format!(
-            "fn {side}_value(item: Item, inner: u32) -> {value} {{
+            )
+        };
+        match (staging.width, staging.fast) {
+            (Width::One, _) => {
+                let offset = match self.inner {
+                    InnerAxes::One => format!("inner * params.{side}_inner"),
+                    InnerAxes::Many => format!(
+                        "inner_offsets(inner).{}",
+                        if side == "lhs" { "x" } else { "y" }
+                    ),
+                };
+                format!(
+                    "fn {side}_value(item: Item, inner: u32) -> {value} {{
     if item.present && inner < params.inner {{
-        return load_{side}(item.base + inner * params.{inner});
+        return {value}(load_{side}(item.base + {offset}));
     }}
     return {value}();
 }}
@@ -372,11 +414,13 @@ fn {side}_value4(item: Item, inner: u32) -> vec4<{value}> {{
         {side}_value(item, inner + 2u), {side}_value(item, inner + 3u));
 }}
 "
-        ),
-        (Width::Four, FastAxis::Inner) => four("the inner axis", "item.base + inner"),
-        (Width::Four, FastAxis::Outer) => four(
-            "the outer axis",
-            &format!("item.base + inner * params.{inner}"),
-        ),
+                )
+            }
+            (Width::Four, FastAxis::Inner) => four("the inner axis", "item.base + inner"),
+            (Width::Four, FastAxis::Outer) => four(
+                "the outer axis",
+                &format!("item.base + inner * params.{side}_inner"),
+            ),
+        }
     }
 }

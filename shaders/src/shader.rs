@@ -1,6 +1,6 @@
 //! Kernels as data: bindings, parameters and a body, assembled into WGSL.
 
-use crate::element::{Access, Binding, Element};
+use crate::element::{Binding, Element};
 
 /// Where a kernel finds its parameters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -95,6 +95,8 @@ pub struct Shader {
     pub bindings: Vec<Binding>,
     /// Members of `struct Params`.
     pub params: Vec<Param>,
+    /// Element types whose helper functions the body calls, beside those of the bindings.
+    pub helpers: Vec<Element>,
     /// Functions, with the entry point `main`.
     pub body: String,
 }
@@ -135,14 +137,10 @@ impl Shader {
                 ParamSpace::Immediate => "var<immediate> params: Params;\n",
             });
         }
-        let written = |element| {
-            self.bindings
-                .iter()
-                .any(|b| b.element == element && b.access == Access::ReadWrite)
-        };
         for element in Element::ALL {
-            if let Some(function) = element.rounding().filter(|_| written(element)) {
-                text.push_str(function);
+            if self.helpers.contains(&element) || self.bindings.iter().any(|b| b.element == element)
+            {
+                text.push_str(&element.helpers());
             }
         }
         for (position, binding) in self.bindings.iter().enumerate() {

@@ -162,6 +162,7 @@ impl SortShader {
             label: format!("sort_{form}"),
             bindings,
             params: SortParams::members(),
+            helpers: Vec::new(),
             body,
         }
     }

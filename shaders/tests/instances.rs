@@ -3,8 +3,10 @@
 use cupola_shaders::attention::{AttentionForm, AttentionShader, Mask, ValueCols};
 use cupola_shaders::check::check_wgsl;
 use cupola_shaders::convolution::{ConvolutionForm, ConvolutionShader, Direction, WeightLayout};
-use cupola_shaders::element::{Binding, Element, Width};
-use cupola_shaders::matmul::{MatmulForm, MatmulShader, Orientation, SkinnyRows};
+use cupola_shaders::element::{Access, Binding, Element, Stores, Width};
+use cupola_shaders::matmul::{
+    Accumulator, InnerAxes, MatmulForm, MatmulShader, Orientation, SkinnyRows,
+};
 use cupola_shaders::shader::{Epilogue, ParamSpace, Shader};
 use cupola_shaders::sort::{BlockSize, KeyKind, SortForm, SortShader};
 use cupola_shaders::tile::{FastAxis, Staging, Tile};
@@ -36,35 +38,52 @@ fn bias() -> Epilogue {
     }
 }
 
+/// A kernel that copies with the given bindings.
+fn copy(label: String, source: Binding, sink: Binding, body: &str) -> Shader {
+    Shader {
+        label,
+        bindings: vec![source, sink],
+        params: vec![],
+        helpers: vec![],
+        body: format!(
+            "@compute @workgroup_size(64) fn main(@builtin(global_invocation_id) id: vec3<u32>) {{ {body} }}"
+        ),
+    }
+}
+
 #[test]
 fn accessors_of_every_element() {
     for element in Element::ALL {
-        let shader = Shader {
-            label: format!("{element:?}"),
-            bindings: vec![Binding::read("source", element), Binding::write("sink", element)],
-            params: vec![],
-            body: "@compute @workgroup_size(64) fn main(@builtin(global_invocation_id) id: vec3<u32>) {
-                store_sink(id.x, load_source(id.x)); }"
-                .to_owned(),
+        let read = Binding::read("source", element);
+        let write = |stores| Binding::write_as("sink", element, stores);
+        let store = "store_sink(id.x, load_source(id.x));";
+        let label = || format!("{element:?}");
+        check(&copy(label(), read.clone(), write(Stores::Elements), store));
+        let shared = Binding {
+            access: Access::ReadShared,
+            ..read.clone()
         };
-        check(&shader);
+        check(&copy(label(), shared, write(Stores::Elements), store));
+        let sums = "add_sink(id.x, load_source(id.x)); store_sink(id.x, load_sink(id.x));";
+        check(&copy(label(), read.clone(), write(Stores::Sums), sums));
+        if element.bits() < 32 {
+            let words = "store_word_sink(id.x, bits_sink(load_source(id.x)));";
+            check(&copy(label(), read, write(Stores::Words), words));
+        }
+        if element.has_fours() {
+            let fours = Binding::read_as("source", element, Width::Four);
+            let body = "store_sink(id.x, load4_source(id.x * 4u).y + load4_source(0u).w);";
+            check(&copy(label(), fours, write(Stores::Elements), body));
+        }
     }
-    for element in Element::ALL
-        .into_iter()
-        .filter(|e| e.bits() <= 32 && *e != Element::Bool)
-    {
-        let shader = Shader {
-            label: format!("{element:?}x4"),
-            bindings: vec![
-                Binding::read_as("source", element, Width::Four),
-                Binding::write("sink", element),
-            ],
-            params: vec![],
-            body: "@compute @workgroup_size(64) fn main(@builtin(global_invocation_id) id: vec3<u32>) {
-                store_sink(id.x, load4_source(id.x * 4u).y + load4_source(0u).w); }"
-                .to_owned(),
-        };
-        check(&shader);
+}
+
+/// Floats as floats; integers signed unless both are unsigned.
+fn accumulator(lhs: Element, rhs: Element) -> Accumulator {
+    match (lhs.value_type(), rhs.value_type()) {
+        ("u32", "u32") => Accumulator::U32,
+        ("f32", _) | (_, "f32") => Accumulator::F32,
+        _ => Accumulator::I32,
     }
 }
 
@@ -75,6 +94,8 @@ fn matmul() {
         lhs,
         rhs,
         out,
+        accumulator: accumulator(lhs, rhs),
+        inner: InnerAxes::One,
         lhs_staging,
         rhs_staging,
         form,
@@ -103,7 +124,24 @@ fn matmul() {
                     check(&plain(lhs, rhs, lhs, lhs_staging, rhs_staging, form).shader());
                 }
             }
-            for lhs in [Element::I8, Element::I32, Element::I16] {
+            if (lhs_staging.width, rhs_staging.width) == (Width::One, Width::One) {
+                let shader = plain(
+                    Element::F16,
+                    Element::F32,
+                    Element::F32,
+                    lhs_staging,
+                    rhs_staging,
+                    form,
+                );
+                check(
+                    &MatmulShader {
+                        inner: InnerAxes::Many,
+                        ..shader
+                    }
+                    .shader(),
+                );
+            }
+            for lhs in [Element::I8, Element::U8, Element::I32, Element::I16] {
                 check(
                     &plain(
                         lhs,
@@ -231,6 +269,7 @@ fn convolution() {
                         input: out,
                         weight,
                         out,
+                        accumulator: accumulator(weight, out),
                         direction,
                         weights,
                         form,

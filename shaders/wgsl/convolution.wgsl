@@ -41,8 +41,8 @@ fn input_value(item: RhsItem, channel: u32, at: vec3<u32>) -> ${V} {
     let y = source_position(1u, item.origin.y, at.y);
     let z = source_position(2u, item.origin.z, at.z);
     if item.present && x < params.source[0].x && y < params.source[1].x && z < params.source[2].x {
-        return load_input(item.base + channel * params.input_channel
-            + x * params.source[0].y + y * params.source[1].y + z * params.source[2].y);
+        return ${V}(load_input(item.base + channel * params.input_channel
+            + x * params.source[0].y + y * params.source[1].y + z * params.source[2].y));
     }
     return ${V}();
 }

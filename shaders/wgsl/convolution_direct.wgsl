@@ -17,8 +17,8 @@ fn main(@builtin(workgroup_id) group_id: vec3<u32>, @builtin(num_workgroups) gro
         for (var x = 0u; x < params.source[0].w; x += 1u) {
             for (var y = 0u; y < params.source[1].w; y += 1u) {
                 for (var z = 0u; z < params.source[2].w; z += 1u) {
-                    let weight = load_weight(left.base + channel * params.weight_in
-                        + x * params.source[0].z + y * params.source[1].z + z * params.source[2].z);
+                    let weight = ${V}(load_weight(left.base + channel * params.weight_in
+                        + x * params.source[0].z + y * params.source[1].z + z * params.source[2].z));
                     sum += weight * input_value(right, channel, vec3<u32>(x, y, z));
                 }
             }

@@ -16,6 +16,18 @@ fn batch_of(index: u32) -> Batch {
     return batch;
 }
 
+// Offsets of an inner position in the left and the right operand, where the contracted axis is several.
+fn inner_offsets(inner: u32) -> vec2<u32> {
+    var offsets = vec2<u32>();
+    var rest = inner;
+    for (var axis = 0u; axis < params.inner_rank; axis += 1u) {
+        let dim = params.inner_dims[axis];
+        offsets += (rest % dim.x) * dim.yz;
+        rest /= dim.x;
+    }
+    return offsets;
+}
+
 struct Item { present: bool, base: u32 }
 
 fn lhs_item(batch: Batch, row: u32) -> Item {

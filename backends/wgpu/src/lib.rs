@@ -1,17 +1,22 @@
 //! The GPU backend: WGSL kernels run through wgpu on Vulkan, Metal or Direct3D 12.
 //!
 //! Reading order: [`adapter`] says what is installed, [`device`] opens one adapter and owns buffers, pipelines and
-//! submissions, [`library`] turns the shader templates of `cupola-shaders` into dispatches.
+//! submissions, [`emit`] writes WGSL for generated kernels and [`schedule`] chooses how, [`library`] turns the shader
+//! templates of `cupola-shaders` into dispatches, [`WgpuBackend`] ties them to the traits of `cupola-backend`.
 //!
 //! Rules: nothing here is global, so two devices (or the same adapter opened twice) never see each other. Every error of
 //! the driver comes back as a value of [`Error`]; no handler of this crate panics. Kernels run on the default limits of
 //! WebGPU with no optional feature; whatever else an adapter offers is an option with a fallback.
 
 pub mod adapter;
+mod backend;
 pub mod device;
+pub mod emit;
 mod error;
 pub mod library;
+pub mod schedule;
 
 pub use adapter::{Adapter, AdapterFacts, AdapterList};
+pub use backend::{WgpuBackend, WgpuDevice};
 pub use device::{DeviceOptions, GpuBuffer, GpuDevice, Tier};
 pub use error::Error;

@@ -5,7 +5,7 @@ mod common;
 use common::{Random, assert_close, loaded, rounding, run_library, stored};
 use cupola_shaders::element::{Binding, Element};
 use cupola_shaders::shader::Epilogue;
-use cupola_wgpu::library::matmul::{BatchAxis, Matmul, Matrix};
+use cupola_wgpu::library::matmul::{BatchAxis, InnerAxis, Matmul, Matrix};
 use cupola_wgpu::{GpuDevice, Tier};
 
 /// Row-major unless told otherwise.
@@ -28,6 +28,7 @@ fn plain(rows: u64, cols: u64, inner: u64) -> Matmul {
         rows,
         cols,
         inner,
+        inner_axes: vec![],
         batch: vec![],
         lhs: matrix(Element::F32, rows, inner, false),
         rhs: matrix(Element::F32, inner, cols, false),
@@ -322,6 +323,66 @@ fn batches_with_broadcast_and_gaps() {
                 backward[1 + row * 40 + col * 2]
             );
         }
+    }
+}
+
+#[test]
+fn several_contracted_axes() {
+    let Some(device) = common::device(Tier::Full) else {
+        return;
+    };
+    // Rows of the left operand are 3 x 5 blocks of a larger plane; the right operand holds them in the other order.
+    for (rows, cols) in [(4, 6), (20, 40), (40, 3)] {
+        let axis = |len, lhs, rhs| InnerAxis { len, lhs, rhs };
+        let problem = Matmul {
+            inner_axes: vec![axis(3, 10, 1), axis(5, 1, 3)],
+            lhs: Matrix {
+                element: Element::F32,
+                offset: 2,
+                row_stride: 30,
+                col_stride: 0,
+            },
+            rhs: Matrix {
+                element: Element::F32,
+                offset: 1,
+                row_stride: 0,
+                col_stride: 15,
+            },
+            ..plain(rows, cols, 15)
+        };
+        let mut random = Random::new(rows);
+        let (left, right) = (
+            random.units(30 * rows as usize),
+            random.units(15 * cols as usize + 1),
+        );
+        let mut want = Vec::new();
+        for r in 0..rows as usize {
+            for c in 0..cols as usize {
+                let sum = (0..15).map(|k| {
+                    let (i, j) = (k / 5, k % 5);
+                    f64::from(left[2 + r * 30 + i * 10 + j])
+                        * f64::from(right[1 + c * 15 + i + j * 3])
+                });
+                want.push(sum.sum::<f64>());
+            }
+        }
+        let call = problem.plan().expect("plans");
+        let out = vec![0; want.len() * 4];
+        let bytes = |v: &[f32]| bytemuck::cast_slice::<f32, u8>(v).to_vec();
+        let got = run_library(
+            &device,
+            &call,
+            &[],
+            &[&bytes(&left), &bytes(&right), &out],
+            2,
+        );
+        assert_close(
+            &loaded(&got, Element::F32),
+            &want,
+            1e-5,
+            1e-6,
+            "several axes",
+        );
     }
 }
 

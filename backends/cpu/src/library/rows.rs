@@ -4,6 +4,7 @@
 //! four vectors of partial sums, so in an order that depends on the length of the row and the level only.
 
 use super::math::exp;
+use super::simd::loops::{fold_vectors, for_each_vector};
 use super::simd::{Float, Kernel, Simd, dispatch};
 use super::view::{Shared, View, ViewMut, mismatch};
 use super::{Context, Element};
@@ -122,25 +123,21 @@ impl<T: Float> Kernel for SoftmaxRow<T> {
             own,
             cols,
         } = self;
+        let lowest = s.splat(f32::NEG_INFINITY);
         // SAFETY: `from` and `to` are rows of `cols` elements of the views, `own` has room for as many.
         unsafe {
-            let largest = s.largest(accumulate(
+            let largest = fold_vectors!(
                 s,
                 cols,
-                s.splat(f32::NEG_INFINITY),
+                lowest,
                 |so_far, at, len| {
                     let v = T::load_first_or_all(s, from.add(at), len);
-                    let v = if len == S::LANES {
-                        v
-                    } else {
-                        s.select(first(s, len), v, s.splat(f32::NEG_INFINITY))
-                    };
-                    s.max(v, so_far)
+                    s.max(s.keep_first(len, v, lowest), so_far)
                 },
-                |a, b| s.max(a, b),
-            ));
-            let shift = s.splat(largest);
-            let sum = s.sum(accumulate(
+                max
+            );
+            let shift = s.splat(s.largest(largest));
+            let sum = fold_vectors!(
                 s,
                 cols,
                 s.splat(0.0),
@@ -149,33 +146,24 @@ impl<T: Float> Kernel for SoftmaxRow<T> {
                     if kind == Softmax::Plain {
                         f32::store_first_or_all(s, own.add(at), len, v);
                     }
-                    s.add(
-                        so_far,
-                        if len == S::LANES {
-                            v
-                        } else {
-                            s.select(first(s, len), v, s.splat(0.0))
-                        },
-                    )
+                    s.add(so_far, s.keep_first(len, v, s.splat(0.0)))
                 },
-                |a, b| s.add(a, b),
-            ));
+                add
+            );
+            let sum = s.sum(sum);
             match kind {
                 Softmax::Plain => {
                     let factor = s.splat(1.0 / sum);
-                    for_each(s, cols, |at, len| {
+                    for_each_vector!(s, cols, |at, len| {
                         let v = s.mul(f32::load_first_or_all(s, own.add(at), len), factor);
-                        T::store_first_or_all(s, to.add(at), len, v);
+                        T::store_first_or_all(s, to.add(at), len, v)
                     });
                 }
                 Softmax::Log => {
                     let log = s.splat(sum.ln());
-                    for_each(s, cols, |at, len| {
-                        let v = s.sub(
-                            s.sub(T::load_first_or_all(s, from.add(at), len), shift),
-                            log,
-                        );
-                        T::store_first_or_all(s, to.add(at), len, v);
+                    for_each_vector!(s, cols, |at, len| {
+                        let v = s.sub(T::load_first_or_all(s, from.add(at), len), shift);
+                        T::store_first_or_all(s, to.add(at), len, s.sub(v, log))
                     });
                 }
             }
@@ -289,69 +277,56 @@ impl<T: Float> Kernel for NormRow<'_, T> {
     fn run<S: Simd>(self, s: S) -> (f32, f32) {
         let NormRow {
             norm,
-            epsilon,
-            scale,
-            bias,
             from,
             to,
             cols,
-            streams,
+            ..
         } = self;
-        let add = |a, b| s.add(a, b);
+        let zero = s.splat(0.0);
         // SAFETY: `from` and `to` are rows of `cols` elements of the views.
         unsafe {
             let mean = match norm {
                 Norm::Rms => 0.0,
                 Norm::Layer => {
-                    let load =
-                        |so_far, at, len| s.add(so_far, T::load_first_or_all(s, from.add(at), len));
-                    s.sum(accumulate(s, cols, s.splat(0.0), load, add)) / cols as f32
+                    let sum = fold_vectors!(
+                        s,
+                        cols,
+                        zero,
+                        |so_far, at, len| s.add(so_far, T::load_first_or_all(s, from.add(at), len)),
+                        add
+                    );
+                    s.sum(sum) / cols as f32
                 }
             };
             let center = s.splat(mean);
-            let squares = s.sum(accumulate(
+            let squares = fold_vectors!(
                 s,
                 cols,
-                s.splat(0.0),
+                zero,
                 |so_far, at, len| {
                     let v = s.sub(T::load_first_or_all(s, from.add(at), len), center);
-                    let v = if len == S::LANES {
-                        v
-                    } else {
-                        s.select(first(s, len), v, s.splat(0.0))
-                    };
+                    let v = s.keep_first(len, v, zero);
                     s.mul_add(v, v, so_far)
                 },
-                add,
-            ));
-            let inverse = 1.0 / (squares / cols as f32 + epsilon).sqrt();
+                add
+            );
+            let inverse = 1.0 / (s.sum(squares) / cols as f32 + self.epsilon).sqrt();
             let factor = s.splat(inverse);
-            let finished = |at: usize, len: usize| {
-                let mut v = s.mul(
-                    s.sub(T::load_first_or_all(s, from.add(at), len), center),
-                    factor,
-                );
-                if let Some(scale) = scale {
-                    v = s.mul(v, T::load_first_or_all(s, scale.as_ptr().add(at), len));
-                }
-                if let Some(bias) = bias {
-                    v = s.add(v, T::load_first_or_all(s, bias.as_ptr().add(at), len));
-                }
-                v
-            };
             // A row as large as this one will be gone from the cache before anyone reads it: write around the cache.
-            if streams && (to as usize).is_multiple_of(64) && from != to.cast_const() {
-                for_each(s, cols, |at, len| {
+            if self.streams && (to as usize).is_multiple_of(64) && from != to.cast_const() {
+                for_each_vector!(s, cols, |at, len| {
+                    let v = self.finished(s, center, factor, at, len);
                     if len == S::LANES {
-                        T::stream(s, to.add(at), finished(at, len));
+                        T::stream(s, to.add(at), v);
                     } else {
-                        T::store_first(s, to.add(at), len, finished(at, len));
+                        T::store_first(s, to.add(at), len, v);
                     }
                 });
                 s.end_streaming();
             } else {
-                for_each(s, cols, |at, len| {
-                    T::store_first_or_all(s, to.add(at), len, finished(at, len))
+                for_each_vector!(s, cols, |at, len| {
+                    let v = self.finished(s, center, factor, at, len);
+                    T::store_first_or_all(s, to.add(at), len, v)
                 });
             }
             (mean, inverse)
@@ -359,44 +334,32 @@ impl<T: Float> Kernel for NormRow<'_, T> {
     }
 }
 
-/// The mask of the first `len` lanes.
-#[inline(always)]
-pub(crate) fn first<S: Simd>(s: S, len: usize) -> S::M {
-    s.mask((1u32 << len) - 1)
-}
-
-/// Calls `step(at, len)` for whole vectors, then for the rest.
-#[inline(always)]
-pub(crate) fn for_each<S: Simd>(_: S, len: usize, mut step: impl FnMut(usize, usize)) {
-    let whole = len / S::LANES * S::LANES;
-    for at in (0..whole).step_by(S::LANES) {
-        step(at, S::LANES);
-    }
-    if whole < len {
-        step(whole, len - whole);
-    }
-}
-
-/// Folds `step(so_far, at, len)` over whole vectors and the rest, in four chains, then `join`s the chains.
-#[inline(always)]
-pub(crate) fn accumulate<S: Simd>(
-    s: S,
-    len: usize,
-    start: S::F,
-    step: impl Fn(S::F, usize, usize) -> S::F,
-    join: impl Fn(S::F, S::F) -> S::F,
-) -> S::F {
-    let mut chains = [start; 4];
-    let four = len / (4 * S::LANES) * (4 * S::LANES);
-    for at in (0..four).step_by(4 * S::LANES) {
-        for (index, chain) in chains.iter_mut().enumerate() {
-            *chain = step(*chain, at + index * S::LANES, S::LANES);
+impl<T: Float> NormRow<'_, T> {
+    /// The result for `len` columns from `at` on.
+    #[inline(always)]
+    unsafe fn finished<S: Simd>(
+        &self,
+        s: S,
+        center: S::F,
+        factor: S::F,
+        at: usize,
+        len: usize,
+    ) -> S::F {
+        // SAFETY: the columns are inside the row; scale and bias have one element for each.
+        unsafe {
+            let mut v = s.mul(
+                s.sub(T::load_first_or_all(s, self.from.add(at), len), center),
+                factor,
+            );
+            if let Some(scale) = self.scale {
+                v = s.mul(v, T::load_first_or_all(s, scale.as_ptr().add(at), len));
+            }
+            if let Some(bias) = self.bias {
+                v = s.add(v, T::load_first_or_all(s, bias.as_ptr().add(at), len));
+            }
+            v
         }
     }
-    for_each(s, len - four, |at, len| {
-        chains[0] = step(chains[0], four + at, len)
-    });
-    join(join(chains[0], chains[1]), join(chains[2], chains[3]))
 }
 
 #[cfg(test)]

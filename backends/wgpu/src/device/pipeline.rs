@@ -252,7 +252,8 @@ impl GpuDevice {
                 .iter()
                 .zip(accesses)
                 .position(|(other, used)| {
-                    other.buffer.handle == range.buffer.handle && used != access
+                    other.buffer.handle == range.buffer.handle
+                        && (*used == Access::Read) != (*access == Access::Read)
                 });
             if let Some(other) = clash {
                 let mut reason = String::new();

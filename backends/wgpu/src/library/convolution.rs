@@ -8,7 +8,7 @@ use cupola_shaders::shader::Epilogue;
 use cupola_shaders::tile::Tile;
 
 use super::matmul::{BatchAxis, Matmul, Matrix};
-use super::{LibraryCall, LibraryProgram, stride, word};
+use super::{LibraryCall, LibraryProgram, accumulator_of, stride, word};
 use crate::error::Error;
 
 /// One spatial axis. Strides of input and weights are in elements.
@@ -126,6 +126,7 @@ impl Convolution {
             input: self.input.element,
             weight: self.weight.element,
             out: self.out.element,
+            accumulator: accumulator_of(self.input.element, self.weight.element),
             direction: self.direction,
             weights: match form {
                 ConvolutionForm::Tiled(_) => self.weight_layout(&axes, inner, weight_group),
@@ -245,7 +246,7 @@ impl Convolution {
             && self.weight.offset % 4 == 0
             && self.weight.outer_stride % 4 == 0
             && group_stride % 4 == 0
-            && self.weight.element.bits() <= 32;
+            && self.weight.element.has_fours();
         match (dense, in_fours) {
             (false, _) => WeightLayout::Strided,
             (true, false) => WeightLayout::Dense(Width::One),
@@ -283,6 +284,7 @@ impl Convolution {
             rows: self.out_channels,
             cols: positions,
             inner: self.in_channels,
+            inner_axes: vec![],
             batch: vec![BatchAxis {
                 len: self.batches,
                 lhs: 0,

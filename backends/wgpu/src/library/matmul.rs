@@ -2,12 +2,13 @@
 
 use cupola_shaders::element::{Element, Width};
 use cupola_shaders::matmul::{
-    BATCH_AXES, MatmulForm, MatmulParams, MatmulShader, Orientation, SkinnyRows,
+    BATCH_AXES, INNER_AXES, InnerAxes, MatmulForm, MatmulParams, MatmulShader, Orientation,
+    SkinnyRows,
 };
 use cupola_shaders::shader::Epilogue;
 use cupola_shaders::tile::{FastAxis, Staging, Tile};
 
-use super::{LibraryCall, closeness, stride, word};
+use super::{LibraryCall, accumulator_of, closeness, stride, word};
 use crate::error::Error;
 
 /// A matrix in a buffer: element type, first element and strides, all in elements.
@@ -46,6 +47,17 @@ pub struct BatchAxis {
     pub out: i64,
 }
 
+/// One of several contracted axes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InnerAxis {
+    /// Length.
+    pub len: u64,
+    /// Distance in the left operand.
+    pub lhs: i64,
+    /// Distance in the right operand.
+    pub rhs: i64,
+}
+
 /// `out[b, r, c] = sum over k of lhs[b, r, k] * rhs[b, k, c]`, stored by the epilogue if there is one.
 ///
 /// Floats accumulate in f32, integers in 32 bits with wrap-around. The batch number `b` given to the epilogue counts in
@@ -56,8 +68,11 @@ pub struct Matmul {
     pub rows: u64,
     /// Result columns.
     pub cols: u64,
-    /// Contracted length.
+    /// Contracted length: the product of the contracted axes.
     pub inner: u64,
+    /// The contracted axes, outermost first, where they are more than one; the operands' own inner strides do not
+    /// count then.
+    pub inner_axes: Vec<InnerAxis>,
     /// Batch axes, outermost first.
     pub batch: Vec<BatchAxis>,
     /// `[rows, inner]`.
@@ -105,6 +120,13 @@ impl Matmul {
             rhs: self.lhs.transposed(),
             out: self.out.transposed(),
             inner: self.inner,
+            inner_axes: (self.inner_axes.iter())
+                .map(|axis| InnerAxis {
+                    lhs: axis.rhs,
+                    rhs: axis.lhs,
+                    ..*axis
+                })
+                .collect(),
             epilogue: self.epilogue.clone(),
         }
     }
@@ -124,10 +146,33 @@ impl Matmul {
         let batches = batches.ok_or_else(|| too_many(u64::MAX))?;
         let form = self.form(batches);
         let (lhs_staging, rhs_staging) = self.stagings(form, &batch);
+        let inner = if self.inner_axes.is_empty() {
+            InnerAxes::One
+        } else {
+            InnerAxes::Many
+        };
+        let mut inner_dims = [[1, 0, 0, 0]; INNER_AXES];
+        if self.inner_axes.len() > INNER_AXES {
+            return Err(Error::Limit {
+                what: "contracted axes of a matrix product",
+                needed: self.inner_axes.len() as u64,
+                allowed: INNER_AXES as u64,
+            });
+        }
+        for (dim, axis) in inner_dims.iter_mut().zip(self.inner_axes.iter().rev()) {
+            *dim = [
+                word("a contracted axis", axis.len)?,
+                stride(axis.lhs),
+                stride(axis.rhs),
+                0,
+            ];
+        }
         let shader = MatmulShader {
             lhs: self.lhs.element,
             rhs: self.rhs.element,
             out: self.out.element,
+            accumulator: accumulator_of(self.lhs.element, self.rhs.element),
+            inner,
             lhs_staging,
             rhs_staging,
             form,
@@ -157,6 +202,7 @@ impl Matmul {
             row_tiles: word("tiles", row_tiles)?,
             col_tiles: word("tiles", col_tiles)?,
             batch_rank: batch.len() as u32,
+            inner_rank: self.inner_axes.len() as u32,
             lhs_offset: stride(self.lhs.offset),
             lhs_row: stride(self.lhs.row_stride),
             lhs_inner: stride(self.lhs.col_stride),
@@ -167,6 +213,7 @@ impl Matmul {
             out_row: stride(self.out.row_stride),
             out_col: stride(self.out.col_stride),
             batch_dims,
+            inner_dims,
         };
         Ok(LibraryCall {
             shader: shader.shader(),
@@ -198,6 +245,13 @@ impl Matmul {
     }
 
     fn stagings(&self, form: MatmulForm, batch: &[BatchAxis]) -> (Staging, Staging) {
+        if !self.inner_axes.is_empty() {
+            let one = Staging {
+                fast: FastAxis::Inner,
+                width: Width::One,
+            };
+            return (one, one);
+        }
         let lhs_batch = batch.iter().all(|axis| axis.lhs % 4 == 0);
         let rhs_batch = batch.iter().all(|axis| axis.rhs % 4 == 0);
         let lhs = staging(
@@ -240,7 +294,7 @@ fn staging(matrix: Matrix, batch_in_fours: bool, inner: (u64, i64), outer: (u64,
     } else {
         (FastAxis::Inner, inner, outer)
     };
-    let packable = matrix.element.bits() <= 32 && matrix.element != Element::Bool;
+    let packable = matrix.element.has_fours();
     let in_fours = batch_in_fours
         && packable
         && near.1 == 1

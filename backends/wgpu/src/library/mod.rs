@@ -3,7 +3,8 @@
 //! Choosing looks at lengths, strides and alignment only and costs a few comparisons, so it is done each time symbolic
 //! shapes are bound; the compiled variant is found again in the device's cache.
 
-use cupola_shaders::{ParamSpace, Shader};
+use cupola_shaders::matmul::Accumulator;
+use cupola_shaders::{Element, ParamSpace, Shader};
 
 use crate::device::pipeline::Trust;
 use crate::device::{DeviceFeatures, KernelSource, fold_groups};
@@ -13,6 +14,7 @@ pub mod attention;
 pub mod convolution;
 pub mod matmul;
 pub mod sort;
+pub mod unit;
 
 /// One dispatch, not yet bound to buffers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,6 +95,15 @@ pub fn kernel_source(shader: &Shader, features: &DeviceFeatures) -> KernelSource
         params_len,
         params_in,
         trust: Trust::Generated,
+    }
+}
+
+/// The type that products of two element types are summed in, where the caller does not say.
+fn accumulator_of(lhs: Element, rhs: Element) -> Accumulator {
+    match (lhs.value_type(), rhs.value_type()) {
+        ("f32", _) | (_, "f32") => Accumulator::F32,
+        ("u32", "u32") => Accumulator::U32,
+        _ => Accumulator::I32,
     }
 }
 

@@ -17,6 +17,7 @@ mod tests;
 use crate::error::{Error, Result};
 use crate::library::Context;
 use crate::library::gemm::formats::FloatWords;
+use crate::library::simd::loops::for_each_vector;
 use crate::library::simd::{Kernel, Simd, dispatch};
 use crate::library::view::{Shared, View, ViewMut, mismatch};
 use block::{Part, RowBlock};
@@ -317,7 +318,7 @@ impl<T: FloatWords> Kernel for Combine<'_, T> {
                 let total: f32 = (0..parts).map(|p| *part(p).sum.add(row) * weight(p)).sum();
                 let factor = block.factor(total);
                 let out = block.output_row(row, to);
-                crate::library::rows::for_each(s, depth, |at, len| {
+                for_each_vector!(s, depth, |at, len| {
                     let mut v = s.splat(0.0);
                     for p in 0..parts {
                         let values = s.load_first(part(p).values.add(row * depth + at), len);

@@ -6,7 +6,7 @@ use super::block::{BLOCK_KEYS, Part, RowBlock, Work};
 use super::{Mask, larger};
 use crate::library::gemm::formats::FloatWords;
 use crate::library::math::{exp, tanh};
-use crate::library::rows::{accumulate, first, for_each};
+use crate::library::simd::loops::{fold_vectors, for_each_vector};
 use crate::library::simd::{Float, Kernel, Simd};
 use crate::library::view::Shared;
 
@@ -59,7 +59,7 @@ unsafe fn dots<S: Simd, T: FloatWords, const N: usize>(
     to: *mut f32,
 ) {
     let mut sums = [s.splat(0.0); N];
-    for_each(s, depth, |at, len| {
+    for_each_vector!(s, depth, |at, len| {
         // SAFETY: the caller vouches for `depth` elements of the row and of each key.
         unsafe {
             let q = f32::load_first_or_all(s, query.add(at), len);
@@ -101,20 +101,15 @@ impl<T: FloatWords> Kernel for Update<'_, T> {
                 let row_scores = std::slice::from_raw_parts_mut(scores, len);
                 self.mask(s, row, row_scores);
                 let hidden = s.splat(f32::NEG_INFINITY);
-                let found = accumulate(
+                let found = fold_vectors!(
                     s,
                     len,
                     hidden,
                     |so_far, at, len| {
                         let v = f32::load_first_or_all(s, scores.add(at), len);
-                        let v = if len == S::LANES {
-                            v
-                        } else {
-                            s.select(first(s, len), v, hidden)
-                        };
-                        s.max(v, so_far)
+                        s.max(s.keep_first(len, v, hidden), so_far)
                     },
-                    |a, b| s.max(a, b),
+                    max
                 );
                 let before = *self.part.largest.add(row);
                 let largest = larger(before, s.largest(found));
@@ -127,7 +122,7 @@ impl<T: FloatWords> Kernel for Update<'_, T> {
                     continue;
                 }
                 let shift = s.splat(largest);
-                let sum = accumulate(
+                let sum = fold_vectors!(
                     s,
                     len,
                     s.splat(0.0),
@@ -137,16 +132,9 @@ impl<T: FloatWords> Kernel for Update<'_, T> {
                             s.sub(f32::load_first_or_all(s, scores.add(at), len), shift),
                         );
                         f32::store_first_or_all(s, scores.add(at), len, v);
-                        s.add(
-                            so_far,
-                            if len == S::LANES {
-                                v
-                            } else {
-                                s.select(first(s, len), v, s.splat(0.0))
-                            },
-                        )
+                        s.add(so_far, s.keep_first(len, v, s.splat(0.0)))
                     },
-                    |a, b| s.add(a, b),
+                    add
                 );
                 let shrink = if largest == before {
                     1.0
@@ -157,7 +145,7 @@ impl<T: FloatWords> Kernel for Update<'_, T> {
                 *self.part.largest.add(row) = largest;
                 if shrink != 1.0 {
                     let values = self.part.values.add(row * depth);
-                    for_each(s, depth, |at, len| {
+                    for_each_vector!(s, depth, |at, len| {
                         let v = s.mul(
                             f32::load_first_or_all(s, values.add(at), len),
                             s.splat(shrink),
@@ -176,7 +164,7 @@ impl<T: FloatWords> Update<'_, T> {
     unsafe fn mask<S: Simd>(&self, s: S, row: usize, scores: &mut [f32]) {
         let attention = self.block.attention;
         if let Some(cap) = attention.softcap {
-            for_each(s, scores.len(), |at, len| {
+            for_each_vector!(s, scores.len(), |at, len| {
                 // SAFETY: inside the row.
                 unsafe {
                     let v = f32::load_first_or_all(s, scores.as_ptr().add(at), len);
@@ -200,7 +188,7 @@ impl<T: FloatWords> Update<'_, T> {
                     view.strides()[3],
                 );
                 if step == 1 {
-                    for_each(s, scores.len(), |at, len| {
+                    for_each_vector!(s, scores.len(), |at, len| {
                         // SAFETY: inside the row and the mask.
                         unsafe {
                             let v = f32::load_first_or_all(s, scores.as_ptr().add(at), len);
@@ -257,7 +245,7 @@ impl<T: FloatWords> Kernel for Finish<'_, T> {
                     self.part.values.add(row * depth),
                     self.block.output_row(row, self.to),
                 );
-                for_each(s, depth, |at, len| {
+                for_each_vector!(s, depth, |at, len| {
                     let v = s.mul(f32::load_first_or_all(s, from.add(at), len), factor);
                     T::store_first_or_all(s, to.add(at), len, v);
                 });

@@ -28,6 +28,53 @@ unsafe impl<T: Sync> Send for Patches<'_, T> {}
 // SAFETY: as above.
 unsafe impl<T: Sync> Sync for Patches<'_, T> {}
 
+/// Walks over inner positions in order.
+struct Cursor<'a> {
+    window: &'a Window,
+    channel_stride: usize,
+    /// Elements between neighbouring taps.
+    steps: [isize; 3],
+    channel: usize,
+    taps: [usize; 3],
+}
+
+impl<'a> Cursor<'a> {
+    /// Stands on inner position `start`.
+    fn new<T>(patches: &Patches<'a, T>, start: usize) -> Cursor<'a> {
+        let window = patches.window;
+        let [_, height, width] = window.kernel;
+        let (channel, tap) = (start / window.volume(), start % window.volume());
+        let steps = std::array::from_fn(|d| (window.dilation[d] * patches.strides[d]) as isize);
+        let taps = [tap / (height * width), tap / width % height, tap % width];
+        Cursor {
+            window,
+            channel_stride: patches.channel,
+            steps,
+            channel,
+            taps,
+        }
+    }
+
+    /// The offset to add to that of a column, and the columns that are inside the input; then goes on.
+    #[inline(always)]
+    fn next(&mut self, columns: &Columns) -> (isize, u32) {
+        let [z, y, x] = self.taps;
+        let bits = columns.inside[0][z] & columns.inside[1][y] & columns.inside[2][x];
+        let spatial =
+            z as isize * self.steps[0] + y as isize * self.steps[1] + x as isize * self.steps[2];
+        let shift = (self.channel * self.channel_stride) as isize + spatial;
+        for d in [2, 1, 0] {
+            self.taps[d] += 1;
+            if self.taps[d] < self.window.kernel[d] {
+                return (shift, bits);
+            }
+            self.taps[d] = 0;
+        }
+        self.channel += 1;
+        (shift, bits)
+    }
+}
+
 /// Columns of the widest panel.
 const MAX_COLS: usize = 32;
 /// Taps in one dimension whose validity fits the table; more are decided one by one.
@@ -89,47 +136,6 @@ impl<T: Element> Patches<'_, T> {
             }
         }
         columns
-    }
-
-    /// Calls `put(word, shift, bits)` for every inner position of the panel: the offset to add to that of a column, and the
-    /// columns that are inside the input.
-    #[inline(always)]
-    fn for_each_word(
-        &self,
-        panel_start: usize,
-        words: usize,
-        columns: &Columns,
-        mut put: impl FnMut(usize, isize, u32),
-    ) {
-        let window = self.window;
-        let [_, height, width] = window.kernel;
-        let mut channel = panel_start / window.volume();
-        let tap = panel_start % window.volume();
-        let mut taps = [tap / (height * width), tap / width % height, tap % width];
-        let step = |d: usize| window.dilation[d] as isize * self.strides[d] as isize;
-        let steps = [step(0), step(1), step(2)];
-        for word in 0..words {
-            let bits = columns.inside[0][taps[0]]
-                & columns.inside[1][taps[1]]
-                & columns.inside[2][taps[2]];
-            let spatial = taps[0] as isize * steps[0]
-                + taps[1] as isize * steps[1]
-                + taps[2] as isize * steps[2];
-            put(word, (channel * self.channel) as isize + spatial, bits);
-            taps[2] += 1;
-            if taps[2] == window.kernel[2] {
-                taps[2] = 0;
-                taps[1] += 1;
-                if taps[1] == window.kernel[1] {
-                    taps[1] = 0;
-                    taps[0] += 1;
-                    if taps[0] == window.kernel[0] {
-                        taps[0] = 0;
-                        channel += 1;
-                    }
-                }
-            }
-        }
     }
 
     /// Whether the fast packers can hold the panel's geometry.
@@ -205,21 +211,19 @@ impl<T: Float> Kernel for PackPatches<'_, T> {
         }
         let in_vectors = (1..=2).contains(&columns.step) && columns.run_count * 4 <= panel.count;
         let whole = in_vectors && columns.run_count == 1 && panel.count == panel.height;
-        patches.for_each_word(panel.start, panel.words, &columns, |word, shift, bits| {
+        let mut cursor = Cursor::new(patches, panel.start);
+        for word in 0..panel.words {
+            let (shift, bits) = cursor.next(&columns);
             let to = panel.to.wrapping_add(word * panel.height);
             // SAFETY: set bits tell which elements are inside the input; the panel has room for `height` words in each row.
             unsafe {
                 if whole {
                     let from = patches.from.wrapping_offset(columns.offsets[0] + shift);
                     for lane in (0..panel.height).step_by(S::LANES) {
+                        let from = from.wrapping_add(lane * columns.step);
                         s.store(
                             to.add(lane),
-                            load_steps(
-                                s,
-                                columns.step,
-                                bits >> lane,
-                                from.wrapping_add(lane * columns.step),
-                            ),
+                            load_steps(s, columns.step, bits >> lane, from),
                         );
                     }
                 } else if !in_vectors {
@@ -237,7 +241,7 @@ impl<T: Float> Kernel for PackPatches<'_, T> {
                     copy_runs(s, patches, &columns, shift, bits, to);
                 }
             }
-        });
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use super::pack::{Panel, Strided, pack_elements};
 use super::{Matrix, Number, OneLeft, OneRight, Sum};
 use crate::error::Result;
 use crate::library::Context;
+use crate::library::simd::loops::for_each_vector;
 use crate::library::simd::{Float, Kernel, Simd, dispatch};
 use crate::library::view::Shared;
 
@@ -167,37 +168,23 @@ impl<T: Float> Dots<'_, T> {
     /// `R` rows by `C` columns of the part.
     #[inline(always)]
     fn block<S: Simd, const R: usize, const C: usize>(&self, s: S, row: usize, col: usize) {
-        let inner = self.left.inner;
         let mut sums = [[s.splat(0.0); C]; R];
-        let whole = inner / S::LANES * S::LANES;
-        let mut step = |at: usize, len: usize| {
-            let load = |from: *const T| {
-                // SAFETY: `len` elements from `at` on lie inside the row or column.
-                unsafe {
-                    if len == S::LANES {
-                        T::load(s, from.add(at))
-                    } else {
-                        T::load_first(s, from.add(at), len)
+        for_each_vector!(s, self.left.inner, |at, len| {
+            // SAFETY: `len` elements from `at` on lie inside the rows and columns.
+            unsafe {
+                let mut right = [s.splat(0.0); C];
+                for (c, v) in right.iter_mut().enumerate() {
+                    *v = T::load_first_or_all(s, self.right.at(self.part.col + col + c, at), len);
+                }
+                for (r, sums) in sums.iter_mut().enumerate() {
+                    let left =
+                        T::load_first_or_all(s, self.left.at(self.part.row + row + r, at), len);
+                    for (sum, right) in sums.iter_mut().zip(right) {
+                        *sum = s.mul_add(left, right, *sum);
                     }
                 }
-            };
-            let mut right = [s.splat(0.0); C];
-            for (c, v) in right.iter_mut().enumerate() {
-                *v = load(self.right.at(self.part.col + col + c, 0));
             }
-            for (r, sums) in sums.iter_mut().enumerate() {
-                let left = load(self.left.at(self.part.row + row + r, 0));
-                for (sum, right) in sums.iter_mut().zip(right) {
-                    *sum = s.mul_add(left, right, *sum);
-                }
-            }
-        };
-        for at in (0..whole).step_by(S::LANES) {
-            step(at, S::LANES);
-        }
-        if whole < inner {
-            step(whole, inner - whole);
-        }
+        });
         for (r, sums) in sums.iter().enumerate() {
             for (c, &sum) in sums.iter().enumerate() {
                 // SAFETY: the element is inside the part, which is ours.

@@ -185,29 +185,42 @@ unsafe fn lstm<S: Simd>(
     // SAFETY: passed on; peepholes have three times `hidden` elements.
     unsafe {
         let c = f32::load_first_or_all(s, state, len);
-        let peep = |v: S::F, index: usize, c: S::F| match peepholes {
-            Some(weights) => {
-                let w = f32::load_first_or_all(
-                    s,
-                    weights.as_ptr().add(index * line.hidden + unit),
-                    len,
-                );
-                s.mul_add(w, c, v)
-            }
-            None => v,
-        };
-        let activate = |v: S::F| apply(s, *gate, line.clipped(s, v));
-        let input = activate(peep(line.gate(s, 0, unit, len), 0, c));
+        let input = lstm_gate(s, *gate, *peepholes, line, c, 0, unit, len);
         let forget = if *coupled {
             s.sub(s.splat(1.0), input)
         } else {
-            activate(peep(line.gate(s, 2, unit, len), 2, c))
+            lstm_gate(s, *gate, *peepholes, line, c, 2, unit, len)
         };
         let candidate = apply(s, *cell, line.clipped(s, line.gate(s, 3, unit, len)));
         let c = s.mul_add(forget, c, s.mul(input, candidate));
         f32::store_first_or_all(s, state, len, c);
-        let output = activate(peep(line.gate(s, 1, unit, len), 1, c));
+        let output = lstm_gate(s, *gate, *peepholes, line, c, 1, unit, len);
         s.mul(output, apply(s, *hidden, line.clipped(s, c)))
+    }
+}
+
+/// Gate number `index` of an LSTM, which sees the cell state `c` through its peephole.
+#[inline(always)]
+#[allow(clippy::too_many_arguments, reason = "a gate's operands and its place")]
+unsafe fn lstm_gate<S: Simd>(
+    s: S,
+    activation: Activation,
+    peepholes: Option<&[f32]>,
+    line: &Line,
+    c: S::F,
+    index: usize,
+    unit: usize,
+    len: usize,
+) -> S::F {
+    // SAFETY: passed on; peepholes have three times `hidden` elements.
+    unsafe {
+        let mut v = line.gate(s, index, unit, len);
+        if let Some(weights) = peepholes {
+            let w =
+                f32::load_first_or_all(s, weights.as_ptr().add(index * line.hidden + unit), len);
+            v = s.mul_add(w, c, v);
+        }
+        apply(s, activation, line.clipped(s, v))
     }
 }
 
@@ -266,26 +279,31 @@ unsafe fn gru<S: Simd>(
 #[inline(always)]
 fn apply<S: Simd>(s: S, activation: Activation, v: S::F) -> S::F {
     let zero = s.splat(0.0);
-    let affine = |alpha: f32, beta: f32| s.mul_add(s.splat(alpha), v, s.splat(beta));
     match activation {
         // `max` yields its second operand, `v`, if that is NaN.
         Activation::Relu => s.max(zero, v),
         Activation::Tanh => tanh(s, v),
         Activation::Sigmoid => sigmoid(s, v),
-        Activation::Affine(alpha, beta) => affine(alpha, beta),
+        Activation::Affine(alpha, beta) => affine(s, alpha, beta, v),
         Activation::LeakyRelu(alpha) => s.select(s.lt(v, zero), s.mul(s.splat(alpha), v), v),
         Activation::ThresholdedRelu(alpha) => s.select(s.lt(v, s.splat(alpha)), zero, v),
         Activation::ScaledTanh(alpha, beta) => {
             s.mul(s.splat(alpha), tanh(s, s.mul(s.splat(beta), v)))
         }
         Activation::HardSigmoid(alpha, beta) => {
-            s.min(s.splat(1.0), s.max(zero, affine(alpha, beta)))
+            s.min(s.splat(1.0), s.max(zero, affine(s, alpha, beta, v)))
         }
         Activation::Elu(alpha) => each(s, v, |x| if x < 0.0 { alpha * x.exp_m1() } else { x }),
         Activation::Softsign => s.div(v, s.add(s.splat(1.0), s.abs(v))),
         // The larger part is taken out of the logarithm, so that nothing overflows.
         Activation::Softplus => each(s, v, |x| x.max(0.0) + (-x.abs()).exp().ln_1p()),
     }
+}
+
+/// `alpha * v + beta`
+#[inline(always)]
+fn affine<S: Simd>(s: S, alpha: f32, beta: f32, v: S::F) -> S::F {
+    s.mul_add(s.splat(alpha), v, s.splat(beta))
 }
 
 /// Lane by lane, for functions without a vector form.

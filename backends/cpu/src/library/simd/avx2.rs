@@ -36,6 +36,36 @@ impl Avx2 {
     }
 }
 
+/// The lower and the upper halves of each 128 bits, lanes interleaved.
+#[inline(always)]
+unsafe fn pairs(a: __m256, b: __m256) -> (__m256, __m256) {
+    // SAFETY: the caller's token proves the features.
+    unsafe { (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b)) }
+}
+
+/// The same with pairs of lanes.
+#[inline(always)]
+unsafe fn quads(a: __m256, b: __m256) -> (__m256, __m256) {
+    // SAFETY: the caller's token proves the features.
+    unsafe {
+        let (a, b) = (_mm256_castps_pd(a), _mm256_castps_pd(b));
+        (
+            _mm256_castpd_ps(_mm256_unpacklo_pd(a, b)),
+            _mm256_castpd_ps(_mm256_unpackhi_pd(a, b)),
+        )
+    }
+}
+
+/// `2^n` for normal results.
+#[inline(always)]
+unsafe fn power(n: __m256i) -> __m256 {
+    // SAFETY: the caller's token proves the features.
+    unsafe {
+        let biased = _mm256_add_epi32(n, _mm256_set1_epi32(127));
+        _mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased))
+    }
+}
+
 impl Simd for Avx2 {
     type F = __m256;
     type I = __m256i;
@@ -167,8 +197,6 @@ impl Simd for Avx2 {
         unsafe {
             let n = _mm256_cvtps_epi32(_mm256_max_ps(n, _mm256_set1_ps(-252.0)));
             let half = _mm256_srai_epi32::<1>(n);
-            let bias = _mm256_set1_epi32(127);
-            let power = |n| _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(n, bias)));
             _mm256_mul_ps(
                 _mm256_mul_ps(v, power(half)),
                 power(_mm256_sub_epi32(n, half)),
@@ -265,11 +293,11 @@ impl Simd for Avx2 {
         // SAFETY: the token proves the features.
         unsafe {
             // Each half-vector holds its even (odd) lanes of `a`, then those of `b`; the middle pairs change places.
-            let order =
-                |v| _mm256_castpd_ps(_mm256_permute4x64_pd::<0b11_01_10_00>(_mm256_castps_pd(v)));
+            let even = _mm256_castps_pd(_mm256_shuffle_ps::<0b10_00_10_00>(a, b));
+            let odd = _mm256_castps_pd(_mm256_shuffle_ps::<0b11_01_11_01>(a, b));
             (
-                order(_mm256_shuffle_ps::<0b10_00_10_00>(a, b)),
-                order(_mm256_shuffle_ps::<0b11_01_11_01>(a, b)),
+                _mm256_castpd_ps(_mm256_permute4x64_pd::<0b11_01_10_00>(even)),
+                _mm256_castpd_ps(_mm256_permute4x64_pd::<0b11_01_10_00>(odd)),
             )
         }
     }
@@ -277,14 +305,6 @@ impl Simd for Avx2 {
     fn transpose(self, rows: &mut [Self::F; super::MAX_LANES]) {
         // SAFETY: the token proves the features.
         unsafe {
-            let pairs = |a, b| (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
-            let quads = |a, b| {
-                let (a, b) = (_mm256_castps_pd(a), _mm256_castps_pd(b));
-                (
-                    _mm256_castpd_ps(_mm256_unpacklo_pd(a, b)),
-                    _mm256_castpd_ps(_mm256_unpackhi_pd(a, b)),
-                )
-            };
             for i in 0..2 {
                 let (low01, high01) = pairs(rows[4 * i], rows[4 * i + 1]);
                 let (low23, high23) = pairs(rows[4 * i + 2], rows[4 * i + 3]);

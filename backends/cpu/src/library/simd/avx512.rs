@@ -34,6 +34,26 @@ fn first(len: usize) -> __mmask16 {
     ((1u32 << len) - 1) as __mmask16
 }
 
+/// The lower and the upper halves of each 128 bits, lanes interleaved.
+#[inline(always)]
+unsafe fn pairs(a: __m512, b: __m512) -> (__m512, __m512) {
+    // SAFETY: the caller's token proves the features.
+    unsafe { (_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b)) }
+}
+
+/// The same with pairs of lanes.
+#[inline(always)]
+unsafe fn quads(a: __m512, b: __m512) -> (__m512, __m512) {
+    // SAFETY: the caller's token proves the features.
+    unsafe {
+        let (a, b) = (_mm512_castps_pd(a), _mm512_castps_pd(b));
+        (
+            _mm512_castpd_ps(_mm512_unpacklo_pd(a, b)),
+            _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)),
+        )
+    }
+}
+
 impl Simd for Avx512 {
     type F = __m512;
     type I = __m512i;
@@ -265,14 +285,6 @@ impl Simd for Avx512 {
     fn transpose(self, rows: &mut [Self::F; 16]) {
         // SAFETY: the token proves the features.
         unsafe {
-            let pairs = |a, b| (_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
-            let quads = |a, b| {
-                let (a, b) = (_mm512_castps_pd(a), _mm512_castps_pd(b));
-                (
-                    _mm512_castpd_ps(_mm512_unpacklo_pd(a, b)),
-                    _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)),
-                )
-            };
             // After this loop, row 4 * i + j holds in its part l (of 128 bits) column 4 * l + j of rows 4 * i .. 4 * i + 4.
             for i in 0..4 {
                 let (low01, high01) = pairs(rows[4 * i], rows[4 * i + 1]);

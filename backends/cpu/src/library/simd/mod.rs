@@ -4,6 +4,9 @@
 //! features of the level, into which everything is inlined. A value of a type implementing [`Simd`] proves that those features
 //! exist, which is what makes the arithmetic methods safe.
 //!
+//! Closures and iterator adaptors over vectors are to be avoided: what is not inlined into such a function is compiled without its
+//! features. Loops over vectors are macros therefore (`loops`).
+//!
 //! Reading order: the trait here, then `avx512.rs`, which is the closest to it.
 
 #[cfg(target_arch = "x86_64")]
@@ -11,6 +14,7 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod baseline;
+pub(crate) mod loops;
 
 use half::{bf16, f16};
 
@@ -38,6 +42,11 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// Lanes of a vector, a power of two, at most [`MAX_LANES`].
     const LANES: usize;
 
+    /// [`Simd::LANES`], where the type has no name.
+    #[inline(always)]
+    fn lanes(self) -> usize {
+        Self::LANES
+    }
     /// All lanes `x`.
     fn splat(self, x: f32) -> Self::F;
     /// Loads [`Simd::LANES`] elements.
@@ -125,6 +134,21 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn unzip(self, a: Self::F, b: Self::F) -> (Self::F, Self::F);
     /// Transposes the square of the first [`Simd::LANES`] vectors.
     fn transpose(self, rows: &mut [Self::F; MAX_LANES]);
+
+    /// The mask of the first `len` lanes.
+    #[inline(always)]
+    fn first(self, len: usize) -> Self::M {
+        self.mask((1u32 << len) - 1)
+    }
+    /// The first `len` lanes of `v`, those of `other` after them.
+    #[inline(always)]
+    fn keep_first(self, len: usize, v: Self::F, other: Self::F) -> Self::F {
+        if len == Self::LANES {
+            v
+        } else {
+            self.select(self.first(len), v, other)
+        }
+    }
 
     /// Sum of the lanes, in a fixed order.
     #[inline(always)]

@@ -1,0 +1,611 @@
+//! Library units of the kernel IR: which ops have kernels here, and which problem a unit is once its sizes are bound.
+
+use cupola_ir::composite::CompositeOp;
+use cupola_ir::kernel::{Extent, Kernel, Library, View};
+use cupola_ir::ops::{Contract, CoreOp, Op};
+use cupola_ir::target::Claim;
+use cupola_ir::{Class, DType, TensorType};
+use cupola_shaders::Element;
+use cupola_shaders::convolution::{Direction, SPATIAL_AXES};
+use cupola_shaders::matmul::{BATCH_AXES, INNER_AXES};
+use cupola_shaders::shader::Epilogue;
+use cupola_shaders::sort::{KeyKind, ROW_AXES};
+
+use super::attention::{Attention, Tensor4};
+use super::convolution::{Channels, Convolution, SpatialAxis};
+use super::matmul::{BatchAxis, InnerAxis, Matmul, Matrix};
+use super::sort::{RowAxis, Sort};
+use super::{LibraryProgram, accumulator_of};
+use crate::emit::{EmitError, element_of, emit_epilogue};
+use crate::error::Error;
+
+/// Whether there is a library kernel for an op on these operands.
+pub fn claim(op: &Op, operands: &[&TensorType]) -> Claim {
+    match refusal(op, operands) {
+        Some(reason) => Claim::No { reason },
+        None => Claim::Yes {
+            strided: true,
+            epilogue: takes_epilogue(op),
+        },
+    }
+}
+
+fn takes_epilogue(op: &Op) -> bool {
+    match op {
+        Op::Core(CoreOp::Contract(_)) => true,
+        Op::Composite(CompositeOp::Conv(_) | CompositeOp::ConvTranspose(_)) => true,
+        Op::Core(_) | Op::Host(_) | Op::Composite(_) => false,
+    }
+}
+
+fn refusal(op: &Op, operands: &[&TensorType]) -> Option<String> {
+    let number = |ty: &&TensorType| {
+        let known =
+            element_of(ty.dtype).is_some() && ty.dtype != DType::Bool && ty.dtype.bits() <= 32;
+        (!known).then(|| format!("no library kernel for {}", ty.dtype))
+    };
+    match op {
+        Op::Core(CoreOp::Contract(contract)) => operands
+            .iter()
+            .find_map(number)
+            .or_else(|| contract_refusal(contract, operands)),
+        Op::Core(CoreOp::Sort(_)) => {
+            let ty = operands.first()?;
+            let bits = ty.dtype.bits();
+            let sortable = matches!(bits, 8 | 16 | 32 | 64)
+                && !(ty.dtype.is_float() && matches!(bits, 8 | 64));
+            if !sortable {
+                return Some(format!("no sort of {}", ty.dtype));
+            }
+            (ty.rank() > ROW_AXES + 1).then(|| format!("no sort of {} axes", ty.rank()))
+        }
+        Op::Composite(CompositeOp::Conv(_) | CompositeOp::ConvTranspose(_)) => {
+            let spatial = operands.first()?.rank().saturating_sub(2);
+            operands.iter().find_map(number).or_else(|| {
+                (spatial > SPATIAL_AXES).then(|| format!("no convolution over {spatial} axes"))
+            })
+        }
+        Op::Composite(CompositeOp::Attention(_)) => {
+            let (vectors, mask) = operands.split_at(operands.len().min(3));
+            let float = |ty: &&TensorType| {
+                let known = ty.dtype.is_float() && element_of(ty.dtype).is_some();
+                (!known).then(|| format!("no attention of {}", ty.dtype))
+            };
+            let mask_fits = |ty: &&TensorType| {
+                let known = element_of(ty.dtype).is_some() && ty.dtype.bits() <= 32;
+                (!known || ty.rank() > 4).then(|| format!("no attention mask of {ty}"))
+            };
+            vectors
+                .iter()
+                .find_map(float)
+                .or_else(|| mask.iter().find_map(mask_fits))
+        }
+        Op::Core(op) => Some(format!("no library kernel for {}", op.name())),
+        Op::Composite(op) => Some(format!("no library kernel for {}", op.name())),
+        Op::Host(op) => Some(format!("{} runs on the host", op.name())),
+    }
+}
+
+fn contract_refusal(contract: &Contract, operands: &[&TensorType]) -> Option<String> {
+    let narrow = matches!(contract.accum, DType::F32 | DType::I32 | DType::U32);
+    if !narrow || contract.accum.is_float() != operands.first()?.dtype.is_float() {
+        return Some(format!("no product summed in {}", contract.accum));
+    }
+    if element_of(contract.out).is_none() || contract.out == DType::Bool || contract.out.bits() > 32
+    {
+        return Some(format!("no product stored as {}", contract.out));
+    }
+    let axes = operands.iter().map(|ty| ty.rank()).sum::<usize>();
+    let inner = contract.lhs_contract.len();
+    // Every axis may stay on its own; one row and one column axis are not batches.
+    let outer = axes - 2 * inner - contract.lhs_batch.len();
+    (outer > BATCH_AXES || inner > INNER_AXES).then(|| format!("no product over {axes} axes"))
+}
+
+/// A view with its numbers.
+struct Bound {
+    element: Element,
+    dims: Vec<u64>,
+    strides: Vec<i64>,
+    offset: i64,
+}
+
+fn bound(view: &View, sizes: &[i64]) -> Result<Bound, Error> {
+    let number = |extent: &Extent| match *extent {
+        Extent::Const(value) => Ok(value),
+        Extent::Size(at) => sizes.get(at as usize).copied().ok_or_else(|| Error::Range {
+            what: "library unit",
+            reason: format!("size {at} is not given"),
+        }),
+    };
+    let dims = view
+        .dims
+        .iter()
+        .map(|dim| number(dim).map(|len| len.max(0) as u64))
+        .collect::<Result<_, _>>()?;
+    let strides = view.strides.iter().map(number).collect::<Result<_, _>>()?;
+    let element = element_of(view.dtype).ok_or(Error::MissingFeature {
+        what: "library unit",
+        feature: view.dtype.name(),
+    })?;
+    Ok(Bound {
+        element,
+        dims,
+        strides,
+        offset: number(&view.offset)?,
+    })
+}
+
+/// A library unit, compiled as far as it can be without sizes.
+#[derive(Debug, Clone)]
+pub struct LibraryUnit {
+    library: Library,
+    epilogue: Epilogue,
+    /// Small float types whose helpers the epilogue calls.
+    helpers: Vec<Element>,
+}
+
+impl LibraryUnit {
+    /// Checks that the unit can be run and writes its epilogue.
+    ///
+    /// # Errors
+    /// What is not supported.
+    pub fn new(library: &Library) -> Result<Self, EmitError> {
+        let types: Vec<TensorType> = library
+            .operands
+            .iter()
+            .map(|view| stand_in(library, view))
+            .collect();
+        if let Some(reason) = refusal(&library.op, &types.iter().collect::<Vec<_>>()) {
+            return Err(EmitError(reason));
+        }
+        if let Op::Composite(CompositeOp::Conv(conv)) = &library.op {
+            known_dims(&conv.pads_low, library)?;
+        }
+        if let Op::Composite(CompositeOp::ConvTranspose(conv)) = &library.op {
+            known_dims(&conv.pads_low, library)?;
+        }
+        let (epilogue, helpers) = match &library.epilogue {
+            None => (Epilogue::default(), Vec::new()),
+            Some(kernel) => emit_epilogue(kernel, accumulator_name(library))?,
+        };
+        Ok(Self {
+            library: library.clone(),
+            epilogue,
+            helpers,
+        })
+    }
+
+    /// The epilogue kernel, if any.
+    pub fn epilogue_kernel(&self) -> Option<&Kernel> {
+        self.library.epilogue.as_deref()
+    }
+
+    /// Positions of the buffer arguments that are written.
+    pub fn written(&self) -> Vec<usize> {
+        let first = self.library.operands.len();
+        (first..first + self.library.results.len()).collect()
+    }
+
+    /// The dispatches for these sizes. Arguments: operands, results, then the epilogue's.
+    ///
+    /// # Errors
+    /// [`Error::Limit`] for lengths that the kernels cannot handle.
+    pub fn plan(&self, sizes: &[i64]) -> Result<LibraryProgram, Error> {
+        let views = |views: &[View]| {
+            views
+                .iter()
+                .map(|view| bound(view, sizes))
+                .collect::<Result<Vec<_>, _>>()
+        };
+        let (operands, results) = (
+            views(&self.library.operands)?,
+            views(&self.library.results)?,
+        );
+        let mut program = match &self.library.op {
+            Op::Core(CoreOp::Contract(contract)) => LibraryProgram::one(
+                contraction(contract, &operands, &results[0], &self.epilogue).plan()?,
+            ),
+            Op::Core(CoreOp::Sort(sort)) => self
+                .sort(sort.axis, sort.descending, &operands[0], &results[0])
+                .plan()?,
+            Op::Composite(CompositeOp::Conv(conv)) => {
+                let before = dims_of(&conv.pads_low, &self.library, sizes)?;
+                let windows = Windows {
+                    strides: &conv.strides,
+                    dilations: &conv.dilations,
+                    before: &before,
+                };
+                let groups = conv.groups as u64;
+                convolution(
+                    Direction::Forward,
+                    groups,
+                    &windows,
+                    &operands,
+                    &results[0],
+                    &self.epilogue,
+                )
+                .plan()?
+            }
+            Op::Composite(CompositeOp::ConvTranspose(conv)) => {
+                let before = dims_of(&conv.pads_low, &self.library, sizes)?;
+                let windows = Windows {
+                    strides: &conv.strides,
+                    dilations: &conv.dilations,
+                    before: &before,
+                };
+                let groups = conv.groups as u64;
+                convolution(
+                    Direction::Transposed,
+                    groups,
+                    &windows,
+                    &operands,
+                    &results[0],
+                    &self.epilogue,
+                )
+                .plan()?
+            }
+            Op::Composite(CompositeOp::Attention(attention)) => {
+                let problem = attention_of(&operands, &results[0]);
+                let causal = attention
+                    .causal
+                    .then_some(problem.keys as i64 - problem.queries as i64);
+                Attention {
+                    scale: attention.scale as f32,
+                    softcap: attention.softcap as f32,
+                    last_distance: causal,
+                    ..problem
+                }
+                .plan()?
+            }
+            other => unreachable!("bug: {} was refused", other.name()),
+        };
+        for (call, _) in &mut program.steps {
+            call.shader.helpers.extend(&self.helpers);
+        }
+        Ok(program)
+    }
+
+    fn sort(&self, axis: usize, descending: bool, source: &Bound, result: &Bound) -> Sort {
+        let dtype = self.library.operands[0].dtype;
+        let kind = match dtype.class() {
+            Class::Signed => KeyKind::Signed,
+            Class::Float => KeyKind::Float {
+                infinity: match dtype {
+                    DType::F16 => 0x7c00,
+                    DType::BF16 => 0x7f80,
+                    _ => 0x7f80_0000,
+                },
+            },
+            Class::Bool | Class::Unsigned | Class::String | Class::Block => KeyKind::Unsigned,
+        };
+        let others = (0..source.dims.len()).filter(|&other| other != axis);
+        Sort {
+            bits: dtype.bits() as u32,
+            kind,
+            descending,
+            len: source.dims[axis],
+            source_offset: source.offset,
+            source_step: source.strides[axis],
+            sink_step: result.strides[axis],
+            rows: others
+                .map(|other| RowAxis {
+                    len: source.dims[other],
+                    source: source.strides[other],
+                    sink: result.strides[other],
+                })
+                .collect(),
+        }
+    }
+}
+
+/// A type of the view's dtype and rank, for asking what is supported.
+fn stand_in(library: &Library, view: &View) -> TensorType {
+    let dims = view.dims.iter().map(|dim| match *dim {
+        Extent::Const(len) => len.into(),
+        Extent::Size(at) => library.sizes[at as usize].clone(),
+    });
+    TensorType {
+        dtype: view.dtype,
+        dims: dims.collect(),
+    }
+}
+
+/// WGSL type of the sums of a library unit.
+fn accumulator_name(library: &Library) -> &'static str {
+    match library.operands.as_slice() {
+        [lhs, rhs, ..] => match (element_of(lhs.dtype), element_of(rhs.dtype)) {
+            (Some(lhs), Some(rhs)) => accumulator_of(lhs, rhs).name(),
+            _ => "f32",
+        },
+        _ => "f32",
+    }
+}
+
+/// Dimensions of an attribute as numbers: constants, or sizes of the unit.
+fn dims_of(dims: &[cupola_ir::Dim], library: &Library, sizes: &[i64]) -> Result<Vec<i64>, Error> {
+    let number = |dim: &cupola_ir::Dim| {
+        let size = || {
+            library
+                .sizes
+                .iter()
+                .position(|size| size == dim)
+                .and_then(|at| sizes.get(at).copied())
+        };
+        dim.as_const().or_else(size).ok_or_else(|| Error::Range {
+            what: "library unit",
+            reason: format!("{dim} is not among its sizes"),
+        })
+    };
+    dims.iter().map(number).collect()
+}
+
+/// Whether [`dims_of`] will find them.
+fn known_dims(dims: &[cupola_ir::Dim], library: &Library) -> Result<(), EmitError> {
+    let unknown = dims
+        .iter()
+        .find(|dim| dim.as_const().is_none() && !library.sizes.contains(dim));
+    unknown.map_or(Ok(()), |dim| {
+        Err(EmitError(format!(
+            "padding {dim}, which is no size of the unit"
+        )))
+    })
+}
+
+/// One axis of a contraction.
+#[derive(Clone, Copy)]
+struct Axis {
+    len: u64,
+    lhs: i64,
+    rhs: i64,
+    out: i64,
+}
+
+/// Joins neighbours that step evenly through all operands, and drops axes of length one.
+fn merged(axes: Vec<Axis>) -> Vec<Axis> {
+    let mut out: Vec<Axis> = Vec::new();
+    for axis in axes.into_iter().filter(|axis| axis.len != 1) {
+        let len = axis.len as i64;
+        let steps = |outer: i64, inner: i64| outer == inner.wrapping_mul(len);
+        match out.last_mut() {
+            Some(outer)
+                if steps(outer.lhs, axis.lhs)
+                    && steps(outer.rhs, axis.rhs)
+                    && steps(outer.out, axis.out)
+                    && outer.len.checked_mul(axis.len).is_some() =>
+            {
+                *outer = Axis {
+                    len: outer.len * axis.len,
+                    ..axis
+                };
+            }
+            _ => out.push(axis),
+        }
+    }
+    out
+}
+
+/// Takes the longest axis out; a missing one has length 1.
+fn take_longest(axes: &mut Vec<Axis>) -> Axis {
+    let longest = (0..axes.len()).max_by_key(|&at| axes[at].len);
+    longest.map_or(
+        Axis {
+            len: 1,
+            lhs: 0,
+            rhs: 0,
+            out: 0,
+        },
+        |at| axes.remove(at),
+    )
+}
+
+fn contraction(
+    contract: &Contract,
+    operands: &[Bound],
+    result: &Bound,
+    epilogue: &Epilogue,
+) -> Matmul {
+    let (lhs, rhs) = (&operands[0], &operands[1]);
+    let lhs_free = Contract::free(lhs.dims.len(), &contract.lhs_batch, &contract.lhs_contract);
+    let rhs_free = Contract::free(rhs.dims.len(), &contract.rhs_batch, &contract.rhs_contract);
+    let mut out_strides = result.strides.iter().copied();
+    let mut next = || out_strides.next().unwrap_or(0);
+    let batch: Vec<Axis> = contract
+        .lhs_batch
+        .iter()
+        .zip(&contract.rhs_batch)
+        .map(|(&l, &r)| Axis {
+            len: lhs.dims[l],
+            lhs: lhs.strides[l],
+            rhs: rhs.strides[r],
+            out: next(),
+        })
+        .collect();
+    let rows = lhs_free
+        .iter()
+        .map(|&l| Axis {
+            len: lhs.dims[l],
+            lhs: lhs.strides[l],
+            rhs: 0,
+            out: next(),
+        })
+        .collect();
+    let cols = rhs_free
+        .iter()
+        .map(|&r| Axis {
+            len: rhs.dims[r],
+            lhs: 0,
+            rhs: rhs.strides[r],
+            out: next(),
+        })
+        .collect();
+    let mut inner: Vec<Axis> = contract
+        .lhs_contract
+        .iter()
+        .zip(&contract.rhs_contract)
+        .map(|(&l, &r)| Axis {
+            len: lhs.dims[l],
+            lhs: lhs.strides[l],
+            rhs: rhs.strides[r],
+            out: 0,
+        })
+        .collect();
+    // Their order is free; in falling strides neighbours are most likely to join.
+    inner.sort_by_key(|axis| std::cmp::Reverse((axis.lhs.unsigned_abs(), axis.rhs.unsigned_abs())));
+    let inner = merged(inner);
+    let (mut rows, mut cols) = (merged(rows), merged(cols));
+    let (row, col) = (take_longest(&mut rows), take_longest(&mut cols));
+    // Further row and column axes are batches in which the other operand repeats.
+    let batch = merged(batch).into_iter().chain(rows).chain(cols);
+    let single = match inner.as_slice() {
+        [] => Axis {
+            len: 1,
+            lhs: 0,
+            rhs: 0,
+            out: 0,
+        },
+        [axis] => *axis,
+        _ => Axis {
+            len: 0,
+            lhs: 0,
+            rhs: 0,
+            out: 0,
+        },
+    };
+    Matmul {
+        rows: row.len,
+        cols: col.len,
+        inner: inner
+            .iter()
+            .fold(1, |product: u64, axis| product.saturating_mul(axis.len)),
+        inner_axes: match inner.len() {
+            0 | 1 => Vec::new(),
+            _ => inner
+                .iter()
+                .map(|axis| InnerAxis {
+                    len: axis.len,
+                    lhs: axis.lhs,
+                    rhs: axis.rhs,
+                })
+                .collect(),
+        },
+        batch: batch
+            .map(|axis| BatchAxis {
+                len: axis.len,
+                lhs: axis.lhs,
+                rhs: axis.rhs,
+                out: axis.out,
+            })
+            .collect(),
+        lhs: Matrix {
+            element: lhs.element,
+            offset: lhs.offset,
+            row_stride: row.lhs,
+            col_stride: single.lhs,
+        },
+        rhs: Matrix {
+            element: rhs.element,
+            offset: rhs.offset,
+            row_stride: single.rhs,
+            col_stride: col.rhs,
+        },
+        out: Matrix {
+            element: result.element,
+            offset: result.offset,
+            row_stride: row.out,
+            col_stride: col.out,
+        },
+        epilogue: epilogue.clone(),
+    }
+}
+
+/// Attributes of a convolution, per spatial axis.
+struct Windows<'a> {
+    strides: &'a [i64],
+    dilations: &'a [i64],
+    before: &'a [i64],
+}
+
+fn convolution(
+    direction: Direction,
+    groups: u64,
+    windows: &Windows<'_>,
+    operands: &[Bound],
+    result: &Bound,
+    epilogue: &Epilogue,
+) -> Convolution {
+    let (x, w) = (&operands[0], &operands[1]);
+    let axis = |at: usize| SpatialAxis {
+        input_len: x.dims[at + 2],
+        kernel_len: w.dims[at + 2],
+        out_len: result.dims[at + 2],
+        stride: windows.strides[at].max(1) as u64,
+        dilation: windows.dilations[at].max(0) as u64,
+        before: windows.before[at],
+        input_stride: x.strides[at + 2],
+        weight_stride: w.strides[at + 2],
+    };
+    let channels = |view: &Bound, outer: usize, inner: usize| Channels {
+        element: view.element,
+        offset: view.offset,
+        outer_stride: view.strides[outer],
+        inner_stride: view.strides[inner],
+    };
+    // Weights are [out, in / groups, ..] forward and [in, out / groups, ..] transposed.
+    let (weight, out_channels) = match direction {
+        Direction::Forward => (channels(w, 0, 1), w.dims[0] / groups.max(1)),
+        Direction::Transposed => (channels(w, 1, 0), w.dims[1]),
+    };
+    Convolution {
+        direction,
+        batches: x.dims[0],
+        groups,
+        out_channels,
+        in_channels: x.dims[1] / groups.max(1),
+        spatial: (0..x.dims.len() - 2).map(axis).collect(),
+        input: channels(x, 0, 1),
+        weight,
+        out: channels(result, 0, 1),
+        epilogue: epilogue.clone(),
+    }
+}
+
+fn attention_of(operands: &[Bound], result: &Bound) -> Attention {
+    let (q, k, v) = (&operands[0], &operands[1], &operands[2]);
+    let four = |view: &Bound| Tensor4 {
+        element: view.element,
+        offset: view.offset,
+        strides: std::array::from_fn(|axis| view.strides[axis]),
+    };
+    // A mask has up to four axes, aligned at the end; those of length 1 repeat.
+    let mask = operands.get(3).map(|mask| {
+        let missing = 4 - mask.dims.len();
+        let stride = |axis: usize| match axis.checked_sub(missing) {
+            Some(own) if mask.dims[own] != 1 => mask.strides[own],
+            _ => 0,
+        };
+        Tensor4 {
+            element: mask.element,
+            offset: mask.offset,
+            strides: std::array::from_fn(stride),
+        }
+    });
+    Attention {
+        batches: q.dims[0],
+        kv_heads: k.dims[1],
+        group: q.dims[1] / k.dims[1].max(1),
+        queries: q.dims[2],
+        keys: k.dims[2],
+        depth: q.dims[3],
+        value_depth: v.dims[3],
+        scale: 1.0,
+        softcap: 0.0,
+        last_distance: None,
+        first_distance: None,
+        query: four(q),
+        key: four(k),
+        value: four(v),
+        mask,
+        out: four(result),
+    }
+}

@@ -1,0 +1,365 @@
+//! Which variant of a kernel to launch, decided when its sizes are known.
+//!
+//! With numbers instead of symbols the offsets of a kernel are plain: which are affine in the axes, which stores are dense,
+//! how far every index reaches. The same look also shows that 32 bits are enough for all of them.
+
+use cupola_ir::kernel::{AxisId, Expr, Extent, Index, IndexId, Kernel, Phase, Store, StoreKind};
+
+use crate::emit::{Mapping, THREADS, Variant, element_of, stores, tree_bytes};
+
+/// A kernel with its sizes bound.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bound {
+    /// The variant to launch; which buffers are shared is known only at the launch.
+    pub variant: Variant,
+    /// Parallel positions.
+    pub positions: u32,
+    /// Workgroups in all.
+    pub groups: u64,
+}
+
+/// Why a kernel cannot run with these sizes.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BindError {
+    /// *Limit*: an index or the number of positions needs more than 31 bits.
+    #[error("an index reaches {reach}, which is beyond 32 bits")]
+    TooLarge {
+        /// How far.
+        reach: i128,
+    },
+    /// *Our bug*: a size is missing.
+    #[error("size {at} is not given")]
+    MissingSize {
+        /// Position.
+        at: u32,
+    },
+}
+
+/// Work inside a position from which a workgroup shares it.
+const SHARED_WORK: i64 = 32;
+
+/// Positions that keep a large GPU busy without sharing the work inside (some 2^16 threads are resident on the large
+/// cards of 2020 to 2025).
+const MANY_POSITIONS: i64 = 1 << 16;
+
+/// Workgroup memory that every device has.
+const WORKGROUP_MEMORY: u32 = 16 << 10;
+
+/// An index as a sum over axes, with sizes bound.
+#[derive(Clone, PartialEq, Eq)]
+struct Affine {
+    base: i64,
+    /// Factor of each axis.
+    factors: Vec<i64>,
+}
+
+/// A kernel seen with its sizes.
+struct Sight<'k> {
+    kernel: &'k Kernel,
+    sizes: &'k [i64],
+    lens: Vec<i64>,
+    affine: Vec<Option<Affine>>,
+}
+
+/// Binds `sizes` and chooses.
+///
+/// # Errors
+/// [`BindError`].
+pub fn bind(kernel: &Kernel, sizes: &[i64]) -> Result<Bound, BindError> {
+    let mut sight = Sight {
+        kernel,
+        sizes,
+        lens: Vec::new(),
+        affine: Vec::new(),
+    };
+    for &extent in &kernel.axes {
+        let len = sight.len_of(extent)?.max(0);
+        sight.lens.push(len);
+    }
+    let positions = product(sight.lens[..kernel.parallel].iter().copied())?;
+    sight.check_reach()?;
+    for at in 0..kernel.indices.len() {
+        let affine = sight.affine_of(kernel.indices[at]);
+        sight.affine.push(affine);
+    }
+    let mapping = sight.mapping(positions)?;
+    let words = sight.words(mapping)?;
+    let mapping = match mapping {
+        Mapping::Threads { .. } => Mapping::Threads {
+            lanes: sight.lanes(words),
+        },
+        group => group,
+    };
+    let groups = match mapping {
+        Mapping::Threads { lanes } => (positions as u64).div_ceil(u64::from(THREADS * lanes)),
+        Mapping::Group { .. } => positions as u64,
+    };
+    Ok(Bound {
+        variant: Variant {
+            mapping,
+            words,
+            shared: 0,
+        },
+        positions: positions as u32,
+        groups,
+    })
+}
+
+/// A product that fits 31 bits.
+fn product(mut factors: impl Iterator<Item = i64>) -> Result<i64, BindError> {
+    let product = factors.try_fold(1i128, |product, factor| {
+        product.checked_mul(i128::from(factor))
+    });
+    let product = product.unwrap_or(i128::MAX);
+    if product > i128::from(i32::MAX) {
+        Err(BindError::TooLarge { reach: product })
+    } else {
+        Ok(product as i64)
+    }
+}
+
+impl Sight<'_> {
+    fn len_of(&self, extent: Extent) -> Result<i64, BindError> {
+        match extent {
+            Extent::Const(len) => Ok(len),
+            Extent::Size(at) => self
+                .sizes
+                .get(at as usize)
+                .copied()
+                .ok_or(BindError::MissingSize { at }),
+        }
+    }
+
+    fn phase_len(&self, axes: &[AxisId]) -> Result<i64, BindError> {
+        product(axes.iter().map(|axis| self.lens[axis.0 as usize]))
+    }
+
+    /// Bounds of every index; none may need more than 32 bits with a sign.
+    fn check_reach(&self) -> Result<(), BindError> {
+        let mut reach: Vec<(i128, i128)> = Vec::with_capacity(self.kernel.indices.len());
+        for &index in &self.kernel.indices {
+            let of = |id: IndexId| reach[id.0 as usize];
+            let bounds = match index {
+                Index::Const(value) => (i128::from(value), i128::from(value)),
+                Index::Size(at) => {
+                    let size = i128::from(self.len_of(Extent::Size(at))?);
+                    (size, size)
+                }
+                Index::Axis(axis) => (0, i128::from(self.lens[axis.0 as usize] - 1).max(0)),
+                Index::Add(x, y) => (of(x).0 + of(y).0, of(x).1 + of(y).1),
+                Index::Sub(x, y) => (of(x).0 - of(y).1, of(x).1 - of(y).0),
+                Index::Mul(x, y) => {
+                    let ((a, b), (c, d)) = (of(x), of(y));
+                    let corners = [a * c, a * d, b * c, b * d];
+                    (
+                        corners.into_iter().fold(i128::MAX, i128::min),
+                        corners.into_iter().fold(i128::MIN, i128::max),
+                    )
+                }
+                Index::Div(x, y) => {
+                    let ((low, high), (least, _)) = (of(x), of(y));
+                    let least = least.max(1);
+                    (
+                        if low < 0 { low.div_euclid(least) } else { 0 },
+                        if high > 0 { high / least } else { 0 },
+                    )
+                }
+                Index::Rem(_, y) => (0, (of(y).1 - 1).max(0)),
+                Index::Min(x, y) => (of(x).0.min(of(y).0), of(x).1.min(of(y).1)),
+                Index::Max(x, y) => (of(x).0.max(of(y).0), of(x).1.max(of(y).1)),
+                Index::Checked { extent, .. } => (0, (of(extent).1 - 1).max(0)),
+            };
+            let (low, high) = bounds;
+            if low < i128::from(i32::MIN) || high > i128::from(i32::MAX) {
+                return Err(BindError::TooLarge {
+                    reach: if low < i128::from(i32::MIN) {
+                        low
+                    } else {
+                        high
+                    },
+                });
+            }
+            reach.push(bounds);
+        }
+        Ok(())
+    }
+
+    fn constant(&self, base: i64) -> Affine {
+        Affine {
+            base,
+            factors: vec![0; self.lens.len()],
+        }
+    }
+
+    fn affine_of(&self, index: Index) -> Option<Affine> {
+        let of = |id: IndexId| self.affine[id.0 as usize].as_ref();
+        let is_constant = |affine: &Affine| affine.factors.iter().all(|&factor| factor == 0);
+        let combine = |x: &Affine, y: &Affine, sign: i64| Affine {
+            base: x.base + sign * y.base,
+            factors: x
+                .factors
+                .iter()
+                .zip(&y.factors)
+                .map(|(x, y)| x + sign * y)
+                .collect(),
+        };
+        match index {
+            Index::Const(value) => Some(self.constant(value)),
+            Index::Size(at) => self.sizes.get(at as usize).map(|&size| self.constant(size)),
+            Index::Axis(axis) => {
+                let mut affine = self.constant(0);
+                // An axis of length 1 stays at 0.
+                affine.factors[axis.0 as usize] = i64::from(self.lens[axis.0 as usize] != 1);
+                Some(affine)
+            }
+            Index::Add(x, y) => Some(combine(of(x)?, of(y)?, 1)),
+            Index::Sub(x, y) => Some(combine(of(x)?, of(y)?, -1)),
+            Index::Mul(x, y) => {
+                let (x, y) = (of(x)?, of(y)?);
+                let (scale, affine) = if is_constant(x) {
+                    (x.base, y)
+                } else {
+                    (y.base, x)
+                };
+                (is_constant(x) || is_constant(y)).then(|| Affine {
+                    base: affine.base * scale,
+                    factors: affine.factors.iter().map(|factor| factor * scale).collect(),
+                })
+            }
+            Index::Div(x, y) => {
+                let (x, y) = (of(x)?, of(y)?);
+                let divisor = y.base;
+                let exact = is_constant(y) && divisor > 0 && x.base % divisor == 0;
+                (exact && x.factors.iter().all(|factor| factor % divisor == 0)).then(|| Affine {
+                    base: x.base / divisor,
+                    factors: x.factors.iter().map(|factor| factor / divisor).collect(),
+                })
+            }
+            Index::Rem(..) | Index::Min(..) | Index::Max(..) | Index::Checked { .. } => None,
+        }
+    }
+
+    /// Whether a workgroup should share the work of each position.
+    fn mapping(&self, positions: i64) -> Result<Mapping, BindError> {
+        let mut work = 1;
+        for phase in &self.kernel.phases {
+            let (Phase::Reduce { axes, .. } | Phase::Store { axes, .. }) = phase;
+            work = work.max(self.phase_len(axes)?);
+        }
+        let share = work >= SHARED_WORK && (positions < MANY_POSITIONS || self.inner_is_near());
+        if !share {
+            return Ok(Mapping::Threads { lanes: 1 });
+        }
+        // At least 32, for the reduction tree; at most what the work and the workgroup memory fill.
+        let fitting = WORKGROUP_MEMORY / tree_bytes(self.kernel).max(1);
+        let most = fitting.clamp(1, THREADS);
+        let wanted = (work as u64)
+            .next_power_of_two()
+            .clamp(32, u64::from(THREADS)) as u32;
+        let threads = wanted.min(1 << most.ilog2());
+        Ok(Mapping::Group { threads })
+    }
+
+    /// Whether more loads step by one along the phases' innermost axes than along the innermost parallel axis.
+    fn inner_is_near(&self) -> bool {
+        let inner: Vec<usize> = self
+            .kernel
+            .phases
+            .iter()
+            .filter_map(|phase| {
+                let (Phase::Reduce { axes, .. } | Phase::Store { axes, .. }) = phase;
+                axes.last().map(|axis| axis.0 as usize)
+            })
+            .collect();
+        let (mut near, mut far) = (0, 0);
+        for expr in &self.kernel.exprs {
+            let Expr::Load { index, .. } = expr else {
+                continue;
+            };
+            let Some(affine) = &self.affine[index.0 as usize] else {
+                continue;
+            };
+            if inner.iter().any(|&axis| affine.factors[axis].abs() == 1) {
+                near += 1;
+            } else if self.kernel.parallel > 0
+                && affine.factors[self.kernel.parallel - 1].abs() == 1
+            {
+                far += 1;
+            }
+        }
+        near >= far
+    }
+
+    /// The stores whose words belong to one thread each.
+    fn words(&self, mapping: Mapping) -> Result<u64, BindError> {
+        let mut words = 0u64;
+        let mut plain = vec![false; self.kernel.buffers.len()];
+        for (ordinal, (phase, store)) in stores(self.kernel).enumerate() {
+            if ordinal < 64 && self.makes_words(mapping, phase, store)? {
+                words |= 1 << ordinal;
+            } else {
+                plain[store.buffer.0 as usize] = true;
+            }
+        }
+        for (ordinal, (_, store)) in stores(self.kernel).enumerate().take(64) {
+            if plain[store.buffer.0 as usize] {
+                words &= !(1 << ordinal);
+            }
+        }
+        Ok(words)
+    }
+
+    fn makes_words(
+        &self,
+        mapping: Mapping,
+        phase: usize,
+        store: &Store,
+    ) -> Result<bool, BindError> {
+        let element = element_of(self.kernel.buffers[store.buffer.0 as usize].dtype);
+        let per_word = element.map_or(1, |element| element.per_word());
+        if per_word == 1 || store.guard.is_some() || store.kind != StoreKind::Set {
+            return Ok(false);
+        }
+        let (Phase::Reduce { axes, .. } | Phase::Store { axes, .. }) = &self.kernel.phases[phase];
+        let whole = match (axes.is_empty(), mapping) {
+            (true, Mapping::Threads { .. }) => true,
+            (true, Mapping::Group { .. }) => false,
+            (false, _) => self.phase_len(axes)? % i64::from(per_word) == 0,
+        };
+        Ok(whole && self.is_dense(store.index, axes))
+    }
+
+    /// Whether an index is the row-major position within the parallel axes followed by `axes`.
+    fn is_dense(&self, index: IndexId, axes: &[AxisId]) -> bool {
+        let Some(affine) = &self.affine[index.0 as usize] else {
+            return false;
+        };
+        let order = (0..self.kernel.parallel).chain(axes.iter().map(|axis| axis.0 as usize));
+        let mut want = vec![0; self.lens.len()];
+        let mut step = 1i64;
+        for axis in order.collect::<Vec<_>>().into_iter().rev() {
+            if self.lens[axis] != 1 {
+                want[axis] = step;
+            }
+            step = step.saturating_mul(self.lens[axis]);
+        }
+        affine.base == 0 && affine.factors == want
+    }
+
+    /// Positions of a thread: as many as fill a word of the narrowest result.
+    fn lanes(&self, words: u64) -> u32 {
+        let per_word = stores(self.kernel)
+            .enumerate()
+            .take(64)
+            .map(|(ordinal, (phase, store))| {
+                let (Phase::Reduce { axes, .. } | Phase::Store { axes, .. }) =
+                    &self.kernel.phases[phase];
+                let element = element_of(self.kernel.buffers[store.buffer.0 as usize].dtype);
+                match words >> ordinal & 1 == 1 && axes.is_empty() {
+                    true => element.map_or(1, |element| element.per_word()),
+                    false => 1,
+                }
+            });
+        per_word.max().unwrap_or(1)
+    }
+}
