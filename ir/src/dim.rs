@@ -346,6 +346,12 @@ impl Dim {
             (Some(_), Some(_)) => None,
             (Some(_), None) => Some(self.clone()),
             (None, Some(_)) => Some(other.clone()),
+            (None, None) if other.is_clip_of(self) || other.has_broadcast_part(self) => {
+                Some(if other.is_clip_of(self) { self } else { other }.clone())
+            }
+            (None, None) if self.is_clip_of(other) || self.has_broadcast_part(other) => {
+                Some(if self.is_clip_of(other) { other } else { self }.clone())
+            }
             (None, None) => {
                 let (a, b) = if self <= other {
                     (self, other)
@@ -355,6 +361,32 @@ impl Dim {
                 Some(Dim::atom(Atom::Broadcast(a.clone(), b.clone())))
             }
         }
+    }
+
+    /// The expression when it is a single atom.
+    fn as_atom(&self) -> Option<&Atom> {
+        match self {
+            Dim::Sum(t) => match &t[..] {
+                [Term { factors, coef: 1 }] if factors.len() == 1 => factors.first(),
+                _ => None,
+            },
+            Dim::Const(_) => None,
+        }
+    }
+
+    /// Whether this is `min(c, other)` with a constant `c` above 1. Such an extent broadcasts against `other` only
+    /// when both are equal: it is 1 only when `other` is.
+    pub fn is_clip_of(&self, other: &Dim) -> bool {
+        let above = |d: &Dim| d.as_const().is_some_and(|c| c > 1);
+        match self.as_atom() {
+            Some(Atom::Min(a, b)) => a == other && above(b) || b == other && above(a),
+            _ => false,
+        }
+    }
+
+    /// Whether this is the broadcast of `part` with something.
+    fn has_broadcast_part(&self, part: &Dim) -> bool {
+        matches!(self.as_atom(), Some(Atom::Broadcast(a, b)) if a == part || b == part)
     }
 
     /// The value under these bindings; `None` for an unbound symbol, a division by zero or an overflow.
@@ -639,6 +671,11 @@ mod tests {
         assert_eq!(n.larger(&(n.clone() + Dim::ONE)), n.clone() + Dim::ONE);
         assert_eq!(n.broadcast(&Dim::ONE), Some(n.clone()));
         assert_eq!(Dim::from(2i64).broadcast(&Dim::from(3i64)), None);
+        let clipped = n.smaller(&512i64.into());
+        assert_eq!(n.broadcast(&clipped), Some(n.clone()));
+        assert_eq!(clipped.broadcast(&n), Some(n.clone()));
+        let both = n.broadcast(&m).unwrap();
+        assert_eq!(both.broadcast(&m), Some(both.clone()));
     }
 
     #[test]

@@ -7,6 +7,7 @@ pub mod cost;
 mod decompose;
 mod edit;
 mod error;
+pub mod explain;
 mod fuse;
 mod lower;
 mod place;

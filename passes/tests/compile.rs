@@ -125,6 +125,17 @@ fn bias_activation_and_residual_join_a_product() {
     for u in &c.units {
         assert!(matches!(&u.unit, Unit::Library(l) if l.epilogue.is_some()));
     }
+    let cost = cupola_passes::explain::unit_cost(&c, 0);
+    let rows = Dim::sym("b") * Dim::sym("s");
+    // A product of 4 by 8, then bias and activation; operands, result and bias.
+    let product = rows.clone() * n(2 * 4 * 8);
+    let rest = cost.flops.clone() - product;
+    assert_eq!(
+        rest.exact_div(&(rows.clone() * n(8)))
+            .map(|d| d.as_const().is_some()),
+        Some(true)
+    );
+    assert_eq!(cost.bytes, rows * n(4 * (4 + 8)) + n(4 * (4 * 8 + 8)));
     // The same through generated products.
     check(&g, &target(nothing), &inputs, &[("b", 2), ("s", 3)]);
 }

@@ -59,7 +59,11 @@ fn core_coords(
             (out, false)
         }
         CoreOp::Broadcast(p) => {
-            let same: Vec<bool> = dims.iter().zip(&p.dims).map(|(a, b)| a == b).collect();
+            let same: Vec<bool> = dims
+                .iter()
+                .zip(&p.dims)
+                .map(|(a, b)| a == b || a.is_clip_of(b))
+                .collect();
             let out = coords.iter().zip(&same);
             let out = out.map(|(c, s)| if *s { *c } else { Coord::Other });
             (out.collect(), same.contains(&false))

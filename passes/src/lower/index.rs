@@ -127,7 +127,7 @@ pub fn through_view(
 /// Index of an operand axis under a broadcast. Where only the binding decides whether the axis is repeated, the index
 /// is multiplied by 0 or 1.
 fn repeat(index: &Affine, from: &Dim, to: &Dim) -> Affine {
-    if from == to {
+    if from == to || from.is_clip_of(to) {
         return index.clone();
     }
     match from.as_const() {

@@ -63,14 +63,10 @@ fn unary(graph: &mut Graph, id: NodeId, f: Scalar, x: ValueId) -> Rewrite {
             let out = graph.unary(Scalar::Abs, y)?;
             Ok(Some(out.into()))
         }
-        (Scalar::Floor | Scalar::Ceil | Scalar::Round | Scalar::Trunc, inner)
-            if matches!(
-                inner,
-                Scalar::Floor | Scalar::Ceil | Scalar::Round | Scalar::Trunc
-            ) =>
-        {
-            instead(graph, id, x)
-        }
+        (
+            Scalar::Floor | Scalar::Ceil | Scalar::Round | Scalar::Trunc,
+            Scalar::Floor | Scalar::Ceil | Scalar::Round | Scalar::Trunc,
+        ) => instead(graph, id, x),
         _ => Ok(None),
     }
 }

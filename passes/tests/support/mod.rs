@@ -1,4 +1,4 @@
-//! Runs plans in tests: a plain kernel evaluator, a plain graph evaluator, and a comparison of both.
+//! Runs plans in tests with the kernel interpreter, and compares with the graph interpreter.
 #![allow(dead_code)]
 
 pub mod kernels;
@@ -137,7 +137,7 @@ pub fn compiled_for(graph: &Graph, targets: &[&Target], device: DeviceId) -> Com
     c
 }
 
-/// Runs a compiled graph with the kernel evaluator, in packed memory.
+/// Runs a compiled graph with the kernel interpreter; its packing is checked beside.
 pub fn run(c: &Compiled, inputs: &[T], syms: &[(&str, i64)]) -> Vec<T> {
     let mut bindings = Bindings::default();
     for (s, v) in syms {

@@ -75,16 +75,6 @@ pub fn scalar(f: Scalar, x: &[V], from: DType, to: DType) -> V {
     round(v, to)
 }
 
-pub fn from_bits(dtype: DType, bits: u64) -> V {
-    match dtype {
-        DType::F32 => V::F(f64::from(f32::from_bits(bits as u32))),
-        DType::F64 => V::F(f64::from_bits(bits)),
-        DType::I32 => V::I(i64::from(bits as i32)),
-        DType::I64 | DType::U32 | DType::Bool => V::I(bits as i64),
-        d => panic!("no literal of {d}"),
-    }
-}
-
 pub fn round(v: V, dtype: DType) -> V {
     match dtype.class() {
         Class::Float if dtype == DType::F64 => V::F(v.f()),
@@ -94,17 +84,6 @@ pub fn round(v: V, dtype: DType) -> V {
             (V::I(x), DType::I32) => i64::from(x as i32),
             _ => v.i(),
         }),
-    }
-}
-
-pub fn limit(dtype: DType, high: bool) -> V {
-    match (dtype.is_float(), high) {
-        (true, true) => V::F(f64::INFINITY),
-        (true, false) => V::F(f64::NEG_INFINITY),
-        (false, h) => {
-            let (lo, hi) = dtype.int_range().expect("integer");
-            V::I(if h { hi } else { lo } as i64)
-        }
     }
 }
 
