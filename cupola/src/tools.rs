@@ -52,7 +52,6 @@ fn compile(
         device,
         dump_after: hook,
         verify: options.verify,
-        ..Default::default()
     };
     Ok(
         cupola_passes::compile(graph.clone(), &targets, &pass_options)

@@ -243,7 +243,7 @@ impl DType {
     pub fn storage_size(self, rows: usize, inner: usize) -> Option<usize> {
         match self {
             DType::Block(b) => {
-                if inner % b.block_len() != 0 {
+                if !inner.is_multiple_of(b.block_len()) {
                     return None;
                 }
                 rows.checked_mul(inner / b.block_len())?

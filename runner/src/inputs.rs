@@ -4,19 +4,10 @@ use crate::args::{CompileArgs, InputArgs};
 use crate::fail::{Failure, Outcome};
 use crate::{npy, pb};
 use cupola::ir::convert::{self, Lanes};
-use cupola::{DType, Graph, Tensor, Value, ValueType};
+use cupola::{DType, Tensor, Value, ValueType};
 use image::imageops::FilterType;
 use std::collections::BTreeMap;
 use std::path::Path;
-
-/// Named input types of a model, in order.
-pub fn signature(graph: &Graph) -> Vec<(String, ValueType)> {
-    graph
-        .inputs()
-        .iter()
-        .map(|v| (graph.input_name(*v).to_string(), graph.ty(*v).clone()))
-        .collect()
-}
 
 /// Dimensions fixed by `--set`.
 pub fn parse_set(set: &[String]) -> Outcome<BTreeMap<String, i64>> {

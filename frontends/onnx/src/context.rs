@@ -316,15 +316,6 @@ impl NodeCx<'_, '_> {
         }
     }
 
-    /// Strings known at import.
-    pub(crate) fn strings(&mut self, v: ValueId) -> OpResult<Vec<String>> {
-        let t = self.must_know(v)?;
-        match t.strings() {
-            Some(s) => Ok(s.to_vec()),
-            None => invalid(format!("{} where strings are needed", t.ty())),
-        }
-    }
-
     /// The elements of an integer vector (or scalar) as expressions. An element that only run time knows becomes a
     /// symbol, bound there; the run fails when it is below `min`.
     ///

@@ -431,11 +431,11 @@ impl CompositeDef for Recurrent {
                 let two = Dim::from(2usize) * hidden.clone();
                 let front = g.slice_axis(recurrent, 0, &Dim::ZERO, &two)?;
                 let zero = g.number_like(0.0, recurrent)?;
-                recurrent = g.pad(front, zero, &[Dim::ZERO], &[hidden.clone()])?;
+                recurrent = g.pad(front, zero, &[Dim::ZERO], std::slice::from_ref(&hidden))?;
             }
             xw = g.binary(Scalar::Add, xw, recurrent)?;
         }
-        let time = g.iota(DType::I64, &[steps.clone()], 0)?;
+        let time = g.iota(DType::I64, std::slice::from_ref(&steps), 0)?;
         let (mut xw, mut time) = (xw, time);
         if self.reverse {
             xw = g.flip(xw, 0)?;

@@ -1,5 +1,8 @@
 //! Gather and scatter.
 
+// One macro body serves cells that are plain arrays and cells that are strings.
+#![allow(clippy::clone_on_copy)]
+
 use super::cells::{Cell, as_rows, for_cell, from_rows, is_block, offsets, strides};
 use crate::convert::{self, Lanes};
 use crate::ops::{Bounds, Gather, Scatter, ScatterKind};

@@ -309,7 +309,7 @@ pub(crate) fn conv(p: &Conv, x: &Tensor, w: &Tensor) -> Result<Tensor> {
         && w.shape().len() >= 2
         && lens.iter().all(|n| *n == rank)
         && groups > 0
-        && w.shape()[0] % groups == 0
+        && w.shape()[0].is_multiple_of(groups)
         && Some(x.shape()[1]) == w.shape()[1].checked_mul(groups);
     if !fits || p.strides.iter().chain(&p.dilations).any(|v| *v <= 0) {
         return Err(format!(
@@ -411,7 +411,7 @@ pub(crate) fn conv_transpose(p: &ConvTranspose, x: &Tensor, w: &Tensor) -> Resul
         && lens.iter().all(|n| *n == rank)
         && p.groups > 0
         && x.shape()[1] == w.shape()[0]
-        && w.shape()[0] % p.groups == 0;
+        && w.shape()[0].is_multiple_of(p.groups);
     if !fits || p.strides.iter().chain(&p.dilations).any(|v| *v <= 0) {
         return Err(format!(
             "x {:?} and w {:?} do not fit",

@@ -1,5 +1,8 @@
 //! Reductions, positions of extremes, sorting.
 
+// One macro body serves cells that are plain arrays and cells that are strings.
+#![allow(clippy::clone_on_copy)]
+
 use super::cells::{Cell, for_cell, strided, strides};
 use crate::convert::{self, Lanes};
 use crate::dtype::DType;

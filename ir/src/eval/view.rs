@@ -1,5 +1,8 @@
 //! Ops that move elements: views, pads, joins, windows, choices.
 
+// One macro body serves cells that are plain arrays and cells that are strings.
+#![allow(clippy::clone_on_copy)]
+
 use super::cells::{Cell, as_rows, for_cell, from_rows, is_block, strided, strides};
 use crate::convert::{self, Lanes};
 use crate::dim::Dim;

@@ -3,7 +3,6 @@
 use super::{Graph, NodeId};
 use crate::error::{IrError, Result};
 use crate::ops::{CoreOp, Op, OpClass};
-use petgraph::algo::{tarjan_scc, toposort};
 use petgraph::graph::DiGraph;
 use rustc_hash::FxHashMap;
 use std::fmt::Write;
@@ -130,22 +129,6 @@ pub(super) fn live_in_order(graph: &Graph) -> Result<Vec<NodeId>> {
         }
     }
     Ok(order)
-}
-
-/// Nodes that take part in a cycle; empty when there is none.
-pub fn cycle(graph: &Graph) -> Vec<NodeId> {
-    let view = node_graph(graph);
-    if toposort(&view, None).is_ok() {
-        return vec![];
-    }
-    let cyclic = tarjan_scc(&view)
-        .into_iter()
-        .find(|c| c.len() > 1 || view.contains_edge(c[0], c[0]));
-    cyclic
-        .unwrap_or_default()
-        .into_iter()
-        .map(|i| view[i])
-        .collect()
 }
 
 /// Graphviz text: a box per node with op and result types.

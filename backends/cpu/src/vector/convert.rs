@@ -7,7 +7,7 @@ use cupola_ir::{Class, DType};
 
 impl Lower<'_> {
     /// The value of stored bits (an integer register of the dtype's width).
-    pub(crate) fn from_storage(&mut self, bits: Reg, dtype: DType) -> Reg {
+    pub(crate) fn load_storage(&mut self, bits: Reg, dtype: DType) -> Reg {
         match dtype {
             DType::Bool => {
                 let zero = self.int_like(0, bits);
@@ -35,7 +35,7 @@ impl Lower<'_> {
     }
 
     /// The bits to store for a value, as an integer register of the dtype's width.
-    pub(crate) fn to_storage(&mut self, x: Reg, dtype: DType) -> Reg {
+    pub(crate) fn store_storage(&mut self, x: Reg, dtype: DType) -> Reg {
         match dtype {
             DType::Bool => self.mask_to_int(x, Elem::I8),
             DType::F32 | DType::F64 => {
@@ -78,8 +78,8 @@ impl Lower<'_> {
                 self.call(Helper::Decode(dtype), &[code])
             }
             _ if dtype.is_float() => {
-                let bits = self.to_storage(x, dtype);
-                self.from_storage(bits, dtype)
+                let bits = self.store_storage(x, dtype);
+                self.load_storage(bits, dtype)
             }
             DType::I2 | DType::I4 | DType::U2 | DType::U4 => self.wrap_packed(x, dtype),
             _ => x,
@@ -202,7 +202,7 @@ impl Lower<'_> {
             DType::F16 | DType::BF16 if wide => {
                 let code = self.call(Helper::Shorten(to), &[x]);
                 let code = self.b.convert(Conv::Wrap, code, Elem::I16);
-                self.from_storage(code, to)
+                self.load_storage(code, to)
             }
             DType::F16 | DType::BF16 => self.rounded(x, to),
             _ => {

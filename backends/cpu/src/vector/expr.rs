@@ -87,8 +87,8 @@ impl Lower<'_> {
             Expr::Bitcast { x, to } => {
                 let from = self.kernel.dtype(x);
                 let x = self.value(x);
-                let bits = self.to_storage(x, from);
-                self.from_storage(bits, to)
+                let bits = self.store_storage(x, from);
+                self.load_storage(bits, to)
             }
             Expr::Accum { phase, accum } => self.results[phase as usize][accum as usize],
             Expr::Random {
@@ -186,7 +186,7 @@ impl Lower<'_> {
         if ty.elem.is_float() {
             bits
         } else {
-            self.from_storage(bits, dtype)
+            self.load_storage(bits, dtype)
         }
     }
 
@@ -275,7 +275,7 @@ impl Lower<'_> {
                 let value = if register(dtype).is_float() && dtype.bits() >= 32 {
                     value
                 } else {
-                    self.to_storage(value, dtype)
+                    self.store_storage(value, dtype)
                 };
                 self.b.push(Inst::Store { place, value });
             }

@@ -502,7 +502,7 @@ impl<'k> Lower<'k> {
             value = self.b.binary(combination(a.kind, dtype), v, value);
         }
         if dtype == DType::Bool {
-            return self.from_storage(value, DType::Bool);
+            return self.load_storage(value, DType::Bool);
         }
         self.rounded(value, dtype)
     }

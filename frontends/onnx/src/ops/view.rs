@@ -568,7 +568,7 @@ fn depth_to_space(cx: &mut NodeCx<'_, '_>) -> OpResult {
         "CRD" => ([vec![depth.clone()], blocks].concat(), 2, 1),
         other => return invalid(format!("mode '{other}' does not exist")),
     };
-    let split = [&[n.clone()], &apart[..], spatial].concat();
+    let split = [std::slice::from_ref(n), &apart[..], spatial].concat();
     let mut perm = vec![0, depth_axis];
     let mut joined = vec![n.clone(), depth];
     for (a, d) in spatial.iter().enumerate() {
