@@ -4,6 +4,7 @@
 //! file per op.
 #![allow(unsafe_code)]
 
+mod attention;
 mod contract;
 mod conv;
 pub(crate) mod epilogue;
@@ -30,15 +31,17 @@ pub(crate) fn claim(op: &Op, operands: &[&TensorType]) -> Claim {
         Op::Composite(CompositeOp::ConvTranspose(p)) => {
             conv::refusal(&[&p.pads_low], operands, true)
         }
+        Op::Composite(CompositeOp::Attention(_)) => attention::refusal(operands),
         _ => Some("no library kernel".into()),
     };
     match refusal {
         Some(reason) => Claim::No { reason },
         None => {
             let scatter = matches!(op, Op::Core(CoreOp::Scatter(_)));
+            let attention = matches!(op, Op::Composite(CompositeOp::Attention(_)));
             Claim::Yes {
                 strided: !scatter,
-                epilogue: !scatter,
+                epilogue: !scatter && !attention,
             }
         }
     }
@@ -118,6 +121,7 @@ impl Call<'_> {
         match &self.unit.op {
             Op::Core(CoreOp::Contract(p)) => contract::run(self, p),
             Op::Core(CoreOp::Scatter(p)) => scatter::run(self, p),
+            Op::Composite(CompositeOp::Attention(p)) => attention::run(self, p),
             Op::Composite(CompositeOp::Conv(p)) => conv::run(self, p),
             Op::Composite(CompositeOp::ConvTranspose(p)) => conv::run_transposed(self, p),
             op => unreachable!("bug: {} was refused before", op.name()),
