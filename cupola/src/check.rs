@@ -28,6 +28,7 @@ pub fn check_file(path: impl AsRef<Path>) -> Result<FileSummary> {
     let facts = match format {
         Format::Gguf => {
             let file = cupola_gguf::Gguf::read(&source)?;
+            cupola_gguf::hyperparameters::check(&file)?;
             vec![
                 fact("version", file.version().to_string()),
                 fact("metadata keys", file.metadata().len().to_string()),

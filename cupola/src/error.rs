@@ -108,7 +108,8 @@ impl Error {
             Error::Graph(e) => ir_class(e),
             Error::Format(_) => Class::Malformed,
             Error::Runtime(e) => match e {
-                RuntimeError::Input { .. } | RuntimeError::NoDevice { .. } => Class::Usage,
+                RuntimeError::Input { .. } => Class::Run,
+                RuntimeError::NoDevice { .. } => Class::Usage,
                 RuntimeError::Pass(e) => pass_class(e),
                 RuntimeError::Ir(e) => match e {
                     IrError::Op { .. }

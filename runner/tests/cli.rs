@@ -115,7 +115,7 @@ fn errors_are_one_line_with_a_documented_status() {
         (&["run"], 2, "error[usage]"),
         (&["run", "no-such-file.onnx"], 3, "error["),
         (&["run", "README.md"], 3, "error["),
-        (&["run", "examples/digits/digits.onnx"], 2, "error[usage]"),
+        (&["run", "examples/digits/digits.onnx"], 1, "error[run]"),
         (
             &[
                 "run",
@@ -123,8 +123,8 @@ fn errors_are_one_line_with_a_documented_status() {
                 "-i",
                 "image=1x1x28x27xf32:rand",
             ],
-            2,
-            "error[usage]",
+            1,
+            "error[run]",
         ),
         (
             &[

@@ -158,6 +158,14 @@ pub enum GgufError {
         /// Name of the other tensor.
         tensor: String,
     },
+    /// User input: a size of the model that no model can have.
+    #[error("{} {what}", quote(key))]
+    Hyperparameter {
+        /// The key.
+        key: String,
+        /// What is wrong with its value.
+        what: &'static str,
+    },
 }
 
 impl GgufError {
@@ -185,7 +193,8 @@ impl GgufError {
             | GgufError::Block { .. }
             | GgufError::Misaligned { .. }
             | GgufError::Range { .. }
-            | GgufError::Overlap { .. } => Fault::Malformed,
+            | GgufError::Overlap { .. }
+            | GgufError::Hyperparameter { .. } => Fault::Malformed,
         }
     }
 }

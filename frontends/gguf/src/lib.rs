@@ -5,6 +5,7 @@
 //! order: `read.rs`, `metadata.rs`, `tensor_type.rs`. Dequantisation is `cupola_ir::convert`.
 
 mod error;
+pub mod hyperparameters;
 mod metadata;
 mod read;
 mod tensor_type;

@@ -12,7 +12,10 @@ pub(crate) fn refusal(operands: &[&TensorType]) -> Option<String> {
     let [q, k, v, mask @ ..] = operands else {
         return Some("takes q, k and v".into());
     };
-    if [q, k, v].iter().any(|t| t.dtype != DType::F32 || t.rank() != 4) {
+    if [q, k, v]
+        .iter()
+        .any(|t| t.dtype != DType::F32 || t.rank() != 4)
+    {
         return Some("q, k and v must be f32 with 4 axes".into());
     }
     match mask {
