@@ -499,6 +499,21 @@ impl Emit<'_> {
         }
     }
 
+    /// A comparison of floats. Cranelift 0.135 folds an unaligned load into the packed comparisons of plain SSE, which
+    /// fault on it; a change of type keeps the load an instruction of its own.
+    fn compare_floats(&mut self, cc: FloatCC, x: Value, y: Value, vector: bool) -> Value {
+        if !vector {
+            return self.f.ins().fcmp(cc, x, y);
+        }
+        let mut apart = |v: Value| {
+            let ty = self.f.func.dfg.value_type(v);
+            let raw = self.f.ins().bitcast(I8X16, bits(), v);
+            self.f.ins().bitcast(ty, bits(), raw)
+        };
+        let (x, y) = (apart(x), apart(y));
+        self.f.ins().fcmp(cc, x, y)
+    }
+
     /// NaN if either is NaN: the plain comparison takes the second operand then, and a NaN in the first overrides it.
     fn extreme_float(&mut self, f: BinOp, x: Value, y: Value, elem: Elem, vector: bool) -> Value {
         let cc = if f == BinOp::MinF {
@@ -506,9 +521,9 @@ impl Emit<'_> {
         } else {
             FloatCC::GreaterThan
         };
-        let first = self.f.ins().fcmp(cc, x, y);
+        let first = self.compare_floats(cc, x, y, vector);
         let r = self.choose(first, x, y, elem, vector);
-        let nan = self.f.ins().fcmp(FloatCC::Unordered, x, x);
+        let nan = self.compare_floats(FloatCC::Unordered, x, x, vector);
         self.choose(nan, x, r, elem, vector)
     }
 
@@ -589,7 +604,7 @@ impl Emit<'_> {
                 CmpOp::LeF | CmpOp::LeS | CmpOp::LeU => FloatCC::LessThanOrEqual,
                 CmpOp::LtF | CmpOp::LtS | CmpOp::LtU => FloatCC::LessThan,
             };
-            return self.f.ins().fcmp(cc, x, y);
+            return self.compare_floats(cc, x, y, vector);
         }
         let mut cc = match f {
             CmpOp::Eq => IntCC::Equal,
