@@ -57,6 +57,7 @@ const UNSAFE: &[&str] = &[
     "backends/cpu/src/libcall",
     "backends/cpu/src/backend",
     "backends/cpu/src/device",
+    "backends/cpu/src/executable",
     "backends/wgpu/src/device",
     "frontends/source/src/map.rs",
 ];

@@ -388,7 +388,7 @@ fn several_contracted_axes() {
 
 #[test]
 fn too_many_batch_axes_are_refused() {
-    let batch = (0..7)
+    let batch = (0..16)
         .map(|i| BatchAxis {
             len: 2,
             lhs: i % 2,
