@@ -466,7 +466,7 @@ impl<'m> Shared<'m> {
         });
         for source in sources {
             match source {
-                Source::Input(name) if !self.options.input_types.contains_key(&name) => {
+                Source::Input(name) if !self.extents_given(&name) => {
                     self.needed_types.insert(name);
                     asked = true;
                 }
@@ -478,6 +478,14 @@ impl<'m> Shared<'m> {
             }
         }
         asked
+    }
+
+    /// Whether the caller gave an input's type with every extent; it may have given the rank alone before.
+    fn extents_given(&self, input: &str) -> bool {
+        let given = self.options.input_types.get(input);
+        given
+            .and_then(ValueType::as_tensor)
+            .is_some_and(|t| t.dims.iter().all(|d| d.as_const().is_some()))
     }
 
     fn check_limits(
