@@ -9,6 +9,7 @@ mod einsum;
 mod elementwise;
 mod indexed;
 mod loss;
+mod math;
 mod matmul;
 mod norm;
 mod pool;
@@ -16,7 +17,9 @@ mod quantize;
 mod random;
 mod recurrent;
 mod reduce;
+mod region;
 mod resize;
+mod sample;
 mod select;
 mod sequence;
 mod signal;
@@ -85,7 +88,9 @@ pub(crate) const FAMILIES: &[&[OpRow]] = &[
     recurrent::OPS,
     reduce::OPS,
     signal::OPS,
+    region::OPS,
     resize::OPS,
+    sample::OPS,
     select::OPS,
     sequence::OPS,
     source::OPS,
