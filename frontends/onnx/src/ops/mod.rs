@@ -11,6 +11,7 @@ mod indexed;
 mod loss;
 mod math;
 mod matmul;
+mod ml;
 mod norm;
 mod pool;
 mod quantize;
@@ -81,6 +82,9 @@ pub(crate) const FAMILIES: &[&[OpRow]] = &[
     indexed::OPS,
     loss::OPS,
     matmul::OPS,
+    ml::feature::OPS,
+    ml::linear::OPS,
+    ml::tree::OPS,
     norm::OPS,
     pool::OPS,
     quantize::OPS,

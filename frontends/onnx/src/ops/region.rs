@@ -49,7 +49,9 @@ fn col2im(cx: &mut NodeCx<'_, '_>) -> OpResult {
     let (image, block) = (cx.extents(image, 0)?, cx.extents(block, 1)?);
     let n = image.len();
     if ty.rank() != 3 || block.len() != n {
-        return invalid(format!("{ty} in blocks of {block:?} for an image of {image:?}"));
+        return invalid(format!(
+            "{ty} in blocks of {block:?} for an image of {image:?}"
+        ));
     }
     let (strides, dilations) = (positive(cx, "strides", n)?, positive(cx, "dilations", n)?);
     let pads = cx.ints_attr("pads")?.unwrap_or_else(|| vec![0; 2 * n]);

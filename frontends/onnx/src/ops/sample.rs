@@ -324,8 +324,15 @@ fn roi_align(cx: &mut NodeCx<'_, '_>) -> OpResult {
         return invalid(format!("x {ty}, regions {roi_ty} of {entry_ty}"));
     }
     // Before version 16 coordinates were never shifted.
-    let default = if cx.opset < 16 { "output_half_pixel" } else { "half_pixel" };
-    let half_pixel = match cx.text_or("coordinate_transformation_mode", default)?.as_str() {
+    let default = if cx.opset < 16 {
+        "output_half_pixel"
+    } else {
+        "half_pixel"
+    };
+    let half_pixel = match cx
+        .text_or("coordinate_transformation_mode", default)?
+        .as_str()
+    {
         "half_pixel" => true,
         "output_half_pixel" => false,
         other => return invalid(format!("coordinate_transformation_mode '{other}'")),
@@ -335,7 +342,10 @@ fn roi_align(cx: &mut NodeCx<'_, '_>) -> OpResult {
         "max" => true,
         other => return invalid(format!("mode '{other}' does not exist")),
     };
-    let bins = [cx.int_or("output_height", 1)?, cx.int_or("output_width", 1)?];
+    let bins = [
+        cx.int_or("output_height", 1)?,
+        cx.int_or("output_width", 1)?,
+    ];
     if bins.iter().any(|n| *n < 1) {
         return invalid(format!("{bins:?} bins"));
     }
@@ -347,13 +357,25 @@ fn roi_align(cx: &mut NodeCx<'_, '_>) -> OpResult {
     let entry = m.g.cast(entry, DType::I64)?;
     let count = m.g.dim(entry, 0);
     let ones = vec![Dim::ONE; 5];
-    let entry = m.g.reshape(entry, &[&[count.clone()], &ones[..]].concat())?;
-    let entry = Taps { index: entry, weight: None };
+    let entry =
+        m.g.reshape(entry, &[&[count.clone()], &ones[..]].concat())?;
+    let entry = Taps {
+        index: entry,
+        weight: None,
+    };
     // Places are [regions, bins down, bins across, samples down, samples across].
-    let (down, seen_down, used_down) = region_taps(&mut m, &vertical, &ty.dims[2], bins[0], [1, 3])?;
+    let (down, seen_down, used_down) =
+        region_taps(&mut m, &vertical, &ty.dims[2], bins[0], [1, 3])?;
     let (across, seen_across, used_across) =
         region_taps(&mut m, &horizontal, &ty.dims[3], bins[1], [2, 4])?;
-    let y = read(&mut m, wide, 0, &[0, 2, 3], &[entry, down, across], Border::Nearest)?;
+    let y = read(
+        &mut m,
+        wide,
+        0,
+        &[0, 2, 3],
+        &[entry, down, across],
+        Border::Nearest,
+    )?;
     let outer = |m: &mut Math<'_>, v: ValueId| m.g.unsqueeze(v, &run(5, 4));
     let seen = m.and(seen_down, seen_across)?;
     let seen = outer(&mut m, seen)?;
@@ -403,7 +425,12 @@ fn region_axis(
     if ratio > 0 {
         let samples = m.mul(bin, 0.0)?;
         let samples = m.add(samples, ratio as f64)?;
-        return Ok(RegionAxis { start, bin, samples, most: Dim::Const(ratio) });
+        return Ok(RegionAxis {
+            start,
+            bin,
+            samples,
+            most: Dim::Const(ratio),
+        });
     }
     let samples = m.unary(Scalar::Ceil, bin)?;
     let samples = m.max(samples, 0.0)?;
@@ -411,7 +438,12 @@ fn region_axis(
     let most = m.max(most, 0.0)?;
     let most = m.g.cast(most, DType::I64)?;
     let most = cx.extent(most, 0)?;
-    Ok(RegionAxis { start, bin, samples, most })
+    Ok(RegionAxis {
+        start,
+        bin,
+        samples,
+        most,
+    })
 }
 
 /// Taps of the samples of an axis with their places along `[bins, samples]` of five; which samples are near enough to
@@ -447,7 +479,11 @@ fn region_taps(
     let seen = m.and(low, high)?;
     let last = m.sub(extent, 1.0)?;
     let place = m.clamp(place, 0.0, last)?;
-    Ok((taps(m, place, n, Mode::Linear, Border::Nearest)?, seen, used))
+    Ok((
+        taps(m, place, n, Mode::Linear, Border::Nearest)?,
+        seen,
+        used,
+    ))
 }
 
 /// A convolution whose windows read at shifted places: `offset[n, (group, kernel element, axis), out..]` is added to
@@ -476,14 +512,24 @@ fn deform_conv(cx: &mut NodeCx<'_, '_>) -> OpResult {
     }
     let n = rank - 2;
     let split = |d: &Dim, by: &Dim| [by.clone(), d.floor_div(by)];
-    let dims = [&x_ty.dims[..1], &split(&x_ty.dims[1], &parts), &x_ty.dims[2..]].concat();
+    let dims = [
+        &x_ty.dims[..1],
+        &split(&x_ty.dims[1], &parts),
+        &x_ty.dims[2..],
+    ]
+    .concat();
     let parted = m.g.reshape(wide, &dims)?;
     // [batch, parts, kernel, out.., taps.., channels of a part]
     let y = read(&mut m, parted, 2, &run(3, n), &all, Border::Zeros)?;
     let mut y = m.g.reduce(ReduceKind::Sum, y, &run(3 + n, n))?;
     let out = &offset_ty.dims[2..];
     if let Some(mask) = mask {
-        let dims = [&[x_ty.dims[0].clone(), parts, kernel.clone()], out, &[Dim::ONE]].concat();
+        let dims = [
+            &[x_ty.dims[0].clone(), parts, kernel.clone()],
+            out,
+            &[Dim::ONE],
+        ]
+        .concat();
         let mask = m.g.reshape(mask, &dims)?;
         let mask = m.g.cast_like(mask, y)?;
         y = m.mul(y, mask)?;
@@ -491,9 +537,16 @@ fn deform_conv(cx: &mut NodeCx<'_, '_>) -> OpResult {
     let perm = [vec![0, 1, 3 + n], run(2, 1 + n)].concat();
     let y = m.g.permute(y, &perm)?;
     let in_group = split(&x_ty.dims[1], &groups);
-    let y = m.g.reshape(y, &[&x_ty.dims[..1], &in_group, &[kernel.clone()], out].concat())?;
+    let y = m.g.reshape(
+        y,
+        &[&x_ty.dims[..1], &in_group, &[kernel.clone()], out].concat(),
+    )?;
     let w = m.g.cast_like(w, y)?;
-    let w_dims = [&split(&w_ty.dims[0], &groups)[..], &[w_ty.dims[1].clone(), kernel]].concat();
+    let w_dims = [
+        &split(&w_ty.dims[0], &groups)[..],
+        &[w_ty.dims[1].clone(), kernel],
+    ]
+    .concat();
     let w = m.g.reshape(w, &w_dims)?;
     let product = Contract {
         lhs_batch: vec![1],
@@ -506,7 +559,10 @@ fn deform_conv(cx: &mut NodeCx<'_, '_>) -> OpResult {
     // [groups, batch, out.., channels of a group]
     let y = m.g.one(product, &[y, w])?;
     let y = m.g.permute(y, &[vec![1, 0, 2 + n], run(2, n)].concat())?;
-    let y = m.g.reshape(y, &[&[x_ty.dims[0].clone(), w_ty.dims[0].clone()], out].concat())?;
+    let y = m.g.reshape(
+        y,
+        &[&[x_ty.dims[0].clone(), w_ty.dims[0].clone()], out].concat(),
+    )?;
     let y = m.g.cast(y, x_ty.dtype)?;
     Ok(vec![match cx.optional(3) {
         Some(bias) => add_bias(cx, y, bias)?,
@@ -535,9 +591,17 @@ fn deformed_places(
         fits &= (&count - &dims[2 + a]).as_const().is_none_or(|d| d == 0);
     }
     if !fits {
-        return invalid(format!("offsets {} for x {x} and weights {w}", m.g.ty(offset)));
+        return invalid(format!(
+            "offsets {} for x {x} and weights {w}",
+            m.g.ty(offset)
+        ));
     }
-    let apart = [&dims[..1], &[parts.clone(), kernel.clone(), Dim::from(n)], &dims[2..]].concat();
+    let apart = [
+        &dims[..1],
+        &[parts.clone(), kernel.clone(), Dim::from(n)],
+        &dims[2..],
+    ]
+    .concat();
     let offset = m.g.widen(offset)?;
     let offset = m.g.reshape(offset, &apart)?;
     let float = m.g.dtype(offset);
