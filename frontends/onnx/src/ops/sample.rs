@@ -355,10 +355,7 @@ fn roi_align(cx: &mut NodeCx<'_, '_>) -> OpResult {
     let horizontal = region_axis(cx, rois, [0, 2], bins[1], half_pixel)?;
     let mut m = Math { g: cx.g };
     let entry = m.g.cast(entry, DType::I64)?;
-    let count = m.g.dim(entry, 0);
-    let ones = vec![Dim::ONE; 5];
-    let entry =
-        m.g.reshape(entry, &[&[count.clone()], &ones[..]].concat())?;
+    let entry = m.g.unsqueeze(entry, &run(1, 5))?;
     let entry = Taps {
         index: entry,
         weight: None,
@@ -539,7 +536,13 @@ fn deform_conv(cx: &mut NodeCx<'_, '_>) -> OpResult {
     let in_group = split(&x_ty.dims[1], &groups);
     let y = m.g.reshape(
         y,
-        &[&x_ty.dims[..1], &in_group, &[kernel.clone()], out].concat(),
+        &[
+            &x_ty.dims[..1],
+            &in_group,
+            std::slice::from_ref(&kernel),
+            out,
+        ]
+        .concat(),
     )?;
     let w = m.g.cast_like(w, y)?;
     let w_dims = [
