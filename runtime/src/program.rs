@@ -78,6 +78,7 @@ impl Program {
                 let pass_options = Options {
                     device: primary,
                     verify: options.verify,
+                    level: cupola_passes::Level::from_number(options.level),
                     ..Options::default()
                 };
                 let compiled = cupola_passes::compile(graph.clone(), &targets, &pass_options)?;

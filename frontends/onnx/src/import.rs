@@ -466,7 +466,7 @@ impl<'m> Shared<'m> {
         });
         for source in sources {
             match source {
-                Source::Input(name) if !self.extents_given(&name) => {
+                Source::Input(name) if self.is_open(&name) => {
                     self.needed_types.insert(name);
                     asked = true;
                 }
@@ -480,12 +480,14 @@ impl<'m> Shared<'m> {
         asked
     }
 
-    /// Whether the caller gave an input's type with every extent; it may have given the rank alone before.
-    fn extents_given(&self, input: &str) -> bool {
+    /// Whether the caller can still say more about an input's type: it gave none, or one with open extents.
+    fn is_open(&self, input: &str) -> bool {
         let given = self.options.input_types.get(input);
-        given
-            .and_then(ValueType::as_tensor)
-            .is_some_and(|t| t.dims.iter().all(|d| d.as_const().is_some()))
+        given.is_none_or(|ty| {
+            let mut open = false;
+            ty.for_each_dim(&mut |d| open |= d.as_const().is_none());
+            open
+        })
     }
 
     fn check_limits(
