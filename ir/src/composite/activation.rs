@@ -16,6 +16,10 @@ payload! {
 }
 
 impl CompositeDef for Gelu {
+    fn arity(&self) -> std::ops::RangeInclusive<usize> {
+        1..=1
+    }
+
     fn decompose(&self, g: &mut Graph, operands: &[ValueId]) -> Result<Vec<ValueId>> {
         let x = operands[0];
         let inner = if self.tanh {
