@@ -52,6 +52,7 @@ fn compile(
         device,
         dump_after: hook,
         verify: options.verify,
+        level: cupola_passes::Level::from_number(options.level),
     };
     Ok(
         cupola_passes::compile(graph.clone(), &targets, &pass_options)

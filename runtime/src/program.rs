@@ -88,6 +88,7 @@ impl Engine {
         let pass_options = Options {
             device: primary,
             verify: options.verify,
+            level: cupola_passes::Level::from_number(options.level),
             ..Options::default()
         };
         let mut compiled = cupola_passes::compile(graph.clone(), &targets, &pass_options)?;

@@ -9,6 +9,7 @@ pub mod attention;
 pub mod conv;
 pub mod norm;
 pub mod recurrent;
+pub mod rope;
 pub mod softmax;
 
 pub use activation::*;
@@ -16,6 +17,7 @@ pub use attention::*;
 pub use conv::*;
 pub use norm::*;
 pub use recurrent::*;
+pub use rope::*;
 pub use softmax::*;
 
 use crate::attr::op_family;
@@ -59,6 +61,12 @@ op_family! {
         RmsNorm = "rms_norm",
         /// Gaussian error linear unit.
         Gelu = "gelu",
+        /// A value times the sigmoid of its multiple.
+        Swish = "swish",
+        /// A value gated by the swish of another.
+        Swiglu = "swiglu",
+        /// Rotary position embedding.
+        Rope = "rope",
         /// Scaled dot-product attention.
         Attention = "attention",
         /// Convolution.
@@ -78,6 +86,9 @@ impl CompositeOp {
             CompositeOp::LayerNorm(p) => p,
             CompositeOp::RmsNorm(p) => p,
             CompositeOp::Gelu(p) => p,
+            CompositeOp::Swish(p) => p,
+            CompositeOp::Swiglu(p) => p,
+            CompositeOp::Rope(p) => p,
             CompositeOp::Attention(p) => p,
             CompositeOp::Conv(p) => p,
             CompositeOp::ConvTranspose(p) => p,
