@@ -472,7 +472,16 @@ impl Frame<'_> {
         let range = self.range(id, cx)?;
         self.flush(slot.device, cx)?;
         let device = cx.devices[slot.device.0 as usize].device();
-        let bytes = match device.share(&range)? {
+        let owner = match slot.storage {
+            Storage::Alias { of, .. } => of,
+            _ => id,
+        };
+        // Packed memory is written again by later steps, whoever still holds the value.
+        let shared = match plan::is_packed(&self.loaded.compiled.plan, owner) {
+            true => None,
+            false => device.share(&range)?,
+        };
+        let bytes = match shared {
             Some(shared) => shared,
             None => {
                 let mut bytes = vec![0u8; range.size];

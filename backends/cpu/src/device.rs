@@ -56,6 +56,20 @@ impl Memory for CpuMemory {
     }
 }
 
+/// Bytes of a range, which it keeps alive.
+struct SharedRange(BufferRange);
+
+impl AsRef<[u8]> for SharedRange {
+    fn as_ref(&self) -> &[u8] {
+        match address(&self.0) {
+            // SAFETY: the range lies inside its buffer, which is initialised and lives as long as `self`; who asked for it
+            // lets nothing write to it meanwhile.
+            Ok((start, _)) => unsafe { std::slice::from_raw_parts(start, self.0.size) },
+            Err(_) => unreachable!("bug: the range was checked when it was shared"),
+        }
+    }
+}
+
 /// Memory, threads and launches of the host. Launches run in `submit`, on the calling thread and the pool.
 #[derive(Debug)]
 pub struct CpuDevice {
@@ -170,6 +184,11 @@ impl Device for CpuDevice {
         Ok(())
     }
 
+    fn share(&self, range: &BufferRange) -> Result<Option<Bytes>> {
+        address(range)?;
+        Ok(Some(Bytes::from_owner(SharedRange(range.clone()))))
+    }
+
     fn submit(&self, commands: &[Command]) -> Result<()> {
         for command in commands {
             match command {
@@ -192,12 +211,7 @@ impl Device for CpuDevice {
                         .ok_or_else(|| failed("code of another device"))?;
                     let mut arguments = Vec::with_capacity(launch.buffers.len());
                     for range in &launch.buffers {
-                        let (start, constant) = address(range)?;
-                        arguments.push(Argument {
-                            start,
-                            size: range.size,
-                            constant,
-                        });
+                        arguments.push(Argument::new(range)?);
                     }
                     executable.launch(self, &arguments, &launch.sizes)?;
                 }
@@ -224,4 +238,16 @@ pub(crate) struct Argument {
     pub size: usize,
     /// Must not be written.
     pub constant: bool,
+}
+
+impl Argument {
+    /// The argument that a range is, checked to lie inside its buffer.
+    pub(crate) fn new(range: &BufferRange) -> Result<Argument> {
+        let (start, constant) = address(range)?;
+        Ok(Argument {
+            start,
+            size: range.size,
+            constant,
+        })
+    }
 }

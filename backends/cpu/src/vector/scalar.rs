@@ -192,8 +192,12 @@ impl Lower<'_> {
             _ if signed => BinOp::ShrS,
             _ => BinOp::ShrU,
         };
-        let y = self.without_sign_copies(y, dtype);
         let width = dtype.bits() as i64;
+        if let Some(count) = self.b.constant_bits(y).filter(|c| *c < width as u64) {
+            let z = self.b.shift(op, x, count as u8);
+            return self.rounded(z, dtype);
+        }
+        let y = self.without_sign_copies(y, dtype);
         let (zero, last) = (self.int_like(0, x), self.int_like(width - 1, x));
         let count = self.b.binary(BinOp::MinU, y, last);
         let z = self.b.binary(op, x, count);
