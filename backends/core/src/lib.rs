@@ -3,6 +3,8 @@
 //! A [`Backend`] turns kernel units into [`Executable`]s and owns a [`Device`] that holds memory and runs launches in
 //! order. Handles are opaque; tensors, shapes and names do not exist here.
 
+pub mod testing;
+
 use cupola_ir::kernel::Unit;
 use cupola_ir::target::Target;
 use std::any::Any;

@@ -1,5 +1,6 @@
 //! The backend: units to executables.
 
+use crate::coalesce::coalesce;
 use crate::device::{ALIGNMENT, Argument, CpuDevice};
 use crate::executable::{CpuExecutable, Generated};
 use crate::isa::Isa;
@@ -96,7 +97,7 @@ impl CpuBackend {
         let part = |first: usize| kernels.iter().skip(first).step_by(parts);
         self.device.pool.run(parts, |first| {
             let made = part(first).map(|kernel| {
-                let kernel = legalize(kernel, &self.native);
+                let kernel = legalize(&coalesce(kernel.clone()), &self.native);
                 let program = vector::lower(&kernel, &schedule::shape(&kernel));
                 (Arc::new(kernel), Arc::new(program))
             });
@@ -263,14 +264,14 @@ impl Backend for CpuBackend {
 
 /// Kernels that differ in more than their name, and for each given one its place among them.
 fn distinct(kernels: &[Result<Option<Kernel>>]) -> (Vec<Kernel>, Vec<Option<usize>>) {
-    let mut seen: FxHashMap<String, usize> = FxHashMap::default();
+    let mut seen: FxHashMap<Kernel, usize> = FxHashMap::default();
     let mut all = vec![];
     let mut place = |kernel: &Kernel| {
         let unnamed = Kernel {
             name: String::new(),
             ..kernel.clone()
         };
-        *seen.entry(format!("{unnamed:?}")).or_insert_with(|| {
+        *seen.entry(unnamed).or_insert_with(|| {
             all.push(kernel.clone());
             all.len() - 1
         })
