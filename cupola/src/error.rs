@@ -128,7 +128,7 @@ impl Error {
                 },
                 RuntimeError::Fallback { .. } => Class::Unsupported,
                 RuntimeError::Memory { .. } => Class::Limit,
-                RuntimeError::Cancelled => Class::Run,
+                RuntimeError::Cancelled | RuntimeError::Lost => Class::Run,
             },
         }
     }

@@ -34,7 +34,10 @@ pub use cupola_ir::{Bindings, DType, Dim, Graph, Tensor, TensorType, Value, Valu
 pub use cupola_onnx as onnx;
 pub use cupola_passes as passes;
 pub use cupola_runtime as runtime;
-pub use cupola_runtime::{Cancel, DeviceSpec, Host, Program, RunStats, Session};
+pub use cupola_runtime::{
+    Cancel, DeviceSpec, DeviceTensor, Fault, Host, Pending, Place, Program, Request, RunLimits,
+    RunStats, RunValue, Session, State, Weights,
+};
 pub use error::{Class, Error, Result};
 pub use model::{Model, ModelOptions};
 pub use runner::{Options, Runner};

@@ -52,6 +52,7 @@ fn compile(
         device,
         dump_after: hook,
         verify: options.verify,
+        level: cupola_passes::Level::from_number(options.level),
     };
     Ok(
         cupola_passes::compile(graph.clone(), &targets, &pass_options)
@@ -169,15 +170,9 @@ pub fn plan_memory(
     }
     let sizes = plan::slot_sizes(&compiled.plan, &bindings);
     let size = |i: usize| sizes[i].unwrap_or(0);
-    let mut weights = std::collections::HashSet::new();
+    memory.weights = cupola_runtime::weight_size(&compiled);
     for (i, slot) in compiled.plan.slots.iter().enumerate() {
         match &slot.storage {
-            Storage::Const(t) => {
-                let key = (slot.device, t.bytes().as_ptr() as usize, t.bytes().len());
-                if weights.insert(key) {
-                    memory.weights += t.bytes().len() as u64;
-                }
-            }
             Storage::State(_) => memory.states += size(i),
             Storage::Planned
                 if !plan::is_packed(&compiled.plan, cupola_passes::SlotId(i as u32)) =>
@@ -185,6 +180,7 @@ pub fn plan_memory(
                 memory.outputs += size(i);
             }
             Storage::Planned
+            | Storage::Const(_)
             | Storage::Input(_)
             | Storage::Param(_)
             | Storage::Alias { .. }

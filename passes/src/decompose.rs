@@ -4,10 +4,10 @@
 
 use crate::edit::Edits;
 use crate::region::inline;
-use crate::{Context, PassError, Result, Work};
+use crate::{Context, PassError, Recognised, Result, Work};
 use cupola_ir::ops::CoreOp;
 use cupola_ir::target::Claim;
-use cupola_ir::{Graph, IrError, NodeId, Op, TensorType, ValueId};
+use cupola_ir::{Graph, IrError, Node, NodeId, Op, TensorType, ValueId};
 
 /// Most rounds of composites inside composites.
 const MAX_ROUNDS: usize = 16;
@@ -17,6 +17,7 @@ pub(crate) fn run(work: &mut Work, context: &Context) -> Result<()> {
         pass: "decompose",
         error,
     };
+    work.composites = recognised(&work.graph, context);
     for _ in 0..MAX_ROUNDS {
         let nodes: Vec<NodeId> = work.graph.nodes().map(|(id, _)| id).collect();
         let mut edits = Edits::default();
@@ -35,6 +36,18 @@ pub(crate) fn run(work: &mut Work, context: &Context) -> Result<()> {
     Err(PassError::Limit(format!(
         "composites nested deeper than {MAX_ROUNDS}"
     )))
+}
+
+fn recognised(graph: &Graph, context: &Context) -> Vec<Recognised> {
+    let of = |(id, node): (NodeId, &Node)| match &node.op {
+        Op::Composite(op) => Some(Recognised {
+            name: op.name(),
+            origins: node.origins.to_vec(),
+            library: claimed(graph, id, context),
+        }),
+        Op::Core(_) | Op::Host(_) => None,
+    };
+    graph.nodes().filter_map(of).collect()
 }
 
 /// The results of a node in simpler ops; `None` when it stays.

@@ -12,7 +12,7 @@ mod coords;
 
 use crate::place::{Place, unsupported};
 use crate::plan::{DeviceId, Miss, MissCode};
-use crate::{Context, Result, Work};
+use crate::{Context, Level, Result, Work};
 use coords::{Coord, cost, operand_coords};
 use cupola_ir::{CoreOp, Graph, NodeId, Op, OpClass, ValueId};
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -292,6 +292,10 @@ impl<'a> Fuser<'a> {
         }
         let id = self.graph.value(value).node;
         let class = self.graph.node(id).op.class();
+        let separate = self.context.options.level == Level::Separate;
+        if separate && !matches!(class, OpClass::Leaf | OpClass::View) {
+            return fail(MissCode::Level);
+        }
         let cheap = self.costs[value.index()] <= CHEAP;
         if uses.len() > 1 && !cheap && class != OpClass::View {
             return fail(MissCode::SeveralUsers);
@@ -417,7 +421,9 @@ impl<'a> Fuser<'a> {
     ) -> bool {
         let node = self.graph.node(id);
         let value = node.results[0];
+        let separate = self.context.options.level == Level::Separate;
         let (code, blocker) = match &self.uses[value.index()][..] {
+            [u, ..] if separate => (MissCode::Level, Some(u.user)),
             _ if self.needed[value.index()] => (MissCode::Escapes, None),
             [] => return false,
             [u] => {
@@ -562,5 +568,6 @@ fn hint(code: MissCode) -> &'static str {
         MissCode::NearPattern => "it is nearly a known composite",
         MissCode::NoEpilogue => "what follows is not elementwise over the whole result",
         MissCode::DataDependent => "elements are addressed by data",
+        MissCode::Level => "nothing is fused at -O0",
     }
 }

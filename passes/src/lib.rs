@@ -1,7 +1,7 @@
 //! Cupola's passes: graph to graph to kernels to plan.
 //!
 //! [`compile`] walks one constant table, [`PIPELINE`]; every entry is a plain function over [`Work`]. Reading order is
-//! that of the table: `raise`, `decompose`, `place`, `fuse`, `lower`, `plan`.
+//! that of the table: `raise`, `merge`, `decompose`, `split`, `place`, `fuse`, `lower`, `plan`.
 
 pub mod cost;
 mod decompose;
@@ -10,16 +10,20 @@ mod error;
 pub mod explain;
 mod fuse;
 mod lower;
+mod merge;
 mod place;
 pub mod plan;
 mod raise;
 mod region;
 mod simplify;
+mod split;
 
 pub use cost::kernel_cost;
 pub use error::{PassError, Result};
 pub use lower::{RUN, SEED};
-pub use plan::{Compiled, DeviceId, Miss, MissCode, PlacedUnit, Plan, Slot, SlotId, Step, Storage};
+pub use plan::{
+    Compiled, DeviceId, Miss, MissCode, PlacedUnit, Plan, Recognised, Slot, SlotId, Step, Storage,
+};
 
 use cupola_ir::target::Target;
 use cupola_ir::{Graph, Sym, ValueId};
@@ -33,9 +37,37 @@ const MAX_DEPTH: usize = 32;
 /// Called after every pass with its name and the graph.
 pub type Hook = Arc<dyn Fn(&str, &Graph) + Send + Sync>;
 
+/// How much the passes do to a graph; each level does what those before it do. Results agree up to rounding.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// One unit per op that computes something, after exact simplification: what the other levels are checked against.
+    Separate,
+    /// Ops are fused.
+    Fuse,
+    /// Patterns become composites, for which devices have kernels.
+    #[default]
+    Raise,
+    /// Products that share an operand become one, at the price of a copy of their weights.
+    Merge,
+}
+
+impl Level {
+    /// The level of a number as in `-O2`; larger numbers are the last level.
+    pub fn from_number(number: u8) -> Level {
+        match number {
+            0 => Level::Separate,
+            1 => Level::Fuse,
+            2 => Level::Raise,
+            _ => Level::Merge,
+        }
+    }
+}
+
 /// How to compile.
 #[derive(Clone, Default)]
 pub struct Options {
+    /// How much is done.
+    pub level: Level,
     /// The device that runs what it can; the rest runs on the host.
     pub device: DeviceId,
     /// Verify the graph after every pass.
@@ -48,8 +80,8 @@ impl fmt::Debug for Options {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "Options {{ device: {:?}, verify: {} }}",
-            self.device, self.verify
+            "Options {{ level: {:?}, device: {:?}, verify: {} }}",
+            self.level, self.device, self.verify
         )
     }
 }
@@ -82,27 +114,30 @@ pub(crate) struct Work {
     units: Vec<lower::LoweredUnit>,
     plan: Plan,
     misses: Vec<Miss>,
+    composites: Vec<Recognised>,
     /// Values that end something close to a known composite, and what differs.
     near: Vec<(Option<ValueId>, String)>,
 }
 
 type Pass = fn(&mut Work, &Context) -> Result<()>;
 
-/// The passes in order.
-const PIPELINE: &[(&str, Pass)] = &[
-    ("simplify", simplify::run),
-    ("raise", raise::run),
-    ("decompose", decompose::run),
-    ("clean", simplify::run),
-    ("place", place::run),
-    ("fuse", fuse::run),
-    ("lower", lower::run),
-    ("plan", plan::build),
+/// The passes in order, and the level from which on they run.
+const PIPELINE: &[(&str, Level, Pass)] = &[
+    ("simplify", Level::Separate, simplify::run),
+    ("raise", Level::Raise, raise::run),
+    ("merge", Level::Merge, merge::run),
+    ("decompose", Level::Separate, decompose::run),
+    ("clean", Level::Separate, simplify::run),
+    ("split", Level::Separate, split::run),
+    ("place", Level::Separate, place::run),
+    ("fuse", Level::Separate, fuse::run),
+    ("lower", Level::Separate, lower::run),
+    ("plan", Level::Separate, plan::build),
 ];
 
 /// Names of the passes in order, as `dump_after` is given them.
 pub fn pass_names() -> impl Iterator<Item = &'static str> {
-    PIPELINE.iter().map(|(name, _)| *name)
+    PIPELINE.iter().map(|(name, ..)| *name)
 }
 
 /// Compiles a graph for `targets`; `targets[0]` is the host's CPU.
@@ -138,10 +173,12 @@ pub(crate) fn compile_in(graph: Graph, context: &Context) -> Result<Compiled> {
         ..Work::default()
     };
     verify(&work, context, "import")?;
-    for (name, pass) in PIPELINE {
+    for (name, level, pass) in PIPELINE {
         let span = tracing::debug_span!("pass", name, nodes = work.graph.node_count()).entered();
         let start = std::time::Instant::now();
-        pass(&mut work, context)?;
+        if *level <= context.options.level {
+            pass(&mut work, context)?;
+        }
         tracing::debug!(micros = start.elapsed().as_micros() as u64, "done");
         drop(span);
         if context.options.verify {
@@ -156,6 +193,7 @@ pub(crate) fn compile_in(graph: Graph, context: &Context) -> Result<Compiled> {
         units: work.units.into_iter().map(|u| u.placed).collect(),
         plan: work.plan,
         misses: work.misses,
+        composites: work.composites,
     })
 }
 

@@ -2,11 +2,13 @@
 
 mod support;
 
-use cupola_ir::composite::{Attention, Conv, ConvTranspose, Gelu, LayerNorm, RmsNorm, Softmax};
+use cupola_ir::composite::{
+    Attention, Conv, ConvTranspose, Gelu, LayerNorm, RmsNorm, Rope, Softmax, Swiglu, Swish,
+};
 use cupola_ir::kernel::Unit;
 use cupola_ir::ops::*;
 use cupola_ir::{CompositeOp, DType, Dim, Graph, Op, Scalar, Tensor, TensorType, ValueId};
-use cupola_passes::DeviceId;
+use cupola_passes::{DeviceId, Level};
 use support::*;
 
 fn composite(g: &mut Graph, op: impl Into<CompositeOp>, xs: &[ValueId]) -> ValueId {
@@ -306,6 +308,118 @@ fn constants_scalars_and_identities() {
     check(&g, &target(nothing), &[x], &[]);
 }
 
+#[test]
+fn levels_agree_and_fuse_more_and_more() {
+    let mut g = Graph::new("levels");
+    let (b, s) = (Dim::sym("b"), Dim::sym("s"));
+    let x = g.input("x", f32s(&[b.clone(), s.clone(), n(4)])).unwrap();
+    let mut rng = Rng(21);
+    let mut product = |g: &mut Graph, x: ValueId, bias: bool| {
+        let w = reference::tensor(&rng.tensor(DType::F32, &[4, 4]));
+        let w = g.constant(w).unwrap();
+        let y = g.matmul(x, w).unwrap();
+        if !bias {
+            return y;
+        }
+        let v = reference::tensor(&rng.tensor(DType::F32, &[4]));
+        let v = g.constant(v).unwrap();
+        g.binary(Scalar::Add, y, v).unwrap()
+    };
+    // The keys have no bias.
+    let heads: Vec<ValueId> = [true, false, true]
+        .into_iter()
+        .map(|bias| {
+            let p = product(&mut g, x, bias);
+            let p = g.reshape(p, &[b.clone(), s.clone(), n(2), n(2)]).unwrap();
+            g.permute(p, &[0, 2, 1, 3]).unwrap()
+        })
+        .collect();
+    let scores = g.matmul_nt(heads[0], heads[1]).unwrap();
+    let p = composite(
+        &mut g,
+        Softmax {
+            axis: 3,
+            log: false,
+        },
+        &[scores],
+    );
+    let y = g.matmul(p, heads[2]).unwrap();
+    let y = g.permute(y, &[0, 2, 1, 3]).unwrap();
+    let y = g.reshape(y, &[b, s, n(4)]).unwrap();
+    let y = g.binary(Scalar::Add, y, x).unwrap();
+    let (gate, up) = (product(&mut g, y, false), product(&mut g, y, false));
+    let sigmoid = g.unary(Scalar::Sigmoid, gate).unwrap();
+    let swish = g.binary(Scalar::Mul, gate, sigmoid).unwrap();
+    let y = g.binary(Scalar::Mul, swish, up).unwrap();
+    g.output("y", y);
+    let x = Rng(3).tensor(DType::F32, &[2, 3, 4]);
+    let claims: [fn(&Op, &[&TensorType]) -> cupola_ir::target::Claim; 2] =
+        [products, |op, t| match op {
+            Op::Composite(CompositeOp::Attention(_)) => everything(op, t),
+            _ => products(op, t),
+        }];
+    let mut units = vec![];
+    for level in [Level::Separate, Level::Fuse, Level::Raise, Level::Merge] {
+        // What the levels mean, by a device that runs here; what they raise and merge, by one that claims attention.
+        let t = target(claims[0]);
+        let c = compiled_at(level, &g, &[&t], DeviceId::HOST);
+        check_compiled(c, &g, std::slice::from_ref(&x), &[("b", 2), ("s", 3)]);
+        let t = target(claims[1]);
+        units.push(compiled_at(level, &g, &[&t], DeviceId::HOST).units.len());
+    }
+    assert!(units.is_sorted_by(|a, b| a > b), "{units:?}");
+}
+
+#[test]
+fn merged_products_mean_the_same() {
+    // Without a claim on attention the parts are read by generated kernels.
+    let mut g = Graph::new("gate");
+    let x = g.input("x", f32s(&[Dim::sym("s"), n(4)])).unwrap();
+    let mut rng = Rng(8);
+    let parts: Vec<ValueId> = (0..2)
+        .map(|_| {
+            let w = g
+                .constant(reference::tensor(&rng.tensor(DType::F32, &[4, 6])))
+                .unwrap();
+            g.matmul(x, w).unwrap()
+        })
+        .collect();
+    let y = composite(&mut g, Swiglu { alpha: 1.0 }, &parts);
+    g.output("y", y);
+    let t = target(products);
+    let c = compiled_at(Level::Merge, &g, &[&t], DeviceId::HOST);
+    let libraries = c
+        .units
+        .iter()
+        .filter(|u| matches!(u.unit, Unit::Library(_)));
+    assert_eq!(libraries.count(), 1, "{:#?}", c.units);
+    let x = Rng(3).tensor(DType::F32, &[5, 4]);
+    check_compiled(c, &g, &[x], &[("s", 5)]);
+}
+
+#[test]
+fn joins_of_many_parts_fit_the_device() {
+    let mut g = Graph::new("join");
+    let parts: Vec<ValueId> = (0..40)
+        .map(|i| {
+            g.input(&format!("x{i}"), f32s(&[n(2), n(1 + i % 3)]))
+                .unwrap()
+        })
+        .collect();
+    let y = g.concat(&parts, 1).unwrap();
+    g.output("y", y);
+    let mut rng = Rng(5);
+    let inputs: Vec<T> = (0..40)
+        .map(|i| rng.tensor(DType::F32, &[2, 1 + i % 3]))
+        .collect();
+    let (host, device) = (target(nothing), small_device(nothing));
+    let c = compiled_for(&g, &[&host, &device], DeviceId(1));
+    for u in &c.units {
+        assert!(u.device == DeviceId(1) && u.unit.accesses().len() <= device.max_buffers);
+    }
+    check_compiled(c, &g, &inputs, &[]);
+}
+
 /// A random graph over small shapes.
 fn random_graph(rng: &mut Rng) -> (Graph, Vec<T>) {
     let mut g = Graph::new("random");
@@ -399,7 +513,17 @@ fn random_op(g: &mut Graph, rng: &mut Rng, x: ValueId, y: ValueId) -> Option<Val
             )
             .ok(),
         12 if rank > 0 => g.reduce(ReduceKind::Sum, x, &[axis]).ok(),
-        13 if rank > 0 => Some(composite(g, Softmax { axis, log: false }, &[x])),
+        13 if rank > 0 => Some(match rng.below(4) {
+            0 => composite(g, Swish { alpha: 1.702 }, &[x]),
+            1 => composite(g, Swiglu { alpha: 1.0 }, &[x, x]),
+            2 if shape[rank - 1] % 2 == 0 => {
+                let half = g.slice_axis(x, rank - 1, &n(0), &n(shape[rank - 1] as i64 / 2));
+                let interleaved = rng.below(2) == 0;
+                let angles = half.ok()?;
+                composite(g, Rope { interleaved }, &[x, angles, angles])
+            }
+            _ => composite(g, Softmax { axis, log: false }, &[x]),
+        }),
         14 if rank > 0 && shape[axis] > 0 => {
             let ids = g.i64s(&[0, 5, 1]).ok()?;
             let bounds = [Bounds::Check, Bounds::Clamp, Bounds::Skip][1 + rng.below(2)];
@@ -462,6 +586,10 @@ fn random_graphs_compute_the_same_fused() {
         let (g, inputs) = random_graph(&mut rng);
         for t in [target(nothing), target(products)] {
             check(&g, &t, &inputs, &[]);
+        }
+        for level in [Level::Separate, Level::Fuse, Level::Merge] {
+            let c = compiled_at(level, &g, &[&target(products)], DeviceId::HOST);
+            check_compiled(c, &g, &inputs, &[]);
         }
         let (host, device) = (target(nothing), small_device(products));
         let c = compiled_for(&g, &[&host, &device], DeviceId(1));

@@ -61,7 +61,7 @@ pub struct CompileArgs {
     /// Fix a symbolic dimension, as in batch=4 (repeatable).
     #[arg(long, value_name = "NAME=N")]
     pub set: Vec<String>,
-    /// Optimisation level.
+    /// Optimisation level: 0 every op apart, 1 fused, 2 patterns raised to composites, 3 products merged too.
     #[arg(short = 'O', default_value_t = 2, value_parser = clap::value_parser!(u8).range(0..=3))]
     pub level: u8,
     /// Seed of random ops.

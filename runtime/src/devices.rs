@@ -3,6 +3,7 @@
 use crate::error::{Result, RuntimeError};
 use cupola_backend::Backend;
 use cupola_cpu::CpuBackend;
+use cupola_wgpu::adapter::AdapterKind;
 use cupola_wgpu::{AdapterList, DeviceOptions, WgpuBackend};
 use std::fmt;
 use std::str::FromStr;
@@ -17,7 +18,7 @@ pub enum DeviceSpec {
     Gpu(usize),
     /// The reference interpreter.
     Reference,
-    /// Chosen by measured cost.
+    /// The CPU or a GPU, whichever ran the graph faster when it was compiled.
     Auto,
 }
 
@@ -78,9 +79,17 @@ impl Host {
             DeviceSpec::Reference => Ok((spec.clone(), vec![])),
             DeviceSpec::Cpu => Ok((spec.clone(), vec![self.cpu(threads)?])),
             DeviceSpec::Gpu(n) => Ok((spec.clone(), vec![self.cpu(threads)?, self.gpu(*n)?])),
-            // Until transfers and kernels are measured per graph the CPU is the safe choice: it runs everything.
+            // What looks at a graph without timing it takes the device that runs everything.
             DeviceSpec::Auto => Ok((DeviceSpec::Cpu, vec![self.cpu(threads)?])),
         }
+    }
+
+    /// GPU adapters that can be faster than the CPU: those that do not compute on it.
+    pub(crate) fn worthwhile_gpus(&self) -> Vec<DeviceSpec> {
+        let adapters = AdapterList::enumerate();
+        let facts = adapters.adapters().iter().map(|a| a.facts());
+        let usable = facts.filter(|f| f.refusal.is_none() && f.kind != AdapterKind::Software);
+        usable.map(|f| DeviceSpec::Gpu(f.index)).collect()
     }
 
     fn cpu(&self, threads: usize) -> Result<Arc<dyn Backend>> {

@@ -141,24 +141,13 @@ fn target() -> Target {
             I2, I4, U2, U4, F8E4M3FN, F8E4M3FNUZ, F8E5M2, F8E5M2FNUZ, F8E8M0, F4E2M1, Bool, I8,
             I16, I32, I64, U8, U16, U32, U64, F16, BF16, F32, F64,
         ],
-        scalars: scalars(),
+        scalars: Scalar::ALL.to_vec(),
         max_buffers: 1024,
         alignment: ALIGNMENT,
         max_binding: u64::MAX,
         aliasing: true,
         claim: libcall::claim,
     }
-}
-
-/// Every function has at least a helper.
-fn scalars() -> Vec<Scalar> {
-    use Scalar::*;
-    vec![
-        Neg, Abs, Sign, Floor, Ceil, Round, Trunc, Sqrt, Rsqrt, Recip, Exp, Expm1, Log, Log1p, Sin,
-        Cos, Tan, Asin, Acos, Atan, Sinh, Cosh, Tanh, Asinh, Acosh, Atanh, Erf, Sigmoid, Add, Sub,
-        Mul, Div, Rem, Mod, Pow, Atan2, Min, Max, And, Or, Xor, Not, Shl, Shr, PopCount, Eq, Lt,
-        Le, IsNan, IsInf, Select, Fma,
-    ]
 }
 
 /// What the code generator has instructions or short sequences for; of the rest `legalize` expands what it can, and the

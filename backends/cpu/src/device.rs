@@ -56,20 +56,6 @@ impl Memory for CpuMemory {
     }
 }
 
-/// Bytes of a range, which it keeps alive.
-struct SharedRange(BufferRange);
-
-impl AsRef<[u8]> for SharedRange {
-    fn as_ref(&self) -> &[u8] {
-        match address(&self.0) {
-            // SAFETY: the range lies inside its buffer, which is initialised and lives as long as `self`; who asked for it
-            // lets nothing write to it meanwhile.
-            Ok((start, _)) => unsafe { std::slice::from_raw_parts(start, self.0.size) },
-            Err(_) => unreachable!("bug: the range was checked when it was shared"),
-        }
-    }
-}
-
 /// Memory, threads and launches of the host. Launches run in `submit`, on the calling thread and the pool.
 #[derive(Debug)]
 pub struct CpuDevice {
@@ -185,8 +171,12 @@ impl Device for CpuDevice {
     }
 
     fn share(&self, range: &BufferRange) -> Result<Option<Bytes>> {
-        address(range)?;
-        Ok(Some(Bytes::from_owner(SharedRange(range.clone()))))
+        let (start, _) = address(range)?;
+        Ok(Some(Bytes::from_owner(Shared {
+            start,
+            size: range.size,
+            _keep: range.buffer.clone(),
+        })))
     }
 
     fn submit(&self, commands: &[Command]) -> Result<()> {
@@ -226,6 +216,24 @@ impl Device for CpuDevice {
 
     fn memory_used(&self) -> (u64, u64) {
         (self.usage.current() as u64, self.usage.peak() as u64)
+    }
+}
+
+/// Bytes of a range that somebody reads outside of launches.
+struct Shared {
+    start: *const u8,
+    size: usize,
+    _keep: Buffer,
+}
+
+// SAFETY: the bytes are only read, and the buffer that keeps them is itself `Send`.
+unsafe impl Send for Shared {}
+
+impl AsRef<[u8]> for Shared {
+    fn as_ref(&self) -> &[u8] {
+        // SAFETY: `share` has checked the range, the buffer is kept alive, and by the contract of `Device::share` nothing
+        // writes to the range meanwhile.
+        unsafe { std::slice::from_raw_parts(self.start, self.size) }
     }
 }
 

@@ -153,7 +153,7 @@ fn target(name: &str, gpu: &GpuDevice) -> Target {
             Bool, I2, I4, I8, I16, I32, I64, U2, U4, U8, U16, U32, U64, F16, BF16, F32, F8E4M3FN,
             F8E4M3FNUZ, F8E5M2, F8E5M2FNUZ, F4E2M1,
         ],
-        scalars: scalars(),
+        scalars: Scalar::ALL.to_vec(),
         // One binding is kept for the fault word.
         max_buffers: limits.storage_buffers as usize - 1,
         alignment: STORAGE_ALIGNMENT as usize,
@@ -161,16 +161,6 @@ fn target(name: &str, gpu: &GpuDevice) -> Target {
         aliasing: false,
         claim,
     }
-}
-
-fn scalars() -> Vec<Scalar> {
-    use Scalar::*;
-    vec![
-        Neg, Abs, Sign, Floor, Ceil, Round, Trunc, Sqrt, Rsqrt, Recip, Exp, Expm1, Log, Log1p, Sin,
-        Cos, Tan, Asin, Acos, Atan, Sinh, Cosh, Tanh, Asinh, Acosh, Atanh, Erf, Sigmoid, Add, Sub,
-        Mul, Div, Rem, Mod, Pow, Atan2, Min, Max, And, Or, Xor, Not, Shl, Shr, PopCount, Eq, Lt,
-        Le, IsNan, IsInf, Select, Fma,
-    ]
 }
 
 /// A unit that launches can be made of.

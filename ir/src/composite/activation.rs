@@ -2,7 +2,7 @@
 
 use super::CompositeDef;
 use crate::attr::payload;
-use crate::error::Result;
+use crate::error::{IrError, Result};
 use crate::graph::{Graph, ValueId};
 use crate::scalar::Scalar;
 
@@ -16,6 +16,10 @@ payload! {
 }
 
 impl CompositeDef for Gelu {
+    fn arity(&self) -> std::ops::RangeInclusive<usize> {
+        1..=1
+    }
+
     fn decompose(&self, g: &mut Graph, operands: &[ValueId]) -> Result<Vec<ValueId>> {
         let x = operands[0];
         let inner = if self.tanh {
@@ -34,4 +38,56 @@ impl CompositeDef for Gelu {
         let half = g.scale(x, 0.5)?;
         Ok(vec![g.binary(Scalar::Mul, half, gate)?])
     }
+}
+
+payload! {
+    /// `x * sigmoid(alpha * x)`: SiLU with `alpha` 1, the sigmoid form of GELU with `alpha` 1.702.
+    Swish {
+        /// Slope of the sigmoid.
+        alpha: f64,
+    }
+}
+
+impl CompositeDef for Swish {
+    fn arity(&self) -> std::ops::RangeInclusive<usize> {
+        1..=1
+    }
+
+    fn decompose(&self, g: &mut Graph, operands: &[ValueId]) -> Result<Vec<ValueId>> {
+        let [x] = *operands else {
+            return Err(IrError::op("composite.swish", "takes one operand"));
+        };
+        Ok(vec![swish(g, x, self.alpha)?])
+    }
+}
+
+payload! {
+    /// Operands `(gate, up)` of equal extents: `swish(gate) * up`, the gated unit of most language models.
+    Swiglu {
+        /// Slope of the sigmoid.
+        alpha: f64,
+    }
+}
+
+impl CompositeDef for Swiglu {
+    fn arity(&self) -> std::ops::RangeInclusive<usize> {
+        2..=2
+    }
+
+    fn decompose(&self, g: &mut Graph, operands: &[ValueId]) -> Result<Vec<ValueId>> {
+        let [gate, up] = *operands else {
+            return Err(IrError::op("composite.swiglu", "takes a gate and a value"));
+        };
+        let gate = swish(g, gate, self.alpha)?;
+        Ok(vec![g.binary(Scalar::Mul, gate, up)?])
+    }
+}
+
+fn swish(g: &mut Graph, x: ValueId, alpha: f64) -> Result<ValueId> {
+    let inner = match alpha {
+        1.0 => x,
+        alpha => g.scale(x, alpha)?,
+    };
+    let gate = g.unary(Scalar::Sigmoid, inner)?;
+    g.binary(Scalar::Mul, x, gate)
 }

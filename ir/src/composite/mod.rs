@@ -9,6 +9,7 @@ pub mod attention;
 pub mod conv;
 pub mod norm;
 pub mod recurrent;
+pub mod rope;
 pub mod softmax;
 
 pub use activation::*;
@@ -16,17 +17,22 @@ pub use attention::*;
 pub use conv::*;
 pub use norm::*;
 pub use recurrent::*;
+pub use rope::*;
 pub use softmax::*;
 
 use crate::attr::op_family;
-use crate::error::Result;
+use crate::error::{IrError, Result};
 use crate::graph::{Graph, ValueId};
 use crate::tensor::Value;
 use crate::tensor_type::ValueType;
+use std::ops::RangeInclusive;
 
 /// Contract of a composite's payload.
 pub trait CompositeDef {
-    /// Appends the decomposition to the graph.
+    /// How many operands it takes; all are tensors.
+    fn arity(&self) -> RangeInclusive<usize>;
+
+    /// Appends the decomposition to the graph. There are as many operands as [`CompositeDef::arity`] says.
     ///
     /// # Errors
     /// What is wrong with the operands or attributes.
@@ -55,6 +61,12 @@ op_family! {
         RmsNorm = "rms_norm",
         /// Gaussian error linear unit.
         Gelu = "gelu",
+        /// A value times the sigmoid of its multiple.
+        Swish = "swish",
+        /// A value gated by the swish of another.
+        Swiglu = "swiglu",
+        /// Rotary position embedding.
+        Rope = "rope",
         /// Scaled dot-product attention.
         Attention = "attention",
         /// Convolution.
@@ -74,6 +86,9 @@ impl CompositeOp {
             CompositeOp::LayerNorm(p) => p,
             CompositeOp::RmsNorm(p) => p,
             CompositeOp::Gelu(p) => p,
+            CompositeOp::Swish(p) => p,
+            CompositeOp::Swiglu(p) => p,
+            CompositeOp::Rope(p) => p,
             CompositeOp::Attention(p) => p,
             CompositeOp::Conv(p) => p,
             CompositeOp::ConvTranspose(p) => p,
@@ -86,6 +101,7 @@ impl CompositeOp {
     /// # Errors
     /// What is wrong with the operands or attributes.
     pub fn infer(&self, operands: &[&ValueType]) -> Result<Vec<ValueType>, String> {
+        self.check_operands(operands)?;
         if let Some(own) = self.def().infer(operands) {
             return own;
         }
@@ -93,11 +109,29 @@ impl CompositeOp {
         Ok(results.iter().map(|r| graph.ty(*r).clone()).collect())
     }
 
+    fn check_operands(&self, operands: &[&ValueType]) -> Result<(), String> {
+        let arity = self.def().arity();
+        if !arity.contains(&operands.len()) {
+            let (least, most) = (arity.start(), arity.end());
+            let takes = match least == most {
+                true => least.to_string(),
+                false => format!("{least} to {most}"),
+            };
+            return Err(format!("takes {takes} operands, not {}", operands.len()));
+        }
+        match operands.iter().find(|t| t.as_tensor().is_none()) {
+            Some(t) => Err(format!("operand of type {t} is no tensor")),
+            None => Ok(()),
+        }
+    }
+
     /// The decomposition as a graph of its own whose inputs are the operands.
     ///
     /// # Errors
     /// What is wrong with the operands or attributes.
     pub fn expand(&self, operands: &[&ValueType]) -> Result<(Graph, Vec<ValueId>)> {
+        self.check_operands(operands)
+            .map_err(|what| IrError::op(format!("composite.{}", self.name()), what))?;
         let mut graph = Graph::new(self.name());
         let inputs: Vec<ValueId> = (operands.iter().enumerate())
             .map(|(i, t)| graph.input(&format!("x{i}"), (*t).clone()))

@@ -2,7 +2,7 @@
 
 use crate::lower::runs;
 use crate::place::Place;
-use cupola_ir::{CoreOp, Dim, Graph, Node, NodeId, Op, OpClass, Scalar, ValueId};
+use cupola_ir::{CoreOp, Dim, Graph, Node, NodeId, Op, OpClass, ValueId};
 
 /// Index of an axis in terms of the root's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -176,7 +176,7 @@ pub(super) fn cost(graph: &Graph, node: &Node, place: Place, costs: &[u32]) -> u
         },
         (_, Place::Host) => 1,
         (_, Place::Library { .. } | Place::Control | Place::Effect) => STORED,
-        (Op::Core(CoreOp::Map(p)), Place::Kernel(_)) => operands().saturating_add(weight(p.f)),
+        (Op::Core(CoreOp::Map(p)), Place::Kernel(_)) => operands().saturating_add(p.f.cost()),
         (Op::Core(CoreOp::Random(_)), Place::Kernel(_)) => 40,
         (op, Place::Kernel(_)) => match op.class() {
             OpClass::Leaf => 0,
@@ -189,18 +189,5 @@ pub(super) fn cost(graph: &Graph, node: &Node, place: Place, costs: &[u32]) -> u
             | OpClass::Host
             | OpClass::Composite => STORED,
         },
-    }
-}
-
-/// Cost of a scalar function in additions.
-fn weight(f: Scalar) -> u32 {
-    use Scalar::*;
-    match f {
-        Neg | Abs | Add | Sub | Mul | Min | Max | And | Or | Xor | Not | Shl | Shr | Eq | Lt
-        | Le | IsNan | IsInf | Select | Fma | Floor | Ceil | Round | Trunc => 1,
-        Sign | PopCount => 2,
-        Sqrt | Rsqrt | Recip | Div => 4,
-        Rem | Mod | Exp | Expm1 | Log | Log1p | Sin | Cos | Tan | Asin | Acos | Atan | Sinh
-        | Cosh | Tanh | Asinh | Acosh | Atanh | Erf | Sigmoid | Pow | Atan2 => 12,
     }
 }

@@ -207,6 +207,14 @@ impl Lowerer<'_> {
             if dims[axis].is(0) {
                 continue;
             }
+            if self.space.is_below(&own[axis], &start) {
+                // Here the index never gets to this part and those behind it.
+                break;
+            }
+            if (self.space).is_non_negative(&own[axis].offset(&-end.clone())) {
+                start = end;
+                continue;
+            }
             let here = self.inside(&own[axis], &start, &end);
             let here = self.and(guard, here);
             let mut inner = own.clone();

@@ -5,8 +5,8 @@ use super::{DeviceId, Plan, Slot, SlotId, Step, Storage, require};
 use crate::place::Place;
 use crate::{Compiled, Context, Result, Work, compile_in};
 use cupola_ir::ops::CoreOp;
-use cupola_ir::{DType, Dim, Graph, NodeId, Op, ValueId, ValueType};
-use rustc_hash::FxHashMap;
+use cupola_ir::{DType, Dim, Graph, NodeId, Op, Sym, ValueId, ValueType};
+use rustc_hash::{FxHashMap, FxHashSet};
 
 pub(crate) fn build(work: &mut Work, context: &Context) -> Result<()> {
     let mut builder = Builder {
@@ -18,6 +18,7 @@ pub(crate) fn build(work: &mut Work, context: &Context) -> Result<()> {
         homes: FxHashMap::default(),
         units: FxHashMap::default(),
         states: vec![],
+        outer: None,
     };
     for (at, unit) in work.units.iter().enumerate() {
         builder.units.insert(work.graph.value(unit.root).node, at);
@@ -37,6 +38,8 @@ struct Builder<'a> {
     homes: FxHashMap<ValueId, DeviceId>,
     units: FxHashMap<NodeId, usize>,
     states: Vec<SlotId>,
+    /// Symbols for regions, once one is compiled.
+    outer: Option<FxHashSet<Sym>>,
 }
 
 impl Builder<'_> {
@@ -272,19 +275,10 @@ impl Builder<'_> {
     fn control(&mut self, id: NodeId) -> Result<()> {
         let operands = self.operands(id, DeviceId::HOST);
         let results = self.results(id, DeviceId::HOST);
-        let mut outer = self.context.outer.clone();
-        for (_, node) in self.graph.nodes() {
-            // What later nodes bind is never used inside: the verifier has seen to that.
-            outer.extend(node.op.binds());
-            let mut add = |d: &Dim| {
-                d.for_each_sym(&mut |s| {
-                    outer.insert(s.clone());
-                })
-            };
-            for v in &node.results {
-                self.graph.ty(*v).for_each_dim(&mut add);
-            }
-        }
+        let outer = match &self.outer {
+            Some(outer) => outer.clone(),
+            None => self.outer.insert(self.symbols()).clone(),
+        };
         let inner = Context {
             targets: self.context.targets,
             options: self.context.options,
@@ -310,6 +304,24 @@ impl Builder<'_> {
             bodies,
         });
         Ok(())
+    }
+
+    /// Symbols that regions may use: those of this graph and of the graphs around it.
+    fn symbols(&self) -> FxHashSet<Sym> {
+        let mut all = self.context.outer.clone();
+        for (_, node) in self.graph.nodes() {
+            // What later nodes bind is never used inside: the verifier has seen to that.
+            all.extend(node.op.binds());
+            let mut add = |d: &Dim| {
+                d.for_each_sym(&mut |s| {
+                    all.insert(s.clone());
+                })
+            };
+            for v in &node.results {
+                self.graph.ty(*v).for_each_dim(&mut add);
+            }
+        }
+        all
     }
 
     fn effect(&mut self, id: NodeId) {

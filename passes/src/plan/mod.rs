@@ -19,7 +19,8 @@ pub use require::Require;
 pub(crate) use build::build;
 
 use cupola_ir::kernel::Unit;
-use cupola_ir::{Dim, Graph, NodeId, Sym, Tensor, ValueId, ValueType};
+use cupola_ir::{Dim, Graph, NodeId, Origin, Sym, Tensor, ValueId, ValueType};
+use std::sync::Arc;
 
 /// Position in the list of targets given to `compile`. 0 is the host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -162,6 +163,17 @@ pub struct PlacedUnit {
     pub nodes: Vec<NodeId>,
 }
 
+/// A composite that stood in the graph, whether the model's file or a pattern made it one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Recognised {
+    /// Name of the composite.
+    pub name: &'static str,
+    /// Source nodes that it stands for.
+    pub origins: Vec<Arc<Origin>>,
+    /// The device has a library kernel for it; otherwise it was taken apart and fused with what is around it.
+    pub library: bool,
+}
+
 /// Why two ops were not fused or an op was not placed on the primary device.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Miss {
@@ -200,6 +212,8 @@ pub enum MissCode {
     NoEpilogue,
     /// The op orders or addresses elements by data.
     DataDependent,
+    /// The level asked for does not fuse.
+    Level,
 }
 
 impl MissCode {
@@ -217,6 +231,7 @@ impl MissCode {
             MissCode::NearPattern => "near-pattern",
             MissCode::NoEpilogue => "no-epilogue",
             MissCode::DataDependent => "data-dependent",
+            MissCode::Level => "level",
         }
     }
 }
@@ -232,4 +247,6 @@ pub struct Compiled {
     pub plan: Plan,
     /// Fusions and placements that were not made.
     pub misses: Vec<Miss>,
+    /// Composites of the model, as read or raised.
+    pub composites: Vec<Recognised>,
 }

@@ -6,9 +6,13 @@
 
 use super::Cx;
 use super::look::*;
+use super::triangle::triangle;
 use cupola_ir::composite::{Attention, CompositeOp};
 use cupola_ir::ops::*;
 use cupola_ir::{CoreOp, DType, Dim, Graph, IrError, NodeId, Op, Scalar, ValueId};
+
+/// A number that stays the same when a score is added; several of them have a finite sum.
+const LOST: f64 = -1e37;
 
 /// What was found on the way from the softmax to the first product.
 #[derive(Debug)]
@@ -26,6 +30,8 @@ struct Scores {
 enum Mask {
     /// Added to the scores.
     Add(ValueId),
+    /// Subtracted from the scores.
+    Take(ValueId),
     /// Scores where true, a low number elsewhere.
     Keep(ValueId, f64),
     /// Scores where false.
@@ -120,6 +126,15 @@ fn before_softmax(
                 matches!(composite(g, x), Some(CompositeOp::Softmax(_))).then_some(())?;
                 return cx.near(out, "attention: the probabilities are transposed");
             }
+            Op::Core(CoreOp::Map(p)) => {
+                let after = g.def(v).operands.iter().any(|x| {
+                    let x = before_broadcast(g, *x);
+                    matches!(composite(g, x), Some(CompositeOp::Softmax(_)))
+                });
+                after.then_some(())?;
+                let what = format!("attention: the probabilities go through {}", p.f.name());
+                return cx.near(out, what);
+            }
             _ => return None,
         };
     }
@@ -142,10 +157,14 @@ fn scores(g: &Graph, x: ValueId, out: ValueId, cx: &mut Cx) -> Option<Scores> {
         batch: vec![],
     };
     let mut v = x;
+    let shared = "attention: the scores are used elsewhere too";
     // Masks, cap, scale, conversions and reshapes in any number that an exporter might write.
     for _ in 0..16 {
         let dims = g.dims(v);
         let batch = dims.len().checked_sub(2)?;
+        if !cx.is_private(v) {
+            return cx.near(out, shared);
+        }
         if batch > s.batch.len() && batch <= 2 {
             s.batch = dims[..batch].to_vec();
         }
@@ -184,6 +203,10 @@ fn scores(g: &Graph, x: ValueId, out: ValueId, cx: &mut Cx) -> Option<Scores> {
                         };
                         s.masks.push(Mask::Add(mask));
                         v = score;
+                    }
+                    (Scalar::Sub, [score, mask]) if leads_to_product(g, *score) => {
+                        s.masks.push(Mask::Take(*mask));
+                        v = *score;
                     }
                     (Scalar::Select, [c, a, b]) => match (g.as_uniform(*a), g.as_uniform(*b)) {
                         (None, Some(low)) if low <= -1e3 => {
@@ -289,10 +312,13 @@ fn build(
     let mut operands = vec![q, k, v];
     let plane = [g.dim(q, 2), g.dim(k, 2)];
     let full = [&lead[..], &plane[..]].concat();
-    operands.extend(mask(g, &scores.masks, dtypes[0], &full)?);
+    let alone = scores.masks.len() == 1;
+    let (causal, masks): (Vec<Mask>, Vec<Mask>) =
+        (scores.masks.iter()).partition(|m| is_causal(g, **m, &plane, dtypes[0], alone));
+    operands.extend(mask(g, &masks, dtypes[0], &full)?);
     let op = Op::Composite(CompositeOp::Attention(Attention {
         scale: scores.scale * q_scale * k_scale,
-        causal: false,
+        causal: !causal.is_empty(),
         softcap: scores.softcap,
     }));
     if !cx.is_claimed(g, &op, &operands) {
@@ -306,7 +332,12 @@ fn build(
 
 /// A value with its axes in the given order, its batch axes being `lead`.
 fn four(g: &mut Graph, v: ValueId, perm: &[usize], lead: &[Dim]) -> Result<ValueId, IrError> {
-    let v = g.permute(v, perm)?;
+    let (mut v, mut perm) = (v, perm.to_vec());
+    while let Op::Core(CoreOp::Permute(p)) = g.op_of(v) {
+        perm.iter_mut().for_each(|a| *a = p.perm[*a]);
+        v = g.def(v).operands[0];
+    }
+    let v = g.permute(v, &perm)?;
     let dims = g.dims(v);
     let plane = &dims[dims.len() - 2..];
     g.reshape(v, &[lead, plane].concat())
@@ -348,6 +379,29 @@ fn unrepeated(g: &mut Graph, v: ValueId) -> Option<ValueId> {
     }
 }
 
+/// Whether a mask hides exactly the keys after a query's own position. A low number hides like minus infinity where no
+/// `other` mask can hide the rest of the row.
+fn is_causal(g: &Graph, mask: Mask, plane: &[Dim; 2], dtype: DType, alone: bool) -> bool {
+    let hides = |low: f64| {
+        let lowest = if dtype == DType::F16 { -3e4 } else { -1e9 };
+        low == f64::NEG_INFINITY || alone && low <= lowest
+    };
+    let (value, (below, above), low) = match mask {
+        Mask::Add(v) => (v, (0.0, None), None),
+        Mask::Take(_) => return false,
+        Mask::Keep(v, low) => (v, (1.0, Some(0.0)), Some(low)),
+        Mask::Drop(v, low) => (v, (0.0, Some(1.0)), Some(low)),
+    };
+    let Some(found) = triangle(g, value) else {
+        return false;
+    };
+    let [queries, keys] = plane;
+    found.offset == keys - queries
+        && found.below == below
+        && above.is_none_or(|a| a == found.above)
+        && hides(low.unwrap_or(found.above))
+}
+
 /// All masks as one operand that broadcasts against `full`.
 fn mask(
     g: &mut Graph,
@@ -359,6 +413,10 @@ fn mask(
     for m in masks {
         let m = match *m {
             Mask::Add(v) => narrowed(g, v, full)?,
+            Mask::Take(v) => {
+                let v = narrowed(g, v, full)?;
+                g.unary(Scalar::Neg, v)?
+            }
             Mask::Keep(c, low) | Mask::Drop(c, low) => {
                 let c = narrowed(g, c, full)?;
                 let keep = matches!(m, Mask::Keep(..));
@@ -366,8 +424,10 @@ fn mask(
                     let c = if keep { c } else { g.unary(Scalar::Not, c)? };
                     return Ok(Some(c));
                 }
-                // Finite: a row without any key then weighs all keys alike, as the pattern does.
+                // Finite, and so low that a score added to it is lost: a row without any key then weighs all keys
+                // alike, as the pattern does.
                 let zero = g.number(0.0, dtype)?;
+                let low = if dtype == DType::F16 { low } else { LOST };
                 let low = g.number(low, dtype)?;
                 let (x, y) = if keep { (zero, low) } else { (low, zero) };
                 g.select(c, x, y)?

@@ -40,8 +40,13 @@ fn match_gelu(g: &Graph, out: ValueId, cx: &mut Cx) -> Option<(ValueId, bool)> {
         Some(x)
     };
     let Some(x) = x else {
-        // x * (1 + tanh(..)) is common elsewhere: near only with the square root that belongs to GELU.
-        return None;
+        // x * (1 + tanh(..)) is common elsewhere: near only with a power that belongs to GELU.
+        return near_cubic(g, inner).then(|| {
+            cx.near(
+                out,
+                "gelu: tanh is not of sqrt(2 / pi) * (x + 0.044715 x^3)",
+            )
+        })?;
     };
     let (constant, rest) = self::factors(g, out, Some(x));
     let mut rest: Vec<ValueId> = rest.into_iter().filter(|v| *v != gate).collect();
@@ -112,6 +117,19 @@ fn cubic(g: &Graph, v: ValueId) -> Option<ValueId> {
     };
     let (square, one) = plus(g, polynomial)?;
     (near(one, 1.0, dtype) && power(g, square, x, 2).is_some_and(is_third)).then_some(x)
+}
+
+/// Whether a sum with a square or cube of something is under the tanh.
+fn near_cubic(g: &Graph, v: ValueId) -> bool {
+    let is_power = |p: ValueId| match factors(g, p, None).1[..] {
+        [p] => binary(g, p, Scalar::Pow).is_some(),
+        [a, b] => a == b,
+        [a, b, c] => a == b && b == c,
+        _ => false,
+    };
+    let sums = factors(g, v, None).1.into_iter();
+    sums.flat_map(|sum| either(g, sum, Scalar::Add))
+        .any(|(_, p)| is_power(p))
 }
 
 /// `c` when the value is `c * x^exponent`.

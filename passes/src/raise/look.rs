@@ -3,6 +3,7 @@
 use cupola_ir::composite::CompositeOp;
 use cupola_ir::ops::*;
 use cupola_ir::{CoreOp, DType, Dim, Graph, Op, Scalar, ValueId};
+use rustc_hash::FxHashMap;
 
 /// Operands of a one-operand function.
 pub fn unary(g: &Graph, v: ValueId, f: Scalar) -> Option<ValueId> {
@@ -120,6 +121,14 @@ pub fn near(a: f64, b: f64, dtype: DType) -> bool {
         _ => 1e-5,
     };
     (a - b).abs() <= tolerance * b.abs()
+}
+
+/// Where each axis goes in a reshape that only adds or drops axes of extent 1; those have no place.
+pub fn axes_through_reshape(from: &[Dim], to: &[Dim]) -> Option<FxHashMap<usize, usize>> {
+    let axes = |dims: &[Dim]| (0..dims.len()).filter(|a| !dims[*a].is(1)).collect();
+    let (a, b): (Vec<usize>, Vec<usize>) = (axes(from), axes(to));
+    let same = a.len() == b.len() && a.iter().zip(&b).all(|(a, b)| from[*a] == to[*b]);
+    same.then(|| a.into_iter().zip(b).collect())
 }
 
 /// The composite that defines a value.

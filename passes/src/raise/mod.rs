@@ -1,5 +1,6 @@
-//! Raises patterns of core ops to composites, whatever exporter wrote them: softmax, norms, GELU, attention; folds a
-//! per-channel scale into the convolution before it; lets products read block-quantised weights directly.
+//! Raises patterns of core ops to composites, whatever exporter wrote them: softmax, norms, GELU, gated units, rotary
+//! embeddings, attention; folds a per-channel scale into the convolution before it; lets products read block-quantised
+//! weights directly.
 //!
 //! Rules look at core ops only, after simplification, and see through views and conversions where those change
 //! nothing. A pattern is raised only when it means the same up to rounding. One that is close but is not the same is
@@ -7,11 +8,14 @@
 
 mod attention;
 mod conv;
+mod gate;
 mod gelu;
 mod look;
 mod norm;
 mod product;
+mod rope;
 mod softmax;
+mod triangle;
 
 use crate::edit::Edits;
 use crate::{Context, PassError, Result, Work};
@@ -67,6 +71,9 @@ const RULES: &[(&str, Rule)] = &[
     ("norm", norm::norm),
     ("affine", norm::affine),
     ("gelu", gelu::gelu),
+    ("swish", gate::swish),
+    ("swiglu", gate::swiglu),
+    ("rope", rope::rope),
     ("narrow", norm::narrow),
     ("attention", attention::attention),
     ("channel scale", conv::scale),

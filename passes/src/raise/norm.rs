@@ -3,6 +3,7 @@
 use super::Cx;
 use super::look::*;
 use cupola_ir::composite::{CompositeOp, LayerNorm, RmsNorm};
+use cupola_ir::ops::ReduceKind;
 use cupola_ir::{CoreOp, Dim, Graph, IrError, NodeId, Op, Scalar, ValueId};
 
 /// Raises `(x - mean) / sqrt(var + epsilon)` and `x / sqrt(mean(x^2) + epsilon)` that end in this node.
@@ -18,13 +19,13 @@ fn match_norm(g: &Graph, out: ValueId, cx: &mut Cx) -> Option<(ValueId, Composit
     if !g.dtype(out).is_float() {
         return None;
     }
-    let (numerator, radicand) = scaled_by_root(g, out)?;
+    let Some((numerator, radicand)) = scaled_by_root(g, out) else {
+        return epsilon_outside(g, out, cx);
+    };
     let (mean, epsilon) = plus(g, radicand).unwrap_or((radicand, 0.0));
     let Some((square, axes)) = kept_mean(g, mean) else {
-        if let Some(what) = variance_of_moments(g, mean) {
-            return cx.near(out, what);
-        }
-        return None;
+        let what = variance_of_moments(g, mean).or_else(|| other_count(g, mean));
+        return cx.near(out, what?);
     };
     let squared = squared(g, square)?;
     if squared != numerator {
@@ -104,6 +105,26 @@ fn variance_of_moments(g: &Graph, v: ValueId) -> Option<&'static str> {
     (x == y).then_some(
         "norm: the variance is mean(x^2) - mean(x)^2, which loses digits; use mean((x - mean)^2)",
     )
+}
+
+/// A sum of squares divided by something else than their number.
+fn other_count(g: &Graph, v: ValueId) -> Option<&'static str> {
+    let divided = times(g, before_broadcast(g, v)).map(|(sum, _)| sum);
+    let (square, _) = kept_reduction(g, divided.unwrap_or(v), ReduceKind::Sum)?;
+    squared(g, square).map(|_| {
+        "norm: the sum of squares is not divided by the number of elements, as the biased variance is"
+    })
+}
+
+/// `d / (sqrt(var) + epsilon)`.
+fn epsilon_outside<T>(g: &Graph, out: ValueId, cx: &mut Cx) -> Option<T> {
+    let (_, divisor) = binary(g, out, Scalar::Div)?;
+    let (root, epsilon) = plus(g, before_broadcast(g, divisor))?;
+    let mean = unary(g, before_broadcast(g, root), Scalar::Sqrt)?;
+    let (square, _) = kept_mean(g, mean)?;
+    squared(g, square)?;
+    (epsilon != 0.0).then_some(())?;
+    cx.near(out, "norm: epsilon is added to the root, not under it")
 }
 
 /// Makes a scale or bias after a norm an operand of it.

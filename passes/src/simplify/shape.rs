@@ -34,6 +34,12 @@ pub(super) fn view(graph: &mut Graph, id: NodeId) -> Rewrite {
         (CoreOp::Reshape(p), Some((CoreOp::Reshape(_), Some(y)))) => {
             done(graph.reshape(y, &p.dims)?)
         }
+        (CoreOp::Reshape(p), Some((CoreOp::Permute(q), Some(y)))) => {
+            match permuted_behind(graph, &p.dims, &q.perm, y) {
+                Some((z, perm)) => done(graph.permute(z, &perm)?),
+                None => Ok(None),
+            }
+        }
         (CoreOp::Reshape(p), Some((CoreOp::Const(c), _))) => {
             let shape: Option<Vec<usize>> = p
                 .dims
@@ -67,6 +73,31 @@ pub(super) fn view(graph: &mut Graph, id: NodeId) -> Rewrite {
         }
         _ => Ok(None),
     }
+}
+
+/// The value and the order of its axes, when the leading axes of `y` were merged by a reshape, stay in front in `perm`
+/// and are split to `dims` again: then only the axes behind them move.
+fn permuted_behind(
+    graph: &Graph,
+    dims: &[Dim],
+    perm: &[usize],
+    y: ValueId,
+) -> Option<(ValueId, Vec<usize>)> {
+    let Op::Core(CoreOp::Reshape(_)) = graph.op_of(y) else {
+        return None;
+    };
+    let z = graph.def(y).operands[0];
+    let (whole, merged) = (graph.dims(z), graph.dims(y));
+    let front = perm.iter().enumerate().take_while(|(i, a)| i == *a).count();
+    let behind = perm.len() - front;
+    let lead = whole.len().checked_sub(behind)?;
+    let order: Vec<usize> = (0..lead)
+        .chain(perm[front..].iter().map(|a| a - front + lead))
+        .collect();
+    let same = whole[lead..] == merged[front..]
+        && order.len() == dims.len()
+        && order.iter().zip(dims).all(|(a, d)| whole[*a] == *d);
+    same.then_some((z, order))
 }
 
 fn slice(

@@ -8,7 +8,7 @@ use cupola_ir::kernel::Unit;
 use cupola_ir::target::{Claim, Target};
 use cupola_ir::{Bindings, CoreOp, DType, Graph, Op, Scalar, Sym, TensorType};
 use cupola_passes::plan::{check_packing, check_plan, pack, slot_sizes};
-use cupola_passes::{Compiled, DeviceId, MissCode, Options, SlotId, Step, Storage, compile};
+use cupola_passes::{Compiled, DeviceId, Level, MissCode, Options, SlotId, Step, Storage, compile};
 use std::sync::{Arc, Mutex};
 
 /// An element.
@@ -126,7 +126,12 @@ pub fn compiled(graph: &Graph, target: &Target) -> Compiled {
 }
 
 pub fn compiled_for(graph: &Graph, targets: &[&Target], device: DeviceId) -> Compiled {
+    compiled_at(Level::default(), graph, targets, device)
+}
+
+pub fn compiled_at(level: Level, graph: &Graph, targets: &[&Target], device: DeviceId) -> Compiled {
     let options = Options {
+        level,
         device,
         verify: true,
         ..Options::default()

@@ -3,10 +3,11 @@
 use crate::args::ExplainArgs;
 use crate::fail::Outcome;
 use crate::{inputs, outputs};
-use cupola::ir::{NodeId, Op};
+use cupola::ir::NodeId;
 use cupola::passes::Compiled;
 use cupola::passes::kernel_cost;
 use serde_json::{Value as Json, json};
+use std::collections::BTreeMap;
 
 /// Prints kernels, host steps and misses.
 pub fn explain(args: &ExplainArgs) -> Outcome {
@@ -48,7 +49,11 @@ fn sources(compiled: &Compiled, nodes: &[NodeId]) -> Vec<Json> {
 fn document(compiled: &Compiled, only: Option<&str>) -> Json {
     let wanted = |sources: &[Json]| only.is_none_or(|n| sources.iter().any(|s| s["node"] == n));
     let mut kernels = vec![];
-    let mut composites = std::collections::BTreeMap::<String, usize>::new();
+    let (mut composites, mut libraries) = (BTreeMap::new(), BTreeMap::new());
+    for c in &compiled.composites {
+        *composites.entry(c.name).or_insert(0usize) += 1;
+        *libraries.entry(c.name).or_insert(0usize) += usize::from(c.library);
+    }
     for (i, unit) in compiled.units.iter().enumerate() {
         let from = sources(compiled, &unit.nodes);
         let ops: Vec<String> = unit
@@ -56,11 +61,6 @@ fn document(compiled: &Compiled, only: Option<&str>) -> Json {
             .iter()
             .map(|n| compiled.graph.node(*n).op.name())
             .collect();
-        for id in &unit.nodes {
-            if let Op::Composite(c) = &compiled.graph.node(*id).op {
-                *composites.entry(c.name().to_string()).or_default() += 1;
-            }
-        }
         if wanted(&from) {
             let (flops, bytes) = kernel_cost(compiled, i);
             let library = matches!(unit.unit, cupola::ir::kernel::Unit::Library(_));
@@ -94,7 +94,9 @@ fn document(compiled: &Compiled, only: Option<&str>) -> Json {
         })
         .filter(|m| wanted(m["sources"].as_array().map_or(&[], |v| &v[..])))
         .collect();
-    json!({ "kernels": kernels, "composites": composites, "host": host, "misses": misses })
+    json!({
+        "kernels": kernels, "composites": composites, "by_library": libraries, "host": host, "misses": misses,
+    })
 }
 
 fn names(sources: &Json) -> String {
@@ -134,7 +136,11 @@ fn print_text(d: &Json) {
         );
     }
     if let Some(all) = d["composites"].as_object().filter(|c| !c.is_empty()) {
-        let all: Vec<String> = all.iter().map(|(k, n)| format!("{n} {k}")).collect();
+        let one = |(name, count): (&String, &Json)| match &d["by_library"][name] {
+            n if n == count => format!("{count} {name} (library kernels)"),
+            n => format!("{count} {name} ({n} by library kernels, the others fused)"),
+        };
+        let all: Vec<String> = all.iter().map(one).collect();
         println!("composites: {}", all.join(", "));
     }
     let host = list("host");

@@ -205,9 +205,6 @@ fn raise(cx: &mut NodeCx<'_, '_>, x: ValueId, y: ValueId) -> OpResult {
         if n == 2.0 {
             return Ok(vec![cx.g.binary(Scalar::Mul, x, x)?]);
         }
-        if n == 0.5 && base.is_float() {
-            return Ok(vec![cx.g.unary(Scalar::Sqrt, x)?]);
-        }
     }
     if base.is_int() && exponent.is_float() {
         let wide = cx.g.cast(x, DType::F64)?;

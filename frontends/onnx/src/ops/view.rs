@@ -355,6 +355,9 @@ fn from_end(cx: &NodeCx<'_, '_>, index: &Dim, n: &Dim) -> Dim {
     } else if (index - n).is(-1) {
         // `n - 1` is negative only where there is no element.
         index.clone()
+    } else if (index.clone() + n.clone()).is(0) {
+        // All of them from the end; also where there is none, and the index is 0.
+        Dim::ZERO
     } else {
         // min(1, max(0, -i)) is 1 for negative i and 0 otherwise.
         let negative = (-index.clone()).larger(&Dim::ZERO).smaller(&Dim::ONE);
