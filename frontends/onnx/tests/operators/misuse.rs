@@ -2,20 +2,16 @@
 //! attributes that fit and that do not. Each use ends in a valid graph that runs or fails, or in one error that names the
 //! operator; never in a panic.
 
-mod common;
-#[path = "common/node.rs"]
-mod node;
-
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use common::import_for;
+use crate::common::import_for;
+use crate::node::{Case, Extents, FILES};
 use cupola_ir::convert::{Lanes, convert, encode};
 use cupola_ir::tensor::{Tensor, Value};
 use cupola_ir::{DType, eval, verify};
 use cupola_onnx::operators;
 use cupola_onnx::proto::AttributeProto;
 use cupola_onnx::write::{AttributeValue, attribute};
-use node::{Case, Extents, FILES};
 
 /// Uses of each version of each operator.
 const USES: usize = 40;

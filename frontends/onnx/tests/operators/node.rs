@@ -19,9 +19,9 @@ pub enum Extents {
 
 /// Stored cases by file.
 pub const FILES: [&str; 3] = [
-    include_str!("../operators/vision.json"),
-    include_str!("../operators/ml.json"),
-    include_str!("../operators/contrib.json"),
+    include_str!("vision.json"),
+    include_str!("ml.json"),
+    include_str!("contrib.json"),
 ];
 
 /// A tensor of `{"type", "shape", "values"}`; numbers that JSON lacks are the texts `nan`, `inf` and `-inf`.

@@ -1,14 +1,9 @@
-//! Single operators against stored values: `operators/*.json` hold nodes with operands and results, made by other
-//! runtimes or by hand. Each case runs with stated and with open extents.
+//! Results against stored values, with stated and with open extents.
 
-mod common;
-#[path = "common/node.rs"]
-mod node;
-
-use common::{compare, import_for};
+use crate::common::{compare, import_for};
+use crate::node::{Case, Extents, FILES};
 use cupola_ir::tensor::Value;
 use cupola_ir::{eval, verify};
-use node::{Case, Extents, FILES};
 
 fn run(case: &Case, extents: Extents) -> Result<(), String> {
     let model = case.model(extents).map_err(|e| e.to_string())?;
