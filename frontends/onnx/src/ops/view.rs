@@ -429,7 +429,7 @@ fn pad_attributes(cx: &mut NodeCx<'_, '_>) -> OpResult {
     pad_axes(cx, x, &pads, &axes, Some(value))
 }
 
-fn pad(cx: &mut NodeCx<'_, '_>) -> OpResult {
+pub(super) fn pad(cx: &mut NodeCx<'_, '_>) -> OpResult {
     let (x, ty) = cx.tensor_input(0)?;
     let pads = cx.input(1)?;
     let pads = cx.extents(pads, i64::MIN)?;
