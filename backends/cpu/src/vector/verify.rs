@@ -138,7 +138,7 @@ impl Verifier<'_> {
             }
             Op::Pack(all) => {
                 must(all.len() == usize::from(ty.lanes))?;
-                let kinds = |r: &Reg| Ok(must(same_kind(self.ty(*r)?.elem, ty.elem))?);
+                let kinds = |r: &Reg| must(same_kind(self.ty(*r)?.elem, ty.elem));
                 all.iter().try_for_each(kinds)
             }
             Op::Extract(x, k) => {
