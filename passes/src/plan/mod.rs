@@ -4,15 +4,19 @@
 //! [`Slot::first`] and [`Slot::last`] say is alive together. Nothing here names a backend; devices are positions in
 //! the list of targets that the graph was compiled for. Device 0 is always the host's CPU.
 //!
-//! Reading order: this file (what a plan is), `build` (how it is made), `require` (what must hold of run-time sizes),
-//! `pack` (offsets), `check` (the checker that tests run beside all that).
+//! Reading order: this file (what a plan is), `build` (how it is made), `inplace` (results over operands), `require`
+//! (what must hold of run-time sizes), `pack` (offsets), `footprint` (bytes of all that), `check` (the checker that tests
+//! run beside).
 
 mod build;
 mod check;
+mod footprint;
+mod inplace;
 mod pack;
 mod require;
 
 pub use check::{check_packing, check_plan};
+pub use footprint::{Footprint, footprint};
 pub use pack::{Packing, is_packed, pack, slot_sizes};
 pub use require::Require;
 
