@@ -8,12 +8,13 @@ use std::path::Path;
 use std::time::Instant;
 
 use bytes::Bytes;
-use cupola_ir::convert::{Lanes, lanes};
-use cupola_ir::tensor::{Tensor, Value};
-use cupola_ir::{DType, ValueType, eval, verify};
-use cupola_onnx::{
-    ImportError, ImportOptions, Model, Value as FileValue, ValueKind, import, value_from_file,
-};
+use common::{compare, import_for};
+use cupola_ir::tensor::Value;
+use cupola_ir::{eval, verify};
+use cupola_onnx::{ImportError, Model, Value as FileValue, ValueKind, value_from_file};
+
+#[path = "../tests/common/mod.rs"]
+mod common;
 
 fn main() {
     let mut args = std::env::args().skip(1);
@@ -108,105 +109,4 @@ fn run(folder: &Path, tolerance: (f64, f64)) -> (&'static str, String) {
         }
     }
     ("pass", String::new())
-}
-
-fn import_for(
-    model: &Model,
-    given: &[(String, Value)],
-) -> Result<cupola_onnx::Imported, ImportError> {
-    let mut options = ImportOptions::default();
-    loop {
-        let (values, types) = match import(model, &options) {
-            Err(ImportError::NeedsInputs { values, types }) => (values, types),
-            other => return other,
-        };
-        let mut progress = false;
-        for name in &values {
-            if let Some((_, Value::Tensor(t))) = given.iter().find(|(n, _)| n == name) {
-                progress |= options
-                    .known_inputs
-                    .insert(name.clone(), t.clone())
-                    .is_none();
-            }
-        }
-        for name in &types {
-            if let Some((_, v)) = given.iter().find(|(n, _)| n == name)
-                && let Some(ty) = type_of(v)
-            {
-                progress |= options.input_types.insert(name.clone(), ty).is_none();
-            }
-        }
-        if !progress {
-            return Err(ImportError::NeedsInputs { values, types });
-        }
-    }
-}
-
-fn type_of(v: &Value) -> Option<ValueType> {
-    Some(match v {
-        Value::Tensor(t) => ValueType::Tensor(t.ty()),
-        Value::Sequence(v) => ValueType::Sequence(Box::new(type_of(v.first()?)?)),
-        Value::Optional(v) => ValueType::Optional(Box::new(type_of(v.as_deref()?)?)),
-    })
-}
-
-fn compare(got: &Value, want: &Value, tolerance: (f64, f64)) -> Result<(), String> {
-    match (got, want) {
-        (Value::Tensor(g), Value::Tensor(w)) => tensors(g, w, tolerance),
-        (Value::Sequence(g), Value::Sequence(w)) if g.len() == w.len() => g
-            .iter()
-            .zip(w)
-            .try_for_each(|(g, w)| compare(g, w, tolerance)),
-        (Value::Optional(None), Value::Optional(None)) => Ok(()),
-        (Value::Optional(Some(g)), Value::Optional(Some(w))) => compare(g, w, tolerance),
-        _ => Err(format!("{got:?} instead of {want:?}")),
-    }
-}
-
-fn tensors(g: &Tensor, w: &Tensor, (rtol, atol): (f64, f64)) -> Result<(), String> {
-    if g.shape() != w.shape() || g.dtype() != w.dtype() {
-        return Err(format!("{g:?} instead of {w:?}"));
-    }
-    if let (Some(g), Some(w)) = (g.strings(), w.strings()) {
-        return if g == w {
-            Ok(())
-        } else {
-            Err(format!("{g:?} instead of {w:?}"))
-        };
-    }
-    let rtol = if w.dtype() == DType::BF16 {
-        rtol.max(1.0 / 64.0)
-    } else {
-        rtol
-    };
-    let wide = |t: &Tensor| -> Vec<f64> {
-        match lanes(t) {
-            Some(Lanes::F(v)) => v,
-            Some(Lanes::I(v)) => v.into_iter().map(|x| x as f64).collect(),
-            Some(Lanes::U(v)) => v.into_iter().map(|x| x as f64).collect(),
-            None => vec![],
-        }
-    };
-    let (gv, wv) = (wide(g), wide(w));
-    if gv.len() != wv.len() || gv.len() != w.len() {
-        return Err(format!("no numbers in {g:?}"));
-    }
-    let bad = |a: f64, b: f64| {
-        !(a == b || a.is_nan() && b.is_nan() || (a - b).abs() <= atol + rtol * b.abs())
-    };
-    let count = gv.iter().zip(&wv).filter(|(a, b)| bad(**a, **b)).count();
-    match gv.iter().zip(&wv).position(|(a, b)| bad(*a, *b)) {
-        None => Ok(()),
-        Some(i) => {
-            let norm = |v: &mut dyn Iterator<Item = f64>| v.map(|x| x * x).sum::<f64>().sqrt();
-            let relative =
-                norm(&mut gv.iter().zip(&wv).map(|(a, b)| a - b)) / norm(&mut wv.iter().copied());
-            Err(format!(
-                "{count} of {} differ, first at {i}: {} instead of {}, L2 {relative:.1e}",
-                gv.len(),
-                gv[i],
-                wv[i]
-            ))
-        }
-    }
 }

@@ -466,7 +466,7 @@ impl<'m> Shared<'m> {
         });
         for source in sources {
             match source {
-                Source::Input(name) if !self.options.input_types.contains_key(&name) => {
+                Source::Input(name) if self.is_open(&name) => {
                     self.needed_types.insert(name);
                     asked = true;
                 }
@@ -478,6 +478,16 @@ impl<'m> Shared<'m> {
             }
         }
         asked
+    }
+
+    /// Whether the caller can still say more about an input's type: it gave none, or one with open extents.
+    fn is_open(&self, input: &str) -> bool {
+        let given = self.options.input_types.get(input);
+        given.is_none_or(|ty| {
+            let mut open = false;
+            ty.for_each_dim(&mut |d| open |= d.as_const().is_none());
+            open
+        })
     }
 
     fn check_limits(

@@ -9,14 +9,18 @@ mod einsum;
 mod elementwise;
 mod indexed;
 mod loss;
+mod math;
 mod matmul;
+mod ml;
 mod norm;
 mod pool;
 mod quantize;
 mod random;
 mod recurrent;
 mod reduce;
+mod region;
 mod resize;
+mod sample;
 mod select;
 mod sequence;
 mod signal;
@@ -78,6 +82,9 @@ pub(crate) const FAMILIES: &[&[OpRow]] = &[
     indexed::OPS,
     loss::OPS,
     matmul::OPS,
+    ml::feature::OPS,
+    ml::linear::OPS,
+    ml::tree::OPS,
     norm::OPS,
     pool::OPS,
     quantize::OPS,
@@ -85,7 +92,9 @@ pub(crate) const FAMILIES: &[&[OpRow]] = &[
     recurrent::OPS,
     reduce::OPS,
     signal::OPS,
+    region::OPS,
     resize::OPS,
+    sample::OPS,
     select::OPS,
     sequence::OPS,
     source::OPS,

@@ -2,9 +2,10 @@
 
 use cupola_ir::ops::{ArgReduce, ReduceKind, Window};
 use cupola_ir::tensor::Tensor;
-use cupola_ir::{DType, Dim, Scalar, TensorType, ValueId};
+use cupola_ir::{DType, Dim, Graph, Scalar, TensorType, ValueId};
 
 use super::conv::{Sliding, sliding, span};
+use super::math::Math;
 use super::{OpRow, op};
 use crate::context::NodeCx;
 use crate::import_error::{OpResult, invalid};
@@ -14,6 +15,8 @@ pub(super) const OPS: &[OpRow] = &[
     op("AveragePool", 1, average_pool),
     op("GlobalAveragePool", 1, global_average_pool),
     op("GlobalMaxPool", 1, global_max_pool),
+    op("LpPool", 1, lp_pool),
+    op("GlobalLpPool", 1, global_lp_pool),
     op("LRN", 1, local_response),
 ];
 
@@ -225,6 +228,58 @@ fn global_max_pool(cx: &mut NodeCx<'_, '_>) -> OpResult {
     let (x, _) = cx.tensor_input(0)?;
     let axes = spatial_axes(cx, x)?;
     Ok(vec![cx.g.reduce_keep(ReduceKind::Max, x, &axes)?])
+}
+
+/// The exponent of a norm; version 1 has it as a float.
+fn exponent(cx: &NodeCx<'_, '_>) -> OpResult<f64> {
+    let p = match cx.opset {
+        1 => cx.float_or("p", 2.0)?,
+        _ => cx.int_or("p", 2)? as f64,
+    };
+    match p > 0.0 {
+        true => Ok(p),
+        false => invalid(format!("p is {p}")),
+    }
+}
+
+/// `(sum |x|^p)^(1/p)` over axes, which stay with extent 1.
+fn norm_keep(g: &mut Graph, x: ValueId, p: f64, axes: &[usize]) -> OpResult<ValueId> {
+    let mut m = Math { g };
+    let size = m.unary(Scalar::Abs, x)?;
+    if p == 1.0 {
+        return Ok(m.g.reduce_keep(ReduceKind::Sum, size, axes)?);
+    }
+    let power = match p == 2.0 {
+        true => m.mul(x, x)?,
+        false => m.f(Scalar::Pow, size, p)?,
+    };
+    let sum = m.g.reduce_keep(ReduceKind::Sum, power, axes)?;
+    match p == 2.0 {
+        true => m.unary(Scalar::Sqrt, sum),
+        false => m.f(Scalar::Pow, sum, 1.0 / p),
+    }
+}
+
+fn lp_pool(cx: &mut NodeCx<'_, '_>) -> OpResult {
+    let (x, ty) = cx.tensor_input(0)?;
+    let pool = pool(cx, x)?;
+    let p = exponent(cx)?;
+    let wide = cx.g.widen(x)?;
+    let zero = cx.g.number_like(0.0, wide)?;
+    let padded = pool.padded(cx, wide, zero)?;
+    let windows = pool.windows(cx, padded)?;
+    let y = norm_keep(cx.g, windows, p, &pool.inner())?;
+    let y = cx.g.squeeze(y, &pool.inner())?;
+    Ok(vec![cx.g.cast(y, ty.dtype)?])
+}
+
+fn global_lp_pool(cx: &mut NodeCx<'_, '_>) -> OpResult {
+    let (x, ty) = cx.tensor_input(0)?;
+    let axes = spatial_axes(cx, x)?;
+    let p = exponent(cx)?;
+    let wide = cx.g.widen(x)?;
+    let y = norm_keep(cx.g, wide, p, &axes)?;
+    Ok(vec![cx.g.cast(y, ty.dtype)?])
 }
 
 /// `x / (bias + alpha / size * sum of squares over a window of channels)^beta`.

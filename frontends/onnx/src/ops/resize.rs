@@ -5,6 +5,7 @@ use cupola_ir::ops::ReduceKind;
 use cupola_ir::{DType, Dim, Graph, Scalar, ValueId, eval};
 
 use super::indexed::take;
+use super::math::Math;
 use super::{OpRow, op};
 use crate::context::NodeCx;
 use crate::import_error::{OpError, OpResult, invalid};
@@ -19,8 +20,9 @@ pub(super) const OPS: &[OpRow] = &[
 /// Taps up to this number become separate gathers that fuse; more become an axis of their own.
 const MAX_SEPARATE_TAPS: i64 = 4;
 
+/// How values between positions are made.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Mode {
+pub(super) enum Mode {
     Nearest,
     Linear,
     Cubic,
@@ -319,92 +321,71 @@ fn taps(g: &mut Graph, s: &Stretch, style: &Style) -> OpResult<Taps> {
     })
 }
 
-/// Shorthand for arithmetic with constants.
-struct Math<'a> {
-    g: &'a mut Graph,
-    float: DType,
-}
-
-impl Math<'_> {
-    fn c(&mut self, v: f64) -> OpResult<ValueId> {
-        Ok(self.g.number(v, self.float)?)
-    }
-    fn f(&mut self, f: Scalar, x: ValueId, y: ValueId) -> OpResult<ValueId> {
-        Ok(self.g.binary(f, x, y)?)
-    }
-    fn fc(&mut self, f: Scalar, x: ValueId, y: f64) -> OpResult<ValueId> {
-        let y = self.c(y)?;
-        self.f(f, x, y)
-    }
-    fn dim(&mut self, d: &Dim) -> OpResult<ValueId> {
-        let v = self.g.dim_value(d)?;
-        Ok(self.g.cast(v, self.float)?)
-    }
-    /// `x` where the scalar `n` is not 1, else `y`.
-    fn unless_one(&mut self, n: ValueId, x: ValueId, y: f64) -> OpResult<ValueId> {
-        let y = self.c(y)?;
-        let one = self.c(1.0)?;
-        let is = self.f(Scalar::Eq, n, one)?;
-        Ok(self.g.select(is, y, x)?)
-    }
+/// `x` where the scalar `n` is not 1, else `y`.
+fn unless_one(m: &mut Math<'_>, n: ValueId, x: ValueId, y: f64) -> OpResult<ValueId> {
+    let is = m.eq(n, 1.0)?;
+    m.select(is, y, x)
 }
 
 /// Positions in the operand for every position of the result, and the scale.
-fn coordinates(m: &mut Math<'_>, s: &Stretch, style: &Style) -> OpResult<(ValueId, ValueId)> {
-    let at = m.g.iota(m.float, std::slice::from_ref(&s.to), 0)?;
-    let (from, to) = (m.dim(&s.from)?, m.dim(&s.to)?);
+fn coordinates(
+    m: &mut Math<'_>,
+    float: DType,
+    s: &Stretch,
+    style: &Style,
+) -> OpResult<(ValueId, ValueId)> {
+    let at = m.g.iota(float, std::slice::from_ref(&s.to), 0)?;
+    let (from, to) = (m.dim(&s.from, float)?, m.dim(&s.to, float)?);
     let scale = match s.scale {
-        Some(v) => m.c(v)?,
-        None => m.f(Scalar::Div, to, from)?,
+        Some(v) => m.g.number(v, float)?,
+        None => m.div(to, from)?,
     };
     // The extent before it was rounded down.
     let width = match s.scale {
-        Some(_) => m.f(Scalar::Mul, scale, from)?,
+        Some(_) => m.mul(scale, from)?,
         None => to,
     };
-    let last = m.fc(Scalar::Sub, from, 1.0)?;
-    let span = m.fc(Scalar::Sub, width, 1.0)?;
+    let last = m.sub(from, 1.0)?;
+    let span = m.sub(width, 1.0)?;
     let half_pixel = |m: &mut Math<'_>| -> OpResult<ValueId> {
-        let x = m.fc(Scalar::Add, at, 0.5)?;
-        let x = m.f(Scalar::Div, x, scale)?;
-        m.fc(Scalar::Sub, x, 0.5)
+        let x = m.add(at, 0.5)?;
+        let x = m.div(x, scale)?;
+        m.sub(x, 0.5)
     };
     let x = match style.coordinates.as_str() {
         "half_pixel" => half_pixel(m)?,
         "pytorch_half_pixel" => {
             let x = half_pixel(m)?;
-            m.unless_one(width, x, -0.5)?
+            unless_one(m, width, x, -0.5)?
         }
         "half_pixel_symmetric" => {
             let x = half_pixel(m)?;
-            let adjust = m.f(Scalar::Div, to, width)?;
-            let one = m.c(1.0)?;
-            let rest = m.f(Scalar::Sub, one, adjust)?;
-            let centre = m.fc(Scalar::Mul, from, 0.5)?;
-            let offset = m.f(Scalar::Mul, centre, rest)?;
-            m.f(Scalar::Add, x, offset)?
+            let adjust = m.div(to, width)?;
+            let rest = m.sub(1.0, adjust)?;
+            let centre = m.mul(from, 0.5)?;
+            let offset = m.mul(centre, rest)?;
+            m.add(x, offset)?
         }
         "align_corners" => {
-            let x = m.f(Scalar::Mul, at, last)?;
-            let x = m.f(Scalar::Div, x, span)?;
-            m.unless_one(width, x, 0.0)?
+            let x = m.mul(at, last)?;
+            let x = m.div(x, span)?;
+            unless_one(m, width, x, 0.0)?
         }
-        "asymmetric" => m.f(Scalar::Div, at, scale)?,
+        "asymmetric" => m.div(at, scale)?,
         "tf_half_pixel_for_nn" => {
-            let x = m.fc(Scalar::Add, at, 0.5)?;
-            m.f(Scalar::Div, x, scale)?
+            let x = m.add(at, 0.5)?;
+            m.div(x, scale)?
         }
         "tf_crop_and_resize" => {
             let (start, end) = s.roi;
-            let reach = m.fc(Scalar::Mul, last, end - start)?;
-            let x = m.f(Scalar::Mul, at, reach)?;
-            let x = m.f(Scalar::Div, x, span)?;
-            let middle = m.fc(Scalar::Mul, reach, 0.5)?;
-            let one = m.c(1.0)?;
-            let single = m.f(Scalar::Eq, width, one)?;
+            let reach = m.mul(last, end - start)?;
+            let x = m.mul(at, reach)?;
+            let x = m.div(x, span)?;
+            let middle = m.mul(reach, 0.5)?;
+            let single = m.eq(width, 1.0)?;
             let x = m.g.select(single, middle, x)?;
-            let base = m.fc(Scalar::Mul, last, start)?;
-            m.f(Scalar::Add, x, base)?
+            let base = m.mul(last, start)?;
+            m.add(x, base)?
         }
         other => {
             return invalid(format!(
@@ -416,32 +397,31 @@ fn coordinates(m: &mut Math<'_>, s: &Stretch, style: &Style) -> OpResult<(ValueI
 }
 
 fn build_taps(g: &mut Graph, float: DType, s: &Stretch, style: &Style) -> OpResult<Taps> {
-    let mut m = Math { g, float };
-    let (x, scale) = coordinates(&mut m, s, style)?;
+    let mut m = Math { g };
+    let (x, scale) = coordinates(&mut m, float, s, style)?;
     let last = s.from.clone() - Dim::ONE;
-    let last = m.dim(&last)?;
-    let zero = m.c(0.0)?;
+    let last = m.dim(&last, float)?;
     let mut outside = None;
     if style.coordinates == "tf_crop_and_resize" {
-        let before = m.f(Scalar::Lt, x, zero)?;
-        let after = m.f(Scalar::Lt, last, x)?;
-        outside = Some(m.f(Scalar::Or, before, after)?);
+        let before = m.lt(x, 0.0)?;
+        let after = m.lt(last, x)?;
+        outside = Some(m.or(before, after)?);
     }
     if style.mode == Mode::Nearest {
         let at = match style.rounding.as_str() {
             "round_prefer_floor" => {
-                let x = m.fc(Scalar::Sub, x, 0.5)?;
+                let x = m.sub(x, 0.5)?;
                 m.g.unary(Scalar::Ceil, x)?
             }
             "round_prefer_ceil" => {
-                let x = m.fc(Scalar::Add, x, 0.5)?;
+                let x = m.add(x, 0.5)?;
                 m.g.unary(Scalar::Floor, x)?
             }
             "floor" => m.g.unary(Scalar::Floor, x)?,
             "ceil" => m.g.unary(Scalar::Ceil, x)?,
             other => return invalid(format!("nearest_mode '{other}' does not exist")),
         };
-        let index = clamped(&mut m, at, zero, last)?;
+        let index = clamped(&mut m, at, last)?;
         return Ok(Taps {
             index: m.g.unsqueeze(index, &[1])?,
             weight: None,
@@ -453,32 +433,31 @@ fn build_taps(g: &mut Graph, float: DType, s: &Stretch, style: &Style) -> OpResu
     let count = Dim::Const(2) * reach.clone();
     let base = m.g.unary(Scalar::Floor, x)?;
     let offset = m.g.iota(float, std::slice::from_ref(&count), 0)?;
-    let first = m.dim(&(reach - Dim::ONE))?;
-    let offset = m.f(Scalar::Sub, offset, first)?;
+    let first = m.dim(&(reach - Dim::ONE), float)?;
+    let offset = m.sub(offset, first)?;
     let base = m.g.unsqueeze(base, &[1])?;
-    let place = m.f(Scalar::Add, base, offset)?;
+    let place = m.add(base, offset)?;
     let x = m.g.unsqueeze(x, &[1])?;
-    let distance = m.f(Scalar::Sub, place, x)?;
+    let distance = m.sub(place, x)?;
     let mut distance = m.g.unary(Scalar::Abs, distance)?;
     if style.antialias {
-        let shrink = m.fc(Scalar::Min, scale, 1.0)?;
-        distance = m.f(Scalar::Mul, distance, shrink)?;
+        let shrink = m.min(scale, 1.0)?;
+        distance = m.mul(distance, shrink)?;
     }
-    let mut weight = kernel(&mut m, distance, style)?;
+    let mut weight = kernel(&mut m, distance, style.mode, style.cubic_a)?;
     if style.exclude_outside {
-        let before = m.f(Scalar::Lt, place, zero)?;
-        let after = m.f(Scalar::Lt, last, place)?;
-        let out = m.f(Scalar::Or, before, after)?;
-        weight = m.g.select(out, zero, weight)?;
+        let before = m.lt(place, 0.0)?;
+        let after = m.lt(last, place)?;
+        let out = m.or(before, after)?;
+        weight = m.select(out, 0.0, weight)?;
     }
     if style.antialias || style.exclude_outside {
         let sum = m.g.reduce_keep(ReduceKind::Sum, weight, &[1])?;
-        let none = m.f(Scalar::Eq, sum, zero)?;
-        let one = m.c(1.0)?;
-        let sum = m.g.select(none, one, sum)?;
-        weight = m.f(Scalar::Div, weight, sum)?;
+        let none = m.eq(sum, 0.0)?;
+        let sum = m.select(none, 1.0, sum)?;
+        weight = m.div(weight, sum)?;
     }
-    let index = clamped(&mut m, place, zero, last)?;
+    let index = clamped(&mut m, place, last)?;
     Ok(Taps {
         index,
         weight: Some(weight),
@@ -504,35 +483,33 @@ fn reach(s: &Stretch, style: &Style) -> Dim {
     }
 }
 
-fn clamped(m: &mut Math<'_>, at: ValueId, zero: ValueId, last: ValueId) -> OpResult<ValueId> {
-    let at = m.f(Scalar::Min, at, last)?;
-    let at = m.f(Scalar::Max, at, zero)?;
+fn clamped(m: &mut Math<'_>, at: ValueId, last: ValueId) -> OpResult<ValueId> {
+    let at = m.min(at, last)?;
+    let at = m.max(at, 0.0)?;
     Ok(m.g.cast(at, DType::I64)?)
 }
 
-/// The triangle, or the cubic convolution kernel of Keys (1981), at a distance.
-fn kernel(m: &mut Math<'_>, d: ValueId, style: &Style) -> OpResult<ValueId> {
-    let (zero, one) = (m.c(0.0)?, m.c(1.0)?);
-    if style.mode == Mode::Linear {
-        let w = m.f(Scalar::Sub, one, d)?;
-        return m.f(Scalar::Max, w, zero);
+/// The triangle, or the cubic convolution kernel of Keys (1981) with parameter `a`, at a distance.
+pub(super) fn kernel(m: &mut Math<'_>, d: ValueId, mode: Mode, a: f64) -> OpResult<ValueId> {
+    if mode != Mode::Cubic {
+        let w = m.sub(1.0, d)?;
+        return m.max(w, 0.0);
     }
-    let a = style.cubic_a;
     let polynomial = |m: &mut Math<'_>, c: [f64; 4]| -> OpResult<ValueId> {
-        let mut y = m.c(c[0])?;
-        for k in &c[1..] {
-            y = m.f(Scalar::Mul, y, d)?;
-            y = m.fc(Scalar::Add, y, *k)?;
+        let mut y = m.mul(d, c[0])?;
+        y = m.add(y, c[1])?;
+        for k in &c[2..] {
+            y = m.mul(y, d)?;
+            y = m.add(y, *k)?;
         }
         Ok(y)
     };
     let near = polynomial(m, [a + 2.0, -(a + 3.0), 0.0, 1.0])?;
     let far = polynomial(m, [a, -5.0 * a, 8.0 * a, -4.0 * a])?;
-    let two = m.c(2.0)?;
-    let in_far = m.f(Scalar::Lt, d, two)?;
-    let far = m.g.select(in_far, far, zero)?;
-    let in_near = m.f(Scalar::Le, d, one)?;
-    Ok(m.g.select(in_near, near, far)?)
+    let in_far = m.lt(d, 2.0)?;
+    let far = m.select(in_far, far, 0.0)?;
+    let in_near = m.le(d, 1.0)?;
+    m.select(in_near, near, far)
 }
 
 /// The weighted sum of what the taps read along an axis.

@@ -5,14 +5,17 @@
 //! that runs it. Extents that data decides are symbols named by the payload and bound from the result; sizes in a
 //! payload's types are never read when it runs.
 //!
-//! Reading order: this file, then one file per group: `select`, `sequence`, `string`, `table`, `linear`.
+//! Reading order: this file, then one file per group: `select`, `sequence`, `string`, `table`, `linear`,
+//! `coupling`.
 
+pub mod coupling;
 pub mod linear;
 pub mod select;
 pub mod sequence;
 pub mod string;
 pub mod table;
 
+pub use coupling::*;
 pub use linear::*;
 pub use select::*;
 pub use sequence::*;
@@ -89,6 +92,8 @@ op_family! {
         Determinant = "determinant",
         /// Inverse of square matrices.
         Inverse = "inverse",
+        /// Probabilities of classes from those of pairs of classes.
+        CoupleProbabilities = "couple_probabilities",
     }
 }
 
@@ -118,6 +123,7 @@ impl HostOp {
             HostOp::CountNgrams(p) => p,
             HostOp::Determinant(p) => p,
             HostOp::Inverse(p) => p,
+            HostOp::CoupleProbabilities(p) => p,
         }
     }
 }
