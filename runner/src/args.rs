@@ -219,6 +219,8 @@ pub struct PlanArgs {
     pub model: PathBuf,
     #[command(flatten)]
     pub compile: CompileArgs,
+    #[command(flatten)]
+    pub input: InputArgs,
     /// Budget in bytes (as in 2GiB); exit 5 when the model does not fit.
     #[arg(long, value_name = "BYTES")]
     pub memory: Option<String>,

@@ -1,8 +1,8 @@
 //! Writes a kernel's result over an operand that nobody reads afterwards, where the device allows it: the result
 //! becomes an alias of the operand's slot.
 //!
-//! Rule: the kernel reads that operand only at the element that it writes, so that no element is needed after it was
-//! overwritten, by whatever thread.
+//! Rule: the operand is another kernel's result, and this one reads it only at the element that it writes, so that no
+//! element is needed after it was overwritten, by whatever thread.
 
 use super::pack::{is_packed, owner};
 use super::{Plan, SlotId, Step, Storage};
@@ -61,7 +61,10 @@ fn overwritten(
     };
     (0..buffers.len()).find_map(|b| {
         let of = owner(plan, buffers[b]);
-        let dies = is_packed(plan, of) && plan.slots[of.0 as usize].last == at;
+        let slot = &plan.slots[of.0 as usize];
+        // What the host hands over may lie in memory that is not ours to write.
+        let launched = matches!(plan.steps[slot.first], Step::Launch { .. });
+        let dies = is_packed(plan, of) && slot.last == at && launched;
         let alone = (buffers.iter().enumerate()).all(|(k, s)| k == b || owner(plan, *s) != of);
         let offset = match &plan.slots[buffers[b].0 as usize].storage {
             Storage::Alias { offset, .. } => offset.clone(),
