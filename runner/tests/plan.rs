@@ -13,9 +13,16 @@ type Case = (&'static str, &'static [&'static str]);
 const FETCHED: &[Case] = &[
     (
         "minilm-l6-v2-int8/model.onnx",
-        &["input_ids=2x64xi64:zeros", "attention_mask=2x64xi64:zeros", "token_type_ids=2x64xi64:zeros"],
+        &[
+            "input_ids=2x64xi64:zeros",
+            "attention_mask=2x64xi64:zeros",
+            "token_type_ids=2x64xi64:zeros",
+        ],
     ),
-    ("resnet50-thin/model.onnx", &["input_0=2x224x224x3xf32:rand"]),
+    (
+        "resnet50-thin/model.onnx",
+        &["input_0=2x224x224x3xf32:rand"],
+    ),
     ("ppocr-v4/det.onnx", &["x=1x3x96x160xf32:rand"]),
     ("ppocr-v4/cls.onnx", &["x=3x3x48x192xf32:rand"]),
 ];
@@ -33,7 +40,9 @@ fn cupola(args: &[&str]) -> Json {
 }
 
 fn bytes(document: &Json, key: &str) -> f64 {
-    document[key].as_f64().unwrap_or_else(|| panic!("{key} in {document}"))
+    document[key]
+        .as_f64()
+        .unwrap_or_else(|| panic!("{key} in {document}"))
 }
 
 /// The plan and the counters of a run agree within 3%.
@@ -44,7 +53,10 @@ fn holds(model: &Path, inputs: &[&str]) {
     let planned = cupola(&[&["plan", model, "--json", "-"], &given[..]].concat());
     let used = cupola(&[&["run", model, "--stats", "json"], &given[..]].concat());
     let (planned, used) = (bytes(&planned, "total"), bytes(&used, "peak_bytes_used"));
-    assert!((planned - used).abs() <= 0.03 * used, "{model}: {planned} planned, {used} used");
+    assert!(
+        (planned - used).abs() <= 0.03 * used,
+        "{model}: {planned} planned, {used} used"
+    );
 }
 
 #[test]
@@ -72,8 +84,18 @@ fn sizes_are_said_and_bind_the_plan() {
     let one = cupola(&["plan", digits, "--json", "-"]);
     assert_eq!(one["unset"], serde_json::json!(["batch"]));
     assert_eq!(one["sizes"]["batch"], 1);
-    let eight = cupola(&["plan", digits, "-i", "image=8x1x28x28xf32:zeros", "--json", "-"]);
-    assert_eq!((&eight["sizes"]["batch"], &eight["unset"]), (&8.into(), &serde_json::json!([])));
+    let eight = cupola(&[
+        "plan",
+        digits,
+        "-i",
+        "image=8x1x28x28xf32:zeros",
+        "--json",
+        "-",
+    ]);
+    assert_eq!(
+        (&eight["sizes"]["batch"], &eight["unset"]),
+        (&8.into(), &serde_json::json!([]))
+    );
     assert_eq!(eight["weights"], one["weights"]);
     assert_eq!(bytes(&eight, "outputs"), 8.0 * bytes(&one, "outputs"));
     assert!(bytes(&eight, "activations") > 4.0 * bytes(&one, "activations"));
