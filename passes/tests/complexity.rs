@@ -149,7 +149,7 @@ fn many_users_of_one_value() {
 
 #[test]
 fn shape_arithmetic() {
-    grows_linearly("shapes", 16, |steps| {
+    grows_linearly("shapes", 60, |steps| {
         let (mut g, mut x) = start();
         for i in 0..steps {
             let s = g.dim(x, 1);
