@@ -86,9 +86,12 @@ pub enum Error {
     /// Compiling or running failed.
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
-    /// The file is of a kind that holds no graph to run, or of no known kind.
+    /// The file is of no known kind.
     #[error("{0}")]
     Format(String),
+    /// A sound file of a kind that holds no graph to run.
+    #[error("{0}")]
+    NoGraph(String),
 }
 
 /// Result with [`Error`].
@@ -107,6 +110,7 @@ impl Error {
             Error::Import(e) => e.fault().into(),
             Error::Graph(e) => ir_class(e),
             Error::Format(_) => Class::Malformed,
+            Error::NoGraph(_) => Class::Unsupported,
             Error::Runtime(e) => match e {
                 RuntimeError::Input { .. } => Class::Run,
                 RuntimeError::NoDevice { .. } => Class::Usage,
@@ -128,7 +132,7 @@ impl Error {
                 },
                 RuntimeError::Fallback { .. } => Class::Unsupported,
                 RuntimeError::Memory { .. } => Class::Limit,
-                RuntimeError::Cancelled => Class::Run,
+                RuntimeError::Cancelled | RuntimeError::Lost => Class::Run,
             },
         }
     }

@@ -16,6 +16,54 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! Below the runner: a [`Program`] is compiled once and shared, each caller has a [`Session`] over it, on any thread.
+//!
+//! ```
+//! use cupola::{DType, Graph, Host, Options, Program, Session, Tensor, TensorType};
+//! use std::sync::Arc;
+//!
+//! # fn main() -> Result<(), cupola::Error> {
+//! let mut graph = Graph::new("rows");
+//! let x = graph.input("x", TensorType::new(DType::F32, [cupola::Dim::sym("n")]))?;
+//! let y = graph.scale(x, 0.5)?;
+//! graph.output("y", y);
+//! let program = Arc::new(Program::compile(graph, &Host::new(), &Options::default())?);
+//! std::thread::scope(|scope| {
+//!     for n in 1..4usize {
+//!         let mut session = Session::new(program.clone());
+//!         scope.spawn(move || {
+//!             let x = Tensor::vector(&vec![1.0f32; n]);
+//!             let out = session.run(vec![("x", x.into())]).expect("a run");
+//!             assert_eq!(out[0].1, Tensor::vector(&vec![0.5f32; n]).into());
+//!         });
+//!     }
+//! });
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Memory is the caller's choice: [`Place::Into`] writes an output where it is wanted, [`RunLimits`] bound a run.
+//!
+//! ```
+//! use cupola::{DType, Graph, Host, Options, Place, Program, Request, RunLimits, Session, Tensor, TensorType};
+//! use std::time::Duration;
+//!
+//! # fn main() -> Result<(), cupola::Error> {
+//! let mut graph = Graph::new("double");
+//! let x = graph.input("x", TensorType::new(DType::F32, [2usize]))?;
+//! let y = graph.scale(x, 2.0)?;
+//! graph.output("y", y);
+//! let program = std::sync::Arc::new(Program::compile(graph, &Host::new(), &Options::default())?);
+//! let mut session = Session::new(program.clone());
+//! session.state_mut().limits = RunLimits { time: Some(Duration::from_secs(5)), ..RunLimits::default() };
+//! let memory = program.empty(DType::F32, &[2])?;
+//! let request = Request::new().input("x", Tensor::vector(&[1.0f32, 4.0])).output("y", Place::Into(memory));
+//! let out = session.execute(request)?;
+//! assert_eq!(out[0].1.to_host()?, Tensor::vector(&[2.0f32, 8.0]).into());
+//! # Ok(())
+//! # }
+//! ```
 
 /// The README's example is compiled with the documentation tests.
 #[cfg(doctest)]
@@ -23,6 +71,7 @@
 struct Readme;
 
 mod check;
+mod cut;
 mod error;
 mod model;
 mod runner;
@@ -34,7 +83,11 @@ pub use cupola_ir::{Bindings, DType, Dim, Graph, Tensor, TensorType, Value, Valu
 pub use cupola_onnx as onnx;
 pub use cupola_passes as passes;
 pub use cupola_runtime as runtime;
-pub use cupola_runtime::{Cancel, DeviceSpec, Host, Program, RunStats, Session};
+pub use cupola_runtime::{
+    Cancel, DeviceSpec, DeviceTensor, Fault, Host, Pending, Place, Program, Request, RunLimits,
+    RunStats, RunValue, Session, State, Weights,
+};
+pub use cut::{Cut, can_cut, cut};
 pub use error::{Class, Error, Result};
 pub use model::{Model, ModelOptions};
 pub use runner::{Options, Runner};

@@ -119,7 +119,7 @@ impl Model {
             .map(|n| n.to_string_lossy().into_owned())
             .unwrap_or_default();
         let source = if path.is_dir() {
-            return Err(Error::Format(format!(
+            return Err(Error::NoGraph(format!(
                 "{name} is a folder; folders hold language models, which come later"
             )));
         } else {
@@ -137,9 +137,15 @@ impl Model {
             Format::CupolaBinary => {
                 ModelSource::Graph(Arc::new(cupola_native::read(source.bytes())?))
             }
-            other => {
+            known @ (Format::Gguf | Format::SafeTensors) => {
+                return Err(Error::NoGraph(format!(
+                    "{name}: {known} holds weights without a graph; check and inspect read it, it cannot be run"
+                )));
+            }
+            _ => {
                 return Err(Error::Format(format!(
-                    "{name}: {other} holds no graph that can be run"
+                    "{} is of no known format",
+                    cupola_source::quote(&name)
                 )));
             }
         };

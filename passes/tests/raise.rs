@@ -554,6 +554,24 @@ fn attention_in_the_dialects_of_exporters() {
         4,
     );
     assert_eq!(p.softcap, 8.0);
+    // Rows without any key: all keys weigh alike, whatever the scores were.
+    attends(
+        |g, x| {
+            let [q, k, v] = qkv(g, x);
+            let s = g.matmul_nt(q, k).unwrap();
+            let first = g.slice_axis(x, 2, &n(0), &n(1)).unwrap();
+            let rows = g.dim(x, 1);
+            let first = g.reshape(first, &[n(2), n(1), rows, n(1)]).unwrap();
+            let zero = c(g, 0.0);
+            let drop = bin(g, Scalar::Lt, first, zero);
+            let low = c(g, -1e4);
+            let s = g.select(drop, low, s).unwrap();
+            let p = softmax(g, s);
+            g.matmul(p, v).unwrap()
+        },
+        1.0,
+        4,
+    );
     // One head, rank 3.
     attends(
         |g, x| {

@@ -1,6 +1,7 @@
 //! The command line.
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use cupola::Fault;
 use std::path::PathBuf;
 
 /// Runs, checks and explains models: one compiled dataflow graph, any hardware.
@@ -70,6 +71,54 @@ pub struct CompileArgs {
     /// Exit with status 4 instead of running anything on another device.
     #[arg(long)]
     pub no_fallback: bool,
+    /// Bytes for weights and working memory together, as in 512MiB; exit 5 when they do not suffice.
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    pub memory: Option<u64>,
+    /// The same bits at every run: refuse units that add in any order, and take the CPU for `auto`.
+    #[arg(long)]
+    pub deterministic: bool,
+    /// Type in which products are computed.
+    #[arg(long, value_enum, default_value = "f32")]
+    pub precision: Precision,
+    /// Compile a mistake into what is run (but not into the standard of a comparison), to see it found.
+    #[arg(long, value_name = "NAME", hide = true)]
+    pub fault: Option<Fault>,
+}
+
+/// Type in which products are computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Precision {
+    /// As the model says.
+    F32,
+    /// Brain floating point.
+    Bf16,
+    /// Half precision.
+    F16,
+    /// Integers with scales.
+    Int8,
+}
+
+/// `1024`, `512MiB`, `2GB`.
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    let split = text
+        .find(|c: char| c.is_ascii_alphabetic())
+        .unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let factor: f64 = match unit.trim() {
+        "" | "B" => 1.0,
+        "KiB" | "K" => 1024.0,
+        "MiB" | "M" => 1024.0 * 1024.0,
+        "GiB" | "G" => 1024.0 * 1024.0 * 1024.0,
+        "KB" | "kB" => 1e3,
+        "MB" => 1e6,
+        "GB" => 1e9,
+        _ => return Err("write it as in 512MiB".into()),
+    };
+    let bytes = number.trim().parse::<f64>().ok().map(|n| n * factor);
+    let bytes = bytes.filter(|b| *b >= 0.0 && *b < u64::MAX as f64);
+    bytes
+        .map(|b| b as u64)
+        .ok_or("write it as in 512MiB".into())
 }
 
 /// Where inputs come from.
@@ -118,6 +167,8 @@ pub struct InspectArgs {
     pub model: PathBuf,
     #[command(flatten)]
     pub compile: CompileArgs,
+    #[command(flatten)]
+    pub input: InputArgs,
     /// JSON to FILE, or to standard output.
     #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
     pub json: Option<String>,
@@ -221,9 +272,6 @@ pub struct PlanArgs {
     pub compile: CompileArgs,
     #[command(flatten)]
     pub input: InputArgs,
-    /// Budget in bytes (as in 2GiB); exit 5 when the model does not fit.
-    #[arg(long, value_name = "BYTES")]
-    pub memory: Option<String>,
     /// JSON to FILE, or to standard output.
     #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
     pub json: Option<String>,
@@ -327,4 +375,18 @@ pub struct ConvertArgs {
     /// Fix a symbolic dimension, as in batch=4 (repeatable).
     #[arg(long, value_name = "NAME=N")]
     pub set: Vec<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn byte_counts_parse() {
+        assert_eq!(parse_bytes("1024"), Ok(1024));
+        assert_eq!(parse_bytes("2GiB"), Ok(2 << 30));
+        assert_eq!(parse_bytes("1.5KB"), Ok(1500));
+        assert!(parse_bytes("lots").is_err());
+        assert!(parse_bytes("-1").is_err());
+    }
 }

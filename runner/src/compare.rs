@@ -39,7 +39,9 @@ impl Difference {
         }
     }
 
-    fn join(self, other: Difference) -> Difference {
+    /// Both: the larger differences and the first detail.
+    #[must_use]
+    pub fn join(self, other: Difference) -> Difference {
         Difference {
             max_abs: self.max_abs.max(other.max_abs),
             max_rel: self.max_rel.max(other.max_rel),

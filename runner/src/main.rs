@@ -63,11 +63,7 @@ fn on_large_stack(command: impl FnOnce() -> fail::Outcome + Send + 'static) -> f
             usual(info);
         }
     }));
-    let bug = |what: &str| fail::Failure {
-        status: 1,
-        code: "bug",
-        message: format!("{what}; please report it"),
-    };
+    let bug = |what: &str| fail::Failure::new(1, "bug", format!("{what}; please report it"));
     match std::thread::Builder::new()
         .stack_size(STACK_SIZE)
         .spawn(command)

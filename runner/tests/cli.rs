@@ -3,43 +3,11 @@
 //! Data outside the repository is named by environment variables that `scripts/test.sh` sets; a test whose variable is
 //! not set checks nothing and says so, a test whose variable is set fails when something is missing.
 
+mod support;
+
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
-
-fn repository() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .expect("the runner lies in the repository")
-        .to_path_buf()
-}
-
-/// `cupola` with arguments, started through the program that makes the software GPU adapter visible, if there is one.
-fn cupola(args: &[&str]) -> Command {
-    let binary = env!("CARGO_BIN_EXE_cupola");
-    let mut command = match std::env::var_os("CUPOLA_TEST_RUNNER") {
-        Some(runner) => {
-            let mut c = Command::new(runner);
-            c.arg(binary);
-            c
-        }
-        None => Command::new(binary),
-    };
-    command
-        .args(args)
-        .current_dir(repository())
-        .stdin(Stdio::null())
-        .env_remove("RUST_BACKTRACE");
-    command
-}
-
-fn run(args: &[&str]) -> Output {
-    cupola(args).output().expect("cupola starts")
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
+use support::{Folder, repository, run, text};
 
 fn data(variable: &str) -> Option<PathBuf> {
     let found = std::env::var_os(variable).map(PathBuf::from);
@@ -159,18 +127,12 @@ fn errors_are_one_line_with_a_documented_status() {
 
 #[test]
 fn outputs_are_written_and_compared() {
-    let folder = std::env::temp_dir().join(format!("cupola-cli-{}", std::process::id()));
-    let place = folder.to_string_lossy().into_owned();
-    let base = [
-        "run",
-        "examples/digits/digits.onnx",
-        "-i",
-        "image=examples/digits/seven.png",
-    ];
-    let out = run(&[&base[..], &["--outputs", &place]].concat());
+    let folder = Folder::new("outputs");
+    let place = folder.path("results");
+    let out = digits(&["--outputs", &place]);
     assert!(out.status.success(), "{}", text(&out.stderr));
-    assert!(folder.join("probabilities.npy").exists());
-    let same = run(&[&base[..], &["--expect", &place, "--device", "reference"]].concat());
+    assert!(Path::new(&place).join("probabilities.npy").exists());
+    let same = digits(&["--expect", &place, "--device", "reference"]);
     assert!(same.status.success(), "{}", text(&same.stderr));
     let other = [
         "run",
@@ -181,7 +143,210 @@ fn outputs_are_written_and_compared() {
         &place,
     ];
     assert_eq!(run(&other).status.code(), Some(6));
-    std::fs::remove_dir_all(folder).expect("the folder was made here");
+}
+
+const DIGITS: [&str; 4] = [
+    "run",
+    "examples/digits/digits.onnx",
+    "-i",
+    "image=examples/digits/seven.png",
+];
+
+/// The digits network with more flags.
+fn digits(flags: &[&str]) -> std::process::Output {
+    run(&[&DIGITS[..], flags].concat())
+}
+
+fn json(bytes: &[u8]) -> serde_json::Value {
+    serde_json::from_slice(bytes).unwrap_or_else(|e| panic!("{e}: {}", text(bytes)))
+}
+
+#[test]
+fn text_graphs_that_do_not_fit_together_are_refused() {
+    let folder = Folder::new("text");
+    for (name, op) in [
+        ("few.cup", "composite.softmax() {axis: 0, log: false}"),
+        ("axis.cup", "composite.softmax(%0) {axis: 7, log: false}"),
+        ("later.cup", "map(%2) {f: \"neg\"}"),
+    ] {
+        let input = "%0 = input {name: \"x\", ty: f32[2]} : f32[2] \"x\"";
+        let graph = format!("graph @g {{\n  {input}\n  %1 = {op}\n  return \"y\" = %1\n}}\n");
+        let out = run(&["check", &folder.write(name, &graph)]);
+        assert_eq!(out.status.code(), Some(3), "{name}: {}", text(&out.stderr));
+        assert!(text(&out.stderr).starts_with("error[malformed]"), "{name}");
+    }
+}
+
+#[test]
+fn a_budget_of_memory_is_kept_or_refused_beforehand() {
+    assert!(digits(&["--memory", "64MiB"]).status.success());
+    for device in ["cpu", "reference"] {
+        let out = digits(&["--memory", "100KB", "--device", device]);
+        let expected = if device == "cpu" { 5 } else { 1 };
+        assert_eq!(
+            out.status.code(),
+            Some(expected),
+            "{device}: {}",
+            text(&out.stderr)
+        );
+    }
+    let weights_fit = digits(&["--memory", "420000"]);
+    assert_eq!(
+        weights_fit.status.code(),
+        Some(5),
+        "{}",
+        text(&weights_fit.stderr)
+    );
+    assert_eq!(digits(&["--memory", "much"]).status.code(), Some(2));
+}
+
+#[test]
+fn flags_of_every_run_are_taken() {
+    let plain = digits(&[
+        "--deterministic",
+        "--precision",
+        "f32",
+        "--device",
+        "auto",
+        "-O3",
+        "--threads",
+        "1",
+    ]);
+    assert!(plain.status.success(), "{}", text(&plain.stderr));
+    let out = digits(&["--precision", "bf16"]);
+    assert_eq!(out.status.code(), Some(4));
+    assert!(text(&out.stderr).starts_with("error[unsupported]: --precision"));
+    assert_eq!(digits(&["--precision", "f5"]).status.code(), Some(2));
+}
+
+#[test]
+fn statistics_hold_what_the_contract_names() {
+    let out = digits(&["--stats", "json", "--repeat", "3"]);
+    let stats = json(&out.stdout);
+    assert_eq!(stats["compiles"], 1);
+    assert_eq!(stats["device"], "cpu");
+    for key in ["load_ms", "compile_ms", "run_ms"] {
+        assert!(
+            stats[key].as_f64().is_some_and(|ms| ms > 0.0),
+            "{key}: {stats}"
+        );
+    }
+    for key in [
+        "kernels",
+        "peak_bytes_planned",
+        "peak_bytes_used",
+        "weight_bytes",
+    ] {
+        assert!(stats[key].as_u64().is_some_and(|n| n > 0), "{key}: {stats}");
+    }
+    assert_eq!(stats["fallback"], serde_json::json!([]));
+}
+
+#[test]
+fn every_document_is_json_on_standard_output() {
+    let model = "examples/digits/digits.onnx";
+    let image = ["-i", "image=examples/digits/seven.png"];
+    let cases: &[(&[&str], &str)] = &[
+        (&["devices"], "/0/device"),
+        (&["doctor"], "/0/ok"),
+        (&["check", model], "/format"),
+        (&["inspect", model], "/parameters/bytes"),
+        (&["inspect", model, "--support"], "/0/support"),
+        (&["plan", model], "/total"),
+        (&["explain", model], "/kernels/0/sources"),
+        (&["run", model, image[0], image[1]], "/outputs/0/shape"),
+        (&["compare", model, image[0], image[1]], "/0/max_abs"),
+        (
+            &["bench", model, "--iterations", "2", "--warmup", "0"],
+            "/median_ms",
+        ),
+    ];
+    for (command, pointer) in cases {
+        let out = run(&[command, &["--json"][..]].concat());
+        assert!(out.status.success(), "{command:?}: {}", text(&out.stderr));
+        let document = json(&out.stdout);
+        assert!(
+            document.pointer(pointer).is_some(),
+            "{command:?}: {document}"
+        );
+    }
+}
+
+#[test]
+fn graphs_are_shown_in_every_form_and_read_again() {
+    let folder = Folder::new("forms");
+    let model = "examples/digits/digits.onnx";
+    for step in ["import", "simplify", "raise", "fuse"] {
+        let out = run(&["inspect", model, "--after", step]);
+        assert!(out.status.success(), "{step}: {}", text(&out.stderr));
+        assert!(text(&out.stdout).starts_with("graph "), "{step}");
+    }
+    let dot = run(&["inspect", model, "--format", "dot"]);
+    assert!(text(&dot.stdout).starts_with("digraph"));
+    let html = run(&["inspect", model, "--format", "html"]);
+    assert!(text(&html.stdout).starts_with("<!"));
+    let place = folder.path("results");
+    assert!(digits(&["--outputs", &place]).status.success());
+    for name in ["digits.cup", "digits.cupola", "again.onnx"] {
+        let path = folder.path(name);
+        let out = run(&["convert", model, &path]);
+        assert!(out.status.success(), "{name}: {}", text(&out.stderr));
+        assert!(run(&["check", &path]).status.success(), "{name}");
+        let same = run(&["run", &path, DIGITS[2], DIGITS[3], "--expect", &place]);
+        assert!(same.status.success(), "{name}: {}", text(&same.stderr));
+    }
+    assert_eq!(
+        run(&["convert", model, &folder.path("a.txt")])
+            .status
+            .code(),
+        Some(2)
+    );
+}
+
+/// Recurrent and branching models, with inputs that decide nothing about their structure.
+const STEADY: &[(&str, &[&str])] = &[
+    (
+        "silero-vad-v6/vad_op18_ifless.onnx",
+        &[
+            "input=1x512xf32:rand",
+            "sr=i64:zeros",
+            "state=2x1x128xf32:zeros",
+        ],
+    ),
+    (
+        "silero-vad-v6/vad_16k_sequence.onnx",
+        &[
+            "input=7x576xf32:rand",
+            "h=1x1x128xf32:zeros",
+            "c=1x1x128xf32:zeros",
+        ],
+    ),
+];
+
+#[test]
+fn models_with_control_flow_compile_once() {
+    let Some(folder) = data("CUPOLA_TEST_MODELS") else {
+        return;
+    };
+    for (model, inputs) in STEADY {
+        let model = folder.join(model).to_string_lossy().into_owned();
+        let mut args = vec!["run", &model, "--repeat", "4", "--stats", "json"];
+        inputs.iter().for_each(|i| args.extend(["-i", i]));
+        let devices = if has_gpu() {
+            &["cpu", "gpu"][..]
+        } else {
+            &["cpu"]
+        };
+        for device in devices {
+            let out = run(&[&args[..], &["--device", device]].concat());
+            assert!(
+                out.status.success(),
+                "{model} on {device}: {}",
+                text(&out.stderr)
+            );
+            assert_eq!(json(&out.stdout)["compiles"], 1, "{model} on {device}");
+        }
+    }
 }
 
 /// Results of a suite by status.

@@ -3,6 +3,7 @@
 use crate::error::{Result, RuntimeError};
 use cupola_backend::Backend;
 use cupola_cpu::CpuBackend;
+use cupola_wgpu::adapter::{AdapterFeatures, AdapterKind, CoopShape, Timestamps};
 use cupola_wgpu::{AdapterList, DeviceOptions, WgpuBackend};
 use std::fmt;
 use std::str::FromStr;
@@ -17,7 +18,7 @@ pub enum DeviceSpec {
     Gpu(usize),
     /// The reference interpreter.
     Reference,
-    /// Chosen by measured cost.
+    /// The CPU or a GPU, whichever ran the graph faster when it was compiled.
     Auto,
 }
 
@@ -78,9 +79,17 @@ impl Host {
             DeviceSpec::Reference => Ok((spec.clone(), vec![])),
             DeviceSpec::Cpu => Ok((spec.clone(), vec![self.cpu(threads)?])),
             DeviceSpec::Gpu(n) => Ok((spec.clone(), vec![self.cpu(threads)?, self.gpu(*n)?])),
-            // Until transfers and kernels are measured per graph the CPU is the safe choice: it runs everything.
+            // What looks at a graph without timing it takes the device that runs everything.
             DeviceSpec::Auto => Ok((DeviceSpec::Cpu, vec![self.cpu(threads)?])),
         }
+    }
+
+    /// GPU adapters that can be faster than the CPU: those that do not compute on it.
+    pub(crate) fn worthwhile_gpus(&self) -> Vec<DeviceSpec> {
+        let adapters = AdapterList::enumerate();
+        let facts = adapters.adapters().iter().map(|a| a.facts());
+        let usable = facts.filter(|f| f.refusal.is_none() && f.kind != AdapterKind::Software);
+        usable.map(|f| DeviceSpec::Gpu(f.index)).collect()
     }
 
     fn cpu(&self, threads: usize) -> Result<Arc<dyn Backend>> {
@@ -144,12 +153,20 @@ pub fn list_devices() -> Vec<DeviceInfo> {
         spec: DeviceSpec::Cpu,
         name: cpu_name(),
         facts: vec![
-            ("vector level".into(), format!("{isa:?}")),
+            ("vector level".into(), vector_level(isa)),
             (
                 "physical cores".into(),
                 cupola_cpu::isa::physical_cores().to_string(),
             ),
-            ("caches".into(), format!("{caches:?}")),
+            (
+                "caches".into(),
+                format!(
+                    "L1 {} KiB, L2 {} KiB, L3 {} KiB",
+                    caches.l1 >> 10,
+                    caches.l2 >> 10,
+                    caches.l3 >> 10
+                ),
+            ),
         ],
     };
     let adapters = AdapterList::enumerate();
@@ -177,7 +194,12 @@ pub fn list_devices() -> Vec<DeviceInfo> {
                 "workgroup threads".into(),
                 f.limits.workgroup_threads.to_string(),
             ),
-            ("features".into(), format!("{:?}", f.features)),
+            ("features".into(), features(&f.features)),
+            ("matrix units".into(), matrix_units(&f.features)),
+            (
+                "kernel tier".into(),
+                format!("{:?}", DeviceOptions::default().tier).to_lowercase(),
+            ),
             (
                 "refused".into(),
                 f.refusal.clone().unwrap_or_else(|| "no".into()),
@@ -190,6 +212,52 @@ pub fn list_devices() -> Vec<DeviceInfo> {
         }
     });
     std::iter::once(cpu).chain(gpus).collect()
+}
+
+fn vector_level(isa: cupola_cpu::isa::Isa) -> String {
+    let extensions = [(isa.vnni(), ", vnni"), (isa.bf16(), ", bf16")];
+    let own = extensions.iter().filter(|(there, _)| *there);
+    let name = format!("{:?}", isa.level()).to_lowercase();
+    own.fold(name, |text, (_, extension)| text + extension)
+}
+
+/// The optional features that kernels know how to use, of those an adapter has.
+fn features(f: &AdapterFeatures) -> String {
+    let subgroups = f
+        .subgroups
+        .map(|(least, most)| format!("subgroups of {least} to {most}"));
+    let timestamps = match f.timestamps {
+        Timestamps::Absent => None,
+        Timestamps::PassBoundary => Some("timestamps of passes".to_string()),
+        Timestamps::Anywhere => Some("timestamps".to_string()),
+    };
+    let plain = [
+        (f.f16, "f16"),
+        (f.int64, "64-bit integers"),
+        (f.int16, "16-bit integers"),
+        (f.float_atomics, "float atomics"),
+        (!f.cooperative.is_empty(), "cooperative matrices"),
+        (f.pipeline_cache, "pipeline cache"),
+        (f.mappable_storage, "mappable storage"),
+    ];
+    let plain = plain
+        .iter()
+        .filter(|(there, _)| *there)
+        .map(|(_, n)| n.to_string());
+    let all: Vec<String> = plain.chain(subgroups).chain(timestamps).collect();
+    all.join(", ")
+}
+
+/// Shapes of the matrix products that an adapter's matrix units compute, as rows x columns x inner.
+fn matrix_units(f: &AdapterFeatures) -> String {
+    let one = |c: &CoopShape| {
+        let (operand, result) = (c.operand.name(), c.result.name());
+        format!("{}x{}x{} {operand} to {result}", c.rows, c.cols, c.inner)
+    };
+    match f.cooperative.iter().map(one).collect::<Vec<_>>() {
+        all if all.is_empty() => "none".into(),
+        all => all.join(", "),
+    }
 }
 
 /// The processor's name as the operating system knows it.

@@ -21,7 +21,7 @@ pub enum RuntimeError {
     Pass(#[from] PassError),
     /// A graph is invalid, or a value was outside what an op allows.
     #[error(transparent)]
-    Ir(#[from] IrError),
+    Ir(IrError),
     /// A device failed, refused memory, or found a fault in a launch.
     #[error(transparent)]
     Backend(#[from] BackendError),
@@ -52,6 +52,27 @@ pub enum RuntimeError {
     /// The caller cancelled the run. State is that of the last complete run.
     #[error("cancelled")]
     Cancelled,
+    /// The thread that ran a submitted request ended. *Our own bug or a panic in a custom op.*
+    #[error("the run was lost: its thread ended")]
+    Lost,
+}
+
+impl RuntimeError {
+    pub(crate) fn input(name: impl Into<String>, what: impl Into<String>) -> RuntimeError {
+        RuntimeError::Input {
+            name: name.into(),
+            what: what.into(),
+        }
+    }
+}
+
+impl From<IrError> for RuntimeError {
+    fn from(e: IrError) -> RuntimeError {
+        match e {
+            IrError::Cancelled => RuntimeError::Cancelled,
+            e => RuntimeError::Ir(e),
+        }
+    }
 }
 
 /// Result with [`RuntimeError`].

@@ -1,20 +1,31 @@
 //! Cupola's runtime: compile once, run many.
 //!
 //! A [`Program`] is a graph compiled for a device: immutable, shared. A [`Session`] runs it for one caller with a
-//! [`State`] of its own (state slots, random counters, working memory). There is no global state: devices live in a
-//! [`Host`]. Reading order: `devices`, `program`, `load`, `exec`, `control`, `session`.
+//! [`State`] of its own (state slots, random counters, working memory); [`Weights`] may be shared. There is no global
+//! state: devices live in a [`Host`]. Inputs and outputs may stay in a device's memory ([`DeviceTensor`], [`Place`]), and
+//! [`Session::submit`] returns before the run has ended.
+//!
+//! Reading order: `devices`, `program`, `load`, `state`, `value`, `exec`, `frame`, `session`; then `auto` and `fault`.
 
-mod control;
+mod auto;
 mod devices;
 mod error;
 mod exec;
+mod fault;
+mod frame;
 mod load;
 mod pool;
 mod program;
 mod session;
+mod state;
+mod value;
 
 pub use cupola_backend::BackendError;
+pub use cupola_ir::eval::Stop;
 pub use devices::{DeviceInfo, DeviceSpec, Host, list_devices};
 pub use error::{Result, RuntimeError};
-pub use program::{CompileOptions, Program, RunStats, State};
-pub use session::{Cancel, Session};
+pub use fault::Fault;
+pub use program::{CompileOptions, Program};
+pub use session::{Cancel, Outputs, Pending, Request, Session};
+pub use state::{RunLimits, RunStats, State, Weights};
+pub use value::{DeviceTensor, Place, RunValue};

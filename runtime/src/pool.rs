@@ -1,6 +1,7 @@
 //! Reuse of device memory between steps and runs.
 
-use crate::error::Result;
+use crate::error::{Result, RuntimeError};
+use crate::value::padded;
 use cupola_backend::{Buffer, Device};
 use cupola_ir::Target;
 use cupola_passes::plan::{self, Packing};
@@ -15,6 +16,8 @@ pub(crate) struct Pool {
     pub held: u64,
     /// Most bytes held at once.
     pub peak: u64,
+    /// Bytes that may be held.
+    pub budget: Option<u64>,
 }
 
 /// Most free buffers kept.
@@ -32,18 +35,38 @@ impl Pool {
         if let Some(at) = best {
             return Ok(self.free.swap_remove(at));
         }
-        // Pages are handed out whole, so nearly equal sizes can share.
-        let buffer = device.alloc(size.max(1).next_multiple_of(64))?;
+        let size = padded(size);
+        self.make_room(size as u64)?;
+        let buffer = device.alloc(size)?;
         self.held += buffer.size() as u64;
         self.peak = self.peak.max(self.held);
         Ok(buffer)
     }
 
+    /// Drops free buffers until `size` more bytes are within the budget.
+    fn make_room(&mut self, size: u64) -> Result<()> {
+        let Some(budget) = self.budget else {
+            return Ok(());
+        };
+        while self.held.saturating_add(size) > budget {
+            let Some(at) = self.free.iter().position(|b| Arc::strong_count(b) == 1) else {
+                let need = self.held.saturating_add(size);
+                return Err(RuntimeError::Memory { need, budget });
+            };
+            self.drop_free(at);
+        }
+        Ok(())
+    }
+
+    fn drop_free(&mut self, at: usize) {
+        let dropped = self.free.remove(at);
+        self.held = self.held.saturating_sub(dropped.size() as u64);
+    }
+
     /// Takes a buffer back; it is handed out again once nobody else holds it.
     pub fn give(&mut self, buffer: Buffer) {
         if self.free.len() >= MOST_FREE {
-            let dropped = self.free.remove(0);
-            self.held = self.held.saturating_sub(dropped.size() as u64);
+            self.drop_free(0);
         }
         self.free.push(buffer);
     }

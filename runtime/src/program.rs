@@ -3,15 +3,18 @@
 use crate::devices::{DeviceSpec, Host};
 use crate::error::{Result, RuntimeError};
 use crate::exec::{self, RunCx};
+use crate::fault::Fault;
 use crate::load::{Loaded, WeightCache};
-use crate::pool::{Layouts, Pool};
+use crate::pool::Pool;
+use crate::state::{RunStats, State, Weights};
+use crate::value::{DeviceTensor, Place, RunValue};
 use cupola_backend::Backend;
-use cupola_ir::eval::{self, Env};
-use cupola_ir::{Bindings, DType, Graph, Op, Tensor, Value, ValueId};
+use cupola_ir::eval::{self, Env, Limits, Stop};
+use cupola_ir::kernel::{Phase, StoreKind, Unit};
+use cupola_ir::{Bindings, DType, Graph, IrError, Op, Tensor, Value, ValueId};
 use cupola_passes::{Compiled, DeviceId, MissCode, Options, Step};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 /// How to compile.
@@ -28,6 +31,13 @@ pub struct CompileOptions {
     pub no_fallback: bool,
     /// Verify the graph after every pass.
     pub verify: bool,
+    /// Bytes that weights and working memory may take together; a program or run that needs more is refused.
+    pub memory: Option<u64>,
+    /// Refuse what could give other bits at another run: additions whose order is left to chance, and a device that is
+    /// chosen by the clock ([`DeviceSpec::Auto`] is the CPU then).
+    pub deterministic: bool,
+    /// Compile this mistake in, to try what finds mistakes.
+    pub fault: Option<Fault>,
 }
 
 impl Default for CompileOptions {
@@ -38,6 +48,9 @@ impl Default for CompileOptions {
             threads: 0,
             no_fallback: false,
             verify: false,
+            memory: None,
+            deterministic: false,
+            fault: None,
         }
     }
 }
@@ -46,6 +59,7 @@ impl Default for CompileOptions {
 pub struct Program {
     graph: Graph,
     engine: Engine,
+    memory: Option<u64>,
     /// Device it was compiled for.
     pub device: DeviceSpec,
     /// Time spent compiling.
@@ -62,48 +76,74 @@ enum Engine {
     },
 }
 
+impl Engine {
+    fn compile(
+        graph: &Graph,
+        device: &DeviceSpec,
+        devices: Vec<Arc<dyn Backend>>,
+        options: &CompileOptions,
+    ) -> Result<Engine> {
+        let targets: Vec<_> = devices.iter().map(|d| d.target()).collect();
+        let primary = DeviceId(devices.len() as u32 - 1);
+        let pass_options = Options {
+            device: primary,
+            verify: options.verify,
+            level: cupola_passes::Level::from_number(options.level),
+            ..Options::default()
+        };
+        let mut compiled = cupola_passes::compile(graph.clone(), &targets, &pass_options)?;
+        if let Some(fault) = options.fault {
+            fault.apply(&mut compiled);
+        }
+        if options.no_fallback {
+            let ops = fallbacks(&compiled, primary);
+            if !ops.is_empty() {
+                return Err(RuntimeError::Fallback {
+                    device: device.to_string(),
+                    ops,
+                });
+            }
+        }
+        if options.deterministic {
+            check_deterministic(&compiled)?;
+        }
+        if let Some(budget) = options.memory {
+            let need = cupola_passes::plan::weight_size(&compiled);
+            if need > budget {
+                return Err(RuntimeError::Memory { need, budget });
+            }
+        }
+        let mut weights = WeightCache::default();
+        let loaded = Box::new(Loaded::new(compiled, &devices, &mut weights)?);
+        Ok(Engine::Compiled {
+            loaded,
+            devices,
+            primary,
+            weight_bytes: weights.bytes,
+        })
+    }
+}
+
 impl Program {
     /// Compiles a graph for a device of this host.
     ///
     /// # Errors
-    /// What passes and backends find; [`RuntimeError::NoDevice`]; [`RuntimeError::Fallback`] when forbidden.
+    /// What passes and backends find; [`RuntimeError::NoDevice`]; [`RuntimeError::Fallback`] when forbidden;
+    /// [`RuntimeError::Memory`] for weights over the budget.
     pub fn compile(graph: Graph, host: &Host, options: &CompileOptions) -> Result<Program> {
+        if options.device == DeviceSpec::Auto && !options.deterministic {
+            return crate::auto::compile(graph, host, options);
+        }
         let start = Instant::now();
         let (device, devices) = host.open(&options.device, options.threads)?;
         let engine = match device {
             DeviceSpec::Reference => Engine::Reference,
-            _ => {
-                let targets: Vec<_> = devices.iter().map(|d| d.target()).collect();
-                let primary = DeviceId(devices.len() as u32 - 1);
-                let pass_options = Options {
-                    device: primary,
-                    verify: options.verify,
-                    level: cupola_passes::Level::from_number(options.level),
-                    ..Options::default()
-                };
-                let compiled = cupola_passes::compile(graph.clone(), &targets, &pass_options)?;
-                if options.no_fallback {
-                    let ops = fallbacks(&compiled, primary);
-                    if !ops.is_empty() {
-                        return Err(RuntimeError::Fallback {
-                            device: device.to_string(),
-                            ops,
-                        });
-                    }
-                }
-                let mut weights = WeightCache::default();
-                let loaded = Box::new(Loaded::new(compiled, &devices, &mut weights)?);
-                Engine::Compiled {
-                    loaded,
-                    devices,
-                    primary,
-                    weight_bytes: weights.bytes,
-                }
-            }
+            _ => Engine::compile(&graph, &device, devices, options)?,
         };
         Ok(Program {
             graph,
             engine,
+            memory: options.memory,
             device,
             compile_time: start.elapsed(),
         })
@@ -170,81 +210,178 @@ impl Program {
 
     /// A fresh state: slots at their initial values.
     pub fn new_state(&self, seed: u64) -> State {
-        let slots = self
-            .graph
-            .slots
-            .iter()
-            .map(|(n, s)| (n.clone(), Value::Tensor(s.initial.clone())))
-            .collect();
-        let pools = match &self.engine {
-            Engine::Reference => vec![],
-            Engine::Compiled { devices, .. } => devices.iter().map(|_| Pool::default()).collect(),
-        };
-        State {
-            slots,
-            pools,
-            layouts: Layouts::default(),
-            seed,
-            run: 0,
-            params: BTreeMap::new(),
-            stats: RunStats::default(),
+        let slots = self.graph.slots.iter();
+        let slots = slots.map(|(n, s)| (n.clone(), s.initial.clone().into()));
+        let mut state = State::new(slots.collect(), seed);
+        if let Engine::Compiled { devices, .. } = &self.engine {
+            state.pools = devices.iter().map(|_| Pool::default()).collect();
+        }
+        state
+    }
+
+    fn backend(&self) -> Option<&Arc<dyn Backend>> {
+        match &self.engine {
+            Engine::Reference => None,
+            Engine::Compiled {
+                devices, primary, ..
+            } => Some(&devices[primary.0 as usize]),
         }
     }
 
-    /// Runs once with inputs in the graph's order; gives outputs in order. The state changes only on success.
+    fn memory_backend(&self) -> Result<&Arc<dyn Backend>> {
+        self.backend().ok_or_else(|| RuntimeError::NoDevice {
+            device: self.device.to_string(),
+            what: "the interpreter has no memory of its own; give it host tensors".into(),
+        })
+    }
+
+    /// Copies a tensor to the program's device.
     ///
     /// # Errors
-    /// [`RuntimeError::Input`] for inputs that do not fit, and whatever fails while running.
+    /// A device that refuses memory or fails; the reference device, which has no memory of its own.
+    pub fn upload(&self, tensor: &Tensor) -> Result<DeviceTensor> {
+        DeviceTensor::upload(self.memory_backend()?, tensor)
+    }
+
+    /// Memory on the program's device for a tensor of this type, contents undefined.
+    ///
+    /// # Errors
+    /// As [`Program::upload`].
+    pub fn empty(&self, dtype: DType, shape: &[usize]) -> Result<DeviceTensor> {
+        DeviceTensor::empty(self.memory_backend()?, dtype, shape)
+    }
+
+    /// Puts named weights (`param`s of the graph) on the program's device once, for any number of sessions.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Input`] for a weight that the graph does not take; as [`Program::upload`].
+    pub fn weights(&self, tensors: BTreeMap<String, Tensor>) -> Result<Weights> {
+        let known = |name: &str| {
+            self.graph.nodes().any(
+                |(_, n)| matches!(&n.op, Op::Core(cupola_ir::CoreOp::Param(p)) if p.name == name),
+            )
+        };
+        let mut all = BTreeMap::new();
+        for (name, tensor) in tensors {
+            if !known(&name) {
+                return Err(RuntimeError::input(name, "no such weight"));
+            }
+            let value = match self.backend() {
+                Some(backend) => DeviceTensor::upload(backend, &tensor)?.into(),
+                None => tensor.into(),
+            };
+            all.insert(name, value);
+        }
+        Ok(Weights(Arc::new(all)))
+    }
+
+    /// Runs once with inputs in the graph's order; gives outputs in order, each where `places` says (on the host past
+    /// its end). The state changes only on success.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Input`] for inputs that do not fit, [`RuntimeError::Cancelled`], limits of the state, and
+    /// whatever fails while running.
     pub fn run(
         &self,
         state: &mut State,
-        inputs: Vec<Value>,
-        cancel: &Arc<AtomicBool>,
-    ) -> Result<Vec<Value>> {
+        inputs: Vec<RunValue>,
+        places: Vec<Place>,
+        stop: &Stop,
+    ) -> Result<Vec<RunValue>> {
         let start = Instant::now();
         self.check_inputs(&inputs)?;
-        let (outputs, states, launches, planned_bytes) = match &self.engine {
-            Engine::Reference => {
-                let mut env = Env::default();
-                env.states.clone_from(&state.slots);
-                env.params.clone_from(&state.params);
-                (env.seed, env.run, env.cancel) = (state.seed, state.run, Some(cancel.clone()));
-                let outputs = eval::run(&self.graph, &inputs, &mut env)?;
-                (outputs, env.states, 0, 0)
-            }
+        let mut stop = stop.clone();
+        let own = state.limits.time.map(|t| start + t);
+        stop.deadline = own.into_iter().chain(stop.deadline).min();
+        stop.check()?;
+        let budget = self.memory.into_iter().chain(state.limits.memory).min();
+        let mut limits = Limits::default();
+        limits.trips = state.limits.trips.unwrap_or(limits.trips);
+        let (outputs, states, stats) = match &self.engine {
+            Engine::Reference => self.interpret(state, &inputs, &places, limits, budget, stop)?,
             Engine::Compiled {
-                loaded, devices, ..
+                loaded,
+                devices,
+                weight_bytes,
+                ..
             } => {
+                let budget = budget.map(|b| b.saturating_sub(*weight_bytes));
+                for pool in &mut state.pools {
+                    pool.budget = budget;
+                }
                 let mut cx = RunCx {
                     devices,
                     pools: &mut state.pools,
                     layouts: &mut state.layouts,
-                    params: &state.params,
+                    params: &state.weights.0,
                     states: &state.slots,
                     new_states: BTreeMap::new(),
                     seed: state.seed,
                     run: state.run,
-                    cancel,
+                    limits,
+                    stop: &stop,
                     launches: 0,
-                    planned_bytes: 0,
+                    planned: 0,
+                    planned_peak: 0,
+                    budget,
                 };
-                let outputs = exec::execute(loaded, inputs, Bindings::default(), &mut cx)?;
-                (outputs, cx.new_states, cx.launches, cx.planned_bytes)
+                let outputs = exec::execute(loaded, inputs, places, Bindings::default(), &mut cx)?;
+                let stats = RunStats {
+                    launches: cx.launches,
+                    planned_bytes: cx.planned_peak,
+                    held_bytes: cx.pools.iter().map(|p| p.held).sum(),
+                    peak_bytes: cx.pools.iter().map(|p| p.peak).sum(),
+                    ..RunStats::default()
+                };
+                (outputs, cx.new_states, stats)
             }
         };
         state.slots.extend(states);
         state.run += 1;
         state.stats = RunStats {
             time: start.elapsed(),
-            launches,
-            held_bytes: state.pools.iter().map(|p| p.held).sum(),
-            peak_bytes: state.pools.iter().map(|p| p.peak).sum(),
-            planned_bytes,
+            ..stats
         };
         Ok(outputs)
     }
 
-    fn check_inputs(&self, inputs: &[Value]) -> Result<()> {
+    /// Runs on the reference interpreter.
+    fn interpret(
+        &self,
+        state: &State,
+        inputs: &[RunValue],
+        places: &[Place],
+        mut limits: Limits,
+        budget: Option<u64>,
+        stop: Stop,
+    ) -> Result<(Vec<RunValue>, BTreeMap<String, RunValue>, RunStats)> {
+        if places.iter().any(|p| matches!(p, Place::Into(_))) {
+            self.memory_backend()?;
+        }
+        if let Some(bytes) = budget.and_then(|b| usize::try_from(b).ok()) {
+            limits.total_size = limits.total_size.min(bytes);
+        }
+        let on_host = |all: &BTreeMap<String, RunValue>| -> Result<BTreeMap<String, Value>> {
+            let each = all.iter().map(|(n, v)| Ok((n.clone(), v.to_host()?)));
+            each.collect()
+        };
+        let params = on_host(&state.weights.0)?.into_iter();
+        let tensors = params.filter_map(|(n, v)| Some((n, v.as_tensor()?.clone())));
+        let mut env = Env::default();
+        (env.seed, env.run, env.limits, env.stop) = (state.seed, state.run, limits, stop);
+        env.params = tensors.collect();
+        env.states = on_host(&state.slots)?;
+        let inputs: Vec<Value> = inputs
+            .iter()
+            .map(RunValue::to_host)
+            .collect::<Result<_>>()?;
+        let outputs = eval::run(&self.graph, &inputs, &mut env)?;
+        let outputs = outputs.into_iter().map(RunValue::Host).collect();
+        let states = env.states.into_iter().map(|(n, v)| (n, v.into())).collect();
+        Ok((outputs, states, RunStats::default()))
+    }
+
+    fn check_inputs(&self, inputs: &[RunValue]) -> Result<()> {
         let takes = self.graph.inputs();
         if inputs.len() != takes.len() {
             let names: Vec<&str> = takes.iter().map(|v| self.graph.input_name(*v)).collect();
@@ -254,19 +391,19 @@ impl Program {
                 takes.len(),
                 names.join(", ")
             );
-            return Err(RuntimeError::Input {
-                name: "*".into(),
-                what,
-            });
+            return Err(RuntimeError::input("*", what));
         }
         for (v, value) in takes.iter().zip(inputs) {
             let ty = self.graph.ty(*v);
-            if !value.fits(ty) {
+            let fits = match value {
+                RunValue::Host(v) => v.fits(ty),
+                RunValue::Device(t) => ty
+                    .as_tensor()
+                    .is_some_and(|ty| ty.dtype == t.dtype() && ty.rank() == t.shape().len()),
+            };
+            if !fits {
                 let what = format!("{} given, {ty} taken", describe(value));
-                return Err(RuntimeError::Input {
-                    name: self.graph.input_name(*v).to_string(),
-                    what,
-                });
+                return Err(RuntimeError::input(self.graph.input_name(*v), what));
             }
         }
         Ok(())
@@ -274,15 +411,37 @@ impl Program {
 }
 
 /// Dtype and extents of a value, for messages.
-fn describe(value: &Value) -> String {
+fn describe(value: &RunValue) -> String {
     match value {
-        Value::Tensor(t) => format!("{}{:?}", t.dtype(), t.shape()),
-        Value::Sequence(v) => format!("a sequence of {}", v.len()),
-        Value::Optional(v) => format!(
+        RunValue::Device(t) => t.ty().to_string(),
+        RunValue::Host(Value::Tensor(t)) => t.ty().to_string(),
+        RunValue::Host(Value::Sequence(v)) => format!("a sequence of {}", v.len()),
+        RunValue::Host(Value::Optional(v)) => format!(
             "an optional with {}",
             if v.is_some() { "a value" } else { "nothing" }
         ),
     }
+}
+
+/// Refuses units whose float additions come in any order.
+fn check_deterministic(compiled: &Compiled) -> Result<()> {
+    let unordered = |unit: &Unit| match unit {
+        Unit::Loops(k) => k.phases.iter().any(|phase| match phase {
+            Phase::Store { stores, .. } => stores.iter().any(|s| {
+                s.kind == StoreKind::AtomicAdd && k.buffers[s.buffer.0 as usize].dtype.is_float()
+            }),
+            Phase::Reduce { .. } => false,
+        }),
+        Unit::Library(_) => false,
+    };
+    if let Some(unit) = compiled.units.iter().find(|u| unordered(&u.unit)) {
+        let what = format!(
+            "{} adds in any order, which --deterministic forbids",
+            unit.unit.name()
+        );
+        return Err(IrError::Unsupported(what).into());
+    }
+    compiled.bodies().try_for_each(check_deterministic)
 }
 
 /// Source operators of one plan that run elsewhere than on the primary device.
@@ -324,36 +483,4 @@ fn fallbacks(compiled: &Compiled, primary: DeviceId) -> Vec<String> {
     names.sort();
     names.dedup();
     names
-}
-
-/// What one caller keeps between runs: state slots, random counters, reusable memory.
-#[derive(Debug)]
-pub struct State {
-    /// Values of state slots.
-    pub slots: BTreeMap<String, Value>,
-    /// Weights by name.
-    pub params: BTreeMap<String, Tensor>,
-    /// Seed of random ops.
-    pub seed: u64,
-    /// Number of complete runs.
-    pub run: u64,
-    /// Figures of the last run.
-    pub stats: RunStats,
-    pools: Vec<Pool>,
-    layouts: Layouts,
-}
-
-/// Figures of one run.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct RunStats {
-    /// Wall time.
-    pub time: Duration,
-    /// Units launched.
-    pub launches: u64,
-    /// Bytes of working memory held after the run, for the next one.
-    pub held_bytes: u64,
-    /// Most bytes of working memory held.
-    pub peak_bytes: u64,
-    /// Bytes of working memory that the plan asks for at these sizes, packed; 0 on the reference device.
-    pub planned_bytes: u64,
 }

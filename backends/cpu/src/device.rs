@@ -170,6 +170,15 @@ impl Device for CpuDevice {
         Ok(())
     }
 
+    fn share(&self, range: &BufferRange) -> Result<Option<Bytes>> {
+        let (start, _) = address(range)?;
+        Ok(Some(Bytes::from_owner(Shared {
+            start,
+            size: range.size,
+            _keep: range.buffer.clone(),
+        })))
+    }
+
     fn submit(&self, commands: &[Command]) -> Result<()> {
         for command in commands {
             match command {
@@ -212,6 +221,24 @@ impl Device for CpuDevice {
 
     fn memory_used(&self) -> (u64, u64) {
         (self.usage.current() as u64, self.usage.peak() as u64)
+    }
+}
+
+/// Bytes of a range that somebody reads outside of launches.
+struct Shared {
+    start: *const u8,
+    size: usize,
+    _keep: Buffer,
+}
+
+// SAFETY: the bytes are only read, and the buffer that keeps them is itself `Send`.
+unsafe impl Send for Shared {}
+
+impl AsRef<[u8]> for Shared {
+    fn as_ref(&self) -> &[u8] {
+        // SAFETY: `share` has checked the range, the buffer is kept alive, and by the contract of `Device::share` nothing
+        // writes to the range meanwhile.
+        unsafe { std::slice::from_raw_parts(self.start, self.size) }
     }
 }
 

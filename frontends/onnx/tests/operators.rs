@@ -70,3 +70,8 @@ fn images_are_sampled_pooled_and_folded() {
 fn classical_models_are_evaluated() {
     check(include_str!("operators/ml.json"));
 }
+
+#[test]
+fn fused_operators_of_exporters_are_taken_apart() {
+    check(include_str!("operators/contrib.json"));
+}

@@ -16,6 +16,10 @@ payload! {
 }
 
 impl CompositeDef for Gelu {
+    fn arity(&self) -> std::ops::RangeInclusive<usize> {
+        1..=1
+    }
+
     fn decompose(&self, g: &mut Graph, operands: &[ValueId]) -> Result<Vec<ValueId>> {
         let x = operands[0];
         let inner = if self.tanh {
@@ -45,6 +49,10 @@ payload! {
 }
 
 impl CompositeDef for Swish {
+    fn arity(&self) -> std::ops::RangeInclusive<usize> {
+        1..=1
+    }
+
     fn decompose(&self, g: &mut Graph, operands: &[ValueId]) -> Result<Vec<ValueId>> {
         let [x] = *operands else {
             return Err(IrError::op("composite.swish", "takes one operand"));
@@ -62,6 +70,10 @@ payload! {
 }
 
 impl CompositeDef for Swiglu {
+    fn arity(&self) -> std::ops::RangeInclusive<usize> {
+        2..=2
+    }
+
     fn decompose(&self, g: &mut Graph, operands: &[ValueId]) -> Result<Vec<ValueId>> {
         let [gate, up] = *operands else {
             return Err(IrError::op("composite.swiglu", "takes a gate and a value"));

@@ -25,6 +25,10 @@ payload! {
 }
 
 impl CompositeDef for Attention {
+    fn arity(&self) -> std::ops::RangeInclusive<usize> {
+        3..=4
+    }
+
     fn decompose(&self, g: &mut Graph, operands: &[ValueId]) -> Result<Vec<ValueId>> {
         let [q, k, v, mask @ ..] = operands else {
             return Err(IrError::op(

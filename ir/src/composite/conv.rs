@@ -28,6 +28,10 @@ payload! {
 }
 
 impl CompositeDef for Conv {
+    fn arity(&self) -> std::ops::RangeInclusive<usize> {
+        2..=2
+    }
+
     fn decompose(&self, g: &mut Graph, operands: &[ValueId]) -> Result<Vec<ValueId>> {
         let [x, w] = operands else {
             return Err(IrError::op("composite.conv", "takes x and w"));
@@ -134,6 +138,10 @@ fn check(
 }
 
 impl CompositeDef for ConvTranspose {
+    fn arity(&self) -> std::ops::RangeInclusive<usize> {
+        2..=2
+    }
+
     fn decompose(&self, g: &mut Graph, operands: &[ValueId]) -> Result<Vec<ValueId>> {
         let [x, w] = operands else {
             return Err(IrError::op("composite.conv_transpose", "takes x and w"));

@@ -21,14 +21,18 @@ pub use rope::*;
 pub use softmax::*;
 
 use crate::attr::op_family;
-use crate::error::Result;
+use crate::error::{IrError, Result};
 use crate::graph::{Graph, ValueId};
 use crate::tensor::Value;
 use crate::tensor_type::ValueType;
+use std::ops::RangeInclusive;
 
 /// Contract of a composite's payload.
 pub trait CompositeDef {
-    /// Appends the decomposition to the graph.
+    /// How many operands it takes; all are tensors.
+    fn arity(&self) -> RangeInclusive<usize>;
+
+    /// Appends the decomposition to the graph. There are as many operands as [`CompositeDef::arity`] says.
     ///
     /// # Errors
     /// What is wrong with the operands or attributes.
@@ -97,6 +101,7 @@ impl CompositeOp {
     /// # Errors
     /// What is wrong with the operands or attributes.
     pub fn infer(&self, operands: &[&ValueType]) -> Result<Vec<ValueType>, String> {
+        self.check_operands(operands)?;
         if let Some(own) = self.def().infer(operands) {
             return own;
         }
@@ -104,11 +109,29 @@ impl CompositeOp {
         Ok(results.iter().map(|r| graph.ty(*r).clone()).collect())
     }
 
+    fn check_operands(&self, operands: &[&ValueType]) -> Result<(), String> {
+        let arity = self.def().arity();
+        if !arity.contains(&operands.len()) {
+            let (least, most) = (arity.start(), arity.end());
+            let takes = match least == most {
+                true => least.to_string(),
+                false => format!("{least} to {most}"),
+            };
+            return Err(format!("takes {takes} operands, not {}", operands.len()));
+        }
+        match operands.iter().find(|t| t.as_tensor().is_none()) {
+            Some(t) => Err(format!("operand of type {t} is no tensor")),
+            None => Ok(()),
+        }
+    }
+
     /// The decomposition as a graph of its own whose inputs are the operands.
     ///
     /// # Errors
     /// What is wrong with the operands or attributes.
     pub fn expand(&self, operands: &[&ValueType]) -> Result<(Graph, Vec<ValueId>)> {
+        self.check_operands(operands)
+            .map_err(|what| IrError::op(format!("composite.{}", self.name()), what))?;
         let mut graph = Graph::new(self.name());
         let inputs: Vec<ValueId> = (operands.iter().enumerate())
             .map(|(i, t)| graph.input(&format!("x{i}"), (*t).clone()))

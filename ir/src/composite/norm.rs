@@ -7,7 +7,7 @@ use crate::graph::{Graph, ValueId};
 use crate::scalar::Scalar;
 
 payload! {
-    /// Operands `(x, scale, bias?)`; `scale` and `bias` broadcast against `x` from the right. Over the axes from `axis`
+    /// Operands `(x, scale?, bias?)`; `scale` and `bias` broadcast against `x` from the right. Over the axes from `axis`
     /// on: `out = (x - mean) / sqrt(var + epsilon) * scale + bias` with the biased variance, computed in f32 at least.
     /// Results: `out`, and when `stats`: `mean` and `1 / sqrt(var + epsilon)` with kept axes, in the compute type.
     LayerNorm {
@@ -21,6 +21,10 @@ payload! {
 }
 
 impl CompositeDef for LayerNorm {
+    fn arity(&self) -> std::ops::RangeInclusive<usize> {
+        1..=3
+    }
+
     fn decompose(&self, g: &mut Graph, operands: &[ValueId]) -> Result<Vec<ValueId>> {
         let x = operands[0];
         let wide = g.widen(x)?;
@@ -55,6 +59,10 @@ payload! {
 }
 
 impl CompositeDef for RmsNorm {
+    fn arity(&self) -> std::ops::RangeInclusive<usize> {
+        1..=2
+    }
+
     fn decompose(&self, g: &mut Graph, operands: &[ValueId]) -> Result<Vec<ValueId>> {
         let x = operands[0];
         let wide = g.widen(x)?;

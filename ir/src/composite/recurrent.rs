@@ -397,6 +397,13 @@ fn rounded_product(g: &mut Graph, x: ValueId, w: ValueId, scale: ValueId) -> Res
 }
 
 impl CompositeDef for Recurrent {
+    fn arity(&self) -> std::ops::RangeInclusive<usize> {
+        let optional = [self.cell == Cell::Lstm, self.bias, self.lens, self.peephole];
+        let given = optional.iter().filter(|there| **there).count();
+        let count = 4 + given + if self.quantized { 4 } else { 0 };
+        count..=count
+    }
+
     fn decompose(&self, g: &mut Graph, operands: &[ValueId]) -> Result<Vec<ValueId>> {
         let o = self.roles(operands)?;
         if g.rank(o.x) != 3 || g.rank(o.w) != 2 || g.rank(o.r) != 2 || g.rank(o.h) != 2 {

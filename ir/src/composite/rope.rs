@@ -18,6 +18,10 @@ payload! {
 }
 
 impl CompositeDef for Rope {
+    fn arity(&self) -> std::ops::RangeInclusive<usize> {
+        3..=3
+    }
+
     fn decompose(&self, g: &mut Graph, operands: &[ValueId]) -> Result<Vec<ValueId>> {
         let [x, cos, sin] = *operands else {
             return Err(IrError::op("composite.rope", "takes x, cos and sin"));

@@ -19,6 +19,10 @@ payload! {
 }
 
 impl CompositeDef for Softmax {
+    fn arity(&self) -> std::ops::RangeInclusive<usize> {
+        1..=1
+    }
+
     fn decompose(&self, g: &mut Graph, operands: &[ValueId]) -> Result<Vec<ValueId>> {
         let x = operands[0];
         let wide = g.widen(x)?;

@@ -2,11 +2,12 @@
 
 use super::Env;
 use crate::dim::{Atom, Bindings, Dim};
+use crate::dtype::DType;
 use crate::error::{IrError, Result};
 use crate::graph::Graph;
 use crate::ops::{CoreOp, Op};
 use crate::tensor::Value;
-use crate::tensor_type::ValueType;
+use crate::tensor_type::{TensorType, ValueType};
 
 /// Binds the free symbols of `dims` from the extents of an actual tensor and checks the others: an extent that is a
 /// symbol, or linear in one unbound symbol, binds it. An extent with several unbound symbols is left alone.
@@ -83,19 +84,30 @@ fn solve(dim: &Dim, n: i64, bindings: &mut Bindings) -> Option<()> {
     Some(())
 }
 
+/// Binds the free symbols of a tensor type from what a tensor has.
+///
+/// # Errors
+/// What contradicts, in words.
+pub fn bind_tensor(
+    ty: &TensorType,
+    dtype: DType,
+    shape: &[usize],
+    bindings: &mut Bindings,
+) -> Result<(), String> {
+    if ty.dtype != dtype {
+        return Err(format!("it has elements of {dtype}"));
+    }
+    bind_extents(&ty.dims, shape, bindings)
+}
+
 /// Binds the free symbols of a type from a value and checks the rest. Extents of elements of a sequence are free.
 ///
 /// # Errors
 /// What contradicts, in words.
 pub fn bind_value(ty: &ValueType, value: &Value, bindings: &mut Bindings) -> Result<(), String> {
     match (ty, value) {
-        (ValueType::Tensor(t), Value::Tensor(v)) if t.dtype == v.dtype() => {
-            bind_extents(&t.dims, v.shape(), bindings)
-        }
+        (ValueType::Tensor(t), Value::Tensor(v)) => bind_tensor(t, v.dtype(), v.shape(), bindings),
         (ValueType::Optional(t), Value::Optional(Some(v))) => bind_value(t, v, bindings),
-        (ValueType::Tensor(_), Value::Tensor(v)) => {
-            Err(format!("it has elements of {}", v.dtype()))
-        }
         _ if value.fits(ty) => Ok(()),
         _ => Err("it is another kind of value".into()),
     }

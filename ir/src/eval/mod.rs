@@ -22,6 +22,7 @@ pub mod scalar;
 pub(crate) mod special;
 mod view;
 
+pub use control::{CallRegion, Carried, run_control};
 pub use op::eval_op;
 
 use crate::dim::Bindings;
@@ -32,6 +33,7 @@ use crate::tensor::{Tensor, Value};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 /// Bounds on the work of one run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +62,31 @@ impl Default for Limits {
     }
 }
 
+/// When a run stops before it is done: between two nodes, once any flag is set or the deadline has passed.
+#[derive(Clone, Debug, Default)]
+pub struct Stop {
+    /// Set by whoever wants the run to end.
+    pub flags: Vec<Arc<AtomicBool>>,
+    /// The last moment.
+    pub deadline: Option<Instant>,
+}
+
+impl Stop {
+    /// Whether to go on.
+    ///
+    /// # Errors
+    /// [`IrError::Cancelled`] once a flag is set; [`IrError::Limit`] after the deadline.
+    pub fn check(&self) -> Result<()> {
+        if self.flags.iter().any(|f| f.load(Ordering::Relaxed)) {
+            return Err(IrError::Cancelled);
+        }
+        match self.deadline {
+            Some(last) if Instant::now() > last => Err(IrError::Limit("time of one run".into())),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// What a graph is run with, and what a run leaves behind.
 #[derive(Clone, Debug, Default)]
 pub struct Env {
@@ -75,8 +102,8 @@ pub struct Env {
     pub run: u64,
     /// Bounds on the work.
     pub limits: Limits,
-    /// When set, the run stops at the next node with [`IrError::Cancelled`].
-    pub cancel: Option<Arc<AtomicBool>>,
+    /// When the run stops before it is done.
+    pub stop: Stop,
     /// States written so far in this run.
     written: BTreeMap<String, Value>,
     steps: u64,
@@ -186,11 +213,7 @@ fn one_node(
     values: &[Option<Value>],
     env: &mut Env,
 ) -> Result<Vec<Value>> {
-    if let Some(flag) = &env.cancel
-        && flag.load(Ordering::Relaxed)
-    {
-        return Err(IrError::Cancelled);
-    }
+    env.stop.check()?;
     env.steps += 1;
     if env.steps > env.limits.steps {
         return Err(IrError::Limit(format!("{} steps", env.limits.steps)));

@@ -405,7 +405,10 @@ fn sizes_are_limited_before_memory_is_taken() {
     let error = run_one(&g, &[Tensor::vector(&[3f32])]).unwrap_err();
     assert!(matches!(error, IrError::Limit(_)), "{error}");
     let mut env = Env {
-        cancel: Some(Arc::new(AtomicBool::new(true))),
+        stop: Stop {
+            flags: vec![Arc::new(AtomicBool::new(true))],
+            deadline: None,
+        },
         ..Env::default()
     };
     let error = run(&g, &[Tensor::vector(&[3f32]).into()], &mut env).unwrap_err();

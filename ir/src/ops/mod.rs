@@ -194,11 +194,8 @@ impl Op {
     /// Regions held by the op.
     pub fn regions(&self) -> Vec<&Graph> {
         match self {
-            Op::Core(CoreOp::If(p)) => vec![&p.then_branch, &p.else_branch],
-            Op::Core(CoreOp::Loop(p)) => vec![&p.body],
-            Op::Core(CoreOp::Scan(p)) => vec![&p.body],
-            Op::Core(CoreOp::Call(p)) => vec![&p.body],
-            Op::Core(_) | Op::Host(_) | Op::Composite(_) => vec![],
+            Op::Core(op) => op.regions(),
+            Op::Host(_) | Op::Composite(_) => vec![],
         }
     }
 
@@ -291,6 +288,17 @@ impl Op {
 }
 
 impl CoreOp {
+    /// Regions held by the op.
+    pub fn regions(&self) -> Vec<&Graph> {
+        match self {
+            CoreOp::If(p) => vec![&p.then_branch, &p.else_branch],
+            CoreOp::Loop(p) => vec![&p.body],
+            CoreOp::Scan(p) => vec![&p.body],
+            CoreOp::Call(p) => vec![&p.body],
+            _ => vec![],
+        }
+    }
+
     /// The payload as its contract.
     pub fn def(&self) -> &dyn OpDef {
         use CoreOp::*;

@@ -1,7 +1,7 @@
 //! The bytes that a plan needs when its symbols are bound: known before anything is allocated.
 
 use super::pack::{is_packed, pack, slot_sizes};
-use super::{Compiled, DeviceId, SlotId, Step, Storage};
+use super::{Compiled, DeviceId, SlotId, Storage};
 use cupola_ir::Bindings;
 use cupola_ir::target::Target;
 use rustc_hash::FxHashSet;
@@ -28,21 +28,34 @@ impl Footprint {
     }
 }
 
+/// Bytes of all constants, each once on each device, regions included.
+pub fn weight_size(compiled: &Compiled) -> u64 {
+    fn add(compiled: &Compiled, seen: &mut FxHashSet<(DeviceId, usize, usize)>) -> u64 {
+        let mut sum = 0u64;
+        for slot in &compiled.plan.slots {
+            if let Storage::Const(t) = &slot.storage {
+                let key = (slot.device, t.bytes().as_ptr() as usize, t.bytes().len());
+                let new = seen.insert(key);
+                sum = sum.saturating_add(if new { t.bytes().len() as u64 } else { 0 });
+            }
+        }
+        compiled
+            .bodies()
+            .fold(sum, |sum, b| sum.saturating_add(add(b, seen)))
+    }
+    add(compiled, &mut FxHashSet::default())
+}
+
 /// What a compiled graph needs on `targets`, those that it was compiled for. Sizes that `bindings` do not decide count
 /// as nothing.
 pub fn footprint(compiled: &Compiled, targets: &[&Target], bindings: &Bindings) -> Footprint {
-    count(compiled, targets, bindings, &mut FxHashSet::default())
+    let mut sum = working(compiled, targets, bindings);
+    sum.weights = sum.weights.saturating_add(weight_size(compiled));
+    sum
 }
 
-/// Device, address and length of a constant's bytes: regions share constants with the graph around them.
-type Known = FxHashSet<(DeviceId, usize, usize)>;
-
-fn count(
-    compiled: &Compiled,
-    targets: &[&Target],
-    bindings: &Bindings,
-    known: &mut Known,
-) -> Footprint {
+/// All but constants.
+fn working(compiled: &Compiled, targets: &[&Target], bindings: &Bindings) -> Footprint {
     let plan = &compiled.plan;
     let sizes: Vec<u64> = slot_sizes(plan, bindings)
         .into_iter()
@@ -50,20 +63,17 @@ fn count(
         .collect();
     let mut sum = Footprint::default();
     for (i, slot) in plan.slots.iter().enumerate() {
-        match &slot.storage {
-            Storage::Const(t) => {
-                let bytes = t.bytes();
-                if known.insert((slot.device, bytes.as_ptr() as usize, bytes.len())) {
-                    sum.weights = sum.weights.saturating_add(bytes.len() as u64);
-                }
-            }
-            Storage::Param(_) => sum.weights = sum.weights.saturating_add(sizes[i]),
-            Storage::State(_) => sum.states = sum.states.saturating_add(sizes[i]),
-            Storage::Planned if !is_packed(plan, SlotId(i as u32)) => {
-                sum.outputs = sum.outputs.saturating_add(sizes[i]);
-            }
-            Storage::Planned | Storage::Input(_) | Storage::Alias { .. } | Storage::HostValue => {}
-        }
+        let add = match &slot.storage {
+            Storage::Param(_) => &mut sum.weights,
+            Storage::State(_) => &mut sum.states,
+            Storage::Planned if !is_packed(plan, SlotId(i as u32)) => &mut sum.outputs,
+            Storage::Planned
+            | Storage::Const(_)
+            | Storage::Input(_)
+            | Storage::Alias { .. }
+            | Storage::HostValue => continue,
+        };
+        *add = add.saturating_add(sizes[i]);
     }
     for (d, target) in targets.iter().enumerate() {
         let device = DeviceId(d as u32);
@@ -72,16 +82,10 @@ fn count(
         sum.activations = sum.activations.saturating_add(packing.size());
     }
     // One region runs at a time, while the memory of the graph around it is held.
-    let mut region = 0;
-    for step in &plan.steps {
-        if let Step::Control { bodies, .. } = step {
-            for body in bodies {
-                let inner = count(body, targets, bindings, known);
-                sum.weights = sum.weights.saturating_add(inner.weights);
-                region = region.max(inner.activations.saturating_add(inner.outputs));
-            }
-        }
-    }
-    sum.activations = sum.activations.saturating_add(region);
+    let region = compiled.bodies().map(|body| {
+        let inner = working(body, targets, bindings);
+        inner.activations.saturating_add(inner.outputs)
+    });
+    sum.activations = sum.activations.saturating_add(region.max().unwrap_or(0));
     sum
 }

@@ -16,7 +16,7 @@ mod pack;
 mod require;
 
 pub use check::{check_packing, check_plan};
-pub use footprint::{Footprint, footprint};
+pub use footprint::{Footprint, footprint, weight_size};
 pub use pack::{Packing, is_packed, pack, slot_sizes};
 pub use require::Require;
 
@@ -253,4 +253,14 @@ pub struct Compiled {
     pub misses: Vec<Miss>,
     /// Composites of the model, as read or raised.
     pub composites: Vec<Recognised>,
+}
+
+impl Compiled {
+    /// The regions of all control steps, compiled.
+    pub fn bodies(&self) -> impl Iterator<Item = &Compiled> {
+        self.plan.steps.iter().flat_map(|step| match step {
+            Step::Control { bodies, .. } => &bodies[..],
+            _ => &[],
+        })
+    }
 }

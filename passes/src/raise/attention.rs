@@ -11,6 +11,9 @@ use cupola_ir::composite::{Attention, CompositeOp};
 use cupola_ir::ops::*;
 use cupola_ir::{CoreOp, DType, Dim, Graph, IrError, NodeId, Op, Scalar, ValueId};
 
+/// A number that stays the same when a score is added; several of them have a finite sum.
+const LOST: f64 = -1e37;
+
 /// What was found on the way from the softmax to the first product.
 #[derive(Debug)]
 struct Scores {
@@ -421,8 +424,10 @@ fn mask(
                     let c = if keep { c } else { g.unary(Scalar::Not, c)? };
                     return Ok(Some(c));
                 }
-                // Finite: a row without any key then weighs all keys alike, as the pattern does.
+                // Finite, and so low that a score added to it is lost: a row without any key then weighs all keys
+                // alike, as the pattern does.
                 let zero = g.number(0.0, dtype)?;
+                let low = if dtype == DType::F16 { low } else { LOST };
                 let low = g.number(low, dtype)?;
                 let (x, y) = if keep { (zero, low) } else { (low, zero) };
                 g.select(c, x, y)?

@@ -145,11 +145,7 @@ fn worker(args: &BenchArgs) -> Outcome {
 fn say(reply: &Json) -> Outcome {
     let mut out = std::io::stdout().lock();
     let written = writeln!(out, "{reply}").and_then(|()| out.flush());
-    written.map_err(|e| Failure {
-        status: 1,
-        code: "io",
-        message: format!("standard output: {e}"),
-    })
+    written.map_err(|e| Failure::new(1, "io", format!("standard output: {e}")))
 }
 
 fn load(case: &str, args: &BenchArgs, host: &std::sync::Arc<cupola::Host>) -> Outcome<Job> {

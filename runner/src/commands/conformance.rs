@@ -156,11 +156,7 @@ fn run_case(
                 .map_err(CaseError::Other)?;
         }
         let found = judge(case, &set, &directory, &got, args.profile).map_err(CaseError::Other)?;
-        if total.is_ok() {
-            total.detail = found.detail;
-        }
-        total.max_abs = total.max_abs.max(found.max_abs);
-        total.max_rel = total.max_rel.max(found.max_rel);
+        total = total.join(found);
     }
     let status = if total.is_ok() { "pass" } else { "fail" };
     let finite = |x: f64| {
@@ -217,11 +213,7 @@ fn judge(
         }
         let want = pb::read(&path, &super::run::kind_of(value))?;
         let found = compare::values(&format!("{set}/output_{i}"), value, &want, tolerance);
-        if total.is_ok() {
-            total.detail = found.detail.clone();
-        }
-        total.max_abs = total.max_abs.max(found.max_abs);
-        total.max_rel = total.max_rel.max(found.max_rel);
+        total = total.join(found);
     }
     Ok(total)
 }

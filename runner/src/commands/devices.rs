@@ -71,11 +71,8 @@ pub fn doctor(args: &DevicesArgs) -> Outcome {
     if broken.is_empty() {
         return Ok(());
     }
-    Err(Failure {
-        status: 1,
-        code: "run",
-        message: format!("{} failed the check", broken.join(", ")),
-    })
+    let message = format!("{} failed the check", broken.join(", "));
+    Err(Failure::new(1, "run", message))
 }
 
 /// `softmax(max(x w + b, 0))` on small numbers against the reference.

@@ -1,10 +1,10 @@
 //! `cupola inspect`: what is in a model.
 
 use crate::args::{InspectArgs, InspectFormat};
-use crate::fail::Outcome;
-use crate::outputs;
+use crate::fail::{Missing, Outcome};
+use crate::{inputs, outputs};
 use cupola::ir::{CoreOp, OpClass};
-use cupola::{Graph, check_file};
+use cupola::{Graph, Model, SupportRow, check_file};
 use serde_json::{Value as Json, json};
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 pub fn inspect(args: &InspectArgs) -> Outcome {
     if let Some(step) = &args.after {
         let model = super::open(&args.model, &args.compile)?;
-        let graph = model.graph()?;
+        let graph = graph_of(&model, args)?;
         let graph = cupola::graph_after(
             &graph,
             step,
@@ -27,9 +27,20 @@ pub fn inspect(args: &InspectArgs) -> Outcome {
         Err(_) if check_file(&args.model).is_ok() => return contents(args),
         Err(e) => return Err(e),
     };
-    let graph = model.graph()?;
+    let graph = match graph_of(&model, args) {
+        Ok(graph) => graph,
+        Err(e) if args.support && !e.missing.is_empty() => {
+            return show_support(&missing(&e.missing), args);
+        }
+        // Without its inputs a graph may not be known; what the file states is.
+        Err(e) if args.input.input.is_empty() && !args.support => {
+            return contents(args).map_err(|_| e);
+        }
+        Err(e) => return Err(e),
+    };
     if args.support {
-        return support(&graph, args);
+        let table = cupola::support(&graph, &super::host(), &super::options(&args.compile)?)?;
+        return show_support(&table, args);
     }
     match (&args.json, args.format) {
         (Some(to), _) => outputs::write_json(to, &facts(&graph)),
@@ -40,6 +51,31 @@ pub fn inspect(args: &InspectArgs) -> Outcome {
         }
         (None, InspectFormat::Dot | InspectFormat::Html) => show_graph(&graph, args),
     }
+}
+
+/// The graph, given inputs that decide its structure if any are.
+fn graph_of(model: &Model, args: &InspectArgs) -> Outcome<Graph> {
+    if args.input.input.is_empty() && args.input.inputs.is_none() {
+        return Ok(Graph::clone(&*model.graph()?));
+    }
+    let types = model.input_types()?;
+    let given = inputs::gather(&types, &args.input, &args.compile, false)?;
+    Ok(model.graph_for_inputs(&given)?)
+}
+
+/// Rows for what is not implemented.
+fn missing(all: &[Missing]) -> Vec<SupportRow> {
+    let mut rows: BTreeMap<&str, SupportRow> = BTreeMap::new();
+    for m in all {
+        let row = rows.entry(&m.op).or_insert_with(|| SupportRow {
+            op: m.op.clone(),
+            count: 0,
+            support: "missing",
+            why: m.why.clone(),
+        });
+        row.count += 1;
+    }
+    rows.into_values().collect()
 }
 
 fn show_graph(graph: &Graph, args: &InspectArgs) -> Outcome {
@@ -153,8 +189,7 @@ fn nodes(graph: &Graph) -> Json {
     each.collect()
 }
 
-fn support(graph: &Graph, args: &InspectArgs) -> Outcome {
-    let table = cupola::support(graph, &super::host(), &super::options(&args.compile)?)?;
+fn show_support(table: &[SupportRow], args: &InspectArgs) -> Outcome {
     if let Some(to) = &args.json {
         let rows: Vec<Json> = table
             .iter()

@@ -1,6 +1,7 @@
 //! One file per command.
 
 mod bench;
+mod bisect;
 mod check;
 mod compare;
 mod conformance;
@@ -11,15 +12,46 @@ mod inspect;
 mod plan;
 mod run;
 
-use crate::args::{Command, CompileArgs};
+use crate::args::{Command, CompileArgs, Precision};
 use crate::fail::{Failure, Outcome};
 use crate::inputs::parse_set;
+use crate::outputs;
 use cupola::{DeviceSpec, Host, Model, ModelOptions, Options};
+use serde_json::json;
 use std::path::Path;
 use std::sync::Arc;
 
-/// Runs a command.
+/// Runs a command. Where a model needs what is not implemented, `--json` gets the list of it.
 pub fn dispatch(command: Command) -> Outcome {
+    let json = json_target(&command).map(ToString::to_string);
+    let outcome = start(command);
+    if let (Err(failure), Some(to)) = (&outcome, json)
+        && !failure.missing.is_empty()
+    {
+        let document = json!({ "error": failure.code, "missing": failure.missing });
+        outputs::write_json(&to, &document)?;
+    }
+    outcome
+}
+
+/// Where `--json` goes.
+fn json_target(command: &Command) -> Option<&str> {
+    let json = match command {
+        Command::Devices(a) | Command::Doctor(a) => &a.json,
+        Command::Inspect(a) => &a.json,
+        Command::Bench(a) => &a.json,
+        Command::Explain(a) => &a.json,
+        Command::Plan(a) => &a.json,
+        Command::Compare(a) => &a.json,
+        Command::Bisect(a) => &a.json,
+        Command::Check(a) => &a.json,
+        Command::Run(a) => &a.json,
+        Command::Convert(_) | Command::Conformance(_) => return None,
+    };
+    json.as_deref()
+}
+
+fn start(command: Command) -> Outcome {
     match command {
         Command::Devices(a) => devices::devices(&a),
         Command::Doctor(a) => devices::doctor(&a),
@@ -28,7 +60,7 @@ pub fn dispatch(command: Command) -> Outcome {
         Command::Explain(a) => explain::explain(&a),
         Command::Plan(a) => plan::plan(&a),
         Command::Compare(a) => compare::compare(&a),
-        Command::Bisect(a) => compare::bisect(&a),
+        Command::Bisect(a) => bisect::bisect(&a),
         Command::Convert(a) => convert::convert(&a),
         Command::Check(a) => check::check(&a),
         Command::Run(a) => run::run(&a),
@@ -39,17 +71,41 @@ pub fn dispatch(command: Command) -> Outcome {
 /// Compile options from the command line.
 pub fn options(args: &CompileArgs) -> Outcome<Options> {
     let device: DeviceSpec = args.device.parse().map_err(Failure::usage)?;
+    if args.precision != Precision::F32 {
+        let what = "--precision: products are computed in the model's own types only; use f32";
+        return Err(Failure::unsupported(what));
+    }
     Ok(Options {
         device,
         level: args.level,
         threads: args.threads,
         no_fallback: args.no_fallback,
+        memory: args.memory,
+        deterministic: args.deterministic,
+        fault: args.fault,
         ..Options::default()
     })
 }
 
+/// A spinner on standard error for as long as the guard lives, on a terminal only.
+pub fn busy(what: &str) -> Busy {
+    let bar = indicatif::ProgressBar::new_spinner().with_message(what.to_string());
+    bar.enable_steady_tick(std::time::Duration::from_millis(120));
+    Busy(bar)
+}
+
+/// Clears its spinner at the end.
+pub struct Busy(indicatif::ProgressBar);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}
+
 /// Opens a model with the dimensions of `--set`.
 pub fn open(path: &Path, args: &CompileArgs) -> Outcome<Model> {
+    let _busy = busy("loading");
     Ok(Model::open_with(
         path,
         ModelOptions {

@@ -36,21 +36,12 @@ pub fn plan(args: &PlanArgs) -> Outcome {
         Some(to) => outputs::write_json(to, &document)?,
         None => print_text(&memory),
     }
-    match &args.memory {
-        None => Ok(()),
-        Some(text) => {
-            let budget = parse_bytes(text)
-                .ok_or_else(|| Failure::usage(format!("--memory {text}: as in 512MiB")))?;
-            if total <= budget {
-                return Ok(());
-            }
+    match args.compile.memory {
+        Some(budget) if total > budget => {
             let message = format!("needs {total} bytes, the budget is {budget}");
-            Err(Failure {
-                status: 5,
-                code: "limit",
-                message,
-            })
+            Err(Failure::limit(message))
         }
+        _ => Ok(()),
     }
 }
 
@@ -93,39 +84,5 @@ fn human(bytes: u64) -> String {
         format!("{bytes} B")
     } else {
         format!("{value:.1} {}", units[unit])
-    }
-}
-
-/// `1024`, `512MiB`, `2GB`.
-pub fn parse_bytes(text: &str) -> Option<u64> {
-    let split = text
-        .find(|c: char| c.is_ascii_alphabetic())
-        .unwrap_or(text.len());
-    let (number, unit) = text.split_at(split);
-    let factor: f64 = match unit.trim() {
-        "" | "B" => 1.0,
-        "KiB" | "K" => 1024.0,
-        "MiB" | "M" => 1024.0 * 1024.0,
-        "GiB" | "G" => 1024.0 * 1024.0 * 1024.0,
-        "KB" | "kB" => 1e3,
-        "MB" => 1e6,
-        "GB" => 1e9,
-        _ => return None,
-    };
-    let bytes = number.trim().parse::<f64>().ok()? * factor;
-    (bytes >= 0.0 && bytes < u64::MAX as f64).then_some(bytes as u64)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn byte_counts_parse() {
-        assert_eq!(parse_bytes("1024"), Some(1024));
-        assert_eq!(parse_bytes("2GiB"), Some(2 << 30));
-        assert_eq!(parse_bytes("1.5KB"), Some(1500));
-        assert_eq!(parse_bytes("lots"), None);
-        assert_eq!(parse_bytes("-1"), None);
     }
 }

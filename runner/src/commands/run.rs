@@ -18,7 +18,10 @@ pub fn run(args: &RunArgs) -> Outcome {
     let inputs = inputs::gather(&types, &args.input, &args.compile, false)?;
     let load_ms = start.elapsed().as_secs_f64() * 1e3;
     let mut runner = model.runner(super::host(), super::options(&args.compile)?);
-    runner.session(&inputs)?.state_mut().seed = args.compile.seed;
+    {
+        let _busy = super::busy("compiling");
+        runner.session(&inputs)?.state_mut().seed = args.compile.seed;
+    }
     let mut results = vec![];
     let mut run_ms = vec![];
     for _ in 0..args.repeat.max(1) {

@@ -180,7 +180,7 @@ fn mish(g: &mut Graph, x: ValueId) -> OpResult<ValueId> {
     Ok(g.binary(Scalar::Mul, x, gate)?)
 }
 
-fn push_gelu(g: &mut Graph, x: ValueId, tanh: bool) -> OpResult<ValueId> {
+pub(super) fn push_gelu(g: &mut Graph, x: ValueId, tanh: bool) -> OpResult<ValueId> {
     Ok(g.one(Op::Composite(CompositeOp::Gelu(Gelu { tanh })), &[x])?)
 }
 

@@ -1,9 +1,10 @@
 //! Attention and what models put around it: rotary positions, linear attention, causal convolution.
 
 use cupola_ir::composite::Attention;
-use cupola_ir::ops::{Bounds, Gather, ReduceKind, Scan};
+use cupola_ir::ops::{ReduceKind, Scan};
 use cupola_ir::{DType, Dim, Graph, Scalar, TensorType, ValueId};
 
+use super::indexed::take;
 use super::{OpRow, op, op_in};
 use crate::context::NodeCx;
 use crate::import_error::{OpResult, invalid};
@@ -12,7 +13,6 @@ pub(super) const OPS: &[OpRow] = &[
     op("Attention", 23, attention),
     op("RotaryEmbedding", 23, rotary_embedding),
     op("LinearAttention", 1, linear_attention),
-    op("CausalConvWithState", 1, causal_conv),
     op_in("com.microsoft", "RotaryEmbedding", 1, rotary_embedding_ms),
 ];
 
@@ -322,56 +322,8 @@ fn rotate(
         n if n > 0 && n as usize <= d && n % 2 == 0 => n as usize,
         n => return invalid(format!("rotary_embedding_dim {n} of {d}")),
     };
-    let pick = |cx: &mut NodeCx<'_, '_>, cache: ValueId| -> OpResult<ValueId> {
-        let cache = match ids {
-            Some(ids) => {
-                let ids = cx.g.cast(ids, DType::I64)?;
-                let gather = Gather {
-                    axes: vec![0],
-                    batch: 0,
-                    bounds: Bounds::Check,
-                };
-                cx.g.one(gather, &[cache, ids])?
-            }
-            None => cache,
-        };
-        Ok(cx.g.unsqueeze(cache, &[1])?)
-    };
-    let (cos, sin) = (pick(cx, cos)?, pick(cx, sin)?);
-    let half = Dim::from(rotated / 2);
-    let front = cx.g.slice_axis(x, 3, &Dim::ZERO, &Dim::from(rotated))?;
     let interleaved = cx.flag("interleaved", false)?;
-    let (x1, x2) = if interleaved {
-        let dims = cx.g.dims(front);
-        let pairs = [&dims[..3], &[half.clone(), Dim::from(2usize)]].concat();
-        let pairs = cx.g.reshape(front, &pairs)?;
-        (
-            cx.g.pick(pairs, 4, &Dim::ZERO)?,
-            cx.g.pick(pairs, 4, &Dim::ONE)?,
-        )
-    } else {
-        let x1 = cx.g.slice_axis(front, 3, &Dim::ZERO, &half)?;
-        (x1, cx.g.slice_axis(front, 3, &half, &half)?)
-    };
-    let product = |cx: &mut NodeCx<'_, '_>, a: ValueId, b: ValueId| cx.g.binary(Scalar::Mul, a, b);
-    let (a, b) = (product(cx, cos, x1)?, product(cx, sin, x2)?);
-    let real = cx.g.binary(Scalar::Sub, a, b)?;
-    let (a, b) = (product(cx, sin, x1)?, product(cx, cos, x2)?);
-    let imag = cx.g.binary(Scalar::Add, a, b)?;
-    let turned = if interleaved {
-        let (real, imag) = (cx.g.unsqueeze(real, &[4])?, cx.g.unsqueeze(imag, &[4])?);
-        let pairs = cx.g.concat(&[real, imag], 4)?;
-        let dims = cx.g.dims(front);
-        cx.g.reshape(pairs, &dims)?
-    } else {
-        cx.g.concat(&[real, imag], 3)?
-    };
-    let mut y = turned;
-    if rotated < d {
-        let rest =
-            cx.g.slice_axis(x, 3, &Dim::from(rotated), &Dim::from(d - rotated))?;
-        y = cx.g.concat(&[turned, rest], 3)?;
-    }
+    let mut y = turn(cx.g, x, [cos, sin], ids, (rotated, interleaved))?;
     if flat {
         let dims = cx.g.dims(original);
         y = merge_heads(cx.g, y)?;
@@ -380,48 +332,63 @@ fn rotate(
     Ok(vec![y])
 }
 
-fn causal_conv(cx: &mut NodeCx<'_, '_>) -> OpResult {
-    let (x, w) = (cx.input(0)?, cx.input(1)?);
-    let (xd, wd) = (cx.g.dims(x), cx.g.dims(w));
-    if xd.len() != 3 || wd.len() != 3 {
-        return invalid("input and weight must have 3 axes");
+/// The first `rotated` elements of each head of `x: [batch, heads, seq, d]` turned, as pairs of neighbours when
+/// interleaved and of halves otherwise, by the rows of the caches that `ids: [batch, seq]` name (all rows in order
+/// without).
+pub(super) fn turn(
+    g: &mut Graph,
+    x: ValueId,
+    caches: [ValueId; 2],
+    ids: Option<ValueId>,
+    (rotated, interleaved): (usize, bool),
+) -> OpResult<ValueId> {
+    let mut picked = vec![];
+    for cache in caches {
+        let cache = match ids {
+            Some(ids) => {
+                let ids = g.cast(ids, DType::I64)?;
+                take(g, cache, 0, ids)?
+            }
+            None => cache,
+        };
+        picked.push(g.unsqueeze(cache, &[1])?);
     }
-    let channels = cx.const_extent(w, 0)?;
-    let keep = wd[2].clone() - Dim::ONE;
-    let padded = match cx.optional(3) {
-        Some(state) => cx.g.concat(&[state, x], 2)?,
-        None => {
-            let zero = cx.g.number_like(0.0, x)?;
-            let low = [Dim::ZERO, Dim::ZERO, keep.clone()];
-            cx.g.pad(x, zero, &low, &[Dim::ZERO, Dim::ZERO, Dim::ZERO])?
-        }
+    let (cos, sin) = (picked[0], picked[1]);
+    let half = Dim::from(rotated / 2);
+    let front = g.slice_axis(x, 3, &Dim::ZERO, &Dim::from(rotated))?;
+    let (x1, x2) = if interleaved {
+        let dims = g.dims(front);
+        let pairs = [&dims[..3], &[half.clone(), Dim::from(2usize)]].concat();
+        let pairs = g.reshape(front, &pairs)?;
+        (g.pick(pairs, 4, &Dim::ZERO)?, g.pick(pairs, 4, &Dim::ONE)?)
+    } else {
+        let x1 = g.slice_axis(front, 3, &Dim::ZERO, &half)?;
+        (x1, g.slice_axis(front, 3, &half, &half)?)
     };
-    let conv = cupola_ir::composite::Conv {
-        strides: vec![1],
-        dilations: vec![1],
-        pads_low: vec![Dim::ZERO],
-        pads_high: vec![Dim::ZERO],
-        groups: channels,
+    let (a, b) = (
+        g.binary(Scalar::Mul, cos, x1)?,
+        g.binary(Scalar::Mul, sin, x2)?,
+    );
+    let real = g.binary(Scalar::Sub, a, b)?;
+    let (a, b) = (
+        g.binary(Scalar::Mul, sin, x1)?,
+        g.binary(Scalar::Mul, cos, x2)?,
+    );
+    let imag = g.binary(Scalar::Add, a, b)?;
+    let turned = if interleaved {
+        let (real, imag) = (g.unsqueeze(real, &[4])?, g.unsqueeze(imag, &[4])?);
+        let pairs = g.concat(&[real, imag], 4)?;
+        let dims = g.dims(front);
+        g.reshape(pairs, &dims)?
+    } else {
+        g.concat(&[real, imag], 3)?
     };
-    let mut y =
-        cx.g.one(cupola_ir::Op::Composite(conv.into()), &[padded, w])?;
-    if let Some(bias) = cx.optional(2) {
-        let bias = cx.g.unsqueeze(bias, &[1])?;
-        y = cx.g.binary(Scalar::Add, y, bias)?;
+    let rest = g.dim(x, 3) - Dim::from(rotated);
+    if rest.is(0) {
+        return Ok(turned);
     }
-    match cx.text_or("activation", "none")?.as_str() {
-        "none" => {}
-        "silu" | "swish" => {
-            let wide = cx.g.widen(y)?;
-            let gate = cx.g.unary(Scalar::Sigmoid, wide)?;
-            let gated = cx.g.binary(Scalar::Mul, wide, gate)?;
-            y = cx.g.cast_like(gated, y)?;
-        }
-        other => return invalid(format!("activation '{other}'")),
-    }
-    let start = cx.g.dim(padded, 2) - keep.clone();
-    let state = cx.g.slice_axis(padded, 2, &start, &keep)?;
-    Ok(vec![y, state])
+    let rest = g.slice_axis(x, 3, &Dim::from(rotated), &rest)?;
+    Ok(g.concat(&[turned, rest], 3)?)
 }
 
 /// The recurrence `S = exp(decay) * S + k (beta * (v - S^T k))^T`, `o = scale * S^T q`, step by step along time.

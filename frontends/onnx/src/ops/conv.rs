@@ -11,7 +11,8 @@ use crate::import_error::{OpResult, invalid, unsupported};
 pub(super) const OPS: &[OpRow] = &[
     op("Conv", 1, conv),
     op("ConvTranspose", 1, conv_transpose),
-    op("CausalConvWithState", 27, causal_conv),
+    op("CausalConvWithState", 1, causal_conv),
+    op_in("com.microsoft", "CausalConvWithState", 1, causal_conv),
     op_in("com.microsoft", "FusedConv", 1, fused_conv),
 ];
 
@@ -110,7 +111,7 @@ pub(super) fn add_bias(cx: &mut NodeCx<'_, '_>, y: ValueId, bias: ValueId) -> Op
     Ok(cx.g.binary(Scalar::Add, y, bias)?)
 }
 
-fn conv(cx: &mut NodeCx<'_, '_>) -> OpResult {
+pub(super) fn conv(cx: &mut NodeCx<'_, '_>) -> OpResult {
     let ((x, x_ty), (w, w_ty)) = (cx.tensor_input(0)?, cx.tensor_input(1)?);
     if x_ty.rank() < 2 || x_ty.rank() != w_ty.rank() {
         return invalid(format!("x {x_ty} with weights {w_ty}"));
@@ -152,7 +153,7 @@ fn conv(cx: &mut NodeCx<'_, '_>) -> OpResult {
     }])
 }
 
-fn fused_conv(cx: &mut NodeCx<'_, '_>) -> OpResult {
+pub(super) fn fused_conv(cx: &mut NodeCx<'_, '_>) -> OpResult {
     let mut y = conv(cx)?[0];
     if let Some(z) = cx.optional(3) {
         y = cx.g.binary(Scalar::Add, y, z)?;

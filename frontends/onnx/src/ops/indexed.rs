@@ -230,33 +230,47 @@ fn tensor_scatter(cx: &mut NodeCx<'_, '_>) -> OpResult {
     if axis == 0 || update_ty.rank() != ty.rank() {
         return invalid(format!("axis {axis}, cache {ty} and update {update_ty}"));
     }
-    let (batch, len) = (ty.dims[0].clone(), update_ty.dims[axis].clone());
-    let plane = [batch.clone(), len];
-    let mut at = cx.g.iota(DType::I64, &plane, 1)?;
-    if let Some(start) = cx.optional(2) {
-        let start = cx.g.cast(start, DType::I64)?;
-        let start = cx.g.reshape(start, &[batch, Dim::ONE])?;
-        at = cx.g.binary(Scalar::Add, at, start)?;
-    }
-    match cx.text_or("mode", "linear")?.as_str() {
-        "linear" => {}
-        "circular" => {
-            let n = cx.g.dim_value(&ty.dims[axis])?;
-            at = cx.g.binary(Scalar::Mod, at, n)?;
-        }
+    let circular = match cx.text_or("mode", "linear")?.as_str() {
+        "linear" => false,
+        "circular" => true,
         other => return invalid(format!("mode '{other}' does not exist")),
+    };
+    let start = cx.optional(2);
+    Ok(vec![write_rows(cx.g, x, updates, start, axis, circular)?])
+}
+
+/// `updates` written into a cache along an axis, for each entry of the first axis from its own position on.
+pub(super) fn write_rows(
+    g: &mut Graph,
+    cache: ValueId,
+    updates: ValueId,
+    start: Option<ValueId>,
+    axis: usize,
+    circular: bool,
+) -> OpResult<ValueId> {
+    let (dims, rank) = (g.dims(cache), g.rank(cache));
+    let plane = [dims[0].clone(), g.dim(updates, axis)];
+    let mut at = g.iota(DType::I64, &plane, 1)?;
+    if let Some(start) = start {
+        let start = g.cast(start, DType::I64)?;
+        let start = g.reshape(start, &[dims[0].clone(), Dim::ONE])?;
+        at = g.binary(Scalar::Add, at, start)?;
     }
-    let row = cx.g.iota(DType::I64, &plane, 0)?;
+    if circular {
+        let n = g.dim_value(&dims[axis])?;
+        at = g.binary(Scalar::Mod, at, n)?;
+    }
+    let row = g.iota(DType::I64, &plane, 0)?;
     let mut perm = vec![0, axis];
-    perm.extend((1..ty.rank()).filter(|a| *a != axis));
-    let updates = cx.g.permute(updates, &perm)?;
+    perm.extend((1..rank).filter(|a| *a != axis));
+    let updates = g.permute(updates, &perm)?;
     let op = Scatter {
         axes: vec![0, axis],
         batch: 0,
         kind: ScatterKind::Set,
         bounds: Bounds::Check,
     };
-    Ok(vec![cx.g.one(op, &[x, updates, row, at])?])
+    Ok(g.one(op, &[cache, updates, row, at])?)
 }
 
 fn one_hot(cx: &mut NodeCx<'_, '_>) -> OpResult {

@@ -76,7 +76,7 @@ fn fused_gemm(cx: &mut NodeCx<'_, '_>) -> OpResult {
 }
 
 /// `alpha * op(a) * op(b)`: the last two axes swapped where asked, or the first axis moved before the last.
-fn fused_matmul(cx: &mut NodeCx<'_, '_>) -> OpResult {
+pub(super) fn fused_matmul(cx: &mut NodeCx<'_, '_>) -> OpResult {
     let ((a, _), (b, _)) = (cx.tensor_input(0)?, cx.tensor_input(1)?);
     let mut turned = [a, b];
     for (v, (last, batch)) in turned

@@ -3,6 +3,7 @@
 
 mod activation;
 mod attention;
+mod contrib;
 pub(crate) mod control;
 mod conv;
 mod einsum;
@@ -75,6 +76,11 @@ pub(crate) const fn op_in(
 pub(crate) const FAMILIES: &[&[OpRow]] = &[
     activation::OPS,
     attention::OPS,
+    contrib::attention::OPS,
+    contrib::embed::OPS,
+    contrib::packed::OPS,
+    contrib::qlinear::OPS,
+    contrib::small::OPS,
     control::OPS,
     conv::OPS,
     einsum::OPS,

@@ -30,7 +30,7 @@ pub(super) const OPS: &[OpRow] = &[
     ),
 ];
 
-fn push_layer_norm(
+pub(super) fn push_layer_norm(
     g: &mut Graph,
     operands: &[ValueId],
     axis: usize,
@@ -217,8 +217,25 @@ fn skip_norm(cx: &mut NodeCx<'_, '_>, rms: bool) -> OpResult {
 
 /// Normalised over each group of channels and all spatial axes; scale and bias are per group first, per channel later.
 fn group_norm(cx: &mut NodeCx<'_, '_>, per_group: bool) -> OpResult {
-    let ((x, ty), scale, bias) = (cx.tensor_input(0)?, cx.input(1)?, cx.input(2)?);
+    let (x, scale, bias) = (cx.input(0)?, cx.input(1)?, cx.input(2)?);
     let groups = cx.required_int("num_groups")?;
+    Ok(vec![push_group_norm(
+        cx,
+        x,
+        [scale, bias],
+        groups,
+        per_group,
+    )?])
+}
+
+pub(super) fn push_group_norm(
+    cx: &mut NodeCx<'_, '_>,
+    x: ValueId,
+    [scale, bias]: [ValueId; 2],
+    groups: i64,
+    per_group: bool,
+) -> OpResult<ValueId> {
+    let ty = cx.g.tensor(x);
     let [batch, channels, spatial @ ..] = &ty.dims[..] else {
         return cx.bad_type(x);
     };
@@ -243,12 +260,12 @@ fn group_norm(cx: &mut NodeCx<'_, '_>, per_group: bool) -> OpResult {
     let y = push_layer_norm(g, &operands, 2, epsilon, false)?[0];
     let y = g.reshape(y, &ty.dims)?;
     if per_group {
-        return Ok(vec![y]);
+        return Ok(y);
     }
     let scale = per_channel(g, scale, x)?;
     let bias = per_channel(g, bias, x)?;
     let y = g.binary(Scalar::Mul, y, scale)?;
-    Ok(vec![g.binary(Scalar::Add, y, bias)?])
+    Ok(g.binary(Scalar::Add, y, bias)?)
 }
 
 /// `(x - mean) / (deviation + 1e-9)`, as the operator's definition has it.

@@ -115,7 +115,7 @@ impl Pool {
     }
 }
 
-fn max_pool(cx: &mut NodeCx<'_, '_>) -> OpResult {
+pub(super) fn max_pool(cx: &mut NodeCx<'_, '_>) -> OpResult {
     let (x, ty) = cx.tensor_input(0)?;
     let pool = pool(cx, x)?;
     let lowest = match ty.dtype.int_range() {
@@ -180,8 +180,15 @@ fn max_positions(cx: &mut NodeCx<'_, '_>, pool: &Pool, windows: ValueId) -> OpRe
 
 fn average_pool(cx: &mut NodeCx<'_, '_>) -> OpResult {
     let (x, ty) = cx.tensor_input(0)?;
-    let pool = pool(cx, x)?;
     let x = cx.g.widen(x)?;
+    let y = average(cx, x)?;
+    Ok(vec![cx.g.cast(y, ty.dtype)?])
+}
+
+/// The mean of every window of a float operand that is wide enough to sum in.
+pub(super) fn average(cx: &mut NodeCx<'_, '_>, x: ValueId) -> OpResult<ValueId> {
+    let ty = cx.g.tensor(x);
+    let pool = pool(cx, x)?;
     let zero = cx.g.number_like(0.0, x)?;
     let padded = pool.padded(cx, x, zero)?;
     let windows = pool.windows(cx, padded)?;
@@ -205,8 +212,7 @@ fn average_pool(cx: &mut NodeCx<'_, '_>) -> OpResult {
         let ones = pool.windows(cx, ones)?;
         cx.g.reduce(ReduceKind::Sum, ones, &pool.inner())?
     };
-    let y = cx.g.binary(Scalar::Div, sum, count)?;
-    Ok(vec![cx.g.cast(y, ty.dtype)?])
+    Ok(cx.g.binary(Scalar::Div, sum, count)?)
 }
 
 fn spatial_axes(cx: &NodeCx<'_, '_>, x: ValueId) -> OpResult<Vec<usize>> {

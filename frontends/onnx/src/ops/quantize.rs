@@ -1,17 +1,14 @@
-//! Quantised operators: linear quantisation, integer products, and the contrib forms that quantisers emit.
+//! Quantised operators: linear quantisation and integer products.
 
 use cupola_ir::composite::Conv;
 use cupola_ir::ops::ReduceKind;
 use cupola_ir::{DType, Dim, Op, Scalar, ValueId};
 
-use super::attention::{merge_heads, split_heads};
 use super::conv::{groups, sliding};
 use super::matmul::product as matmul;
-use super::{OpRow, op, op_in};
+use super::{OpRow, op};
 use crate::context::NodeCx;
-use crate::import_error::{OpResult, invalid, unsupported};
-
-const MS: &str = "com.microsoft";
+use crate::import_error::{OpResult, invalid};
 
 pub(super) const OPS: &[OpRow] = &[
     op("QuantizeLinear", 10, quantize),
@@ -21,26 +18,10 @@ pub(super) const OPS: &[OpRow] = &[
     op("ConvInteger", 10, conv_integer),
     op("QLinearMatMul", 10, qlinear_matmul),
     op("QLinearConv", 10, qlinear_conv),
-    op_in(MS, "QuantizeLinear", 1, quantize),
-    op_in(MS, "DequantizeLinear", 1, dequantize),
-    op_in(MS, "MatMulIntegerToFloat", 1, matmul_integer_to_float),
-    op_in(MS, "DynamicQuantizeMatMul", 1, dynamic_quantize_matmul),
-    op_in(MS, "MatMulNBits", 1, matmul_nbits),
-    op_in(MS, "QLinearAdd", 1, |cx| qlinear_binary(cx, Scalar::Add)),
-    op_in(MS, "QLinearMul", 1, |cx| qlinear_binary(cx, Scalar::Mul)),
-    op_in(MS, "QLinearSigmoid", 1, |cx| {
-        qlinear_unary(cx, |cx, x| Ok(cx.g.unary(Scalar::Sigmoid, x)?))
-    }),
-    op_in(MS, "QLinearLeakyRelu", 1, |cx| {
-        qlinear_unary(cx, leaky_relu)
-    }),
-    op_in(MS, "QLinearGlobalAveragePool", 1, qlinear_global_average),
-    op_in(MS, "QLinearConcat", 1, qlinear_concat),
-    op_in(MS, "QAttention", 1, qattention),
 ];
 
 /// A scale or zero point spread over the extents of `x`: one number, one per index of `axis`, or one per block of it.
-fn spread(
+pub(super) fn spread(
     cx: &mut NodeCx<'_, '_>,
     p: ValueId,
     x: ValueId,
@@ -86,7 +67,7 @@ fn spread(
 }
 
 /// `saturate(round(x / scale) + zero)` as an integer type; a cast for float kinds.
-fn quantize_to(
+pub(super) fn quantize_to(
     cx: &mut NodeCx<'_, '_>,
     x: ValueId,
     scale: ValueId,
@@ -116,7 +97,7 @@ fn quantize_to(
 }
 
 /// `(x - zero) * scale` in the type of scale.
-fn dequantize_from(
+pub(super) fn dequantize_from(
     cx: &mut NodeCx<'_, '_>,
     x: ValueId,
     scale: ValueId,
@@ -152,7 +133,7 @@ fn dequantize_from(
     Ok(cx.g.cast_like(y, scale)?)
 }
 
-fn quantize(cx: &mut NodeCx<'_, '_>) -> OpResult {
+pub(super) fn quantize(cx: &mut NodeCx<'_, '_>) -> OpResult {
     let (x, scale) = (cx.input(0)?, cx.input(1)?);
     let (axis, block) = (cx.int_or("axis", 1)?, cx.int_or("block_size", 0)?);
     let zero = cx.optional(2);
@@ -170,7 +151,7 @@ fn quantize(cx: &mut NodeCx<'_, '_>) -> OpResult {
     Ok(vec![quantize_to(cx, x, scale, zero, to, saturate)?])
 }
 
-fn dequantize(cx: &mut NodeCx<'_, '_>) -> OpResult {
+pub(super) fn dequantize(cx: &mut NodeCx<'_, '_>) -> OpResult {
     let (x, scale) = (cx.input(0)?, cx.input(1)?);
     let (axis, block) = (cx.int_or("axis", 1)?, cx.int_or("block_size", 0)?);
     let out = cx.dtype_attr("output_dtype")?;
@@ -187,7 +168,7 @@ fn dequantize(cx: &mut NodeCx<'_, '_>) -> OpResult {
 }
 
 /// Values, scale and zero point of `x` as u8 over its whole range.
-fn quantize_dynamically(cx: &mut NodeCx<'_, '_>, x: ValueId) -> OpResult<[ValueId; 3]> {
+pub(super) fn quantize_dynamically(cx: &mut NodeCx<'_, '_>, x: ValueId) -> OpResult<[ValueId; 3]> {
     let axes: Vec<usize> = (0..cx.g.rank(x)).collect();
     let zero = cx.g.number_like(0.0, x)?;
     let top = cx.g.number_like(255.0, x)?;
@@ -217,7 +198,7 @@ fn dynamic_quantize(cx: &mut NodeCx<'_, '_>) -> OpResult {
 }
 
 /// `x - zero` as i32; the zero point is one number, or one per row (of a left operand) or column (of a right one).
-fn centred(
+pub(super) fn centred(
     cx: &mut NodeCx<'_, '_>,
     x: ValueId,
     zero: Option<ValueId>,
@@ -242,13 +223,7 @@ fn matmul_integer(cx: &mut NodeCx<'_, '_>) -> OpResult {
     Ok(vec![matmul(cx, a, b)?])
 }
 
-fn matmul_integer_to_float(cx: &mut NodeCx<'_, '_>) -> OpResult {
-    let (a, b, sa, sb) = (cx.input(0)?, cx.input(1)?, cx.input(2)?, cx.input(3)?);
-    let (za, zb, bias) = (cx.optional(4), cx.optional(5), cx.optional(6));
-    scaled_product(cx, [a, b], [sa, sb], [za, zb], bias).map(|y| vec![y])
-}
-
-fn scaled_product(
+pub(super) fn scaled_product(
     cx: &mut NodeCx<'_, '_>,
     [a, b]: [ValueId; 2],
     [sa, sb]: [ValueId; 2],
@@ -267,13 +242,6 @@ fn scaled_product(
     })
 }
 
-fn dynamic_quantize_matmul(cx: &mut NodeCx<'_, '_>) -> OpResult {
-    let (x, b, sb) = (cx.input(0)?, cx.input(1)?, cx.input(2)?);
-    let (zb, bias) = (cx.optional(3), cx.optional(4));
-    let [a, sa, za] = quantize_dynamically(cx, x)?;
-    scaled_product(cx, [a, b], [sa, sb], [Some(za), zb], bias).map(|y| vec![y])
-}
-
 fn conv_integer(cx: &mut NodeCx<'_, '_>) -> OpResult {
     let (x, w) = (cx.input(0)?, cx.input(1)?);
     let (zx, zw) = (cx.optional(2), cx.optional(3));
@@ -281,7 +249,7 @@ fn conv_integer(cx: &mut NodeCx<'_, '_>) -> OpResult {
     Ok(vec![y])
 }
 
-fn integer_conv(
+pub(super) fn integer_conv(
     cx: &mut NodeCx<'_, '_>,
     x: ValueId,
     w: ValueId,
@@ -339,7 +307,7 @@ fn qlinear_matmul(cx: &mut NodeCx<'_, '_>) -> OpResult {
     Ok(vec![quantize_to(cx, y, sy, Some(zy), to, true)?])
 }
 
-fn qlinear_conv(cx: &mut NodeCx<'_, '_>) -> OpResult {
+pub(super) fn qlinear_conv(cx: &mut NodeCx<'_, '_>) -> OpResult {
     let (x, sx, zx) = (cx.input(0)?, cx.input(1)?, cx.input(2)?);
     let (w, sw, zw) = (cx.input(3)?, cx.input(4)?, cx.input(5)?);
     let (sy, zy) = (cx.input(6)?, cx.input(7)?);
@@ -364,184 +332,4 @@ fn qlinear_conv(cx: &mut NodeCx<'_, '_>) -> OpResult {
     let to = cx.g.dtype(zy);
     let (sy, zy) = (cx.g.reshape(sy, &[])?, cx.g.reshape(zy, &[])?);
     Ok(vec![quantize_to(cx, y, sy, Some(zy), to, true)?])
-}
-
-/// Weights of n rows packed in blocks of k, `bits` each, little end first; `y = x w^T`.
-fn matmul_nbits(cx: &mut NodeCx<'_, '_>) -> OpResult {
-    let (x, w, scales) = (cx.input(0)?, cx.input(1)?, cx.input(2)?);
-    let (k, n) = (cx.required_int("K")?, cx.required_int("N")?);
-    let (bits, block) = (cx.int_or("bits", 4)?, cx.required_int("block_size")?);
-    if !matches!(bits, 2 | 4 | 8) || block <= 0 || k <= 0 || n <= 0 {
-        return unsupported(format!("{bits} bits in blocks of {block}"));
-    }
-    if cx.optional(4).is_some() {
-        return unsupported("a group index (g_idx)");
-    }
-    let blocks = (k + block - 1) / block;
-    let per_byte = 8 / bits;
-    let bytes = cx.g.reshape(
-        w,
-        &[
-            Dim::Const(n),
-            Dim::Const(blocks),
-            Dim::Const(block / per_byte),
-        ],
-    )?;
-    let values = unpack(cx, bytes, bits)?;
-    let values = cx.g.cast_like(values, scales)?;
-    let scale =
-        cx.g.reshape(scales, &[Dim::Const(n), Dim::Const(blocks), Dim::ONE])?;
-    let zero = match cx.optional(3) {
-        Some(z) if cx.g.dtype(z) == DType::U8 => {
-            let row = (blocks + per_byte - 1) / per_byte;
-            let z = cx.g.reshape(z, &[Dim::Const(n), Dim::Const(row)])?;
-            let z = unpack(cx, z, bits)?;
-            let z = cx.g.slice_axis(z, 1, &Dim::ZERO, &Dim::Const(blocks))?;
-            let z = cx.g.cast_like(z, scales)?;
-            cx.g.reshape(z, &[Dim::Const(n), Dim::Const(blocks), Dim::ONE])?
-        }
-        Some(z) => {
-            cx.g.reshape(z, &[Dim::Const(n), Dim::Const(blocks), Dim::ONE])?
-        }
-        None => cx.g.number_like(f64::from(1u32 << (bits - 1)), scales)?,
-    };
-    let y = cx.g.binary(Scalar::Sub, values, zero)?;
-    let y = cx.g.binary(Scalar::Mul, y, scale)?;
-    let y =
-        cx.g.reshape(y, &[Dim::Const(n), Dim::Const(blocks * block)])?;
-    let y = cx.g.slice_axis(y, 1, &Dim::ZERO, &Dim::Const(k))?;
-    let y = cx.g.cast_like(y, x)?;
-    let out = cx.g.matmul_nt(x, y)?;
-    Ok(vec![match cx.optional(5) {
-        Some(bias) => cx.g.binary(Scalar::Add, out, bias)?,
-        None => out,
-    }])
-}
-
-/// The last axis of bytes as `8 / bits` times as many numbers.
-fn unpack(cx: &mut NodeCx<'_, '_>, bytes: ValueId, bits: i64) -> OpResult<ValueId> {
-    if bits == 8 {
-        return Ok(bytes);
-    }
-    let per_byte = 8 / bits;
-    let dims = cx.g.dims(bytes);
-    let rank = dims.len();
-    let wide = cx.g.unsqueeze(bytes, &[rank])?;
-    let shifts: Vec<u8> = (0..per_byte).map(|i| (i * bits) as u8).collect();
-    let shifts = cx.g.constant(cupola_ir::Tensor::vector(&shifts))?;
-    let shifted = cx.g.binary(Scalar::Shr, wide, shifts)?;
-    let mask = cx.g.number(f64::from((1u32 << bits) - 1), DType::U8)?;
-    let parts = cx.g.binary(Scalar::And, shifted, mask)?;
-    let mut flat = dims.clone();
-    flat[rank - 1] = dims[rank - 1].clone() * Dim::Const(per_byte);
-    Ok(cx.g.reshape(parts, &flat)?)
-}
-
-/// Operands (A, A_scale, A_zero, B, B_scale, B_zero, C_scale, C_zero).
-fn qlinear_binary(cx: &mut NodeCx<'_, '_>, f: Scalar) -> OpResult {
-    let (a, sa, za) = (cx.input(0)?, cx.input(1)?, cx.optional(2));
-    let (b, sb, zb) = (cx.input(3)?, cx.input(4)?, cx.optional(5));
-    let (sc, zc) = (cx.input(6)?, cx.optional(7));
-    let to = cx.g.dtype(a);
-    let a = dequantize_from(cx, a, sa, za)?;
-    let b = dequantize_from(cx, b, sb, zb)?;
-    let y = cx.g.binary(f, a, b)?;
-    Ok(vec![quantize_to(cx, y, sc, zc, to, true)?])
-}
-
-fn leaky_relu(cx: &mut NodeCx<'_, '_>, x: ValueId) -> OpResult<ValueId> {
-    let alpha = cx.float_or("alpha", 0.01)?;
-    let low = cx.g.scale(x, alpha)?;
-    let zero = cx.g.number_like(0.0, x)?;
-    let negative = cx.g.binary(Scalar::Lt, x, zero)?;
-    Ok(cx.g.select(negative, low, x)?)
-}
-
-/// Operands (X, X_scale, X_zero, Y_scale, Y_zero).
-fn qlinear_unary(
-    cx: &mut NodeCx<'_, '_>,
-    f: fn(&mut NodeCx<'_, '_>, ValueId) -> OpResult<ValueId>,
-) -> OpResult {
-    let (x, sx, zx) = (cx.input(0)?, cx.input(1)?, cx.optional(2));
-    let (sy, zy) = (cx.input(3)?, cx.optional(4));
-    let to = cx.g.dtype(x);
-    let x = dequantize_from(cx, x, sx, zx)?;
-    let y = f(cx, x)?;
-    Ok(vec![quantize_to(cx, y, sy, zy, to, true)?])
-}
-
-fn qlinear_global_average(cx: &mut NodeCx<'_, '_>) -> OpResult {
-    let channels_last = cx.flag("channels_last", false)?;
-    let rank = cx.g.rank(cx.input(0)?);
-    let axes: Vec<usize> = if channels_last {
-        (1..rank - 1).collect()
-    } else {
-        (2..rank).collect()
-    };
-    let (x, sx, zx) = (cx.input(0)?, cx.input(1)?, cx.optional(2));
-    let (sy, zy) = (cx.input(3)?, cx.optional(4));
-    let to = cx.g.dtype(x);
-    let x = dequantize_from(cx, x, sx, zx)?;
-    let y = cx.g.mean_keep(x, &axes)?;
-    Ok(vec![quantize_to(cx, y, sy, zy, to, true)?])
-}
-
-/// Operands (Y_scale, Y_zero, then value, scale and zero of each part).
-fn qlinear_concat(cx: &mut NodeCx<'_, '_>) -> OpResult {
-    let (sy, zy) = (cx.input(0)?, cx.input(1)?);
-    let all = cx.inputs_from(2)?;
-    let parts: Vec<ValueId> = all
-        .chunks_exact(3)
-        .map(|p| dequantize_from(cx, p[0], p[1], Some(p[2])))
-        .collect::<OpResult<_>>()?;
-    let Some(first) = parts.first() else {
-        return invalid("takes at least one part");
-    };
-    let axis = cx.required_int("axis")?;
-    let axis = cx.axis(axis, cx.g.rank(*first))?;
-    let y = cx.g.concat(&parts, axis)?;
-    let to = cx.g.dtype(zy);
-    Ok(vec![quantize_to(cx, y, sy, Some(zy), to, true)?])
-}
-
-/// Operands (input, weight, bias, input_scale, weight_scale, mask, input_zero, weight_zero): the packed projection in
-/// integers, then attention in floats.
-fn qattention(cx: &mut NodeCx<'_, '_>) -> OpResult {
-    let heads = cx.required_int("num_heads")?;
-    if cx.optional(8).is_some()
-        || cx.flag("unidirectional", false)?
-        || cx.optional(5).is_some_and(|m| cx.g.rank(m) != 2)
-    {
-        return unsupported("past state, a causal mask or a mask that is not [batch, keys]");
-    }
-    let (x, w, bias) = (cx.input(0)?, cx.input(1)?, cx.input(2)?);
-    let (sx, sw) = (cx.input(3)?, cx.input(4)?);
-    let qkv = scaled_product(
-        cx,
-        [x, w],
-        [sx, sw],
-        [cx.optional(6), cx.optional(7)],
-        Some(bias),
-    )?;
-    let width = cx.g.dim(qkv, 2).floor_div(&Dim::Const(3));
-    let mut parts = vec![];
-    for i in 0..3i64 {
-        let part =
-            cx.g.slice_axis(qkv, 2, &(Dim::Const(i) * width.clone()), &width)?;
-        parts.push(split_heads(cx.g, part, heads)?);
-    }
-    if let Some(mask) = cx.optional(5) {
-        let zero = cx.g.number_like(0.0, mask)?;
-        let masked = cx.g.binary(Scalar::Eq, mask, zero)?;
-        let seen = cx.g.unary(Scalar::Not, masked)?;
-        parts.push(cx.g.unsqueeze(seen, &[1, 2])?);
-    }
-    let d = cx.const_extent(parts[0], 3)?;
-    let attention = cupola_ir::composite::Attention {
-        scale: 1.0 / (d as f64).sqrt(),
-        causal: false,
-        softcap: 0.0,
-    };
-    let y = cx.g.one(Op::Composite(attention.into()), &parts)?;
-    Ok(vec![merge_heads(cx.g, y)?])
 }

@@ -176,7 +176,7 @@ fn border(cx: &NodeCx<'_, '_>, centres: bool) -> OpResult<Border> {
 }
 
 /// The grid's last axis holds coordinates from -1 to 1, those of the operand's last axis first.
-fn grid_sample(cx: &mut NodeCx<'_, '_>) -> OpResult {
+pub(super) fn grid_sample(cx: &mut NodeCx<'_, '_>) -> OpResult {
     let ((x, ty), (grid, grid_ty)) = (cx.tensor_input(0)?, cx.tensor_input(1)?);
     let rank = ty.rank();
     let spatial = rank.saturating_sub(2);

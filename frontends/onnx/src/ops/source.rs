@@ -165,7 +165,7 @@ fn eye_like(cx: &mut NodeCx<'_, '_>) -> OpResult {
 }
 
 /// The upper (`j - i >= k`) or lower (`j - i <= k`) triangle, 0 elsewhere.
-fn trilu(cx: &mut NodeCx<'_, '_>) -> OpResult {
+pub(super) fn trilu(cx: &mut NodeCx<'_, '_>) -> OpResult {
     let (x, ty) = cx.tensor_input(0)?;
     let [.., rows, columns] = &ty.dims[..] else {
         return cx.bad_type(x);

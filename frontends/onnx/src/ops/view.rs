@@ -355,6 +355,9 @@ fn from_end(cx: &NodeCx<'_, '_>, index: &Dim, n: &Dim) -> Dim {
     } else if (index - n).is(-1) {
         // `n - 1` is negative only where there is no element.
         index.clone()
+    } else if (index.clone() + n.clone()).is(0) {
+        // All of them from the end; also where there is none, and the index is 0.
+        Dim::ZERO
     } else {
         // min(1, max(0, -i)) is 1 for negative i and 0 otherwise.
         let negative = (-index.clone()).larger(&Dim::ZERO).smaller(&Dim::ONE);
@@ -426,7 +429,7 @@ fn pad_attributes(cx: &mut NodeCx<'_, '_>) -> OpResult {
     pad_axes(cx, x, &pads, &axes, Some(value))
 }
 
-fn pad(cx: &mut NodeCx<'_, '_>) -> OpResult {
+pub(super) fn pad(cx: &mut NodeCx<'_, '_>) -> OpResult {
     let (x, ty) = cx.tensor_input(0)?;
     let pads = cx.input(1)?;
     let pads = cx.extents(pads, i64::MIN)?;

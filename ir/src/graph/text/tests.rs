@@ -199,3 +199,21 @@ fn damaged_text_never_panics() {
     }
     assert!(parsed > 50, "{parsed}");
 }
+
+#[test]
+fn composites_with_too_few_or_too_many_operands_are_refused() {
+    for op in [
+        "composite.softmax() {axis: 0, log: false}",
+        "composite.softmax(%0, %0) {axis: 0, log: false}",
+        "composite.gelu() {tanh: true}",
+        "composite.layer_norm() {axis: 0, epsilon: 1e-5, stats: false}",
+        "composite.rms_norm() {axis: 0, epsilon: 1e-5}",
+        "composite.attention(%0, %0) {scale: 1.0, causal: false, softcap: 0.0}",
+    ] {
+        let text = format!(
+            "graph @g {{\n  %0 = input {{name: \"x\", ty: f32[2, 3]}} : f32[2, 3] \"x\"\n  %1 = {op}\n  return \"y\" = %1\n}}\n"
+        );
+        let error = parse(&text).expect_err("refused").to_string();
+        assert!(error.contains("operands, not"), "{op}: {error}");
+    }
+}

@@ -168,6 +168,7 @@ impl<T: FloatWords> RowBlock<'_, T> {
             if !span.is_empty() {
                 self.gather_query(work.query, height, dots);
             }
+            let whole = partial.is_none() && span.len() <= BLOCK_KEYS;
             for start in span.clone().step_by(BLOCK_KEYS) {
                 let keys = start..span.end.min(start + BLOCK_KEYS);
                 if dots {
@@ -189,6 +190,7 @@ impl<T: FloatWords> RowBlock<'_, T> {
                         work,
                         part,
                         keys: keys.clone(),
+                        whole,
                     },
                 );
                 self.add_values(cx.isa, tiles, &work, part, keys);

@@ -84,6 +84,9 @@ pub(super) struct Update<'a, T> {
     pub work: Work,
     pub part: Part,
     pub keys: Range<usize>,
+    /// These are all the keys: the exponentials are divided by their sum at once, in the order of operations of a graph that
+    /// stores its scores. What follows may round to few bits, and then the last bit can matter.
+    pub whole: bool,
 }
 
 impl<T: FloatWords> Kernel for Update<'_, T> {
@@ -141,21 +144,33 @@ impl<T: FloatWords> Kernel for Update<'_, T> {
                 } else {
                     (before - largest).exp()
                 };
-                *self.part.sum.add(row) = *self.part.sum.add(row) * shrink + s.sum(sum);
+                let mut total = *self.part.sum.add(row) * shrink + s.sum(sum);
+                if self.whole {
+                    scale(s, row_scores, block.factor(total));
+                    total = 1.0;
+                }
+                *self.part.sum.add(row) = total;
                 *self.part.largest.add(row) = largest;
                 if shrink != 1.0 {
                     let values = self.part.values.add(row * depth);
-                    for_each_vector!(s, depth, |at, len| {
-                        let v = s.mul(
-                            f32::load_first_or_all(s, values.add(at), len),
-                            s.splat(shrink),
-                        );
-                        f32::store_first_or_all(s, values.add(at), len, v);
-                    });
+                    scale(s, std::slice::from_raw_parts_mut(values, depth), shrink);
                 }
             }
         }
     }
+}
+
+/// Multiplies numbers by a factor.
+#[inline(always)]
+fn scale<S: Simd>(s: S, numbers: &mut [f32], factor: f32) {
+    let start = numbers.as_mut_ptr();
+    for_each_vector!(s, numbers.len(), |at, len| {
+        // SAFETY: inside the numbers.
+        unsafe {
+            let v = f32::load_first_or_all(s, start.add(at), len);
+            f32::store_first_or_all(s, start.add(at), len, s.mul(v, s.splat(factor)));
+        }
+    });
 }
 
 impl<T: FloatWords> Update<'_, T> {

@@ -1,0 +1,432 @@
+//! Where the values of a running plan live, and how they move.
+//!
+//! Slots whose sizes are known at the start share packed blocks; what outlives the run has buffers of its own. Both come
+//! from a pool of the run's [`crate::State`], so runs of equal sizes allocate nothing. Only buffers of their own are
+//! handed out of the run: a block is overwritten while the run goes on.
+
+use crate::error::{Result, RuntimeError};
+use crate::exec::RunCx;
+use crate::load::Loaded;
+use crate::value::{DeviceTensor, Place, RunValue, download, whole};
+use cupola_backend::{Buffer, BufferRange, Command};
+use cupola_ir::eval::bind;
+use cupola_ir::{Bindings, DType, IrError, Tensor, Value, ValueType};
+use cupola_passes::plan;
+use cupola_passes::{DeviceId, Slot, SlotId, Storage};
+use std::sync::Arc;
+
+/// Values of one plan while it runs.
+pub(crate) struct Frame<'a> {
+    pub loaded: &'a Loaded,
+    pub bindings: Bindings,
+    pub queues: Vec<Vec<Command>>,
+    memory: Vec<Option<BufferRange>>,
+    /// Whether a slot's memory is a buffer of its own from the pool.
+    pooled: Vec<bool>,
+    /// Values that are not in the memory of the slot's device.
+    elsewhere: Vec<Option<RunValue>>,
+    /// Memory that the caller gave for outputs, until it is used.
+    given: Vec<(SlotId, DeviceTensor)>,
+    /// Packed memory, by device.
+    blocks: Vec<(usize, Buffer)>,
+}
+
+/// [`Place`] once the memory of [`Place::Into`] is set aside.
+pub(crate) enum Target {
+    Host,
+    Device,
+    Into(DeviceTensor),
+}
+
+impl<'a> Frame<'a> {
+    pub fn new(loaded: &'a Loaded, bindings: Bindings, devices: usize) -> Frame<'a> {
+        let slots = loaded.compiled.plan.slots.len();
+        Frame {
+            loaded,
+            bindings,
+            queues: vec![vec![]; devices],
+            memory: vec![None; slots],
+            pooled: vec![false; slots],
+            elsewhere: vec![None; slots],
+            given: vec![],
+            blocks: vec![],
+        }
+    }
+
+    fn slot(&self, id: SlotId) -> &'a Slot {
+        &self.loaded.compiled.plan.slots[id.0 as usize]
+    }
+
+    /// Binds the symbols of a slot's type from its value.
+    pub fn bind_type(&mut self, id: SlotId, value: &RunValue) -> Result<(), String> {
+        let ty = &self.slot(id).ty;
+        match value {
+            RunValue::Host(v) => bind::bind_value(ty, v, &mut self.bindings),
+            RunValue::Device(t) => match ty.as_tensor() {
+                Some(ty) => bind::bind_tensor(ty, t.dtype(), t.shape(), &mut self.bindings),
+                None => Err(format!("{} where {ty} is taken", t.ty())),
+            },
+        }
+    }
+
+    /// Takes the inputs, weights and states in, and refers to constants.
+    pub fn bind_inputs(&mut self, inputs: Vec<RunValue>, cx: &mut RunCx<'_>) -> Result<()> {
+        let loaded = self.loaded;
+        let mut inputs: Vec<Option<RunValue>> = inputs.into_iter().map(Some).collect();
+        for (i, slot) in loaded.compiled.plan.slots.iter().enumerate() {
+            let id = SlotId(i as u32);
+            let (name, value) = match &slot.storage {
+                Storage::Input(at) => {
+                    let value = inputs.get_mut(*at).and_then(Option::take);
+                    let value =
+                        value.unwrap_or_else(|| unreachable!("bug: input slots are distinct"));
+                    (loaded.compiled.graph.input_name(slot.value), value)
+                }
+                Storage::Param(name) => match cx.params.get(name) {
+                    Some(value) => (name.as_str(), value.clone()),
+                    None => return Err(RuntimeError::input(name, "the weight was not given")),
+                },
+                Storage::State(name) => match cx.states.get(name) {
+                    Some(value) => (name.as_str(), value.clone()),
+                    None => unreachable!("bug: state without a value"),
+                },
+                Storage::Const(tensor) => {
+                    match &loaded.constants[i] {
+                        Some(b) => self.memory[i] = Some(whole(b.clone(), b.size())),
+                        None => self.elsewhere[i] = Some(tensor.clone().into()),
+                    }
+                    continue;
+                }
+                Storage::Planned | Storage::Alias { .. } | Storage::HostValue => continue,
+            };
+            self.bind_type(id, &value)
+                .map_err(|what| RuntimeError::input(name, what))?;
+            self.put(id, value, cx)?;
+        }
+        Ok(())
+    }
+
+    /// Sets memory aside that the caller gives for outputs.
+    pub fn place_outputs(&mut self, places: Vec<Place>) -> Result<Vec<Target>> {
+        let plan = &self.loaded.compiled.plan;
+        let names = self.loaded.compiled.graph.outputs();
+        let mut targets = vec![];
+        let mut places = places.into_iter();
+        for ((name, _), id) in names.iter().zip(&plan.outputs) {
+            targets.push(match places.next().unwrap_or_default() {
+                Place::Host => Target::Host,
+                Place::Device => Target::Device,
+                Place::Into(tensor) => {
+                    tensor.check_unshared(name)?;
+                    let owned = self.slot(*id).storage == Storage::Planned;
+                    if owned && self.given.iter().all(|(other, _)| other != id) {
+                        self.given.push((*id, tensor.clone()));
+                    }
+                    Target::Into(tensor)
+                }
+            });
+        }
+        Ok(targets)
+    }
+
+    /// An output where the caller wants it.
+    pub fn output(
+        &mut self,
+        position: usize,
+        id: SlotId,
+        target: Target,
+        cx: &mut RunCx<'_>,
+    ) -> Result<RunValue> {
+        match target {
+            Target::Host => Ok(self.value(id, cx)?.into()),
+            Target::Device => self.hold(id, cx),
+            Target::Into(tensor) => {
+                let name = self.loaded.compiled.graph.outputs()[position].0.clone();
+                self.copy_out(&name, id, &tensor, cx)?;
+                Ok(tensor.into())
+            }
+        }
+    }
+
+    /// Sees that an output is in the memory that the caller gave.
+    fn copy_out(
+        &mut self,
+        name: &str,
+        id: SlotId,
+        to: &DeviceTensor,
+        cx: &mut RunCx<'_>,
+    ) -> Result<()> {
+        let from = self.hold(id, cx)?;
+        let ty = match &from {
+            RunValue::Device(t) => Some(t.ty()),
+            RunValue::Host(v) => v.as_tensor().map(Tensor::ty),
+        };
+        if ty.as_ref() != Some(&to.ty()) {
+            let computed = ty.map_or("no tensor".into(), |t| t.to_string());
+            let what = format!("memory for {} given, {computed} computed", to.ty());
+            return Err(RuntimeError::input(name, what));
+        }
+        match from {
+            RunValue::Device(t) if Arc::ptr_eq(&t.range.buffer, &to.range.buffer) => Ok(()),
+            RunValue::Device(t) if t.is_on(&to.backend) => to.copy_from(&t.range),
+            other => {
+                let value = other.to_host()?;
+                let bytes = value.as_tensor().map(Tensor::bytes).unwrap_or_default();
+                Ok(to.backend.device().upload(&to.range, bytes)?)
+            }
+        }
+    }
+
+    /// Gives memory to all slots whose sizes are known by now, packed; the others get theirs when they are written.
+    pub fn lay_out(&mut self, cx: &mut RunCx<'_>) -> Result<()> {
+        let loaded = self.loaded;
+        let plan = &loaded.compiled.plan;
+        let sizes = plan::slot_sizes(plan, &self.bindings);
+        for (d, backend) in cx.devices.iter().enumerate() {
+            let device = DeviceId(d as u32);
+            let planned = |i: usize| {
+                plan.slots[i].device == device && plan::is_packed(plan, SlotId(i as u32))
+            };
+            let known: Option<Vec<u64>> = (0..sizes.len())
+                .map(|i| if planned(i) { sizes[i] } else { Some(0) })
+                .collect();
+            let Some(known) = known else { continue };
+            let packing = cx.layouts.packing(plan, device, known, backend.target());
+            let kept = |i: &usize| {
+                let slot = &plan.slots[*i];
+                slot.device == device && slot.storage == Storage::Planned && !planned(*i)
+            };
+            let kept = (0..sizes.len()).filter(kept).filter_map(|i| sizes[i]);
+            let need = kept.fold(packing.size(), u64::saturating_add);
+            cx.planned = cx.planned.saturating_add(need);
+            cx.planned_peak = cx.planned_peak.max(cx.planned);
+            if let Some(budget) = cx.budget.filter(|b| cx.planned > *b) {
+                return Err(RuntimeError::Memory {
+                    need: cx.planned,
+                    budget,
+                });
+            }
+            let first = self.blocks.len();
+            for block in &packing.blocks {
+                let size = usize::try_from(*block)
+                    .map_err(|_| IrError::Limit(format!("{block} bytes")))?;
+                self.blocks
+                    .push((d, cx.pools[d].take(backend.device(), size)?));
+            }
+            for (i, at) in packing.at.iter().enumerate() {
+                if let Some((block, offset)) = at {
+                    self.memory[i] = Some(BufferRange {
+                        buffer: self.blocks[first + *block as usize].1.clone(),
+                        offset: *offset as usize,
+                        size: sizes[i].unwrap_or(0) as usize,
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Memory of a slot, allocated on first use.
+    pub fn range(&mut self, id: SlotId, cx: &mut RunCx<'_>) -> Result<BufferRange> {
+        let at = id.0 as usize;
+        if let Some(range) = &self.memory[at] {
+            return Ok(range.clone());
+        }
+        let slot = self.slot(id);
+        if let Some(value) = self.elsewhere[at].take() {
+            self.put(id, value.to_host()?.into(), cx)?;
+            return self.range(id, cx);
+        }
+        let size = self.size_of(&slot.ty)?;
+        let range = match &slot.storage {
+            Storage::Alias { of, offset } => {
+                let owner = self.range(*of, cx)?;
+                let offset = offset
+                    .eval(&self.bindings)
+                    .and_then(|o| usize::try_from(o).ok());
+                let offset = offset.unwrap_or_else(|| unreachable!("bug: alias offset"));
+                BufferRange {
+                    buffer: owner.buffer,
+                    offset: owner.offset + offset,
+                    size,
+                }
+            }
+            _ => match self.take_given(id, size, cx) {
+                Some(range) => range,
+                None => {
+                    let device = slot.device.0 as usize;
+                    let buffer = cx.pools[device].take(cx.devices[device].device(), size)?;
+                    self.pooled[at] = true;
+                    whole(buffer, size)
+                }
+            },
+        };
+        self.memory[at] = Some(range.clone());
+        Ok(range)
+    }
+
+    /// The memory that the caller gave for an output, if it fits.
+    fn take_given(&mut self, id: SlotId, size: usize, cx: &RunCx<'_>) -> Option<BufferRange> {
+        let at = self.given.iter().position(|(slot, _)| *slot == id)?;
+        let (_, tensor) = self.given.swap_remove(at);
+        let device = &cx.devices[self.slot(id).device.0 as usize];
+        (tensor.is_on(device) && tensor.size() == size).then_some(tensor.range)
+    }
+
+    fn shape_of(&self, ty: &ValueType) -> Result<(DType, Vec<usize>)> {
+        let t = ty
+            .as_tensor()
+            .unwrap_or_else(|| unreachable!("bug: memory of no tensor"));
+        let shape = t.shape(&self.bindings);
+        let shape =
+            shape.ok_or_else(|| IrError::run("size", format!("{t} has no valid extents here")))?;
+        Ok((t.dtype, shape))
+    }
+
+    fn size_of(&self, ty: &ValueType) -> Result<usize> {
+        let (dtype, shape) = self.shape_of(ty)?;
+        let size = Tensor::size_of(dtype, &shape).filter(|s| *s <= isize::MAX as usize);
+        size.ok_or_else(|| {
+            IrError::Limit(format!("{dtype}{shape:?} does not fit in memory")).into()
+        })
+    }
+
+    fn is_host_value(&self, id: SlotId) -> bool {
+        let slot = self.slot(id);
+        slot.storage == Storage::HostValue
+            || slot.ty.as_tensor().is_none_or(|t| t.dtype == DType::String)
+    }
+
+    /// Gives a slot a value. A device tensor is referred to, not copied.
+    pub fn put(&mut self, id: SlotId, value: RunValue, cx: &mut RunCx<'_>) -> Result<()> {
+        let at = id.0 as usize;
+        let slot = self.slot(id);
+        let backend = &cx.devices[slot.device.0 as usize];
+        let refer = self.memory[at].is_none() && !matches!(slot.storage, Storage::Alias { .. });
+        let tensor = match value {
+            RunValue::Device(t) if refer && t.is_on(backend) => {
+                self.memory[at] = Some(t.range);
+                return Ok(());
+            }
+            RunValue::Device(t) if refer => {
+                self.elsewhere[at] = Some(t.into());
+                return Ok(());
+            }
+            RunValue::Device(t) => t.to_host()?,
+            RunValue::Host(Value::Tensor(t)) if !self.is_host_value(id) => t,
+            other => {
+                self.elsewhere[at] = Some(other);
+                return Ok(());
+            }
+        };
+        let bytes = tensor.shared_bytes().unwrap_or_default();
+        if slot.device == DeviceId::HOST && !matches!(slot.storage, Storage::Alias { .. }) {
+            let size = bytes.len();
+            self.memory[at] = Some(whole(backend.device().constant(bytes)?, size));
+            return Ok(());
+        }
+        let range = self.range(id, cx)?;
+        self.flush(slot.device, cx)?;
+        Ok(backend.device().upload(&range, &bytes)?)
+    }
+
+    /// The value of a slot on the host. It stays valid: memory that is overwritten later is copied.
+    pub fn value(&mut self, id: SlotId, cx: &mut RunCx<'_>) -> Result<Value> {
+        match self.lend(id, cx)? {
+            RunValue::Host(v) => Ok(v),
+            RunValue::Device(t) => Ok(t.to_host()?.into()),
+        }
+    }
+
+    /// The value of a slot: a device tensor where it has memory of its own, else a copy on the host.
+    pub fn lend(&mut self, id: SlotId, cx: &mut RunCx<'_>) -> Result<RunValue> {
+        if let Some(v) = &self.elsewhere[id.0 as usize] {
+            return Ok(v.clone());
+        }
+        if self.is_host_value(id) {
+            unreachable!("bug: host value read before it is written");
+        }
+        let slot = self.slot(id);
+        let (dtype, shape) = self.shape_of(&slot.ty)?;
+        let range = self.range(id, cx)?;
+        self.flush(slot.device, cx)?;
+        let backend = &cx.devices[slot.device.0 as usize];
+        if self.is_own(id) {
+            return Ok(DeviceTensor::over(backend, dtype, shape, range).into());
+        }
+        let tensor = Tensor::new(dtype, shape, download(&**backend, &range)?);
+        Ok(tensor
+            .unwrap_or_else(|| unreachable!("bug: slot size"))
+            .into())
+    }
+
+    /// Whether a slot's memory is its own, or that of a slot of which this is true.
+    fn is_own(&self, id: SlotId) -> bool {
+        match self.slot(id).storage {
+            Storage::Alias { of, .. } => self.is_own(of),
+            _ => {
+                let range = self.memory[id.0 as usize].as_ref();
+                range.is_some_and(|r| self.blocks.iter().all(|(_, b)| !Arc::ptr_eq(b, &r.buffer)))
+            }
+        }
+    }
+
+    /// The value of a slot for after the run: in its device's memory where it has any.
+    pub fn hold(&mut self, id: SlotId, cx: &mut RunCx<'_>) -> Result<RunValue> {
+        let device = &cx.devices[self.slot(id).device.0 as usize];
+        match self.lend(id, cx)? {
+            RunValue::Host(Value::Tensor(t)) if t.dtype() != DType::String => {
+                Ok(DeviceTensor::upload(device, &t)?.into())
+            }
+            value => Ok(value),
+        }
+    }
+
+    /// The value of a slot for another slot, by the shortest way.
+    pub fn fetch(&mut self, from: SlotId, to: SlotId, cx: &mut RunCx<'_>) -> Result<RunValue> {
+        match &self.elsewhere[from.0 as usize] {
+            Some(RunValue::Device(t)) if t.is_on(&cx.devices[self.slot(to).device.0 as usize]) => {
+                Ok(t.clone().into())
+            }
+            _ => Ok(self.value(from, cx)?.into()),
+        }
+    }
+
+    /// Submits what is queued for a device.
+    pub fn flush(&mut self, device: DeviceId, cx: &RunCx<'_>) -> Result<()> {
+        let queue = &mut self.queues[device.0 as usize];
+        if queue.is_empty() {
+            return Ok(());
+        }
+        let result = cx.devices[device.0 as usize].device().submit(queue);
+        queue.clear();
+        Ok(result?)
+    }
+
+    /// Returns memory of slots that no later step reads.
+    pub fn release_after(&mut self, step: usize, cx: &mut RunCx<'_>) {
+        let loaded = self.loaded;
+        loaded.releases[step]
+            .iter()
+            .for_each(|i| self.release(*i, cx));
+    }
+
+    fn release(&mut self, at: usize, cx: &mut RunCx<'_>) {
+        self.elsewhere[at] = None;
+        if let Some(range) = self.memory[at].take()
+            && self.pooled[at]
+        {
+            self.pooled[at] = false;
+            let device = self.slot(SlotId(at as u32)).device;
+            cx.pools[device.0 as usize].give(range.buffer);
+        }
+    }
+
+    /// Returns all memory.
+    pub fn release_all(&mut self, cx: &mut RunCx<'_>) {
+        (0..self.memory.len()).for_each(|i| self.release(i, cx));
+        for (device, block) in self.blocks.drain(..) {
+            cx.pools[device].give(block);
+        }
+    }
+}
