@@ -1,7 +1,7 @@
 //! Compiled graphs made ready to run: executables and weights on their devices.
 
 use crate::error::Result;
-use cupola_backend::{Backend, Buffer, Executable};
+use cupola_backend::{Backend, Buffer, BufferRange, Executable};
 use cupola_ir::kernel::Unit;
 use cupola_passes::{Compiled, DeviceId, Step, Storage};
 use rustc_hash::FxHashMap;
@@ -15,7 +15,7 @@ pub(crate) type Devices = [Arc<dyn Backend>];
 #[derive(Default)]
 pub(crate) struct WeightCache {
     buffers: FxHashMap<(DeviceId, usize, usize), Buffer>,
-    /// Bytes of all weights.
+    /// Bytes of all weights, and of the forms of them that executables hold.
     pub bytes: u64,
 }
 
@@ -41,7 +41,7 @@ impl Loaded {
         devices: &Devices,
         weights: &mut WeightCache,
     ) -> Result<Loaded> {
-        let executables = compile_units(&compiled, devices)?;
+        let mut executables = compile_units(&compiled, devices)?;
         let mut constants = vec![None; compiled.plan.slots.len()];
         for (slot, at) in compiled.plan.slots.iter().zip(&mut constants) {
             if let Storage::Const(tensor) = &slot.storage
@@ -60,6 +60,11 @@ impl Loaded {
                 *at = Some(buffer);
             }
         }
+        bind_constants(&compiled, &constants, devices, &mut executables)?;
+        weights.bytes += executables
+            .iter()
+            .map(|e| e.constant_size() as u64)
+            .sum::<u64>();
         let mut bodies = FxHashMap::default();
         for (i, step) in compiled.plan.steps.iter_mut().enumerate() {
             if let Step::Control {
@@ -101,6 +106,34 @@ impl Loaded {
                 .map(Loaded::unit_count)
                 .sum::<usize>()
     }
+}
+
+/// Lets executables prepare the operands that are constants. A unit is launched by one step, so its executable may hold
+/// what belongs to that step.
+fn bind_constants(
+    compiled: &Compiled,
+    constants: &[Option<Buffer>],
+    devices: &Devices,
+    executables: &mut [Arc<dyn Executable>],
+) -> Result<()> {
+    for step in &compiled.plan.steps {
+        let Step::Launch { unit, buffers } = step else {
+            continue;
+        };
+        let whole = |buffer: &Buffer| BufferRange {
+            buffer: buffer.clone(),
+            offset: 0,
+            size: buffer.size(),
+        };
+        let known: Vec<Option<BufferRange>> = (buffers.iter())
+            .map(|slot| constants[slot.0 as usize].as_ref().map(whole))
+            .collect();
+        if known.iter().any(Option::is_some) {
+            let backend = &devices[compiled.units[*unit].device.0 as usize];
+            executables[*unit] = backend.bind_constants(executables[*unit].clone(), &known)?;
+        }
+    }
+    Ok(())
 }
 
 fn compile_units(compiled: &Compiled, devices: &Devices) -> Result<Vec<Arc<dyn Executable>>> {

@@ -170,7 +170,7 @@ impl Program {
         }
     }
 
-    /// Bytes of weights on the devices.
+    /// Bytes of weights on the devices, packed forms that backends made of them included.
     pub fn weight_bytes(&self) -> u64 {
         match &self.engine {
             Engine::Reference => 0,

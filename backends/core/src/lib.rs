@@ -3,6 +3,8 @@
 //! A [`Backend`] turns kernel units into [`Executable`]s and owns a [`Device`] that holds memory and runs launches in
 //! order. Handles are opaque; tensors, shapes and names do not exist here.
 
+pub mod testing;
+
 use cupola_ir::kernel::Unit;
 use cupola_ir::target::Target;
 use std::any::Any;
@@ -83,6 +85,10 @@ pub trait Executable: Any + Send + Sync + fmt::Debug {
     /// Generated or source text of the code, for `explain` and debugging; empty when there is none.
     fn listing(&self) -> String {
         String::new()
+    }
+    /// Bytes of constants that it holds in a form of its own, see [`Backend::bind_constants`].
+    fn constant_size(&self) -> usize {
+        0
     }
 }
 
@@ -185,4 +191,18 @@ pub trait Backend: Send + Sync {
 
     /// Compiles units; one result each, in order. A backend may compile them in parallel or into one module.
     fn compile(&self, units: &[&Unit]) -> Vec<Result<Arc<dyn Executable>>>;
+
+    /// The executable made ready for operands that never change: the same code with what is worth computing from them
+    /// once (packed weights). One entry per buffer argument; launches pass all buffers as before, and at these places
+    /// the same bytes.
+    ///
+    /// # Errors
+    /// [`BackendError::OutOfMemory`].
+    fn bind_constants(
+        &self,
+        executable: Arc<dyn Executable>,
+        _constants: &[Option<BufferRange>],
+    ) -> Result<Arc<dyn Executable>> {
+        Ok(executable)
+    }
 }

@@ -9,7 +9,7 @@ use cupola_cpu::library::attention::{Attention, Band, Unseeing, attend};
 use cupola_cpu::library::lstm::{
     Activation, Cell, PackedRecurrent, Recurrent, RecurrentOutputs, recur,
 };
-use cupola_cpu::library::rows::{Norm, NormExtras, Softmax, normalize, softmax};
+use cupola_cpu::library::rows::{Norm, NormExtras, RowsOutput, Softmax, normalize, softmax};
 use cupola_cpu::library::sort::{Order, Selection, select};
 use cupola_cpu::library::{Context, View, ViewMut};
 use cupola_cpu::memory::{Buffer, Scratch, Usage};
@@ -79,11 +79,19 @@ fn rows(cx: &Context, rows: usize, cols: usize) {
     let rate = |time: f64| (rows * cols) as f64 / time / 1e9;
     let soft = best(|| {
         let output = ViewMut::dense("y", to.as_mut_slice(), [rows, cols]).expect("fits");
-        softmax(cx, Softmax::Plain, from, output).expect("agrees");
+        softmax(cx, Softmax::Plain, from, RowsOutput::Store(output)).expect("agrees");
     });
     let norm = best(|| {
         let output = ViewMut::dense("y", to.as_mut_slice(), [rows, cols]).expect("fits");
-        normalize(cx, Norm::Layer, 1e-5, NormExtras::default(), from, output).expect("agrees");
+        normalize(
+            cx,
+            Norm::Layer,
+            1e-5,
+            NormExtras::default(),
+            from,
+            RowsOutput::Store(output),
+        )
+        .expect("agrees");
     });
     println!(
         "rows {rows}x{cols}: softmax {:.2}, layer norm {:.2} Gelem/s",

@@ -1,6 +1,7 @@
 //! The backend: units to executables.
 
-use crate::device::{ALIGNMENT, CpuDevice};
+use crate::coalesce::coalesce;
+use crate::device::{ALIGNMENT, Argument, CpuDevice};
 use crate::executable::{CpuExecutable, Generated};
 use crate::isa::Isa;
 use crate::jit;
@@ -9,11 +10,12 @@ use crate::memory::{Scratch, Usage};
 use crate::schedule;
 use crate::threads::Pool;
 use crate::vector::{self, Program};
-use cupola_backend::{Backend, BackendError, Device, Executable, Result};
+use cupola_backend::{Backend, BackendError, BufferRange, Device, Executable, Result};
 use cupola_ir::kernel::{Expr, Kernel, Phase, StoreKind, Unit, legalize};
 use cupola_ir::target::Target;
 use cupola_ir::{DType, Scalar};
-use std::sync::Arc;
+use rustc_hash::FxHashMap;
+use std::sync::{Arc, OnceLock};
 
 /// Compiles for the processor it runs on.
 #[derive(Debug)]
@@ -71,8 +73,8 @@ impl CpuBackend {
         }
     }
 
-    /// The kernel that a unit needs code for, if any, and its program; or why there is none.
-    fn program(&self, unit: &Unit) -> Result<Option<(Kernel, Program)>> {
+    /// The kernel that a unit needs code for, if any; or why there is none.
+    fn kernel(&self, unit: &Unit) -> Result<Option<Kernel>> {
         let kernel = match unit {
             Unit::Loops(k) => Some(k.clone()),
             Unit::Library(l) => match libcall::refusal(l) {
@@ -80,15 +82,56 @@ impl CpuBackend {
                 None => libcall::epilogue_kernel(l),
             },
         };
-        let Some(kernel) = kernel else {
-            return Ok(None);
-        };
-        check(&kernel).map_err(|e| self.unsupported(unit, e))?;
-        let kernel = legalize(&kernel, &self.native);
-        let program = vector::lower(&kernel, &schedule::shape(&kernel));
-        Ok(Some((kernel, program)))
+        if let Some(kernel) = &kernel {
+            check(kernel).map_err(|e| self.unsupported(unit, e))?;
+        }
+        Ok(kernel)
+    }
+
+    /// Code for kernels, made by all threads; for each what the code generator said if it could not.
+    fn generate(&self, kernels: &[Kernel]) -> Vec<Result<Generated, String>> {
+        let parts = kernels.len().min(PARTS * self.device.pool.threads());
+        let done: Vec<OnceLock<Vec<Result<Generated, String>>>> =
+            (0..parts).map(|_| OnceLock::new()).collect();
+        // Every so many kernels: neighbours are often alike, and expensive together.
+        let part = |first: usize| kernels.iter().skip(first).step_by(parts);
+        self.device.pool.run(parts, |first| {
+            let made = part(first).map(|kernel| {
+                let kernel = legalize(&coalesce(kernel.clone()), &self.native);
+                let program = vector::lower(&kernel, &schedule::shape(&kernel));
+                (Arc::new(kernel), Arc::new(program))
+            });
+            let made: Vec<(Arc<Kernel>, Arc<Program>)> = made.collect();
+            let programs: Vec<&Program> = made.iter().map(|m| &*m.1).collect();
+            let all = match jit::compile(&programs, self.isa) {
+                Ok(codes) => (made.into_iter().zip(codes))
+                    .map(|((kernel, program), code)| {
+                        Ok(Generated {
+                            name: kernel.name.clone(),
+                            kernel,
+                            program,
+                            code,
+                            isa: self.isa,
+                        })
+                    })
+                    .collect(),
+                Err(what) => made.iter().map(|_| Err(what.clone())).collect(),
+            };
+            let fresh = done[first].set(all).is_ok();
+            debug_assert!(fresh, "bug: a part made twice");
+        });
+        let mut parts: Vec<_> = (done.into_iter())
+            .map(|part| part.into_inner().unwrap_or_default().into_iter())
+            .collect();
+        let count = parts.len();
+        (0..kernels.len())
+            .filter_map(|i| parts[i % count].next())
+            .collect()
     }
 }
+
+/// Parts per thread into which compilation is divided.
+const PARTS: usize = 4;
 
 fn target() -> Target {
     use DType::*;
@@ -166,30 +209,21 @@ impl Backend for CpuBackend {
     }
 
     fn compile(&self, units: &[&Unit]) -> Vec<Result<Arc<dyn Executable>>> {
-        let programs: Vec<_> = units.iter().map(|unit| self.program(unit)).collect();
-        let good: Vec<&Program> = programs
-            .iter()
-            .filter_map(|p| p.as_ref().ok()?.as_ref())
-            .map(|p| &p.1)
-            .collect();
-        let mut compiled = match jit::compile(&good, self.isa) {
-            Ok(all) => all.into_iter(),
-            Err(what) => {
-                let failed = |unit: &&Unit| Err(self.unsupported(unit, what.clone()));
-                return units.iter().map(failed).collect();
-            }
-        };
-        let mut finish = |(program, unit): (Result<Option<(Kernel, Program)>>, &&Unit)| {
-            let code = program?.map(|(kernel, program)| {
-                let code = compiled.next();
-                let code = code.unwrap_or_else(|| unreachable!("bug: one function per program"));
-                Generated {
-                    kernel,
-                    program,
-                    code,
-                    isa: self.isa,
+        let kernels: Vec<Result<Option<Kernel>>> = units.iter().map(|u| self.kernel(u)).collect();
+        let (distinct, places) = distinct(&kernels);
+        let generated = self.generate(&distinct);
+        let finish = |(i, (kernel, unit)): (usize, (Result<Option<Kernel>>, &&Unit))| {
+            let code = match (kernel?, places[i]) {
+                (Some(kernel), Some(at)) => {
+                    let code = generated[at].clone();
+                    let code = code.map_err(|what| self.unsupported(unit, what))?;
+                    Some(Generated {
+                        name: kernel.name,
+                        ..code
+                    })
                 }
-            });
+                _ => None,
+            };
             let executable = match (*unit, code) {
                 (Unit::Library(l), epilogue) => CpuExecutable::library(l.clone(), epilogue),
                 (Unit::Loops(_), Some(code)) => CpuExecutable::loops(code),
@@ -197,6 +231,43 @@ impl Backend for CpuBackend {
             };
             Ok(Arc::new(executable) as Arc<dyn Executable>)
         };
-        programs.into_iter().zip(units).map(&mut finish).collect()
+        let all = kernels.into_iter().zip(units).enumerate();
+        all.map(finish).collect()
     }
+
+    fn bind_constants(
+        &self,
+        executable: Arc<dyn Executable>,
+        constants: &[Option<BufferRange>],
+    ) -> Result<Arc<dyn Executable>> {
+        let Some(own) = executable.as_any().downcast_ref::<CpuExecutable>() else {
+            return Ok(executable);
+        };
+        let arguments: Vec<Option<Argument>> = (constants.iter())
+            .map(|range| range.as_ref().map(Argument::new).transpose())
+            .collect::<Result<_>>()?;
+        let ready = own.with_constants(&self.device, &arguments)?;
+        Ok(ready.map_or(executable, |e| Arc::new(e)))
+    }
+}
+
+/// Kernels that differ in more than their name, and for each given one its place among them.
+fn distinct(kernels: &[Result<Option<Kernel>>]) -> (Vec<Kernel>, Vec<Option<usize>>) {
+    let mut seen: FxHashMap<Kernel, usize> = FxHashMap::default();
+    let mut all = vec![];
+    let mut place = |kernel: &Kernel| {
+        let unnamed = Kernel {
+            name: String::new(),
+            ..kernel.clone()
+        };
+        *seen.entry(unnamed).or_insert_with(|| {
+            all.push(kernel.clone());
+            all.len() - 1
+        })
+    };
+    let places = kernels
+        .iter()
+        .map(|k| k.as_ref().ok()?.as_ref().map(&mut place));
+    let places = places.collect();
+    (all, places)
 }

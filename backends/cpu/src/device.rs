@@ -201,12 +201,7 @@ impl Device for CpuDevice {
                         .ok_or_else(|| failed("code of another device"))?;
                     let mut arguments = Vec::with_capacity(launch.buffers.len());
                     for range in &launch.buffers {
-                        let (start, constant) = address(range)?;
-                        arguments.push(Argument {
-                            start,
-                            size: range.size,
-                            constant,
-                        });
+                        arguments.push(Argument::new(range)?);
                     }
                     executable.launch(self, &arguments, &launch.sizes)?;
                 }
@@ -251,4 +246,16 @@ pub(crate) struct Argument {
     pub size: usize,
     /// Must not be written.
     pub constant: bool,
+}
+
+impl Argument {
+    /// The argument that a range is, checked to lie inside its buffer.
+    pub(crate) fn new(range: &BufferRange) -> Result<Argument> {
+        let (start, constant) = address(range)?;
+        Ok(Argument {
+            start,
+            size: range.size,
+            constant,
+        })
+    }
 }

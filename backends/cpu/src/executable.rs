@@ -5,22 +5,25 @@ use crate::device::{Argument, CpuDevice};
 use crate::error::Error;
 use crate::isa::Isa;
 use crate::jit::{self, Arguments, CompiledProgram};
-use crate::libcall::{self, Call, Failure, epilogue::Epilogue};
+use crate::libcall::{self, Call, Failure, Prepared, epilogue::Epilogue};
 use crate::schedule;
 use crate::vector::{Fault, Program};
 use cupola_backend::{BackendError, Executable, Result};
 use cupola_ir::kernel::{Access, BufferDecl, Kernel, Library};
 use std::any::Any;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 /// Launches with less work than this (in scalar operations) run on the calling thread: waking another costs as much.
 const SMALL: i64 = 40_000;
 
-/// Generated code with what it came from.
-#[derive(Debug)]
+/// Generated code with what it came from; cheap to clone.
+#[derive(Clone, Debug)]
 pub(crate) struct Generated {
-    pub kernel: Kernel,
-    pub program: Program,
+    /// Name for messages; kernels that are alike but for their names share the rest.
+    pub name: String,
+    pub kernel: Arc<Kernel>,
+    pub program: Arc<Program>,
     pub code: CompiledProgram,
     pub isa: Isa,
 }
@@ -33,8 +36,10 @@ pub struct CpuExecutable(Kind);
 enum Kind {
     Loops(Generated),
     Library {
-        unit: Box<Library>,
+        unit: Arc<Library>,
         epilogue: Option<Generated>,
+        /// Made of operands that are constants.
+        prepared: Option<Prepared>,
     },
 }
 
@@ -53,6 +58,13 @@ impl Executable for CpuExecutable {
             format!("{}\n{machine}", c.program)
         })
     }
+
+    fn constant_size(&self) -> usize {
+        match &self.0 {
+            Kind::Loops(_) => 0,
+            Kind::Library { prepared, .. } => prepared.as_ref().map_or(0, Prepared::size),
+        }
+    }
 }
 
 impl CpuExecutable {
@@ -61,8 +73,31 @@ impl CpuExecutable {
     }
 
     pub(crate) fn library(unit: Library, epilogue: Option<Generated>) -> CpuExecutable {
-        let unit = Box::new(unit);
-        CpuExecutable(Kind::Library { unit, epilogue })
+        CpuExecutable(Kind::Library {
+            unit: Arc::new(unit),
+            epilogue,
+            prepared: None,
+        })
+    }
+
+    /// The executable with what is worth making of these constants; `None` when nothing is.
+    pub(crate) fn with_constants(
+        &self,
+        device: &CpuDevice,
+        constants: &[Option<Argument>],
+    ) -> Result<Option<CpuExecutable>> {
+        let Kind::Library { unit, epilogue, .. } = &self.0 else {
+            return Ok(None);
+        };
+        let prepared = libcall::prepare(unit, constants, &device.context());
+        let prepared = prepared.map_err(|e| out_of_memory(&e))?;
+        Ok(prepared.map(|prepared| {
+            CpuExecutable(Kind::Library {
+                unit: unit.clone(),
+                epilogue: epilogue.clone(),
+                prepared: Some(prepared),
+            })
+        }))
     }
 
     /// Runs the unit.
@@ -74,8 +109,13 @@ impl CpuExecutable {
     ) -> Result<()> {
         match &self.0 {
             Kind::Loops(code) => code.launch(device, arguments, sizes),
-            Kind::Library { unit, epilogue } => {
-                launch_library(device, unit, epilogue.as_ref(), arguments, sizes)
+            Kind::Library {
+                unit,
+                epilogue,
+                prepared,
+            } => {
+                let (epilogue, prepared) = (epilogue.as_ref(), prepared.as_ref());
+                launch_library(device, unit, epilogue, prepared, arguments, sizes)
             }
         }
     }
@@ -85,6 +125,18 @@ fn fault(unit: &str, what: impl Into<String>) -> BackendError {
     BackendError::Fault {
         unit: unit.to_string(),
         what: what.into(),
+    }
+}
+
+fn out_of_memory(e: &Error) -> BackendError {
+    let size = match e {
+        Error::OutOfMemory { size, .. } => *size as u64,
+        _ => 0,
+    };
+    BackendError::OutOfMemory {
+        device: "cpu".into(),
+        size,
+        what: e.to_string(),
     }
 }
 
@@ -139,7 +191,7 @@ fn report(unit: &str, faults: &AtomicU32) -> Result<()> {
 impl Generated {
     fn launch(&self, device: &CpuDevice, arguments: &[Argument], sizes: &[i64]) -> Result<()> {
         let kernel = &self.kernel;
-        let name = &kernel.name;
+        let name = &self.name;
         let want = (kernel.buffers.len(), kernel.sizes.len());
         check_counts(name, (arguments.len(), sizes.len()), want)?;
         let mut pointers = Vec::with_capacity(arguments.len());
@@ -200,6 +252,7 @@ fn launch_library(
     device: &CpuDevice,
     unit: &Library,
     epilogue: Option<&Generated>,
+    prepared: Option<&Prepared>,
     arguments: &[Argument],
     sizes: &[i64],
 ) -> Result<()> {
@@ -238,17 +291,12 @@ fn launch_library(
         operands,
         results,
         epilogue: code,
+        prepared,
     };
     match call.run() {
         Ok(()) => report(&name, &faults),
         Err(Failure::Fault(what)) => Err(fault(&name, what)),
-        Err(Failure::Error(e @ Error::OutOfMemory { size, .. })) => {
-            Err(BackendError::OutOfMemory {
-                device: "cpu".into(),
-                size: size as u64,
-                what: e.to_string(),
-            })
-        }
+        Err(Failure::Error(e @ Error::OutOfMemory { .. })) => Err(out_of_memory(&e)),
         Err(Failure::Error(e)) => Err(fault(&name, e.to_string())),
     }
 }

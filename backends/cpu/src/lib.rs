@@ -8,6 +8,7 @@
 //! matrix product, convolution, attention, sorting, rows, recurrent cells).
 
 pub mod backend;
+mod coalesce;
 pub mod device;
 mod emit;
 pub mod error;

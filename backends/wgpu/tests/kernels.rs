@@ -5,6 +5,7 @@ mod common;
 
 use std::sync::Arc;
 
+use cupola_backend::testing::run;
 use cupola_backend::{Backend, BackendError, BufferRange, Command, Launch};
 use cupola_ir::convert::{Lanes, encode, lanes};
 use cupola_ir::eval::scalar;
@@ -28,41 +29,6 @@ fn backends() -> Vec<WgpuBackend> {
     [Tier::Base, Tier::Full]
         .map(|tier| WgpuBackend::open(adapter, &options(tier), "gpu").expect("the adapter opens"))
         .into()
-}
-
-/// Runs a unit over buffers given as bytes, which get their contents afterwards.
-fn run(
-    backend: &WgpuBackend,
-    unit: &Unit,
-    sizes: &[i64],
-    buffers: &mut [Vec<u8>],
-) -> Result<(), BackendError> {
-    let executable = backend.compile(&[unit]).remove(0)?;
-    let device = backend.device();
-    let ranges: Vec<BufferRange> = buffers
-        .iter()
-        .map(|bytes| {
-            let buffer = device.alloc(bytes.len())?;
-            let range = BufferRange {
-                buffer,
-                offset: 0,
-                size: bytes.len(),
-            };
-            device.upload(&range, bytes)?;
-            Ok(range)
-        })
-        .collect::<Result<_, BackendError>>()?;
-    let launch = Launch {
-        executable,
-        buffers: ranges.clone(),
-        sizes: sizes.to_vec(),
-    };
-    device.submit(&[Command::Launch(launch)])?;
-    device.wait()?;
-    for (range, bytes) in ranges.iter().zip(buffers) {
-        device.download(range, bytes)?;
-    }
-    Ok(())
 }
 
 fn buffer(dtype: DType, access: Access, len: Extent) -> BufferDecl {

@@ -55,7 +55,7 @@ attr_enum! {
         Affine = "affine",
         /// `x` or `a x` below 0.
         LeakyRelu = "leaky_relu",
-        /// `x` above a, else 0.
+        /// `x` from a on, 0 below.
         ThresholdedRelu = "thresholded_relu",
         /// `a tanh(b x)`.
         ScaledTanh = "scaled_tanh",
@@ -99,8 +99,8 @@ impl Activation {
             }
             Activation::ThresholdedRelu => {
                 let a = g.number_like(a, x)?;
-                let above = g.binary(Scalar::Lt, a, x)?;
-                g.select(above, x, zero)
+                let below = g.binary(Scalar::Lt, x, a)?;
+                g.select(below, zero, x)
             }
             Activation::ScaledTanh => {
                 let y = g.scale(x, b)?;
@@ -146,7 +146,7 @@ payload! {
         alpha: Vec<f64>,
         /// Second parameters of the activations.
         beta: Vec<f64>,
-        /// Limit of the gates before activation; 0 for none.
+        /// Limit of the arguments of activations; 0 for none.
         clip: f64,
         /// Lstm: the forget gate is 1 - i.
         input_forget: bool,
@@ -166,22 +166,33 @@ payload! {
     }
 }
 
-/// Operands by role.
-struct Roles {
-    x: ValueId,
-    w: ValueId,
-    r: ValueId,
-    h: ValueId,
-    c: Option<ValueId>,
-    b: Option<ValueId>,
-    lens: Option<ValueId>,
-    p: Option<ValueId>,
-    w_scale: Option<[ValueId; 2]>,
-    r_scale: Option<[ValueId; 2]>,
+/// Operands of a [`Recurrent`] by role, named as there.
+#[derive(Clone, Debug)]
+#[allow(
+    missing_docs,
+    reason = "the names are those of the composite's documentation"
+)]
+pub struct Roles<T> {
+    pub x: T,
+    pub w: T,
+    pub r: T,
+    pub h: T,
+    pub c: Option<T>,
+    pub b: Option<T>,
+    pub lens: Option<T>,
+    pub p: Option<T>,
+    /// Scale and zero point.
+    pub w_scale: Option<[T; 2]>,
+    /// Scale and zero point.
+    pub r_scale: Option<[T; 2]>,
 }
 
 impl Recurrent {
-    fn roles(&self, operands: &[ValueId]) -> Result<Roles> {
+    /// Operands (values, types, whatever stands for them) by role.
+    ///
+    /// # Errors
+    /// Fewer operands than the attributes ask for.
+    pub fn roles<T: Copy>(&self, operands: &[T]) -> Result<Roles<T>> {
         let mut rest = operands.iter().copied();
         let wrong = || {
             IrError::op(
@@ -238,7 +249,7 @@ impl Recurrent {
         f.apply(g, x, at(&self.alpha), at(&self.beta))
     }
 
-    /// Clips, adds a peephole and activates gate values.
+    /// Clips and activates.
     fn gate(&self, g: &mut Graph, which: usize, mut x: ValueId) -> Result<ValueId> {
         if self.clip > 0.0 {
             let (low, high) = (g.number_like(-self.clip, x)?, g.number_like(self.clip, x)?);
@@ -342,7 +353,7 @@ impl Recurrent {
                 let o = part(g, all, 1, 1)?;
                 let o = peep(g, o, 1, c)?;
                 let o = self.gate(g, 0, o)?;
-                let shown = self.activate(g, 2, c)?;
+                let shown = self.gate(g, 2, c)?;
                 Ok((g.binary(Scalar::Mul, o, shown)?, Some(c)))
             }
         }

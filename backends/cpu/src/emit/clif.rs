@@ -477,6 +477,9 @@ impl Emit<'_> {
             BinOp::DivS | BinOp::RemS => self.divide_signed(f, x, y, scalar_type(elem)),
             BinOp::DivU | BinOp::RemU => self.divide_unsigned(f, x, y, scalar_type(elem)),
             BinOp::MinF | BinOp::MaxF => self.extreme_float(f, x, y, elem, vector),
+            BinOp::MinOrSecond | BinOp::MaxOrSecond => {
+                self.plain_extreme(f == BinOp::MinOrSecond, x, y, elem, vector)
+            }
             BinOp::MinS | BinOp::MaxS | BinOp::MinU | BinOp::MaxU
                 if !vector || elem == Elem::I64 =>
             {
@@ -500,9 +503,10 @@ impl Emit<'_> {
     }
 
     /// A comparison of floats. Cranelift 0.135 folds an unaligned load into the packed comparisons of plain SSE, which
-    /// fault on it; a change of type keeps the load an instruction of its own.
+    /// fault on it; a change of type keeps the load an instruction of its own. (With AVX nothing faults, and the plain
+    /// form is recognised as a minimum or maximum.)
     fn compare_floats(&mut self, cc: FloatCC, x: Value, y: Value, vector: bool) -> Value {
-        if !vector {
+        if !vector || self.has_fma {
             return self.f.ins().fcmp(cc, x, y);
         }
         let mut apart = |v: Value| {
@@ -514,17 +518,18 @@ impl Emit<'_> {
         self.f.ins().fcmp(cc, x, y)
     }
 
-    /// NaN if either is NaN: the plain comparison takes the second operand then, and a NaN in the first overrides it.
+    /// NaN if either is NaN: the plain form gives the second operand then, and a NaN in the first overrides it.
     fn extreme_float(&mut self, f: BinOp, x: Value, y: Value, elem: Elem, vector: bool) -> Value {
-        let cc = if f == BinOp::MinF {
-            FloatCC::LessThan
-        } else {
-            FloatCC::GreaterThan
-        };
-        let first = self.compare_floats(cc, x, y, vector);
-        let r = self.choose(first, x, y, elem, vector);
+        let r = self.plain_extreme(f == BinOp::MinF, x, y, elem, vector);
         let nan = self.compare_floats(FloatCC::Unordered, x, x, vector);
         self.choose(nan, x, r, elem, vector)
+    }
+
+    /// `x < y ? x : y`, or the other way round: one instruction.
+    fn plain_extreme(&mut self, min: bool, x: Value, y: Value, elem: Elem, vector: bool) -> Value {
+        let (a, b) = if min { (x, y) } else { (y, x) };
+        let first = self.compare_floats(FloatCC::LessThan, a, b, vector);
+        self.choose(first, x, y, elem, vector)
     }
 
     /// `mask ? a : b` of values.

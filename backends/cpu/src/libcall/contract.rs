@@ -1,11 +1,13 @@
 //! Contractions as batches of matrix products.
 
 use super::operand::{Operand, merged};
-use super::{Call, Failure, sum_dtype};
+use super::packed::{Packed, Side};
+use super::{Call, Failure, Prepared, sum_dtype};
+use crate::library::Context;
 use crate::library::gemm::{
     self, Bytes, BytesLeft, BytesRight, Finished, Left, Number, Output, Right, Sum, ZeroPoints,
 };
-use crate::library::view::{View, ViewMut};
+use crate::library::view::{Element, View, ViewMut};
 use crate::memory::Lent;
 use cupola_ir::ops::Contract;
 use cupola_ir::{DType, TensorType};
@@ -44,17 +46,31 @@ pub(crate) fn refusal(p: &Contract, operands: &[&TensorType]) -> Option<String> 
 }
 
 /// An operand as matrices: `[batch.., across, along]`.
-struct Matrices<'a> {
-    start: *mut u8,
+pub(super) struct Matrices<'a> {
+    pub start: *mut u8,
     batch: Vec<(usize, isize)>,
-    across: (usize, isize),
-    along: (usize, isize),
+    pub across: (usize, isize),
+    pub along: (usize, isize),
     _copy: Option<Lent<'a>>,
 }
 
+impl Matrices<'_> {
+    /// The extents of an operand that is read in packed form.
+    fn packed(x: &Operand, free: &[usize], summed: &[usize]) -> Self {
+        let extent = |axes: &[usize]| (axes.iter().map(|a| x.dims[*a]).product(), 0);
+        Matrices {
+            start: x.start,
+            batch: vec![],
+            across: extent(free),
+            along: extent(summed),
+            _copy: None,
+        }
+    }
+}
+
 /// Brings an operand into the form of matrices with these axes, copying it when its strides do not allow a view.
-fn matrices<'a>(
-    call: &Call<'a>,
+pub(super) fn matrices<'a>(
+    cx: &Context<'a>,
     x: &Operand,
     batch: &[usize],
     free: &[usize],
@@ -75,7 +91,7 @@ fn matrices<'a>(
         whole(&x)
     };
     if found.is_none() {
-        let (dense, lent) = x.dense(&call.cx, b)?;
+        let (dense, lent) = x.dense(cx, b)?;
         x = dense;
         copy = Some(lent);
         found = whole(&x);
@@ -122,6 +138,15 @@ fn summed_order(p: &Contract, l: &Operand, r: &Operand) -> Vec<usize> {
     candidates.into_iter().min_by_key(score).unwrap_or(given)
 }
 
+/// Batch, free and summed axes of one operand.
+pub(super) fn axes(p: &Contract, side: Side, rank: usize) -> (&[usize], Vec<usize>, &[usize]) {
+    let (batch, summed) = match side {
+        Side::Left => (&p.lhs_batch, &p.lhs_contract),
+        Side::Right => (&p.rhs_batch, &p.rhs_contract),
+    };
+    (batch, Contract::free(rank, batch, summed), summed)
+}
+
 /// Runs the contraction.
 pub(crate) fn run(call: &Call, p: &Contract) -> Result<(), Failure> {
     let (l, r) = (&call.operands[0], &call.operands[1]);
@@ -138,13 +163,20 @@ pub(crate) fn run(call: &Call, p: &Contract) -> Result<(), Failure> {
             )));
         }
     }
-    let order = summed_order(p, l, r);
-    let pick = |axes: &[usize]| order.iter().map(|i| axes[*i]).collect::<Vec<_>>();
-    let l_free = Contract::free(l.dims.len(), &p.lhs_batch, &p.lhs_contract);
-    let r_free = Contract::free(r.dims.len(), &p.rhs_batch, &p.rhs_contract);
-    let left = matrices(call, l, &p.lhs_batch, &l_free, &pick(&p.lhs_contract))?;
-    let right = matrices(call, r, &p.rhs_batch, &r_free, &pick(&p.rhs_contract))?;
-    let product = Product::new(left, right);
+    let packed = match call.prepared {
+        Some(Prepared::Contract(packed)) => Some(packed),
+        _ => None,
+    };
+    let order = packed.map_or_else(|| summed_order(p, l, r), |k| k.order.clone());
+    let operand = |side: Side, x: &Operand| {
+        let (batch, free, summed) = axes(p, side, x.dims.len());
+        let summed: Vec<usize> = order.iter().map(|i| summed[*i]).collect();
+        if packed.is_some_and(|k| k.side == side) {
+            return Ok(Matrices::packed(x, &free, &summed));
+        }
+        matrices(&call.cx, x, batch, &free, &summed)
+    };
+    let product = Product::new(operand(Side::Left, l)?, operand(Side::Right, r)?, packed);
     match (l.dtype, r.dtype) {
         (DType::F32, _) => product.numbers::<f32>(call, p, DType::F32),
         (DType::F64, _) => product.numbers::<f64>(call, p, DType::F64),
@@ -166,13 +198,15 @@ type Batch = (usize, isize, isize);
 struct Product<'a> {
     left: Matrices<'a>,
     right: Matrices<'a>,
+    /// One of the operands, made ready before.
+    packed: Option<&'a Packed>,
     /// Batch axes beyond the innermost two.
     outer: Vec<Batch>,
     inner: [Batch; 2],
 }
 
 impl<'a> Product<'a> {
-    fn new(left: Matrices<'a>, right: Matrices<'a>) -> Product<'a> {
+    fn new(left: Matrices<'a>, right: Matrices<'a>, packed: Option<&'a Packed>) -> Product<'a> {
         let mut batch: Vec<Batch> = vec![];
         for ((n, s), (_, t)) in left.batch.iter().zip(&right.batch) {
             if *n == 1 {
@@ -193,6 +227,7 @@ impl<'a> Product<'a> {
         Product {
             left,
             right,
+            packed,
             outer: batch,
             inner,
         }
@@ -231,7 +266,7 @@ impl<'a> Product<'a> {
     ///
     /// # Safety
     /// `offset` must be that of an outer index.
-    unsafe fn left_view<T: crate::library::Element>(&self, offset: isize) -> View<'_, T, 4> {
+    unsafe fn left_view<T: Element>(&self, offset: isize) -> View<'_, T, 4> {
         let [(n0, s0, _), (n1, s1, _)] = self.inner;
         let (m, k) = (self.left.across, self.left.along);
         let start = self.left.start.cast::<T>().wrapping_offset(offset);
@@ -249,7 +284,7 @@ impl<'a> Product<'a> {
     ///
     /// # Safety
     /// As [`Self::left_view`].
-    unsafe fn right_view<T: crate::library::Element>(&self, offset: isize) -> View<'_, T, 4> {
+    unsafe fn right_view<T: Element>(&self, offset: isize) -> View<'_, T, 4> {
         let [(n0, _, t0), (n1, _, t1)] = self.inner;
         let (n, k) = (self.right.across, self.right.along);
         let start = self.right.start.cast::<T>().wrapping_offset(offset);
@@ -263,15 +298,16 @@ impl<'a> Product<'a> {
         }
     }
 
+    /// The packed operand, if it is that side.
+    fn packed<T: 'static>(&self, side: Side) -> Option<&T> {
+        self.packed.filter(|k| k.side == side).map(Packed::get)
+    }
+
     /// A dense result from matrix number `first` on.
     ///
     /// # Safety
     /// The result must hold the product, and nothing else may use it.
-    unsafe fn output<T: crate::library::Element>(
-        &self,
-        start: *mut u8,
-        first: usize,
-    ) -> ViewMut<'_, T, 4> {
+    unsafe fn output<T: Element>(&self, start: *mut u8, first: usize) -> ViewMut<'_, T, 4> {
         let (rows, cols) = (self.rows(), self.cols());
         let [(n0, ..), (n1, ..)] = self.inner;
         let start = start.cast::<T>().wrapping_add(first * rows * cols);
@@ -286,8 +322,19 @@ impl<'a> Product<'a> {
         let (rows, cols) = (self.rows(), self.cols());
         let code = call.epilogue.as_ref();
         self.for_each_outer(|x, y, first| {
-            // SAFETY: the offsets are those of an outer index.
-            let (left, right) = unsafe { (self.left_view::<T>(x), self.right_view::<T>(y)) };
+            // SAFETY: the offsets are those of an outer index; what is packed is not viewed.
+            let (left, right) = unsafe {
+                (
+                    match self.packed(Side::Left) {
+                        Some(packed) => Left::Packed(packed),
+                        None => Left::View(self.left_view::<T>(x)),
+                    },
+                    match self.packed(Side::Right) {
+                        Some(packed) => Right::Packed(packed),
+                        None => Right::View(self.right_view::<T>(y)),
+                    },
+                )
+            };
             let finish = |part: Finished<Sum<T>>| {
                 if let Some(e) = code {
                     let matrix = first + part.batch;
@@ -310,14 +357,7 @@ impl<'a> Product<'a> {
                 Some(_) => Some(&finish),
                 None => None,
             };
-            gemm::multiply(
-                &call.cx,
-                Left::View(left),
-                Right::View(right),
-                output,
-                epilogue,
-            )?;
-            Ok(())
+            Ok(gemm::multiply(&call.cx, left, right, output, epilogue)?)
         })
     }
 
@@ -337,12 +377,18 @@ impl<'a> Product<'a> {
         };
         let code = call.epilogue.as_ref();
         self.for_each_outer(|x, y, first| {
-            // SAFETY: the offsets are those of an outer index.
-            let (l, r) = unsafe { (self.left_view::<u8>(x), self.right_view::<u8>(y)) };
-            let operand = |view, dtype| Bytes {
-                view,
-                signed: dtype == DType::I8,
-                zero_points: ZeroPoints::One(0),
+            // SAFETY: the offsets are those of an outer index; what is packed is not viewed.
+            let (left, right) = unsafe {
+                (
+                    match self.packed(Side::Left) {
+                        Some(packed) => BytesLeft::Packed(packed),
+                        None => BytesLeft::View(plain_bytes(self.left_view(x), left)),
+                    },
+                    match self.packed(Side::Right) {
+                        Some(packed) => BytesRight::Packed(packed),
+                        None => BytesRight::View(plain_bytes(self.right_view(y), right)),
+                    },
+                )
             };
             let finish = |part: Finished<i32>| {
                 if let Some(e) = code {
@@ -363,17 +409,18 @@ impl<'a> Product<'a> {
                     None => self.output::<i32>(result.start, first),
                 }
             };
-            let (left, right) = (operand(l, left), operand(r, right));
-            let cx = &call.cx;
-            gemm::multiply_bytes(
-                cx,
-                BytesLeft::View(left),
-                BytesRight::View(right),
-                output,
-                false,
-                epilogue,
-            )?;
-            Ok(())
+            Ok(gemm::multiply_bytes(
+                &call.cx, left, right, output, false, epilogue,
+            )?)
         })
+    }
+}
+
+/// 8-bit integers that stand for themselves.
+pub(super) fn plain_bytes<const N: usize>(view: View<'_, u8, N>, dtype: DType) -> Bytes<'_, N> {
+    Bytes {
+        view,
+        signed: dtype == DType::I8,
+        zero_points: ZeroPoints::One(0),
     }
 }

@@ -1,9 +1,11 @@
 //! Convolutions and their adjoints.
 
 use super::operand::Operand;
-use super::{Call, Failure, whole_size};
+use super::{Call, Failure, Prepared, whole_size};
+use crate::library::Context;
 use crate::library::conv::{
-    ConvBytes, ConvOutput, Convolve, Weights, convolve, convolve_bytes, convolve_transposed,
+    ConvBytes, ConvOutput, Convolve, PackedWeights, Weights, convolve, convolve_bytes,
+    convolve_transposed,
 };
 use crate::library::gemm::{Finished, Sum, ZeroPoints};
 use crate::library::window::{Taps, Window};
@@ -63,7 +65,7 @@ fn view<T: Element>(x: &Operand) -> View<'_, T, 5> {
 
 /// The operand itself, or a dense copy when its strides are negative or (`dense`) not those of a dense one.
 fn usable<'a>(
-    call: &Call<'a>,
+    cx: &Context<'a>,
     x: &Operand,
     from: usize,
 ) -> Result<(Operand, Option<Lent<'a>>), Failure> {
@@ -76,8 +78,49 @@ fn usable<'a>(
     if is_dense && !x.has_negative_stride() {
         return Ok((x.clone(), None));
     }
-    let (copy, lent) = x.dense(&call.cx, 0)?;
+    let (copy, lent) = x.dense(cx, 0)?;
     Ok((copy, Some(lent)))
+}
+
+/// Weights of a float convolution, packed once; by the operands' dtype.
+#[derive(Debug)]
+pub(crate) enum Packed {
+    F32(PackedWeights<f32>),
+    F64(PackedWeights<f64>),
+    F16(PackedWeights<f16>),
+    BF16(PackedWeights<bf16>),
+}
+
+impl Packed {
+    /// Bytes taken.
+    pub(super) fn size(&self) -> usize {
+        match self {
+            Packed::F32(w) => w.size(),
+            Packed::F64(w) => w.size(),
+            Packed::F16(w) => w.size(),
+            Packed::BF16(w) => w.size(),
+        }
+    }
+}
+
+/// Packs the weights of a convolution if they are constant floats.
+pub(super) fn prepare(
+    p: &Conv,
+    operands: &[Option<Operand>],
+    cx: &Context,
+) -> Result<Option<Packed>, Failure> {
+    let [_, Some(w)] = operands else {
+        return Ok(None);
+    };
+    let (w, _copy) = usable(cx, w, 0)?;
+    let (isa, usage) = (cx.isa, cx.scratch.usage());
+    Ok(Some(match w.dtype {
+        DType::F32 => Packed::F32(PackedWeights::new(isa, view(&w), p.groups, usage)?),
+        DType::F64 => Packed::F64(PackedWeights::new(isa, view(&w), p.groups, usage)?),
+        DType::F16 => Packed::F16(PackedWeights::new(isa, view(&w), p.groups, usage)?),
+        DType::BF16 => Packed::BF16(PackedWeights::new(isa, view(&w), p.groups, usage)?),
+        _ => return Ok(None),
+    }))
 }
 
 /// Runs a convolution.
@@ -93,14 +136,28 @@ pub(crate) fn run(call: &Call, p: &Conv) -> Result<(), Failure> {
             pads: [pad(&p.pads_low)?, pad(&p.pads_high)?],
         });
     }
-    let (x, _x_copy) = usable(call, x, usize::MAX)?;
-    let (w, _w_copy) = usable(call, &call.operands[1], 0)?;
+    let (x, _x_copy) = usable(&call.cx, x, usize::MAX)?;
     let window = window(&x.dims[2..], &taps)?;
+    let floats = Floats {
+        call,
+        window: &window,
+        groups: p.groups,
+        x: &x,
+    };
+    if let Some(Prepared::Conv(packed)) = call.prepared {
+        return match packed {
+            Packed::F32(w) => floats.run(Weights::Packed(w), DType::F32),
+            Packed::F64(w) => floats.run(Weights::Packed(w), DType::F64),
+            Packed::F16(w) => floats.run(Weights::Packed(w), DType::F32),
+            Packed::BF16(w) => floats.run(Weights::Packed(w), DType::F32),
+        };
+    }
+    let (w, _w_copy) = usable(&call.cx, &call.operands[1], 0)?;
     match x.dtype {
-        DType::F32 => floats::<f32>(call, &window, p.groups, &x, &w, DType::F32),
-        DType::F64 => floats::<f64>(call, &window, p.groups, &x, &w, DType::F64),
-        DType::F16 => floats::<f16>(call, &window, p.groups, &x, &w, DType::F32),
-        DType::BF16 => floats::<bf16>(call, &window, p.groups, &x, &w, DType::F32),
+        DType::F32 => floats.run(Weights::View(view::<f32>(&w)), DType::F32),
+        DType::F64 => floats.run(Weights::View(view::<f64>(&w)), DType::F64),
+        DType::F16 => floats.run(Weights::View(view::<f16>(&w)), DType::F32),
+        DType::BF16 => floats.run(Weights::View(view::<bf16>(&w)), DType::F32),
         _ => bytes(call, &window, p.groups, &x, &w),
     }
 }
@@ -146,26 +203,29 @@ fn finish<C>(call: &super::Epilogue, dims: [usize; 5], part: &Finished<C>) {
     });
 }
 
-fn floats<T: Convolve>(
-    call: &Call,
-    window: &Window,
+/// A convolution of floats but for its weights.
+struct Floats<'a> {
+    call: &'a Call<'a>,
+    window: &'a Window,
     groups: usize,
-    x: &Operand,
-    w: &Operand,
-    sum: DType,
-) -> Result<(), Failure> {
-    with_output::<T>(call, sum, |output, epilogue| {
-        let weights = Weights::View(view::<T>(w));
-        convolve(
-            &call.cx,
-            window,
-            groups,
-            view::<T>(x),
-            weights,
-            output,
-            epilogue,
-        )
-    })
+    x: &'a Operand,
+}
+
+impl Floats<'_> {
+    fn run<T: Convolve>(&self, weights: Weights<'_, T>, sum: DType) -> Result<(), Failure> {
+        let x = view::<T>(self.x);
+        with_output::<T>(self.call, sum, |output, epilogue| {
+            convolve(
+                &self.call.cx,
+                self.window,
+                self.groups,
+                x,
+                weights,
+                output,
+                epilogue,
+            )
+        })
+    }
 }
 
 /// Calls `run` with the output and the epilogue of a float convolution.
@@ -253,8 +313,8 @@ pub(crate) fn run_transposed(call: &Call, p: &ConvTranspose) -> Result<(), Failu
             pads: [low, high],
         });
     }
-    let (x, _x_copy) = usable(call, x, 2)?;
-    let (w, _w_copy) = usable(call, &call.operands[1], 0)?;
+    let (x, _x_copy) = usable(&call.cx, x, 2)?;
+    let (w, _w_copy) = usable(&call.cx, &call.operands[1], 0)?;
     let window = window(result, &taps)?;
     macro_rules! run {
         ($t:ty, $sum:expr) => {

@@ -1,7 +1,7 @@
 //! Library units: from strided views of buffers to calls of the kernels in [`crate::library`].
 //!
 //! Reading order: this file, `operand` (views with addresses), `epilogue` (generated code per finished part), then one
-//! file per op.
+//! file per op; `packed` belongs to `contract`.
 #![allow(unsafe_code)]
 
 mod attention;
@@ -9,12 +9,17 @@ mod contract;
 mod conv;
 pub(crate) mod epilogue;
 mod operand;
+mod packed;
+mod recurrent;
+mod rows;
 mod scatter;
+mod sort;
 
 use crate::device::Argument;
 use crate::error::Error;
 use crate::library::Context;
-use cupola_ir::kernel::{Kernel, Library};
+use cupola_ir::composite::{LayerNorm, RmsNorm};
+use cupola_ir::kernel::{Extent, Kernel, Library, View};
 use cupola_ir::target::Claim;
 use cupola_ir::{CompositeOp, CoreOp, DType, Dim, Op, TensorType};
 use epilogue::Epilogue;
@@ -22,28 +27,36 @@ use operand::Operand;
 
 /// The answer for the backend's target.
 pub(crate) fn claim(op: &Op, operands: &[&TensorType]) -> Claim {
-    let refusal = match op {
-        Op::Core(CoreOp::Contract(p)) => contract::refusal(p, operands),
-        Op::Core(CoreOp::Scatter(p)) => scatter::refusal(p, operands),
-        Op::Composite(CompositeOp::Conv(p)) => {
-            conv::refusal(&[&p.pads_low, &p.pads_high], operands, false)
+    use {CompositeOp as C, CoreOp as O};
+    // Why not, and whether operands may be strided and an epilogue may follow.
+    let (refusal, strided, epilogue) = match op {
+        Op::Core(O::Contract(p)) => (contract::refusal(p, operands), true, true),
+        Op::Core(O::Scatter(p)) => (scatter::refusal(p, operands), false, false),
+        Op::Core(O::Sort(_)) => (sort::refusal(operands), false, false),
+        Op::Composite(C::Conv(p)) => {
+            let pads = [&p.pads_low, &p.pads_high];
+            (conv::refusal(&pads, operands, false), true, true)
         }
-        Op::Composite(CompositeOp::ConvTranspose(p)) => {
-            conv::refusal(&[&p.pads_low], operands, true)
+        Op::Composite(C::ConvTranspose(p)) => {
+            (conv::refusal(&[&p.pads_low], operands, true), true, true)
         }
-        Op::Composite(CompositeOp::Attention(_)) => attention::refusal(operands),
-        _ => Some("no library kernel".into()),
+        Op::Composite(C::Attention(_)) => (attention::refusal(operands), true, false),
+        Op::Composite(C::Recurrent(p)) => (recurrent::refusal(p, operands), false, false),
+        Op::Composite(C::Softmax(p)) => {
+            let epilogue = rows::takes_epilogue(operands);
+            (rows::softmax_refusal(p, operands), false, epilogue)
+        }
+        Op::Composite(C::LayerNorm(LayerNorm { axis, .. }) | C::RmsNorm(RmsNorm { axis, .. })) => {
+            let epilogue = rows::takes_epilogue(operands);
+            (rows::norm_refusal(*axis, operands), false, epilogue)
+        }
+        Op::Composite(C::Gelu(_) | C::Swish(_) | C::Swiglu(_) | C::Rope(_))
+        | Op::Core(_)
+        | Op::Host(_) => (Some("no library kernel".into()), false, false),
     };
     match refusal {
         Some(reason) => Claim::No { reason },
-        None => {
-            let scatter = matches!(op, Op::Core(CoreOp::Scatter(_)));
-            let attention = matches!(op, Op::Composite(CompositeOp::Attention(_)));
-            Claim::Yes {
-                strided: !scatter,
-                epilogue: !scatter && !attention,
-            }
-        }
+        None => Claim::Yes { strided, epilogue },
     }
 }
 
@@ -58,8 +71,8 @@ pub(crate) fn refusal(unit: &Library) -> Option<String> {
                 .dims
                 .iter()
                 .map(|e| match e {
-                    cupola_ir::kernel::Extent::Const(c) => (*c).into(),
-                    cupola_ir::kernel::Extent::Size(s) => unit.sizes[*s as usize].clone(),
+                    Extent::Const(c) => (*c).into(),
+                    Extent::Size(s) => unit.sizes[*s as usize].clone(),
                 })
                 .collect(),
         })
@@ -90,6 +103,61 @@ fn sum_dtype(operand: DType) -> DType {
     }
 }
 
+/// Forms of a unit's constant operands that the kernels read instead.
+#[derive(Debug)]
+pub(crate) enum Prepared {
+    Contract(packed::Packed),
+    Conv(conv::Packed),
+    Recurrent(recurrent::Packed),
+}
+
+impl Prepared {
+    /// Bytes taken.
+    pub(crate) fn size(&self) -> usize {
+        match self {
+            Prepared::Contract(p) => p.size,
+            Prepared::Conv(p) => p.size(),
+            Prepared::Recurrent(p) => p.size(),
+        }
+    }
+}
+
+/// Makes what pays of a unit's constant operands; `None` where nothing does. Operands that a launch will refuse are left
+/// to it.
+pub(crate) fn prepare(
+    unit: &Library,
+    constants: &[Option<Argument>],
+    cx: &Context,
+) -> crate::Result<Option<Prepared>> {
+    let fixed = |view: &View| {
+        let extents = view.dims.iter().chain(&view.strides).chain([&view.offset]);
+        extents.into_iter().all(|e| matches!(e, Extent::Const(_)))
+    };
+    let operands: Vec<Option<Operand>> = (unit.operands.iter().zip(constants))
+        .map(|(view, argument)| {
+            let argument = argument.as_ref().filter(|_| fixed(view))?;
+            Operand::bind(view, argument, &[]).ok()
+        })
+        .collect();
+    let made = match &unit.op {
+        Op::Core(CoreOp::Contract(p)) => {
+            packed::prepare(p, &operands, cx).map(|k| k.map(Prepared::Contract))
+        }
+        Op::Composite(CompositeOp::Conv(p)) => {
+            conv::prepare(p, &operands, cx).map(|k| k.map(Prepared::Conv))
+        }
+        Op::Composite(CompositeOp::Recurrent(p)) => {
+            recurrent::prepare(p, &operands, cx).map(|k| k.map(Prepared::Recurrent))
+        }
+        _ => Ok(None),
+    };
+    match made {
+        Ok(made) => Ok(made),
+        Err(Failure::Error(e @ Error::OutOfMemory { .. })) => Err(e),
+        Err(Failure::Fault(_) | Failure::Error(_)) => Ok(None),
+    }
+}
+
 /// What a library call runs with.
 pub(crate) struct Call<'a> {
     pub unit: &'a Library,
@@ -99,6 +167,8 @@ pub(crate) struct Call<'a> {
     pub results: Vec<Operand>,
     /// Generated code for finished parts, with its buffer arguments.
     pub epilogue: Option<Epilogue<'a>>,
+    /// What was made of constant operands.
+    pub prepared: Option<&'a Prepared>,
 }
 
 /// Why a call failed.
@@ -121,7 +191,12 @@ impl Call<'_> {
         match &self.unit.op {
             Op::Core(CoreOp::Contract(p)) => contract::run(self, p),
             Op::Core(CoreOp::Scatter(p)) => scatter::run(self, p),
+            Op::Core(CoreOp::Sort(p)) => sort::run(self, p),
             Op::Composite(CompositeOp::Attention(p)) => attention::run(self, p),
+            Op::Composite(CompositeOp::Recurrent(p)) => recurrent::run(self, p),
+            Op::Composite(CompositeOp::Softmax(p)) => rows::softmax(self, p),
+            Op::Composite(CompositeOp::LayerNorm(p)) => rows::layer_norm(self, p),
+            Op::Composite(CompositeOp::RmsNorm(p)) => rows::rms_norm(self, p),
             Op::Composite(CompositeOp::Conv(p)) => conv::run(self, p),
             Op::Composite(CompositeOp::ConvTranspose(p)) => conv::run_transposed(self, p),
             op => unreachable!("bug: {} was refused before", op.name()),

@@ -32,7 +32,7 @@ pub(crate) struct Builder {
     homes: Vec<usize>,
     vars: Vec<Type>,
     levels: Vec<Level>,
-    constants: FxHashMap<Reg, i64>,
+    constants: FxHashMap<Reg, u64>,
 }
 
 impl Builder {
@@ -132,8 +132,16 @@ impl Builder {
         reg
     }
 
-    /// Constant of a scalar integer register.
+    /// Constant of an index register.
     pub(crate) fn as_const(&self, reg: Reg) -> Option<i64> {
+        if self.ty(reg) != Type::INDEX {
+            return None;
+        }
+        self.constant_bits(reg).map(|bits| bits as i64)
+    }
+
+    /// Bits of a constant of one lane.
+    pub(crate) fn constant_bits(&self, reg: Reg) -> Option<u64> {
         self.constants.get(&reg).copied()
     }
 
@@ -164,14 +172,16 @@ impl Builder {
 
     /// A constant index.
     pub(crate) fn index(&mut self, value: i64) -> Reg {
-        let reg = self.op(Op::Const(value as u64), Type::INDEX);
-        self.constants.insert(reg, value);
-        reg
+        self.constant(value as u64, Type::INDEX)
     }
 
     /// A constant of any type, given by its bits.
     pub(crate) fn constant(&mut self, bits: u64, ty: Type) -> Reg {
-        self.op(Op::Const(bits), ty)
+        let reg = self.op(Op::Const(bits), ty);
+        if ty.lanes == 1 {
+            self.constants.insert(reg, bits);
+        }
+        reg
     }
 
     /// A float constant in an f32 or f64 type.

@@ -144,6 +144,9 @@ pub(crate) enum BinOp {
     MaxU,
     MinF,
     MaxF,
+    /// The smaller float; the second operand if either is NaN or both are equal.
+    MinOrSecond,
+    MaxOrSecond,
     And,
     Or,
     Xor,

@@ -116,8 +116,7 @@ impl Lower<'_> {
     /// A function of two operands of this dtype.
     pub(crate) fn scalar_binary(&mut self, f: Scalar, x: Reg, y: Reg, dtype: DType) -> Reg {
         let class = dtype.class();
-        let pick = |float, signed, unsigned| match class {
-            Class::Float => float,
+        let pick = |signed, unsigned| match class {
             Class::Signed => signed,
             _ => unsigned,
         };
@@ -132,17 +131,20 @@ impl Lower<'_> {
             Scalar::Div if class == Class::Float => arithmetic(self, BinOp::Div),
             Scalar::Div => {
                 self.check_divisor(y);
-                arithmetic(self, pick(BinOp::Div, BinOp::DivS, BinOp::DivU))
+                arithmetic(self, pick(BinOp::DivS, BinOp::DivU))
             }
             Scalar::Rem | Scalar::Mod if class != Class::Float => {
                 self.int_remainder(f, x, y, dtype)
             }
-            Scalar::Min => self
-                .b
-                .binary(pick(BinOp::MinF, BinOp::MinS, BinOp::MinU), x, y),
-            Scalar::Max => self
-                .b
-                .binary(pick(BinOp::MaxF, BinOp::MaxS, BinOp::MaxU), x, y),
+            Scalar::Min | Scalar::Max if class == Class::Float => self.extreme_float(f, x, y),
+            Scalar::Min => {
+                let op = pick(BinOp::MinS, BinOp::MinU);
+                self.b.binary(op, x, y)
+            }
+            Scalar::Max => {
+                let op = pick(BinOp::MaxS, BinOp::MaxU);
+                self.b.binary(op, x, y)
+            }
             Scalar::And => self.b.binary(BinOp::And, x, y),
             Scalar::Or => self.b.binary(BinOp::Or, x, y),
             Scalar::Xor => self.b.binary(BinOp::Xor, x, y),
@@ -164,6 +166,30 @@ impl Lower<'_> {
                 self.rounded(z, dtype)
             }
         }
+    }
+
+    /// NaN if either operand is NaN. That of two constants or none needs a second look at the first operand.
+    fn extreme_float(&mut self, f: Scalar, x: Reg, y: Reg) -> Reg {
+        let min = f == Scalar::Min;
+        let (plain, full) = match min {
+            true => (BinOp::MinOrSecond, BinOp::MinF),
+            false => (BinOp::MaxOrSecond, BinOp::MaxF),
+        };
+        match (self.is_number(x), self.is_number(y)) {
+            (true, _) => self.b.binary(plain, x, y),
+            (false, true) => self.b.binary(plain, y, x),
+            (false, false) => self.b.binary(full, x, y),
+        }
+    }
+
+    /// Whether a float register is a constant other than NaN.
+    fn is_number(&self, x: Reg) -> bool {
+        let bits = self.b.constant_bits(x);
+        bits.is_some_and(|bits| match self.b.elem(x) {
+            Elem::F32 => !f32::from_bits(bits as u32).is_nan(),
+            Elem::F64 => !f64::from_bits(bits).is_nan(),
+            _ => false,
+        })
     }
 
     fn int_remainder(&mut self, f: Scalar, x: Reg, y: Reg, dtype: DType) -> Reg {
@@ -192,8 +218,12 @@ impl Lower<'_> {
             _ if signed => BinOp::ShrS,
             _ => BinOp::ShrU,
         };
-        let y = self.without_sign_copies(y, dtype);
         let width = dtype.bits() as i64;
+        if let Some(count) = self.b.constant_bits(y).filter(|c| *c < width as u64) {
+            let z = self.b.shift(op, x, count as u8);
+            return self.rounded(z, dtype);
+        }
+        let y = self.without_sign_copies(y, dtype);
         let (zero, last) = (self.int_like(0, x), self.int_like(width - 1, x));
         let count = self.b.binary(BinOp::MinU, y, last);
         let z = self.b.binary(op, x, count);

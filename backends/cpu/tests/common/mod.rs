@@ -1,45 +1,10 @@
 //! Runs kernels on the CPU backend.
 #![allow(dead_code, reason = "each test binary uses a part")]
 
-use cupola_backend::{Backend, BackendError, BufferRange, Command, Launch};
-use cupola_cpu::CpuBackend;
+pub use cupola_backend::testing::run;
 use cupola_ir::convert::{self, Lanes};
 use cupola_ir::kernel::*;
 use cupola_ir::{Class, DType, Dim, Op, Tensor, Value, ValueType, eval};
-
-/// Runs one unit over host bytes; every buffer is uploaded before and downloaded after.
-pub fn run(
-    backend: &CpuBackend,
-    unit: &Unit,
-    sizes: &[i64],
-    buffers: &mut [Vec<u8>],
-) -> Result<(), BackendError> {
-    let executable = backend.compile(&[unit]).remove(0)?;
-    let device = backend.device();
-    let ranges: Vec<BufferRange> = buffers
-        .iter()
-        .map(|b| {
-            let buffer = device.alloc(b.len())?;
-            let range = BufferRange {
-                buffer,
-                offset: 0,
-                size: b.len(),
-            };
-            device.upload(&range, b)?;
-            Ok(range)
-        })
-        .collect::<Result<_, BackendError>>()?;
-    let launch = Launch {
-        executable,
-        buffers: ranges.clone(),
-        sizes: sizes.to_vec(),
-    };
-    let result = device.submit(&[Command::Launch(launch)]);
-    for (range, bytes) in ranges.iter().zip(buffers) {
-        device.download(range, bytes)?;
-    }
-    result
-}
 
 /// Little-endian bytes of numbers.
 pub fn bytes<T: bytemuck::Pod>(values: &[T]) -> Vec<u8> {

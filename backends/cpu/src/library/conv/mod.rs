@@ -199,6 +199,12 @@ impl<T: Convolve> PackedWeights<T> {
             plain,
         })
     }
+
+    /// Bytes taken.
+    pub fn size(&self) -> usize {
+        let plain = self.plain.len() * size_of::<Sum<T>>();
+        plain + self.groups.iter().map(Packed::size).sum::<usize>()
+    }
 }
 
 /// Whether the direct kernel takes weights of this shape.

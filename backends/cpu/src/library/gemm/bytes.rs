@@ -225,6 +225,11 @@ impl PackedBytesLeft {
         let operand = operand(&source.batched(), 0, Side::Left);
         PackedBytes::new(isa, &operand, rows, usage).map(PackedBytesLeft)
     }
+
+    /// Bytes taken.
+    pub fn size(&self) -> usize {
+        self.0.words.size()
+    }
 }
 
 impl PackedBytesRight {
@@ -233,6 +238,11 @@ impl PackedBytesRight {
         let [_, cols] = source.view.shape();
         let operand = operand(&source.batched(), 0, Side::Right);
         PackedBytes::new(isa, &operand, cols, usage).map(PackedBytesRight)
+    }
+
+    /// Bytes taken.
+    pub fn size(&self) -> usize {
+        self.0.words.size()
     }
 }
 

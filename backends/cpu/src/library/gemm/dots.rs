@@ -15,6 +15,11 @@ use crate::library::view::Shared;
 /// Rows or columns up to which dot products beat packing, measured against the tiles at 2048 by 2048.
 const FEW: usize = 4;
 
+/// Whether an operand with so many rows or columns is better left unpacked.
+pub fn few(across: usize) -> bool {
+    across <= FEW
+}
+
 /// Computes `matrix` by dot products if its shape and strides suit them; None if they do not.
 ///
 /// # Safety

@@ -26,6 +26,7 @@ use half::{bf16, f16};
 pub use bytes::{
     Bytes, BytesLeft, BytesRight, PackedBytesLeft, PackedBytesRight, ZeroPoints, multiply_bytes,
 };
+pub use dots::few;
 pub use driver::{Epilogue, Finished};
 
 use crate::error::Result;

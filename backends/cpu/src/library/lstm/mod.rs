@@ -153,6 +153,11 @@ impl PackedRecurrent {
             rows,
         })
     }
+
+    /// Bytes taken.
+    pub fn size(&self) -> usize {
+        self.gates.size() + self.hidden_gate.as_ref().map_or(0, PackedRight::size)
+    }
 }
 
 /// One direction of a recurrent layer.
