@@ -428,7 +428,10 @@ impl NodeCx<'_, '_> {
     /// # Errors
     /// A request for the shapes behind the value.
     pub(crate) fn const_extent(&self, v: ValueId, axis: usize) -> OpResult<usize> {
-        let dim = self.g.dim(v, axis);
+        let dims = self.g.dims(v);
+        let Some(dim) = dims.get(axis) else {
+            return invalid(format!("{} has no axis {axis}", self.g.ty(v)));
+        };
         let n = dim.as_const().ok_or(OpError::NeedsShape(v))?;
         usize::try_from(n).map_err(|_| OpError::Invalid(format!("extent {n} is negative")))
     }

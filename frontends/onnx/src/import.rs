@@ -707,6 +707,13 @@ static TABLE: LazyLock<FxHashMap<(&str, &str), Vec<&OpRow>>> = LazyLock::new(|| 
     table
 });
 
+/// The operators that can be imported: domain (empty for the standard one), name, and first version of the domain with
+/// each meaning that there is.
+pub fn operators() -> impl Iterator<Item = (&'static str, &'static str, i64)> {
+    let rows = FAMILIES.iter().flat_map(|family| family.iter());
+    rows.map(|row| (row.domain, row.name, row.since))
+}
+
 fn find_row(domain: &str, name: &str, opset: i64) -> OpResult<&'static OpRow> {
     let Some(rows) = TABLE.get(&(domain, name)) else {
         return Err(OpError::Unsupported(String::new()));

@@ -186,11 +186,12 @@ pub(super) fn strided<T: Clone>(
             }
             axis -= 1;
             index[axis] += 1;
-            at += strides[axis];
+            // A stride beyond all elements may overflow here; it is taken back before anything is read.
+            at = at.wrapping_add(strides[axis]);
             if index[axis] < outer[axis] {
                 break;
             }
-            at -= strides[axis] * outer[axis] as isize;
+            at = at.wrapping_sub(strides[axis].wrapping_mul(outer[axis] as isize));
             index[axis] = 0;
         }
     }

@@ -34,7 +34,8 @@ pub(super) fn pool(cx: &NodeCx<'_, '_>, x: ValueId) -> OpResult<Pool> {
     let Some(kernel) = cx.ints_attr("kernel_shape")? else {
         return invalid("attribute 'kernel_shape' is missing");
     };
-    if ty.rank() != kernel.len() + 2 || kernel.iter().any(|k| *k < 1) {
+    let len = kernel.iter().try_fold(1i64, |len, k| len.checked_mul(*k));
+    if ty.rank() != kernel.len() + 2 || kernel.iter().any(|k| *k < 1) || len.is_none() {
         return invalid(format!("kernel_shape {kernel:?} for {ty}"));
     }
     let spatial = &ty.dims[2..];

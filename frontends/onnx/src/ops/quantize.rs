@@ -256,6 +256,10 @@ pub(super) fn integer_conv(
     zx: Option<ValueId>,
     zw: Option<ValueId>,
 ) -> OpResult<ValueId> {
+    let (spatial, kernel) = (cx.g.dims(x), cx.g.dims(w));
+    if spatial.len() < 2 || spatial.len() != kernel.len() {
+        return invalid(format!("x {} with weights {}", cx.g.ty(x), cx.g.ty(w)));
+    }
     let x = centred(cx, x, zx, false)?;
     let w = match zw {
         Some(z) => {
@@ -270,10 +274,6 @@ pub(super) fn integer_conv(
         }
         None => cx.g.cast(w, DType::I32)?,
     };
-    let (spatial, kernel) = (cx.g.dims(x), cx.g.dims(w));
-    if spatial.len() < 2 || spatial.len() != kernel.len() {
-        return invalid(format!("x {} with weights {}", cx.g.ty(x), cx.g.ty(w)));
-    }
     let s = sliding(cx, &spatial[2..], &kernel[2..])?;
     let conv = Conv {
         strides: s.strides,

@@ -17,6 +17,15 @@ pub(in crate::ops) const OPS: &[OpRow] = &[
     ms("GatherBlockQuantized", gather_blocks),
 ];
 
+/// Blocks that hold so many numbers, all of them positive.
+fn blocks_of(len: i64, block: i64) -> OpResult<i64> {
+    let blocks = (len - 1) / block + 1;
+    match blocks.checked_mul(block) {
+        Some(_) => Ok(blocks),
+        None => invalid(format!("{len} numbers in blocks of {block}")),
+    }
+}
+
 /// Weights of n rows packed in blocks of k, `bits` each, little end first; `y = x w^T`.
 fn matmul_nbits(cx: &mut NodeCx<'_, '_>) -> OpResult {
     let (x, w, scales) = (cx.input(0)?, cx.input(1)?, cx.input(2)?);
@@ -28,7 +37,7 @@ fn matmul_nbits(cx: &mut NodeCx<'_, '_>) -> OpResult {
     if cx.optional(4).is_some() {
         return unsupported("a group index (g_idx)");
     }
-    let blocks = (k + block - 1) / block;
+    let blocks = blocks_of(k, block)?;
     let per_byte = 8 / bits;
     let bytes = cx.g.reshape(
         w,
@@ -145,7 +154,7 @@ fn matmul_bnb4(cx: &mut NodeCx<'_, '_>) -> OpResult {
     let Some(len) = len else {
         return invalid(format!("weights of {n} times {k} in blocks of {block}"));
     };
-    let (blocks, bytes) = ((len + block - 1) / block, (len + 1) / 2);
+    let (blocks, bytes) = (blocks_of(len, block)?, blocks_of(len, 2)?);
     let w = cx.g.reshape(w, &[Dim::Const(bytes), Dim::ONE])?;
     let mut m = Math { g: cx.g };
     let shifts = m.g.constant(Tensor::vector(&[4u8, 0]))?;
@@ -191,6 +200,7 @@ fn gather_blocks(cx: &mut NodeCx<'_, '_>) -> OpResult {
     };
     let x = open(cx, data)?;
     let zero = match cx.optional(3) {
+        Some(z) if cx.g.rank(z) != rank => return cx.bad_type(z),
         Some(z) => {
             let z = open(cx, z)?;
             // The last byte may have room for more blocks than there are.
@@ -203,7 +213,7 @@ fn gather_blocks(cx: &mut NodeCx<'_, '_>) -> OpResult {
     let index = wrap(cx, index, &ty.dims[gathered])?;
     let scales = spread(cx, scales, x, axis as i64, block)?;
     let zero = match zero {
-        Some(z) if cx.g.rank(z) == rank => Some(spread(cx, z, x, axis as i64, block)?),
+        Some(z) if cx.g.rank(z) > 0 => Some(spread(cx, z, x, axis as i64, block)?),
         zero => zero,
     };
     let y = dequantize_from(cx, x, scales, zero)?;
