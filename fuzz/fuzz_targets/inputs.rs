@@ -1,8 +1,6 @@
 //! Input data from any bytes: a NumPy array or archive.
 #![no_main]
 
-extern crate cupola_ir as cupola;
-
 /// What the reader needs of the program's failures.
 mod fail {
     pub type Outcome<T = ()> = Result<T, Failure>;

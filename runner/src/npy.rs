@@ -1,7 +1,7 @@
 //! NumPy files: `.npy` and members of `.npz`.
 
 use crate::fail::{Failure, Outcome};
-use cupola::{DType, Tensor};
+use cupola_ir::{DType, Tensor, convert};
 use half::f16;
 use npyz::{NpyFile, Order, TypeChar, WriterBuilder};
 use std::io::{BufReader, Read, Seek, Write};
@@ -162,14 +162,14 @@ fn write_to(w: impl Write, t: &Tensor) -> std::io::Result<()> {
         DType::U16 => save!(u16, t.to_vec().unwrap_or_default()),
         DType::U8 => save!(u8, t.to_vec().unwrap_or_default()),
         DType::Bool => save!(bool, t.bytes().iter().map(|b| *b != 0).collect()),
-        _ => match cupola::ir::convert::lanes(t) {
-            Some(cupola::ir::convert::Lanes::F(v)) => {
+        _ => match convert::lanes(t) {
+            Some(convert::Lanes::F(v)) => {
                 save!(f32, v.into_iter().map(|x| x as f32).collect())
             }
-            Some(cupola::ir::convert::Lanes::I(v)) => {
+            Some(convert::Lanes::I(v)) => {
                 save!(i8, v.into_iter().map(|x| x as i8).collect())
             }
-            Some(cupola::ir::convert::Lanes::U(v)) => {
+            Some(convert::Lanes::U(v)) => {
                 save!(u8, v.into_iter().map(|x| x as u8).collect())
             }
             None => Err(std::io::Error::other(format!(
