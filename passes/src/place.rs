@@ -90,6 +90,11 @@ fn place_of(
     if node.op.class() == OpClass::Control {
         return Place::Control;
     }
+    let mut values = node.operands.iter().chain(&node.results);
+    // Strings live on the host by nature, whatever is done with them.
+    if values.any(|v| holds_strings(graph, *v)) {
+        return Place::Host;
+    }
     let primary = context.options.device;
     let mut why = String::new();
     for device in [primary, DeviceId::HOST] {
@@ -126,6 +131,11 @@ fn place_of(
         hint: format!("interpreted on the host: {why}"),
     });
     Place::Host
+}
+
+fn holds_strings(graph: &Graph, value: ValueId) -> bool {
+    let tensor = graph.ty(value).as_tensor();
+    tensor.is_some_and(|t| t.dtype == DType::String)
 }
 
 fn note(misses: &mut Vec<Miss>, node: NodeId, device: DeviceId, primary: DeviceId, why: &str) {

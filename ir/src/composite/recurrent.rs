@@ -146,7 +146,7 @@ payload! {
         alpha: Vec<f64>,
         /// Second parameters of the activations.
         beta: Vec<f64>,
-        /// Limit of the arguments of activations; 0 for none.
+        /// Limit of the gates before activation (not of the cell state in lstm); 0 for none.
         clip: f64,
         /// Lstm: the forget gate is 1 - i.
         input_forget: bool,
@@ -353,7 +353,7 @@ impl Recurrent {
                 let o = part(g, all, 1, 1)?;
                 let o = peep(g, o, 1, c)?;
                 let o = self.gate(g, 0, o)?;
-                let shown = self.gate(g, 2, c)?;
+                let shown = self.activate(g, 2, c)?;
                 Ok((g.binary(Scalar::Mul, o, shown)?, Some(c)))
             }
         }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::composite::{Attention, Conv, ConvTranspose, Softmax};
+use crate::composite::{Attention, Cell, Conv, ConvTranspose, Recurrent, Softmax};
 use crate::dim::{Dim, Sym};
 use crate::dtype::DType;
 use crate::ops::*;
@@ -510,4 +510,56 @@ fn sorting_is_stable_and_nan_is_largest() {
         assert_eq!(format!("{got:?}"), format!("{values:?}"));
         assert_eq!(out[1].as_tensor().unwrap().to_i64s().unwrap(), positions);
     }
+}
+
+#[test]
+fn lstm_clips_its_gates_but_not_its_state() {
+    let mut g = Graph::new("g");
+    let matrix = |g: &mut Graph, name, rows: i64, cols: i64| {
+        input(g, name, DType::F32, &[Dim::from(rows), Dim::from(cols)])
+    };
+    let x = g
+        .input(
+            "x",
+            TensorType::new(DType::F32, [1i64, 1, 1].map(Dim::from)),
+        )
+        .unwrap();
+    let (w, r) = (matrix(&mut g, "w", 4, 1), matrix(&mut g, "r", 4, 1));
+    let (h, c) = (matrix(&mut g, "h", 1, 1), matrix(&mut g, "c", 1, 1));
+    let op = Recurrent {
+        cell: Cell::Lstm,
+        activations: ["sigmoid", "tanh", "tanh"].map(String::from).to_vec(),
+        alpha: vec![0.0; 3],
+        beta: vec![0.0; 3],
+        clip: 0.7,
+        input_forget: false,
+        linear_before_reset: false,
+        reverse: false,
+        bias: false,
+        lens: false,
+        peephole: false,
+        quantized: false,
+    };
+    let results = g.push(Op::Composite(op.into()), &[x, w, r, h, c]).unwrap();
+    g.output("h", results[1]);
+    g.output("c", results[2]);
+    let of = |shape: &[usize], v: f32| -> Value {
+        let len = shape.iter().product();
+        Tensor::from_slice(shape, &vec![v; len]).unwrap().into()
+    };
+    // All gates are 10, so 0.7: i = f = o = sigmoid(0.7), g = tanh(0.7), c = f * 3 + i * g, h = o * tanh(c).
+    let inputs = [
+        of(&[1, 1, 1], 1.0),
+        of(&[4, 1], 10.0),
+        of(&[4, 1], 0.0),
+        of(&[1, 1], 0.0),
+        of(&[1, 1], 3.0),
+    ];
+    let out = run(&g, &inputs, &mut Env::default()).unwrap();
+    let got: Vec<f32> = out
+        .iter()
+        .map(|v| floats(v.as_tensor().unwrap())[0])
+        .collect();
+    assert!((got[0] - 0.657_459_7).abs() < 1e-6, "{got:?}");
+    assert!((got[1] - 2.408_394_6).abs() < 1e-6, "{got:?}");
 }

@@ -195,7 +195,7 @@ unsafe fn lstm<S: Simd>(
         let c = s.mul_add(forget, c, s.mul(input, candidate));
         f32::store_first_or_all(s, state, len, c);
         let output = lstm_gate(s, *gate, *peepholes, line, c, 1, unit, len);
-        s.mul(output, apply(s, *hidden, line.clipped(s, c)))
+        s.mul(output, apply(s, *hidden, c))
     }
 }
 

@@ -165,7 +165,7 @@ impl PackedRecurrent {
 pub struct Recurrent<'a> {
     /// The cell.
     pub cell: Cell<'a>,
-    /// Bounds the argument of every activation to `-clip..=clip`.
+    /// Bounds the arguments of gates to `-clip..=clip`; not the state that an LSTM shows.
     pub clip: Option<f32>,
     /// Steps are taken from the last to the first of each sequence.
     pub reverse: bool,

@@ -171,7 +171,8 @@ fn expected(
                     run(gate, plain(2, unit) + peep(2, c[unit]))
                 };
                 let c = f * c[unit] + i * run(cell, plain(3, unit));
-                (run(gate, plain(1, unit) + peep(1, c)) * run(output, c), c)
+                let output = activate(output, c, None);
+                (run(gate, plain(1, unit) + peep(1, c)) * output, c)
             })
             .unzip(),
         Cell::Gru {
