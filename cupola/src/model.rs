@@ -15,6 +15,8 @@ use std::sync::{Arc, OnceLock};
 pub struct ModelOptions {
     /// Fixed values of symbolic dimensions, by name.
     pub set: BTreeMap<String, i64>,
+    /// Operators of ONNX files that the program brings along.
+    pub custom: Vec<cupola_onnx::CustomOp>,
 }
 
 /// An input that decides the structure of the graph.
@@ -275,6 +277,7 @@ impl Model {
                         .iter()
                         .map(|(n, t)| (n.clone(), t.clone()))
                         .collect(),
+                    custom: self.options.custom.clone(),
                     set_dims: self
                         .options
                         .set

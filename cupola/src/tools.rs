@@ -2,10 +2,11 @@
 
 use crate::error::Result;
 use crate::runner::Options;
-use cupola_ir::{Bindings, Graph, Op, Sym};
-use cupola_passes::{Compiled, DeviceId, MissCode, Storage, plan};
+use cupola_ir::{Bindings, Graph, Op, Sym, ValueType};
+use cupola_passes::plan::{self, Footprint};
+use cupola_passes::{Compiled, DeviceId, MissCode};
 use cupola_runtime::{Host, RuntimeError};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 /// The graph after a named pass of the pipeline; `import` is the graph itself.
@@ -118,31 +119,20 @@ pub fn support(graph: &Graph, host: &Host, options: &Options) -> Result<Vec<Supp
     Ok(rows.into_values().collect())
 }
 
-/// Bytes that a model needs, by kind.
+/// The memory that a model needs, and the sizes that this holds for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MemoryPlan {
-    /// Constants on the devices.
-    pub weights: u64,
-    /// Packed working memory.
-    pub activations: u64,
-    /// Outputs.
-    pub outputs: u64,
-    /// State slots.
-    pub states: u64,
-    /// Symbols that were not set and are taken as 1.
-    pub unbound: Vec<String>,
+    /// Bytes by kind.
+    pub bytes: Footprint,
+    /// Symbols of the inputs and their values.
+    pub sizes: BTreeMap<String, i64>,
+    /// Those of them that nothing said, taken as 1.
+    pub unset: Vec<String>,
+    /// Symbols that only the data of a run decides; what they measure is not counted.
+    pub undecided: Vec<String>,
 }
 
-impl MemoryPlan {
-    /// All of it.
-    pub fn total(&self) -> u64 {
-        [self.weights, self.activations, self.outputs, self.states]
-            .iter()
-            .fold(0, |a, b| a.saturating_add(*b))
-    }
-}
-
-/// The memory that a graph needs on a device at given sizes; nothing is allocated, no weight is read.
+/// The memory that a graph needs on a device when its inputs have these sizes; nothing is allocated, no weight is read.
 ///
 /// # Errors
 /// What the passes find.
@@ -150,57 +140,40 @@ pub fn plan_memory(
     graph: &Graph,
     host: &Host,
     options: &Options,
-    set: &BTreeMap<String, i64>,
+    sizes: &BTreeMap<String, i64>,
 ) -> Result<MemoryPlan> {
     let compiled = compile(graph, host, options, None)?;
     let (_, devices) = host.open(&options.device, options.threads)?;
+    let targets: Vec<_> = devices.iter().map(|d| d.target()).collect();
     let mut memory = MemoryPlan::default();
     let mut bindings = Bindings::default();
-    for slot in &compiled.plan.slots {
-        slot.ty.for_each_dim(&mut |d| {
-            d.for_each_sym(&mut |s: &Sym| {
-                if bindings.get(s).is_none() {
-                    bindings.set(s.clone(), set.get(s.name()).copied().unwrap_or(1));
-                    if !set.contains_key(s.name()) {
-                        memory.unbound.push(s.name().to_string());
-                    }
-                }
-            });
+    for v in graph.inputs() {
+        for_each_name(graph.ty(*v), &mut |name| {
+            memory.sizes.insert(name.to_string(), 1);
         });
     }
-    let sizes = plan::slot_sizes(&compiled.plan, &bindings);
-    let size = |i: usize| sizes[i].unwrap_or(0);
-    memory.weights = cupola_runtime::weight_size(&compiled);
-    for (i, slot) in compiled.plan.slots.iter().enumerate() {
-        match &slot.storage {
-            Storage::State(_) => memory.states += size(i),
-            Storage::Planned
-                if !plan::is_packed(&compiled.plan, cupola_passes::SlotId(i as u32)) =>
-            {
-                memory.outputs += size(i);
-            }
-            Storage::Planned
-            | Storage::Const(_)
-            | Storage::Input(_)
-            | Storage::Param(_)
-            | Storage::Alias { .. }
-            | Storage::HostValue => {}
+    for (name, size) in &mut memory.sizes {
+        match sizes.get(name) {
+            Some(given) => *size = *given,
+            None => memory.unset.push(name.clone()),
         }
+        bindings.set(Sym::new(name), *size);
     }
-    let known: Vec<u64> = (0..sizes.len()).map(size).collect();
-    for (d, backend) in devices.iter().enumerate() {
-        let target = backend.target();
-        let device = DeviceId(d as u32);
-        memory.activations += plan::pack(
-            &compiled.plan,
-            device,
-            &known,
-            target.alignment as u64,
-            target.max_binding,
-        )
-        .size();
+    let mut undecided = BTreeSet::new();
+    for slot in &compiled.plan.slots {
+        for_each_name(&slot.ty, &mut |name| {
+            if !memory.sizes.contains_key(name) {
+                undecided.insert(name.to_string());
+            }
+        });
     }
+    memory.undecided.extend(undecided);
+    memory.bytes = plan::footprint(&compiled, &targets, &bindings);
     Ok(memory)
+}
+
+fn for_each_name(ty: &ValueType, visit: &mut dyn FnMut(&str)) {
+    ty.for_each_dim(&mut |d| d.for_each_sym(&mut |s: &Sym| visit(s.name())));
 }
 
 /// The text form of a graph.

@@ -202,8 +202,14 @@ fn the_graphs_themselves_are_valid() {
     }
 }
 
+/// A short run by default; `CUPOLA_FUZZ_CASES` asks for a longer one.
+fn cases() -> u32 {
+    let asked = std::env::var("CUPOLA_FUZZ_CASES").ok();
+    asked.and_then(|n| n.parse().ok()).unwrap_or(1500)
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1500, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(), failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn changed_texts_are_read_or_refused(

@@ -9,13 +9,15 @@
 //! arithmetic works out (`lower`, which may send a value back as one that must be stored).
 
 mod coords;
+mod limits;
 
+use crate::alias::{alias, is_multiple};
 use crate::place::{Place, unsupported};
 use crate::plan::{DeviceId, Miss, MissCode};
 use crate::{Context, Level, Result, Work};
 use coords::{Coord, cost, operand_coords};
-use cupola_ir::{CoreOp, Graph, NodeId, Op, OpClass, ValueId};
-use rustc_hash::{FxHashMap, FxHashSet};
+use cupola_ir::{CoreOp, Dim, Graph, NodeId, Op, OpClass, ValueId};
+use rustc_hash::FxHashMap;
 
 /// Cost up to which a value is computed again rather than stored: about what a store and a load cost, in additions.
 const CHEAP: u32 = 8;
@@ -48,6 +50,8 @@ pub(crate) struct Fusion {
     pub stored: Vec<bool>,
     /// Per value: someone needs it stored.
     pub needed: Vec<bool>,
+    /// Values that lie in another's memory: in which, and at which byte offset.
+    pub aliases: FxHashMap<ValueId, (ValueId, Dim)>,
     /// Values that must be stored, and why.
     pub forced: FxHashMap<ValueId, MissCode>,
     /// Fusions not made.
@@ -74,6 +78,9 @@ struct Fuser<'a> {
     groups: FxHashMap<ValueId, Group>,
     stored: Vec<bool>,
     needed: Vec<bool>,
+    aliases: FxHashMap<ValueId, (ValueId, Dim)>,
+    /// Outputs, and what outputs are reshapes of.
+    escapes: Vec<bool>,
     misses: Vec<Miss>,
     /// Repeated values that are fine only if they end up computed once per row.
     rows: Vec<(ValueId, ValueId, Vec<u32>)>,
@@ -92,11 +99,12 @@ pub(crate) fn run(work: &mut Work, context: &Context) -> Result<()> {
         }
         let mut groups: Vec<Group> = f.groups.into_values().collect();
         groups.sort_by_key(|g| g.root);
-        let (stored, needed, misses) = (f.stored, f.needed, f.misses);
+        let (stored, needed, aliases, misses) = (f.stored, f.needed, f.aliases, f.misses);
         work.fusion = Fusion {
             groups,
             stored,
             needed,
+            aliases,
             forced,
             misses,
         };
@@ -136,6 +144,8 @@ impl<'a> Fuser<'a> {
             groups: FxHashMap::default(),
             stored,
             needed: vec![false; graph.value_count()],
+            aliases: FxHashMap::default(),
+            escapes: escapes(graph),
             misses: vec![],
             rows: vec![],
         }
@@ -195,7 +205,7 @@ impl<'a> Fuser<'a> {
         }
     }
 
-    /// A value that is needed in memory. A reshape of memory is the same memory.
+    /// A value that is needed in memory, its own or another's.
     fn store(&mut self, value: ValueId) {
         let mut v = value;
         loop {
@@ -207,12 +217,31 @@ impl<'a> Fuser<'a> {
                 return;
             }
             self.stored[v.index()] = true;
-            let reshape = matches!(self.graph.op_of(v), Op::Core(CoreOp::Reshape(_)));
-            if !(reshape && matches!(self.work.places.of[node.index()], Place::Kernel(_))) {
-                return;
+            match self.alias(v) {
+                Some((base, offset)) => {
+                    self.aliases.insert(v, (base, offset));
+                    v = base;
+                }
+                None => return,
             }
-            v = self.graph.node(node).operands[0];
         }
+    }
+
+    /// Where a value can lie in another's memory. A part only where the whole is in memory anyway and does not outlive
+    /// the run for it, at an offset that every device takes.
+    fn alias(&self, v: ValueId) -> Option<(ValueId, Dim)> {
+        let node = self.graph.value(v).node;
+        let Place::Kernel(_) = self.work.places.of[node.index()] else {
+            return None;
+        };
+        let (base, offset) = alias(self.graph, v)?;
+        let reshape = matches!(self.graph.op_of(v), Op::Core(CoreOp::Reshape(_)));
+        let aligned = || {
+            let all = self.context.targets.iter();
+            all.into_iter().all(|t| is_multiple(&offset, t.alignment))
+        };
+        let part = || self.stored[base.index()] && !self.escapes[v.index()] && aligned();
+        (reshape || part()).then_some((base, offset))
     }
 
     fn store_operands(&mut self, id: NodeId) {
@@ -251,7 +280,7 @@ impl<'a> Fuser<'a> {
                 }
             }
         }
-        if matches!(self.graph.op_of(value), Op::Core(CoreOp::Reshape(_))) {
+        if self.aliases.contains_key(&value) {
             return;
         }
         let rank = self.graph.rank(value) as u32;
@@ -470,62 +499,20 @@ impl<'a> Fuser<'a> {
         });
         false
     }
+}
 
-    /// Repeated values that turned out not to be computed once per row have to be stored.
-    fn check_rows(&self, forced: &mut FxHashMap<ValueId, MissCode>) {
-        for (value, root, own) in &self.rows {
-            let mut own = own.clone();
-            own.sort_unstable();
-            if self.groups[root].parallel.as_ref() != Some(&own) {
-                forced.insert(*value, MissCode::Recompute);
-            }
+/// Outputs, and what they are reshapes of.
+fn escapes(graph: &Graph) -> Vec<bool> {
+    let mut all = vec![false; graph.value_count()];
+    for (_, v) in graph.outputs() {
+        let mut v = *v;
+        while !std::mem::replace(&mut all[v.index()], true)
+            && let Op::Core(CoreOp::Reshape(_)) = graph.op_of(v)
+        {
+            v = graph.def(v).operands[0];
         }
     }
-
-    /// Splits units with more buffers than their device allows: stores the member that takes most of them along.
-    fn check_buffers(&self, forced: &mut FxHashMap<ValueId, MissCode>) {
-        for group in self.groups.values() {
-            let limit = self.context.target(group.device).max_buffers.max(4);
-            let members: FxHashSet<NodeId> = group.members.iter().copied().collect();
-            let mut own: FxHashMap<ValueId, FxHashSet<ValueId>> = FxHashMap::default();
-            // Members stand from the root backwards, so operands come later.
-            for id in group.members.iter().rev() {
-                let node = self.graph.node(*id);
-                let mut set = FxHashSet::default();
-                for v in &node.operands {
-                    let inlined =
-                        members.contains(&self.graph.value(*v).node) && !self.stored[v.index()];
-                    match own.get(v) {
-                        Some(inner) if inlined => set.extend(inner.iter().copied()),
-                        _ if self
-                            .graph
-                            .as_const(*v)
-                            .and_then(crate::lower::uniform)
-                            .is_some() => {}
-                        _ => {
-                            set.insert(*v);
-                        }
-                    }
-                }
-                for r in &node.results {
-                    own.insert(*r, set.clone());
-                }
-            }
-            let total = own.get(&group.root).map_or(0, FxHashSet::len);
-            if total + 2 <= limit {
-                continue;
-            }
-            let candidates = group.members.iter().skip(1).filter_map(|id| {
-                let v = self.graph.node(*id).results[0];
-                let free = self.graph.node(*id).op.class() == OpClass::Leaf;
-                let count = own.get(&v).map_or(0, FxHashSet::len);
-                (!free && count + 2 <= limit && count > 1).then_some((count, v))
-            });
-            if let Some((_, v)) = candidates.max() {
-                forced.insert(v, MissCode::TooManyBuffers);
-            }
-        }
-    }
+    all
 }
 
 /// Root axes of coordinates, when they are all known and distinct.

@@ -3,6 +3,7 @@
 //! [`compile`] walks one constant table, [`PIPELINE`]; every entry is a plain function over [`Work`]. Reading order is
 //! that of the table: `raise`, `merge`, `decompose`, `split`, `place`, `fuse`, `lower`, `plan`.
 
+mod alias;
 pub mod cost;
 mod decompose;
 mod edit;

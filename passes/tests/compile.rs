@@ -370,6 +370,64 @@ fn levels_agree_and_fuse_more_and_more() {
     assert!(units.is_sorted_by(|a, b| a > b), "{units:?}");
 }
 
+fn aliases(c: &cupola_passes::Compiled) -> usize {
+    let slots = c.plan.slots.iter();
+    slots
+        .filter(|s| matches!(s.storage, cupola_passes::Storage::Alias { .. }))
+        .count()
+}
+
+#[test]
+fn results_lie_over_operands_that_die() {
+    // Products keep the maps apart: each of those reads what the product before it wrote.
+    let mut g = Graph::new("in place");
+    let dims = [Dim::sym("s"), n(4)];
+    let x = g.input("x", f32s(&dims)).unwrap();
+    let w = g.input("w", f32s(&[n(4), n(4)])).unwrap();
+    let mut y = x;
+    for _ in 0..3 {
+        let p = g.matmul(y, w).unwrap();
+        let sum = g.reduce_keep(ReduceKind::Sum, p, &[0]).unwrap();
+        let d = g.binary(Scalar::Sub, p, sum).unwrap();
+        y = g.unary(Scalar::Tanh, d).unwrap();
+    }
+    g.output("y", y);
+    let mut rng = Rng(4);
+    let inputs = [
+        rng.tensor(DType::F32, &[3, 4]),
+        rng.tensor(DType::F32, &[4, 4]),
+    ];
+    let t = target(products);
+    let c = check(&g, &t, &inputs, &[("s", 3)]);
+    assert_eq!(aliases(&c), 2, "all but the output: {:#?}", c.plan);
+    // A device that cannot bind a buffer twice gets results of their own.
+    let (host, device) = (target(nothing), small_device(products));
+    let c = compiled_for(&g, &[&host, &device], DeviceId(1));
+    assert_eq!(aliases(&c), 0);
+    check_compiled(c, &g, &inputs, &[("s", 3)]);
+}
+
+#[test]
+fn whole_rows_of_what_is_stored_are_no_copies() {
+    let mut g = Graph::new("rows");
+    let x = g.input("x", f32s(&[Dim::sym("s"), n(16)])).unwrap();
+    let part = g.slice_axis(x, 0, &n(1), &n(2)).unwrap();
+    // An op that runs on the host takes its operand from memory.
+    let sorted = g
+        .push(
+            Sort {
+                axis: 1,
+                descending: false,
+            },
+            &[part],
+        )
+        .unwrap();
+    g.output("y", sorted[0]);
+    let x = Rng(4).tensor(DType::F32, &[4, 16]);
+    let c = check(&g, &target(nothing), &[x], &[("s", 4)]);
+    assert_eq!((launches(&c), aliases(&c)), (0, 1), "{:#?}", c.plan);
+}
+
 #[test]
 fn merged_products_mean_the_same() {
     // Without a claim on attention the parts are read by generated kernels.

@@ -270,6 +270,8 @@ pub struct PlanArgs {
     pub model: PathBuf,
     #[command(flatten)]
     pub compile: CompileArgs,
+    #[command(flatten)]
+    pub input: InputArgs,
     /// JSON to FILE, or to standard output.
     #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
     pub json: Option<String>,

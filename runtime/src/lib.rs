@@ -25,7 +25,7 @@ pub use cupola_ir::eval::Stop;
 pub use devices::{DeviceInfo, DeviceSpec, Host, list_devices};
 pub use error::{Result, RuntimeError};
 pub use fault::Fault;
-pub use program::{CompileOptions, Program, weight_size};
+pub use program::{CompileOptions, Program};
 pub use session::{Cancel, Outputs, Pending, Request, Session};
 pub use state::{RunLimits, RunStats, State, Weights};
 pub use value::{DeviceTensor, Place, RunValue};

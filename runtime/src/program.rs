@@ -12,8 +12,8 @@ use cupola_backend::Backend;
 use cupola_ir::eval::{self, Env, Limits, Stop};
 use cupola_ir::kernel::{Phase, StoreKind, Unit};
 use cupola_ir::{Bindings, DType, Graph, IrError, Op, Tensor, Value, ValueId};
-use cupola_passes::{Compiled, DeviceId, MissCode, Options, Step, Storage};
-use std::collections::{BTreeMap, HashSet};
+use cupola_passes::{Compiled, DeviceId, MissCode, Options, Step};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -108,7 +108,7 @@ impl Engine {
             check_deterministic(&compiled)?;
         }
         if let Some(budget) = options.memory {
-            let need = weight_size(&compiled);
+            let need = cupola_passes::plan::weight_size(&compiled);
             if need > budget {
                 return Err(RuntimeError::Memory { need, budget });
             }
@@ -423,30 +423,6 @@ fn describe(value: &RunValue) -> String {
     }
 }
 
-/// Compiled graphs of a plan's regions, those inside them aside.
-fn bodies(compiled: &Compiled) -> impl Iterator<Item = &Compiled> {
-    compiled.plan.steps.iter().flat_map(|step| match step {
-        Step::Control { bodies, .. } => &bodies[..],
-        _ => &[],
-    })
-}
-
-/// Bytes of the constants of a compiled graph on its devices, regions included.
-pub fn weight_size(compiled: &Compiled) -> u64 {
-    fn add(compiled: &Compiled, seen: &mut HashSet<(DeviceId, usize, usize)>) -> u64 {
-        let mut sum = 0;
-        for slot in &compiled.plan.slots {
-            if let Storage::Const(t) = &slot.storage
-                && seen.insert((slot.device, t.bytes().as_ptr() as usize, t.bytes().len()))
-            {
-                sum += t.bytes().len() as u64;
-            }
-        }
-        sum + bodies(compiled).map(|b| add(b, seen)).sum::<u64>()
-    }
-    add(compiled, &mut HashSet::new())
-}
-
 /// Refuses units whose float additions come in any order.
 fn check_deterministic(compiled: &Compiled) -> Result<()> {
     let unordered = |unit: &Unit| match unit {
@@ -465,7 +441,7 @@ fn check_deterministic(compiled: &Compiled) -> Result<()> {
         );
         return Err(IrError::Unsupported(what).into());
     }
-    bodies(compiled).try_for_each(check_deterministic)
+    compiled.bodies().try_for_each(check_deterministic)
 }
 
 /// Source operators of one plan that run elsewhere than on the primary device.

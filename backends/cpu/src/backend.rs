@@ -99,6 +99,7 @@ impl CpuBackend {
             let made = part(first).map(|kernel| {
                 let kernel = legalize(&coalesce(kernel.clone()), &self.native);
                 let program = vector::lower(&kernel, &schedule::shape(&kernel));
+                debug_assert_eq!(vector::verify(&program), Ok(()), "bug: {program}");
                 (Arc::new(kernel), Arc::new(program))
             });
             let made: Vec<(Arc<Kernel>, Arc<Program>)> = made.collect();

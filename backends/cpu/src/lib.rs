@@ -1,10 +1,11 @@
 //! CPU backend of Cupola: generated code, library kernels, threads and memory.
 //!
-//! A kernel becomes a vector program ([`vector`]) in a shape chosen by [`schedule`]; [`emit`] turns that into machine code
-//! through Cranelift, [`jit`] owns the code, [`backend`] and [`device`] implement the traits that the runtime sees.
+//! A kernel becomes, its axes merged ([`coalesce`]), a vector program ([`vector`]) in a shape chosen by [`schedule`]; [`emit`]
+//! turns that into machine code through Cranelift, [`jit`] owns the code, [`backend`] and [`device`] implement the traits that
+//! the runtime sees.
 //!
 //! Reading order: [`isa`] (what the processor can do), [`memory`] (aligned buffers and their accounting), [`threads`] (the
-//! pool), `vector`, `schedule`, `emit`, `jit`, [`backend`], [`device`], and [`library`] (SIMD kernels written by hand:
+//! pool), `coalesce`, `vector`, `schedule`, `emit`, `jit`, [`backend`], [`device`], and [`library`] (SIMD kernels written by hand:
 //! matrix product, convolution, attention, sorting, rows, recurrent cells).
 
 pub mod backend;

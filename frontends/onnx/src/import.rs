@@ -43,6 +43,36 @@ const MAX_NODES: usize = 1 << 22;
 /// A sparse initializer may take this many bytes once it is dense.
 const MAX_DENSE_SIZE: u64 = 1 << 30;
 
+/// A node of an operator that the program brings along.
+pub struct CustomNode<'a> {
+    /// The file's node, with its attributes.
+    pub proto: &'a NodeProto,
+    /// Its inputs in order; `None` for one that is left out.
+    pub inputs: &'a [Option<ValueId>],
+}
+
+/// Appends what a custom operator's node means and gives its results, or says what is wrong with the node.
+pub type ImportCustom =
+    dyn Fn(&mut Graph, &CustomNode<'_>) -> Result<Vec<ValueId>, String> + Send + Sync;
+
+/// An operator that the program brings along. It comes before functions of the model and operators of the importer of the
+/// same name.
+#[derive(Clone)]
+pub struct CustomOp {
+    /// Domain; empty for the standard one.
+    pub domain: String,
+    /// Operator name.
+    pub op: String,
+    /// Its meaning.
+    pub import: Arc<ImportCustom>,
+}
+
+impl std::fmt::Debug for CustomOp {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "CustomOp({}::{})", self.domain, self.op)
+    }
+}
+
 /// What the importer may assume beyond what the file says.
 #[derive(Clone, Debug, Default)]
 pub struct ImportOptions {
@@ -54,6 +84,8 @@ pub struct ImportOptions {
     pub input_types: FxHashMap<String, ValueType>,
     /// Values of named dimensions.
     pub set_dims: FxHashMap<String, i64>,
+    /// Operators beside those of this crate.
+    pub custom: Vec<CustomOp>,
 }
 
 /// An imported model.
@@ -341,11 +373,14 @@ impl<'m> Shared<'m> {
         scope: &Scope<'_, 'm>,
         env: &Env<'_, 'm>,
     ) -> OpResult {
+        let options = self.options;
+        let custom =
+            (options.custom.iter()).find(|c| c.domain == node.domain() && c.op == node.op_type());
         let function = self.model.function(node);
         let opset = env.opsets.get(node.domain()).copied().unwrap_or(1);
-        let row = match function {
-            Some(_) => None,
-            None => Some(find_row(node.domain(), node.op_type(), opset)?),
+        let row = match (custom, function) {
+            (Some(_), _) | (_, Some(_)) => None,
+            (None, None) => Some(find_row(node.domain(), node.op_type(), opset)?),
         };
         let mut inputs = smallvec::SmallVec::new();
         for name in &node.input {
@@ -378,10 +413,17 @@ impl<'m> Shared<'m> {
             env,
             shared: self,
         };
-        let results = match (function, row) {
-            (Some(f), _) => call(&mut cx, f)?,
-            (None, Some(row)) => (row.import)(&mut cx)?,
-            (None, None) => unreachable!("bug: neither function nor operator"),
+        let results = match (custom, function, row) {
+            (Some(own), _, _) => {
+                let node = CustomNode {
+                    proto: node,
+                    inputs: &cx.inputs,
+                };
+                (own.import)(cx.g, &node).map_err(OpError::Invalid)?
+            }
+            (_, Some(f), _) => call(&mut cx, f)?,
+            (_, _, Some(row)) => (row.import)(&mut cx)?,
+            (None, None, None) => unreachable!("bug: neither function nor operator"),
         };
         if cx.output_count() > results.len() {
             return invalid(format!(

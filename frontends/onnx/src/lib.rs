@@ -34,7 +34,7 @@ pub use convert::{
 pub use error::{Place, ReadError, TypeFault};
 pub use export::{EXPORT_OPSET, ExportError, export};
 pub use external::ExternalFiles;
-pub use import::{ImportOptions, Imported, import, operators};
+pub use import::{CustomNode, CustomOp, ImportCustom, ImportOptions, Imported, import, operators};
 pub use import_error::{ImportError, UnsupportedOp};
 pub use read::{MAX_IR_VERSION, MAX_OPSET, Model};
 pub use sparse::SparseView;

@@ -269,7 +269,9 @@ impl Op {
     /// The op with every dimension among its attributes rewritten (regions, and the result types of ops that hold
     /// them, aside).
     pub fn map_dims(&self, f: &dyn Fn(&Dim) -> Dim) -> Op {
-        if self.class() == OpClass::Control {
+        let mut any = false;
+        self.for_each_dim(&mut |_| any = true);
+        if self.class() == OpClass::Control || !any {
             return self.clone();
         }
         let map = |attr: Attr| match attr {

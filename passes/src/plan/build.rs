@@ -23,7 +23,8 @@ pub(crate) fn build(work: &mut Work, context: &Context) -> Result<()> {
     for (at, unit) in work.units.iter().enumerate() {
         builder.units.insert(work.graph.value(unit.root).node, at);
     }
-    let plan = builder.run()?;
+    let mut plan = builder.run()?;
+    super::inplace::reuse(&mut plan, &work.units, context);
     work.plan = plan;
     Ok(())
 }
@@ -157,10 +158,9 @@ impl Builder<'_> {
         v
     }
 
-    fn is_alias(&self, v: ValueId) -> bool {
-        let place = self.work.places.of[self.graph.value(v).node.index()];
-        matches!(self.graph.op_of(v), Op::Core(CoreOp::Reshape(_)))
-            && matches!(place, Place::Kernel(_))
+    /// The value in whose memory this one lies, and where.
+    fn alias(&self, v: ValueId) -> Option<&(ValueId, Dim)> {
+        self.work.fusion.aliases.get(&v)
     }
 
     /// Device that a value is on.
@@ -169,8 +169,8 @@ impl Builder<'_> {
         if let Some(home) = self.homes.get(&v) {
             return *home;
         }
-        if self.is_alias(v) {
-            return self.home(self.graph.def(v).operands[0], default);
+        if let Some((base, _)) = self.alias(v) {
+            return self.home(*base, default);
         }
         default
     }
@@ -200,12 +200,11 @@ impl Builder<'_> {
             }
             _ => {}
         }
-        if self.is_alias(v) {
-            let base = self.graph.def(v).operands[0];
+        if let Some((base, start)) = self.alias(v).cloned() {
             let of = self.slot(base, device);
             let (of, offset) = match &self.plan.slots[of.0 as usize].storage {
-                Storage::Alias { of, offset } => (*of, offset.clone()),
-                _ => (of, Dim::ZERO),
+                Storage::Alias { of, offset } => (*of, offset.clone() + start),
+                _ => (of, start),
             };
             let first = self.plan.slots[of.0 as usize].first;
             return self.new_slot(v, device, Storage::Alias { of, offset }, first);

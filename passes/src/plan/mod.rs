@@ -4,15 +4,19 @@
 //! [`Slot::first`] and [`Slot::last`] say is alive together. Nothing here names a backend; devices are positions in
 //! the list of targets that the graph was compiled for. Device 0 is always the host's CPU.
 //!
-//! Reading order: this file (what a plan is), `build` (how it is made), `require` (what must hold of run-time sizes),
-//! `pack` (offsets), `check` (the checker that tests run beside all that).
+//! Reading order: this file (what a plan is), `build` (how it is made), `inplace` (results over operands), `require`
+//! (what must hold of run-time sizes), `pack` (offsets), `footprint` (bytes of all that), `check` (the checker that tests
+//! run beside).
 
 mod build;
 mod check;
+mod footprint;
+mod inplace;
 mod pack;
 mod require;
 
 pub use check::{check_packing, check_plan};
+pub use footprint::{Footprint, footprint, weight_size};
 pub use pack::{Packing, is_packed, pack, slot_sizes};
 pub use require::Require;
 
@@ -249,4 +253,14 @@ pub struct Compiled {
     pub misses: Vec<Miss>,
     /// Composites of the model, as read or raised.
     pub composites: Vec<Recognised>,
+}
+
+impl Compiled {
+    /// The regions of all control steps, compiled.
+    pub fn bodies(&self) -> impl Iterator<Item = &Compiled> {
+        self.plan.steps.iter().flat_map(|step| match step {
+            Step::Control { bodies, .. } => &bodies[..],
+            _ => &[],
+        })
+    }
 }

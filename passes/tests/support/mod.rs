@@ -157,16 +157,26 @@ pub fn run(c: &Compiled, inputs: &[T], syms: &[(&str, i64)]) -> Vec<T> {
         let wrong = check_packing(&c.plan, &packing, &sizes);
         assert!(wrong.is_empty(), "{wrong:?}");
     }
+    let bindings_at = std::cell::RefCell::new(bindings.clone());
     let mut mem: Vec<Option<Vec<V>>> = vec![None; c.plan.slots.len()];
-    let fetch = |mem: &Vec<Option<Vec<V>>>, s: SlotId| -> Vec<V> {
+    // The slot that owns the memory, and where in it the elements are. An alias may hold elements of another type of
+    // the same size.
+    let place = |s: SlotId| -> (usize, std::ops::Range<usize>) {
         let slot = &c.plan.slots[s.0 as usize];
+        let ty = slot.ty.as_tensor().unwrap();
+        let len: usize = ty.shape(&bindings_at.borrow()).unwrap().iter().product();
         match &slot.storage {
             Storage::Alias { of, offset } => {
-                assert!(offset.is(0));
-                mem[of.0 as usize].clone().expect("written")
+                let offset = offset.eval(&bindings_at.borrow()).unwrap() as usize;
+                let first = offset / ty.dtype.size().max(1);
+                (of.0 as usize, first..first + len)
             }
-            _ => mem[s.0 as usize].clone().expect("written"),
+            _ => (s.0 as usize, 0..len),
         }
+    };
+    let fetch = |mem: &Vec<Option<Vec<V>>>, s: SlotId| -> Vec<V> {
+        let (at, range) = place(s);
+        mem[at].as_ref().expect("written")[range].to_vec()
     };
     for (i, s) in c.plan.slots.iter().enumerate() {
         match &s.storage {
@@ -201,10 +211,16 @@ pub fn run(c: &Compiled, inputs: &[T], syms: &[(&str, i64)]) -> Vec<T> {
                     Unit::Loops(k) => kernels::run(k, &args, &mut bufs),
                     Unit::Library(l) => kernels::run_library(l, &args, &mut bufs),
                 }
-                for (s, b) in buffers.iter().zip(bufs) {
-                    let slot = &c.plan.slots[s.0 as usize];
-                    if slot.storage == Storage::Planned {
-                        mem[s.0 as usize] = Some(b);
+                let written = buffers.iter().zip(bufs).zip(unit.accesses());
+                for ((s, b), _) in written.filter(|(_, a)| *a != cupola_ir::kernel::Access::Read) {
+                    match &c.plan.slots[s.0 as usize].storage {
+                        Storage::Planned => mem[s.0 as usize] = Some(b),
+                        // A result over an operand takes its place.
+                        Storage::Alias { .. } => {
+                            let (at, range) = place(*s);
+                            mem[at].as_mut().expect("written")[range].copy_from_slice(&b);
+                        }
+                        _ => {}
                     }
                 }
             }
@@ -228,6 +244,7 @@ pub fn run(c: &Compiled, inputs: &[T], syms: &[(&str, i64)]) -> Vec<T> {
                 let refs: Vec<&T> = xs.iter().collect();
                 let types: Vec<_> = n.results.iter().map(|v| c.graph.ty(*v).clone()).collect();
                 let out = reference::op(&n.op, &refs, &types, &mut bindings);
+                bindings_at.borrow_mut().clone_from(&bindings);
                 for (slot, t) in results.iter().zip(out) {
                     mem[slot.0 as usize] = Some(t.v);
                 }
@@ -244,6 +261,7 @@ pub fn run(c: &Compiled, inputs: &[T], syms: &[(&str, i64)]) -> Vec<T> {
                 let v = fetch(&mem, *from)[0].i();
                 assert!(v >= *min);
                 bindings.set(sym.clone(), v);
+                bindings_at.borrow_mut().set(sym.clone(), v);
             }
             other => panic!("not in these tests: {other:?}"),
         }

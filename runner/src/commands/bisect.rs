@@ -8,7 +8,7 @@
 //! 2. The fewest nodes before that value that still differ, added by their distance to it.
 //! 3. Every node of these that can be left out is.
 
-use super::compare::{run_on, with_all_values};
+use super::compare::{describe, run_on, with_all_values};
 use crate::args::{BisectArgs, CompileArgs};
 use crate::compare::{self, Tolerance};
 use crate::fail::{Failure, Outcome};
@@ -88,15 +88,6 @@ fn write(path: &Path, part: &cupola::Cut, known: &HashMap<ValueId, Value>) -> Ou
         pb::write(&folder.join(format!("input_{i}.pb")), name, &known[v])?;
     }
     Ok(folder)
-}
-
-fn describe(graph: &Graph, value: ValueId) -> String {
-    let node = graph.def(value);
-    let origin = node
-        .origins
-        .first()
-        .map_or(String::new(), |o| format!(" of {} '{}'", o.op, o.node));
-    format!("{} {}{origin}", graph.value(value).node, node.op.name())
 }
 
 /// A part that differs.

@@ -139,7 +139,8 @@ pub fn run_on(
     Ok(session.run(named)?)
 }
 
-fn describe(graph: &Graph, value: ValueId) -> String {
+/// The node that computes a value, and its source.
+pub fn describe(graph: &Graph, value: ValueId) -> String {
     let node = graph.def(value);
     let origin = node
         .origins

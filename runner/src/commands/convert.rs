@@ -12,6 +12,7 @@ pub fn convert(args: &ConvertArgs) -> Outcome {
         &args.input,
         ModelOptions {
             set: parse_set(&args.set)?,
+            ..ModelOptions::default()
         },
     )?;
     let graph = model.graph()?;

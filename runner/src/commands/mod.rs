@@ -110,6 +110,7 @@ pub fn open(path: &Path, args: &CompileArgs) -> Outcome<Model> {
         path,
         ModelOptions {
             set: parse_set(&args.set)?,
+            ..ModelOptions::default()
         },
     )?)
 }

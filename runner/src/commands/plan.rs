@@ -2,43 +2,39 @@
 
 use crate::args::PlanArgs;
 use crate::fail::{Failure, Outcome};
-use crate::inputs::parse_set;
-use crate::outputs;
+use crate::{inputs, outputs};
+use cupola::{MemoryPlan, Value};
 use serde_json::json;
 
-/// Prints weights, activations and state bytes; exit 5 over a budget.
+/// Prints weights, activations and state bytes, and the sizes that they are for; exit 5 over a budget. The same flags
+/// as for `run` give the plan of the same program.
 pub fn plan(args: &PlanArgs) -> Outcome {
     let model = super::open(&args.model, &args.compile)?;
-    let graph = model.graph()?;
-    let set = parse_set(&args.compile.set)?;
-    let memory = cupola::plan_memory(
-        &graph,
-        &super::host(),
-        &super::options(&args.compile)?,
-        &set,
-    )?;
-    let total = memory.total();
+    let types = model.input_types()?;
+    let given = inputs::gather(&types, &args.input, &args.compile, false)?;
+    let graph = model.graph_for_inputs(&given)?;
+    let mut sizes = inputs::parse_set(&args.compile.set)?;
+    for v in graph.inputs() {
+        let value = given.get(graph.input_name(*v));
+        if let (Some(t), Some(x)) = (graph.ty(*v).as_tensor(), value.and_then(Value::as_tensor)) {
+            let extents = t.dims.iter().zip(x.shape());
+            sizes.extend(
+                extents.filter_map(|(d, n)| Some((d.as_sym()?.name().to_string(), *n as i64))),
+            );
+        }
+    }
+    let options = super::options(&args.compile)?;
+    let memory = cupola::plan_memory(&graph, &super::host(), &options, &sizes)?;
+    let bytes = &memory.bytes;
+    let total = bytes.total();
     let document = json!({
-        "weights": memory.weights, "activations": memory.activations, "outputs": memory.outputs,
-        "states": memory.states, "total": total, "unbound": memory.unbound,
+        "weights": bytes.weights, "activations": bytes.activations, "outputs": bytes.outputs,
+        "states": bytes.states, "total": total, "sizes": memory.sizes, "unset": memory.unset,
+        "undecided": memory.undecided,
     });
     match &args.json {
         Some(to) => outputs::write_json(to, &document)?,
-        None => {
-            let rows = [
-                ("weights", memory.weights),
-                ("activations", memory.activations),
-                ("outputs", memory.outputs),
-                ("states", memory.states),
-                ("total", total),
-            ];
-            rows.iter().for_each(|(name, bytes)| {
-                println!("{name:12} {bytes:>16} bytes  {:>10}", human(*bytes))
-            });
-            if !memory.unbound.is_empty() {
-                println!("taken as 1 (use --set): {}", memory.unbound.join(", "));
-            }
-        }
+        None => print_text(&memory),
     }
     match args.compile.memory {
         Some(budget) if total > budget => {
@@ -46,6 +42,33 @@ pub fn plan(args: &PlanArgs) -> Outcome {
             Err(Failure::limit(message))
         }
         _ => Ok(()),
+    }
+}
+
+fn print_text(memory: &MemoryPlan) {
+    let bytes = &memory.bytes;
+    let rows = [
+        ("weights", bytes.weights),
+        ("activations", bytes.activations),
+        ("outputs", bytes.outputs),
+        ("states", bytes.states),
+        ("total", bytes.total()),
+    ];
+    for (name, value) in &memory.sizes {
+        let how = match memory.unset.contains(name) {
+            true => "  not set, taken as 1 (--set or -i say it)",
+            false => "",
+        };
+        println!("{name} = {value}{how}");
+    }
+    for (name, bytes) in rows {
+        println!("{name:12} {bytes:>16} bytes  {:>10}", human(bytes));
+    }
+    if !memory.undecided.is_empty() {
+        println!(
+            "not counted, the data of a run decides: {}",
+            memory.undecided.join(", ")
+        );
     }
 }
 

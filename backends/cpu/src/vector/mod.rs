@@ -5,7 +5,7 @@
 //! machine registers that takes is the emitter's business. All decisions of schedule are made when it is built: lanes,
 //! order, unrolling (by more lanes than a machine register holds), hoisting, common subexpressions.
 //!
-//! Reading order: this file, `text`, `builder` (hoisting and sharing), `lower` (phases and loops), `index`, `expr`,
+//! Reading order: this file, `text`, `verify`, `builder` (hoisting and sharing), `lower` (phases and loops), `index`, `expr`,
 //! `scalar`, `convert`.
 
 mod builder;
@@ -15,8 +15,13 @@ mod index;
 mod lower;
 mod scalar;
 mod text;
+mod verify;
+
+#[cfg(test)]
+mod tests;
 
 pub(crate) use lower::{Shape, lower};
+pub(crate) use verify::verify;
 
 use crate::emit::helpers::Helper;
 

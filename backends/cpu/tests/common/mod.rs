@@ -2,8 +2,13 @@
 #![allow(dead_code, reason = "each test binary uses a part")]
 
 pub use cupola_backend::testing::run;
+use cupola_backend::testing::run_with_constants;
+use cupola_cpu::CpuBackend;
+use cupola_cpu::isa::Isa;
+use cupola_cpu::memory::Usage;
 use cupola_ir::convert::{self, Lanes};
 use cupola_ir::kernel::*;
+use cupola_ir::ops::Contract;
 use cupola_ir::{Class, DType, Dim, Op, Tensor, Value, ValueType, eval};
 
 /// Little-endian bytes of numbers.
@@ -139,5 +144,67 @@ pub fn assert_close(got: &[u8], want: &Tensor, tolerance: f64, what: &str) {
             same || (x - y).abs() <= tolerance * y.abs().max(1.0),
             "{what} at {i}: {x} {y}"
         );
+    }
+}
+
+/// A backend of two threads for every level of this machine.
+pub fn backends() -> Vec<CpuBackend> {
+    Isa::available()
+        .into_iter()
+        .map(|isa| CpuBackend::with_isa(2, isa, Usage::unlimited()))
+        .collect()
+}
+
+/// A contraction over these axes.
+pub fn contract(
+    lhs_batch: &[usize],
+    rhs_batch: &[usize],
+    lhs: &[usize],
+    rhs: &[usize],
+    accum: DType,
+    out: DType,
+) -> Contract {
+    Contract {
+        lhs_batch: lhs_batch.to_vec(),
+        rhs_batch: rhs_batch.to_vec(),
+        lhs_contract: lhs.to_vec(),
+        rhs_contract: rhs.to_vec(),
+        accum,
+        out,
+    }
+}
+
+/// Runs a library unit on dense operands, all results, without an epilogue.
+pub fn check_results(backend: &CpuBackend, op: &Op, operands: &[Tensor], tolerance: f64) {
+    check_bound(backend, op, operands, &[], tolerance);
+}
+
+/// As [`check_results`], with some operands bound as constants.
+pub fn check_bound(
+    backend: &CpuBackend,
+    op: &Op,
+    operands: &[Tensor],
+    constants: &[usize],
+    tolerance: f64,
+) {
+    let want = reference(op, operands);
+    let views = |tensors: &[Tensor]| {
+        let view = |t: &Tensor| dense(t.dtype(), t.shape());
+        tensors.iter().map(view).collect::<Vec<_>>()
+    };
+    let unit = Library {
+        op: op.clone(),
+        sizes: vec![],
+        operands: views(operands),
+        results: views(&want),
+        epilogue: None,
+    };
+    let what = format!("{op:?} {operands:?} {:?}", backend.isa());
+    let mut buffers: Vec<Vec<u8>> = operands.iter().map(|t| t.bytes().to_vec()).collect();
+    buffers.extend(want.iter().map(|t| vec![0xAA; t.bytes().len()]));
+    let unit = Unit::Library(unit);
+    run_with_constants(backend, &unit, &[], &mut buffers, constants).expect(&what);
+    for (i, (got, want)) in buffers[operands.len()..].iter().zip(&want).enumerate() {
+        assert_close(got, want, tolerance, &format!("{what}, result {i}"));
     }
 }

@@ -6,9 +6,10 @@
 //! payload's types are never read when it runs.
 //!
 //! Reading order: this file, then one file per group: `select`, `sequence`, `string`, `table`, `linear`,
-//! `coupling`.
+//! `coupling`, `custom`.
 
 pub mod coupling;
+pub mod custom;
 pub mod linear;
 pub mod select;
 pub mod sequence;
@@ -16,6 +17,7 @@ pub mod string;
 pub mod table;
 
 pub use coupling::*;
+pub use custom::*;
 pub use linear::*;
 pub use select::*;
 pub use sequence::*;
@@ -94,6 +96,8 @@ op_family! {
         Inverse = "inverse",
         /// Probabilities of classes from those of pairs of classes.
         CoupleProbabilities = "couple_probabilities",
+        /// Code of the program that built the graph.
+        Custom = "custom",
     }
 }
 
@@ -124,6 +128,7 @@ impl HostOp {
             HostOp::Determinant(p) => p,
             HostOp::Inverse(p) => p,
             HostOp::CoupleProbabilities(p) => p,
+            HostOp::Custom(p) => p,
         }
     }
 }
