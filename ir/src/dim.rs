@@ -434,6 +434,34 @@ impl Dim {
         }
     }
 
+    /// Atoms of an expression up to which arithmetic on values is followed symbolically: products of sums grow without end.
+    pub const FOLLOWED: usize = 64;
+
+    /// Whether the expression is made of more than `most` atoms, those inside of atoms counted. Takes time for `most` of them
+    /// at the most, however long the expression is.
+    pub fn is_longer_than(&self, most: usize) -> bool {
+        let mut left = most;
+        !self.spend(&mut left)
+    }
+
+    /// Takes one from `left` for each atom; false when that does not reach.
+    fn spend(&self, left: &mut usize) -> bool {
+        let Dim::Sum(terms) = self else { return true };
+        terms.iter().flat_map(|t| &t.factors).all(|atom| {
+            let Some(rest) = left.checked_sub(1) else {
+                return false;
+            };
+            *left = rest;
+            match atom {
+                Atom::Sym(_) => true,
+                Atom::FloorDiv(x, y)
+                | Atom::Min(x, y)
+                | Atom::Max(x, y)
+                | Atom::Broadcast(x, y) => x.spend(left) && y.spend(left),
+            }
+        })
+    }
+
     /// Interval that holds the value, given ranges of the symbols.
     pub fn range(&self, ranges: &dyn Fn(&Sym) -> SymRange) -> (i64, i64) {
         let Dim::Sum(terms) = self else {
@@ -676,6 +704,21 @@ mod tests {
         assert_eq!(clipped.broadcast(&n), Some(n.clone()));
         let both = n.broadcast(&m).unwrap();
         assert_eq!(both.broadcast(&m), Some(both.clone()));
+    }
+
+    #[test]
+    fn length_counts_inner_atoms() {
+        let (a, b) = (s("a"), s("b"));
+        let product = a.clone() * a.clone() + b.clone() + Dim::ONE;
+        assert!(product.is_longer_than(2) && !product.is_longer_than(3));
+        let inner = product.larger(&b) + a;
+        assert!(inner.is_longer_than(5) && !inner.is_longer_than(6));
+        // Each step doubles what a walk over the tree would see.
+        let mut long = s("c");
+        for _ in 0..12 {
+            long = long.larger(&(long.clone() * Dim::Const(2)));
+        }
+        assert!(long.is_longer_than(1000));
     }
 
     #[test]

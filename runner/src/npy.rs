@@ -4,11 +4,11 @@ use crate::fail::{Failure, Outcome};
 use cupola::{DType, Tensor};
 use half::f16;
 use npyz::{NpyFile, Order, TypeChar, WriterBuilder};
-use std::io::{Read, Write};
+use std::io::{BufReader, Read, Seek, Write};
 use std::path::Path;
 
-/// Most bytes of an uncompressed member: a header may claim anything.
-const MAX_MEMBER_SIZE: u64 = 64 << 30;
+/// No compressed byte of an archive holds more bytes: a member's header may claim anything.
+const MOST_EXPANSION: u64 = 1032;
 
 /// Reads a `.npy` file.
 pub fn read(path: &Path) -> Outcome<Tensor> {
@@ -17,33 +17,39 @@ pub fn read(path: &Path) -> Outcome<Tensor> {
         .metadata()
         .map_err(|e| Failure::io("cannot read", path, e))?
         .len();
-    parse(std::io::BufReader::new(file), size)
+    parse(BufReader::new(file), size)
         .map_err(|e| Failure::malformed(format!("{}: {e}", path.display())))
 }
 
 /// Reads all members of a `.npz` file, by name without `.npy`.
 pub fn read_npz(path: &Path) -> Outcome<Vec<(String, Tensor)>> {
-    let bad = |e: String| Failure::malformed(format!("{}: {e}", path.display()));
     let file = std::fs::File::open(path).map_err(|e| Failure::io("cannot read", path, e))?;
-    let mut archive =
-        zip::ZipArchive::new(std::io::BufReader::new(file)).map_err(|e| bad(e.to_string()))?;
+    parse_npz(BufReader::new(file))
+        .map_err(|e| Failure::malformed(format!("{}: {e}", path.display())))
+}
+
+/// All members of an archive that are tensors.
+pub fn parse_npz(archive: impl Read + Seek) -> Result<Vec<(String, Tensor)>, String> {
+    let mut archive = zip::ZipArchive::new(archive).map_err(|e| e.to_string())?;
     let mut all = vec![];
     for i in 0..archive.len() {
-        let member = archive.by_index(i).map_err(|e| bad(e.to_string()))?;
-        let name = member.name().map_err(|e| bad(e.to_string()))?.into_owned();
+        let member = archive.by_index(i).map_err(|e| e.to_string())?;
+        let name = member.name().map_err(|e| e.to_string())?.into_owned();
         let name = name.strip_suffix(".npy").unwrap_or(&name).to_string();
-        let size = member.size().min(MAX_MEMBER_SIZE);
+        let most = member.compressed_size().saturating_mul(MOST_EXPANSION);
+        let size = member.size().min(most);
         match parse(member.take(size), size) {
             Ok(t) => all.push((name, t)),
             // Members of other kinds (text, objects) stand beside tensors.
             Err(e) if e.contains("dtype") => {}
-            Err(e) => return Err(bad(format!("{name}: {e}"))),
+            Err(e) => return Err(format!("{name}: {e}")),
         }
     }
     Ok(all)
 }
 
-fn parse(reader: impl Read, limit: u64) -> Result<Tensor, String> {
+/// A `.npy` file of at most `limit` bytes.
+pub fn parse(reader: impl Read, limit: u64) -> Result<Tensor, String> {
     let npy = NpyFile::new(reader).map_err(|e| e.to_string())?;
     let shape: Vec<usize> = npy.shape().iter().map(|d| *d as usize).collect();
     let npyz::DType::Plain(ty) = npy.dtype() else {

@@ -6,7 +6,7 @@ use serde_json::Value as Json;
 use std::path::Path;
 use support::{Folder, repository, run, text};
 
-/// Layer norm, GELU, attention, a mask, a softmax and sums with operands in memory: something for every fault.
+/// Layer norm, GELU, a mask, a softmax, products, reductions and sums with operands in memory: something for every fault.
 const MIXED: &str = r#"graph @mixed {
   %0 = input {name: "x", ty: f32[$n, 8]} : f32[$n, 8] "x"
   %1 = input {name: "bias", ty: f32[8]} : f32[8] "bias"
@@ -27,7 +27,8 @@ const MIXED: &str = r#"graph @mixed {
   %16 = map(%15, %0) {f: "sub"} : f32[$n, 8] "residual"
   %17 = map(%16, %9) {f: "add"} : f32[$n, 8] "biased"
   %18 = reduce(%17) {kind: "max", axes: [1], accum: f32} : f32[$n] "largest"
-  return "largest" = %18, "biased" = %17
+  %19 = reduce(%17) {kind: "sum", axes: [1], accum: f32} : f32[$n] "total"
+  return "largest" = %18, "total" = %19, "biased" = %17
 }
 "#;
 
@@ -123,7 +124,7 @@ fn seeded_faults_are_found_and_reproduced_by_a_few_nodes() {
         ("add-becomes-sub", &layers, LAYERS_INPUTS),
         ("lost-epilogue", &layers, LAYERS_INPUTS),
         ("swapped-buffers", &layers, LAYERS_INPUTS),
-        ("wrong-function", &digits, DIGITS_INPUTS),
+        ("swapped-operands", &digits, DIGITS_INPUTS),
         ("max-becomes-min", &digits, DIGITS_INPUTS),
         ("lost-epilogue", &digits, DIGITS_INPUTS),
     ];

@@ -37,6 +37,9 @@ use crate::symbols::{Source, Symbols};
 /// A tensor that an operator makes may claim this many bytes at most: far above what any machine has.
 const MAX_TENSOR_SIZE: u128 = 1 << 40;
 
+/// An extent may be an expression of this many atoms at most.
+const MAX_EXTENT_ATOMS: usize = 1024;
+
 /// A graph, its regions included, may have this many nodes at most.
 const MAX_NODES: usize = 1 << 22;
 
@@ -552,6 +555,12 @@ impl<'m> Shared<'m> {
                 let Some(t) = g.ty(*v).as_tensor() else {
                     continue;
                 };
+                if t.dims.iter().any(|d| d.is_longer_than(MAX_EXTENT_ATOMS)) {
+                    return Err(ImportError::Limit {
+                        what: format!("an extent depends on more than {MAX_EXTENT_ATOMS} terms"),
+                        place: place(),
+                    });
+                }
                 let size = t
                     .dims
                     .iter()

@@ -661,6 +661,9 @@ fn reals(f: Scalar, a: f64, b: f64, dtype: DType) -> Elem {
 }
 
 fn integers(f: Scalar, a: &Dim, b: &Dim, ranges: &Ranges) -> Elem {
+    if [a, b].iter().any(|d| d.is_longer_than(Dim::FOLLOWED)) {
+        return Elem::Unknown;
+    }
     let (a_lo, _) = bounds(a, ranges);
     let (b_lo, _) = bounds(b, ranges);
     let difference = bounds(&(a - b), ranges);

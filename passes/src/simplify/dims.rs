@@ -118,6 +118,9 @@ pub(super) fn evaluate(graph: &mut Graph, id: NodeId) -> Rewrite {
 
 /// A scalar function on dimensions; comparisons only where the answer is known.
 fn scalar(graph: &Graph, f: Scalar, x: &[&Dim]) -> Option<Dim> {
+    if x.iter().any(|d| d.is_longer_than(Dim::FOLLOWED)) {
+        return None;
+    }
     let range = |d: &Dim| d.range(&|s| graph.ranges.get(s).copied().unwrap_or(SymRange::default()));
     let truth = |b: bool| Some(Dim::Const(i64::from(b)));
     match (f, x) {
