@@ -52,22 +52,23 @@ impl InputFacts {
         inputs: &BTreeMap<String, Value>,
     ) -> bool {
         let mut new = false;
-        let given = |name: &String| inputs.get(name).and_then(Value::as_tensor);
         for name in values {
-            if let Some(tensor) = given(name) {
+            if let Some(tensor) = inputs.get(name).and_then(Value::as_tensor) {
                 new |= self.values.insert(name.clone(), tensor.clone()).is_none();
             }
         }
         for name in types {
-            let Some(tensor) = given(name) else { continue };
-            if self.types.contains_key(name) {
-                new |= self.shapes.insert(name.clone());
-                self.types.insert(name.clone(), tensor.ty().into());
-            } else {
-                let dims = (0..tensor.shape().len()).map(|a| Dim::sym(&format!("{name}.{a}")));
-                self.types
-                    .insert(name.clone(), TensorType::new(tensor.dtype(), dims).into());
-                new = true;
+            let Some(value) = inputs.get(name) else {
+                continue;
+            };
+            let again = self.types.contains_key(name);
+            let ty = match again {
+                true => type_of(name, value),
+                false => open_type_of(name, value),
+            };
+            if let Some(ty) = ty {
+                new |= !again || self.shapes.insert(name.clone());
+                self.types.insert(name.clone(), ty);
             }
         }
         new
@@ -86,6 +87,52 @@ impl InputFacts {
             .chain(self.values.keys().cloned().map(Structural::Value))
             .collect()
     }
+}
+
+/// The type of an input's value. Extents that differ among the elements of a sequence are symbols named after the
+/// input; `None` when elements differ in more than that, or there is none to tell.
+pub(crate) fn type_of(name: &str, value: &Value) -> Option<ValueType> {
+    Some(match value {
+        Value::Tensor(t) => t.ty().into(),
+        Value::Sequence(elements) => {
+            let mut types = elements.iter().map(|v| type_of(name, v));
+            let first = types.next()??;
+            let merged = types.try_fold(first, |all, ty| merged(name, all, ty?))?;
+            ValueType::Sequence(Box::new(merged))
+        }
+        Value::Optional(v) => ValueType::Optional(Box::new(type_of(name, v.as_deref()?)?)),
+    })
+}
+
+/// The type of an input's value with all extents as symbols named after the input.
+pub(crate) fn open_type_of(name: &str, value: &Value) -> Option<ValueType> {
+    fn open(name: &str, ty: ValueType) -> ValueType {
+        match ty {
+            ValueType::Tensor(t) => {
+                let dims = (0..t.rank()).map(|a| Dim::sym(&format!("{name}.{a}")));
+                TensorType::new(t.dtype, dims).into()
+            }
+            ValueType::Sequence(t) => ValueType::Sequence(Box::new(open(name, *t))),
+            ValueType::Optional(t) => ValueType::Optional(Box::new(open(name, *t))),
+        }
+    }
+    Some(open(name, type_of(name, value)?))
+}
+
+/// The type of values of both types.
+fn merged(name: &str, a: ValueType, b: ValueType) -> Option<ValueType> {
+    let (ValueType::Tensor(x), ValueType::Tensor(y)) = (&a, &b) else {
+        return (a == b).then_some(a);
+    };
+    if x.dtype != y.dtype || x.rank() != y.rank() {
+        return None;
+    }
+    let pairs = x.dims.iter().zip(&y.dims).enumerate();
+    let dims = pairs.map(|(i, (m, n))| match m == n {
+        true => m.clone(),
+        false => Dim::sym(&format!("{name}.{i}")),
+    });
+    Some(TensorType::new(x.dtype, dims).into())
 }
 
 /// A model: something that gives a graph, perhaps one graph per value of inputs that decide its structure.

@@ -1,8 +1,8 @@
 //! Runs a model: compiles it once, or once per value of the inputs that decide its structure.
 
 use crate::error::Result;
-use crate::model::{Model, Structural};
-use cupola_ir::{DType, Value};
+use crate::model::{Model, Structural, open_type_of, type_of};
+use cupola_ir::{Value, ValueType};
 use cupola_runtime::{CompileOptions, Host, Program, RunStats, Session};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -118,19 +118,18 @@ impl Runner {
 #[derive(Clone, Debug, PartialEq)]
 enum Key {
     Missing,
-    Rank(Option<(DType, usize)>),
-    Shape(Option<(DType, Vec<usize>)>),
+    Type(Option<ValueType>),
     Value(Value),
 }
 
 fn key_of(structural: &[Structural], inputs: &BTreeMap<String, Value>) -> Vec<Key> {
     let one = |s: &Structural| match s {
         Structural::Rank(name) => match inputs.get(name) {
-            Some(v) => Key::Rank(v.as_tensor().map(|t| (t.dtype(), t.shape().len()))),
+            Some(v) => Key::Type(open_type_of(name, v)),
             None => Key::Missing,
         },
         Structural::Shape(name) => match inputs.get(name) {
-            Some(v) => Key::Shape(v.as_tensor().map(|t| (t.dtype(), t.shape().to_vec()))),
+            Some(v) => Key::Type(type_of(name, v)),
             None => Key::Missing,
         },
         Structural::Value(name) => inputs.get(name).cloned().map_or(Key::Missing, Key::Value),

@@ -281,9 +281,10 @@ fn grouped(cx: &mut NodeCx<'_, '_>, heads: i64, shared: i64) -> OpResult<[ValueI
 /// attention_bias, head_sink). `seqlens_k` holds the number of keys of each batch entry, new ones included, less one;
 /// new keys are written into the cache after the old ones.
 fn group_query(cx: &mut NodeCx<'_, '_>) -> OpResult {
-    let plain = ["k_quant_type", "v_quant_type"].map(|name| cx.text_or(name, "NONE"));
-    let [k_type, v_type] = plain;
-    let quantised = k_type? != "NONE" || v_type? != "NONE";
+    let mut quantised = false;
+    for name in ["k_quant_type", "v_quant_type"] {
+        quantised |= cx.text_or(name, "NONE")? != "NONE";
+    }
     let normed = cx.optional(14).is_some() || cx.optional(15).is_some();
     if quantised || normed || cx.flag("sliding_window_cache", false)? || cx.wants(3) {
         return unsupported(

@@ -378,7 +378,7 @@ impl Forest {
         };
         let used = |test: Test| inner().any(|(_, n)| n.test == test);
         let mut holds = None;
-        for (number, (_, test)) in Test::ALL.into_iter().enumerate() {
+        for (_, test) in Test::ALL {
             if !used(test) {
                 continue;
             }
@@ -386,7 +386,7 @@ impl Forest {
             holds = Some(match holds {
                 None => this,
                 Some(others) => {
-                    let own = table(m, &|n| i64::from(n.test == Test::ALL[number].1))?;
+                    let own = table(m, &|n| i64::from(n.test == test))?;
                     let own = m.eq(own, 1.0)?;
                     m.select(own, this, others)?
                 }
