@@ -169,6 +169,8 @@ pub fn plan_memory(
     }
     memory.undecided.extend(undecided);
     memory.bytes = plan::footprint(&compiled, &targets, &bindings);
+    let packed = cupola_runtime::packed_size(&compiled, &devices);
+    memory.bytes.weights = memory.bytes.weights.saturating_add(packed);
     Ok(memory)
 }
 

@@ -25,6 +25,7 @@ pub use cupola_ir::eval::Stop;
 pub use devices::{DeviceInfo, DeviceSpec, Host, list_devices};
 pub use error::{Result, RuntimeError};
 pub use fault::Fault;
+pub use load::packed_size;
 pub use program::{CompileOptions, Program};
 pub use session::{Cancel, Outputs, Pending, Request, Session};
 pub use state::{RunLimits, RunStats, State, Weights};

@@ -3,7 +3,7 @@
 use crate::error::Result;
 use cupola_backend::{Backend, Buffer, BufferRange, Executable};
 use cupola_ir::kernel::Unit;
-use cupola_passes::{Compiled, DeviceId, Step, Storage};
+use cupola_passes::{Compiled, DeviceId, SlotId, Step, Storage};
 use rustc_hash::FxHashMap;
 use std::sync::Arc;
 
@@ -134,6 +134,25 @@ fn bind_constants(
         }
     }
     Ok(())
+}
+
+/// Bytes of the forms of constants that units hold beside the constants themselves, regions included; known
+/// before anything is loaded.
+pub fn packed_size(compiled: &Compiled, devices: &[Arc<dyn Backend>]) -> u64 {
+    let slots = &compiled.plan.slots;
+    let of_step = |step: &Step| -> u64 {
+        let Step::Launch { unit, buffers } = step else {
+            return 0;
+        };
+        let is_constant =
+            |slot: &SlotId| matches!(slots[slot.0 as usize].storage, Storage::Const(_));
+        let is_constant: Vec<bool> = buffers.iter().map(is_constant).collect();
+        let unit = &compiled.units[*unit];
+        devices[unit.device.0 as usize].constant_size(&unit.unit, &is_constant) as u64
+    };
+    let own: u64 = compiled.plan.steps.iter().map(of_step).sum();
+    let regions = compiled.bodies().map(|body| packed_size(body, devices));
+    own + regions.sum::<u64>()
 }
 
 fn compile_units(compiled: &Compiled, devices: &Devices) -> Result<Vec<Arc<dyn Executable>>> {

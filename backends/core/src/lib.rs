@@ -205,4 +205,10 @@ pub trait Backend: Send + Sync {
     ) -> Result<Arc<dyn Executable>> {
         Ok(executable)
     }
+
+    /// About the bytes that [`Backend::bind_constants`] will take for a unit, given which buffer arguments are constants;
+    /// known without compiling it or having them.
+    fn constant_size(&self, _unit: &Unit, _is_constant: &[bool]) -> usize {
+        0
+    }
 }

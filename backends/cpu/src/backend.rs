@@ -250,6 +250,13 @@ impl Backend for CpuBackend {
         let ready = own.with_constants(&self.device, &arguments)?;
         Ok(ready.map_or(executable, |e| Arc::new(e)))
     }
+
+    fn constant_size(&self, unit: &Unit, is_constant: &[bool]) -> usize {
+        match unit {
+            Unit::Library(call) => libcall::prepared_size(call, is_constant),
+            Unit::Loops(_) => 0,
+        }
+    }
 }
 
 /// Kernels that differ in more than their name, and for each given one its place among them.

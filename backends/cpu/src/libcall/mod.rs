@@ -158,6 +158,41 @@ pub(crate) fn prepare(
     }
 }
 
+/// About the bytes that [`prepare`] will take, given which operands are constants: as many as these have now. Padding of
+/// panels comes on top.
+pub(crate) fn prepared_size(unit: &Library, is_constant: &[bool]) -> usize {
+    let extents = |at: usize| -> Option<Vec<usize>> {
+        let view = unit.operands.get(at).filter(|_| is_constant[at])?;
+        let fixed = view.dims.iter().map(|d| match d {
+            Extent::Const(n) => usize::try_from(*n).ok(),
+            Extent::Size(_) => None,
+        });
+        fixed.collect()
+    };
+    let size = |at: usize| {
+        let dtype = unit.operands[at].dtype;
+        let len = extents(at)?
+            .into_iter()
+            .try_fold(1usize, usize::checked_mul);
+        dtype.storage_size(1, len?)
+    };
+    let bytes = match &unit.op {
+        Op::Core(CoreOp::Contract(p)) => {
+            let constant = [(1, packed::Side::Right), (0, packed::Side::Left)];
+            let packs = |(at, side): (usize, packed::Side)| {
+                packed::pays(p, side, &extents(at)?).then(|| size(at))?
+            };
+            constant.into_iter().find_map(packs)
+        }
+        Op::Composite(CompositeOp::Conv(_)) if unit.operands[1].dtype.is_float() => size(1),
+        Op::Composite(CompositeOp::Recurrent(_)) => size(1)
+            .zip(size(2))
+            .map(|(input, recurrent)| input.saturating_add(recurrent)),
+        _ => None,
+    };
+    bytes.unwrap_or(0)
+}
+
 /// What a library call runs with.
 pub(crate) struct Call<'a> {
     pub unit: &'a Library,

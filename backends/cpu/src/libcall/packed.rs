@@ -46,20 +46,27 @@ impl Packed {
     }
 }
 
-/// Packs the constant operand of a contraction, if one is and it pays. One with batch axes stays as it is.
+/// Whether an operand of these extents is worth packing. One with batch axes stays as it is.
+pub(super) fn pays(p: &Contract, side: Side, extents: &[usize]) -> bool {
+    let (batch, free, summed) = axes(p, side, extents.len());
+    let len = |axes: &[usize]| -> usize { axes.iter().map(|a| extents[*a]).product() };
+    batch.is_empty() && !few(len(&free)) && len(summed) > 0
+}
+
+/// Packs the constant operand of a contraction, if one is and it [`pays`].
 pub(super) fn prepare(
     p: &Contract,
     operands: &[Option<Operand>],
     cx: &Context,
 ) -> Result<Option<Packed>, Failure> {
-    if !p.lhs_batch.is_empty() {
-        return Ok(None);
-    }
     let (side, x) = match operands {
         [_, Some(r)] => (Side::Right, r),
         [Some(l), _] => (Side::Left, l),
         _ => return Ok(None),
     };
+    if !pays(p, side, &x.dims) {
+        return Ok(None);
+    }
     // The axes in the order in which a dense other operand has them.
     let other = match side {
         Side::Left => &p.rhs_contract,
@@ -71,9 +78,6 @@ pub(super) fn prepare(
     let summed: Vec<usize> = order.iter().map(|i| summed[*i]).collect();
     let matrix = matrices(cx, x, batch, &free, &summed)?;
     let ((across, step), (along, next)) = (matrix.across, matrix.along);
-    if few(across) || along == 0 {
-        return Ok(None);
-    }
     let source = Source {
         start: matrix.start,
         extents: [across, along],
