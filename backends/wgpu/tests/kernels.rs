@@ -87,6 +87,35 @@ fn elementwise(
     Unit::Loops(k)
 }
 
+/// Names of generated values never hide those of WGSL's types, however many there are.
+#[test]
+fn kernels_of_many_indices() {
+    for backend in backends() {
+        let mut k = kernel("many", 1);
+        let n = Extent::Size(0);
+        k.axes = vec![n];
+        k.parallel = 1;
+        k.buffers = vec![buffer(DType::I32, Access::Write, n)];
+        let (axis, one) = (k.index(Index::Axis(AxisId(0))), k.index(Index::Const(1)));
+        let mut index = axis;
+        for step in 2..90 {
+            let by = k.index(Index::Const(step));
+            let scaled = k.index(Index::Mul(index, by));
+            let shifted = k.index(Index::Add(scaled, one));
+            index = k.index(Index::Div(shifted, by));
+        }
+        let value = k.expr(Expr::Index(index, DType::I32));
+        k.phases = vec![Phase::Store {
+            axes: vec![],
+            stores: vec![set(0, axis, value)],
+        }];
+        let mut buffers = vec![vec![0; 5 * 4]];
+        run(&backend, &Unit::Loops(k), &[5], &mut buffers).expect("runs");
+        let want: Vec<u8> = (0..5i32).flat_map(i32::to_le_bytes).collect();
+        assert_eq!(buffers[0], want);
+    }
+}
+
 /// Every dtype that kernels hold.
 const DTYPES: [DType; 21] = [
     DType::Bool,

@@ -197,7 +197,7 @@ impl Writer<'_> {
             Index::Const(value) => signed_literal(value as i32),
             Index::Size(at) => format!("s{at}"),
             Index::Axis(axis) => format!("a{}", axis.0),
-            _ => format!("i{}", index.0),
+            _ => format!("at{}", index.0),
         }
     }
 
@@ -214,7 +214,7 @@ impl Writer<'_> {
         match item {
             Item::Index(id) => {
                 let value = self.index_value(id)?;
-                self.line(&format!("let i{} = {value};", id.0));
+                self.line(&format!("let {} = {value};", self.index_name(id)));
                 Ok(())
             }
             Item::Expr(id) => self.compute_expr(id),
