@@ -4,11 +4,17 @@ use crate::fail::{Failure, Outcome};
 use cupola_ir::{DType, Tensor, convert};
 use half::f16;
 use npyz::{NpyFile, Order, TypeChar, WriterBuilder};
-use std::io::{BufReader, Read, Seek, Write};
+use std::io::{BufReader, Cursor, Read, Seek, Write};
 use std::path::Path;
 
 /// No compressed byte of an archive holds more bytes: a member's header may claim anything.
 const MOST_EXPANSION: u64 = 1032;
+
+/// Deepest nesting of a header: a dictionary, a list of fields, a field, its shape. Parsing takes time exponential in it.
+const MOST_NESTING: usize = 4;
+
+/// Longest header.
+const MOST_HEADER: u64 = 1 << 16;
 
 /// Reads a `.npy` file.
 pub fn read(path: &Path) -> Outcome<Tensor> {
@@ -50,7 +56,9 @@ pub fn parse_npz(archive: impl Read + Seek) -> Result<Vec<(String, Tensor)>, Str
 
 /// A `.npy` file of at most `limit` bytes.
 pub fn parse(reader: impl Read, limit: u64) -> Result<Tensor, String> {
-    let npy = NpyFile::new(reader).map_err(|e| e.to_string())?;
+    let mut reader = reader;
+    let header = header(&mut reader)?;
+    let npy = NpyFile::new(header.chain(reader)).map_err(|e| e.to_string())?;
     let shape: Vec<usize> = npy.shape().iter().map(|d| *d as usize).collect();
     let npyz::DType::Plain(ty) = npy.dtype() else {
         return Err("records have no tensor dtype".into());
@@ -99,6 +107,39 @@ pub fn parse(reader: impl Read, limit: u64) -> Result<Tensor, String> {
         (_, _) => return Err(format!("no tensor dtype for {ty}")),
     };
     tensor.ok_or_else(|| "count does not match the shape".into())
+}
+
+/// The bytes before the elements, refused where they nest deeper than those of any array.
+fn header(reader: &mut impl Read) -> Result<Cursor<Vec<u8>>, String> {
+    let mut bytes = vec![];
+    let mut take = |bytes: &mut Vec<u8>, most: u64| {
+        let more = reader.by_ref().take(most).read_to_end(bytes);
+        more.map_err(|e| e.to_string())
+    };
+    // Magic number, version, then the length of the rest, which has two bytes in version 1 and four later.
+    take(&mut bytes, 10)?;
+    if bytes.get(6).is_some_and(|version| *version > 1) {
+        take(&mut bytes, 2)?;
+    }
+    let len = bytes.iter().skip(8).rev();
+    let len = len.fold(0u64, |len, byte| len << 8 | u64::from(*byte));
+    if len > MOST_HEADER {
+        return Err(format!("a header of {len} bytes"));
+    }
+    let start = bytes.len();
+    take(&mut bytes, len)?;
+    let mut depth = 0usize;
+    for byte in &bytes[start..] {
+        match byte {
+            b'[' | b'(' | b'{' => depth += 1,
+            b']' | b')' | b'}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth > MOST_NESTING {
+            return Err("a header nested too deeply".into());
+        }
+    }
+    Ok(Cursor::new(bytes))
 }
 
 /// Column-major elements in row-major order.
@@ -177,5 +218,39 @@ fn write_to(w: impl Write, t: &Tensor) -> std::io::Result<()> {
                 t.dtype()
             ))),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file of this version with a header and six doubles.
+    fn file(version: u8, header: &str) -> Vec<u8> {
+        let mut bytes = b"\x93NUMPY".to_vec();
+        bytes.extend([version, 0]);
+        match version {
+            1 => bytes.extend((header.len() as u16).to_le_bytes()),
+            _ => bytes.extend((header.len() as u32).to_le_bytes()),
+        }
+        bytes.extend(header.bytes());
+        (0..6).for_each(|i| bytes.extend(f64::from(i).to_le_bytes()));
+        bytes
+    }
+
+    #[test]
+    fn headers_of_every_version_are_read_and_deep_ones_refused() {
+        let plain = "{'descr': '<f8', 'fortran_order': False, 'shape': (2, 3), }\n";
+        for version in [1, 2, 3] {
+            let bytes = file(version, plain);
+            let tensor = parse(&bytes[..], bytes.len() as u64).unwrap();
+            assert_eq!(tensor.shape(), [2, 3]);
+            assert_eq!(tensor.to_vec::<f64>().unwrap()[5], 5.0);
+        }
+        let deep = plain.replace("False", &"[".repeat(35));
+        let bytes = file(1, &deep);
+        let error = parse(&bytes[..], bytes.len() as u64).unwrap_err();
+        assert!(error.contains("nested"), "{error}");
+        assert!(parse(&bytes[..9], 9).is_err());
     }
 }
