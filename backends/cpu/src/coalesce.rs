@@ -4,7 +4,7 @@
 //! the merged axes as it would the others.
 
 use cupola_ir::Dim;
-use cupola_ir::kernel::{AxisId, Expr, Extent, Index, IndexId, Kernel, Phase};
+use cupola_ir::kernel::{AxisId, Extent, Index, IndexId, Item, Kernel, Phase};
 
 /// The kernel with as few parallel axes as its accesses allow. Run-time sizes stay as they are, so axes are merged only
 /// if their common extent is a constant or among those.
@@ -140,19 +140,11 @@ fn forms(kernel: &Kernel) -> Vec<Form> {
 fn roots(kernel: &Kernel) -> Vec<IndexId> {
     let mut all = vec![];
     for expr in &kernel.exprs {
-        match *expr {
-            Expr::Index(i, _) | Expr::Load { index: i, .. } | Expr::Random { index: i, .. } => {
+        expr.for_each_operand(|operand| {
+            if let Item::Index(i) = operand {
                 all.push(i);
             }
-            Expr::Less(a, b) => all.extend([a, b]),
-            Expr::Const(_)
-            | Expr::Unary(..)
-            | Expr::Binary(..)
-            | Expr::Ternary(..)
-            | Expr::Cast { .. }
-            | Expr::Bitcast { .. }
-            | Expr::Accum { .. } => {}
-        }
+        });
     }
     for phase in &kernel.phases {
         if let Phase::Store { stores, .. } = phase {
@@ -182,27 +174,15 @@ fn merge(kernel: &Kernel, run: Run, extent: Extent) -> Kernel {
         };
         ids.push(id);
     }
-    let new = |i: &mut IndexId| *i = ids[i.0 as usize];
+    let new = |i: IndexId| ids[i.0 as usize];
     for expr in &mut out.exprs {
-        match expr {
-            Expr::Index(i, _) | Expr::Load { index: i, .. } | Expr::Random { index: i, .. } => {
-                new(i);
-            }
-            Expr::Less(a, b) => [a, b].into_iter().for_each(new),
-            Expr::Const(_)
-            | Expr::Unary(..)
-            | Expr::Binary(..)
-            | Expr::Ternary(..)
-            | Expr::Cast { .. }
-            | Expr::Bitcast { .. }
-            | Expr::Accum { .. } => {}
-        }
+        *expr = expr.map_indices(new);
     }
     for phase in &mut out.phases {
         let (Phase::Reduce { axes, .. } | Phase::Store { axes, .. }) = &mut *phase;
         axes.iter_mut().for_each(|a| *a = renamed(*a));
         if let Phase::Store { stores, .. } = phase {
-            stores.iter_mut().for_each(|s| new(&mut s.index));
+            stores.iter_mut().for_each(|s| s.index = new(s.index));
         }
     }
     out
@@ -210,33 +190,12 @@ fn merge(kernel: &Kernel, run: Run, extent: Extent) -> Kernel {
 
 /// An index over new operands, without the sums and products that an axis left behind when it became 0.
 fn simplified(out: &mut Kernel, index: Index, ids: &[IndexId]) -> IndexId {
-    let at = |i: IndexId| ids[i.0 as usize];
     let is = |out: &Kernel, i: IndexId, c: i64| out.indices[i.0 as usize] == Index::Const(c);
-    let new = match index {
-        Index::Add(x, y) => match (at(x), at(y)) {
-            (x, y) if is(out, x, 0) => return y,
-            (x, y) if is(out, y, 0) => return x,
-            (x, y) => Index::Add(x, y),
-        },
-        Index::Mul(x, y) => match (at(x), at(y)) {
-            (x, y) if is(out, x, 0) || is(out, y, 0) => Index::Const(0),
-            (x, y) => Index::Mul(x, y),
-        },
-        Index::Sub(x, y) => Index::Sub(at(x), at(y)),
-        Index::Div(x, y) => Index::Div(at(x), at(y)),
-        Index::Rem(x, y) => Index::Rem(at(x), at(y)),
-        Index::Min(x, y) => Index::Min(at(x), at(y)),
-        Index::Max(x, y) => Index::Max(at(x), at(y)),
-        Index::Checked {
-            value,
-            extent,
-            fault,
-        } => Index::Checked {
-            value,
-            extent: at(extent),
-            fault,
-        },
-        Index::Const(_) | Index::Size(_) | Index::Axis(_) => index,
+    let new = match index.map_indices(|i| ids[i.0 as usize]) {
+        Index::Add(x, y) if is(out, x, 0) => return y,
+        Index::Add(x, y) if is(out, y, 0) => return x,
+        Index::Mul(x, y) if is(out, x, 0) || is(out, y, 0) => Index::Const(0),
+        other => other,
     };
     out.index(new)
 }

@@ -3,7 +3,8 @@
 //! Positions run one after another, row-major; every expression is rounded to its dtype, sums of floats accumulate in
 //! `f64`. Integer division by zero gives 0.
 
-use super::verify::{Item, order, verify};
+use super::verify::{order, verify};
+use super::walk::Item;
 use super::{
     Access, Accum, AccumKind, AxisId, Expr, ExprId, Extent, Index, Kernel, Phase, Store, StoreKind,
 };

@@ -17,7 +17,7 @@ mod exponential;
 mod power;
 mod trigonometric;
 
-use super::{Expr, Index, Kernel, Phase};
+use super::{Expr, Kernel};
 use crate::dtype::{Class, DType};
 use crate::scalar::Scalar;
 use crate::target::Target;
@@ -34,51 +34,13 @@ pub fn legalize(kernel: &Kernel, target: &Target) -> Kernel {
             Expr::Unary(f, x) => b.unary(f, to(x)),
             Expr::Binary(f, x, y) => b.binary(f, to(x), to(y)),
             Expr::Ternary(f, x, y, z) => b.ternary(f, to(x), to(y), to(z)),
-            Expr::Cast {
-                x,
-                to: dtype,
-                saturate,
-            } => b.raw(Expr::Cast {
-                x: to(x),
-                to: dtype,
-                saturate,
-            }),
-            Expr::Bitcast { x, to: dtype } => b.raw(Expr::Bitcast {
-                x: to(x),
-                to: dtype,
-            }),
-            Expr::Load {
-                buffer,
-                index,
-                guard,
-            } => b.raw(Expr::Load {
-                buffer,
-                index,
-                guard: guard.map(to),
-            }),
             Expr::Accum { .. } => b.typed(*expr, kernel.dtype(super::ExprId(at as u32))),
-            Expr::Const(_) | Expr::Index(..) | Expr::Less(..) | Expr::Random { .. } => b.raw(*expr),
+            other => b.raw(other.map_exprs(to)),
         };
         map.push(new);
     }
-    let to = |e: &mut super::ExprId| *e = map[e.0 as usize];
     let mut out = b.finish();
-    for index in &mut out.indices {
-        if let Index::Checked { value, .. } = index {
-            to(value);
-        }
-    }
-    for phase in &mut out.phases {
-        match phase {
-            Phase::Reduce { accums, .. } => accums.iter_mut().for_each(|a| to(&mut a.value)),
-            Phase::Store { stores, .. } => {
-                for s in stores {
-                    to(&mut s.value);
-                    s.guard.iter_mut().for_each(to);
-                }
-            }
-        }
-    }
+    out.for_each_value_use(|e| *e = map[e.0 as usize]);
     out
 }
 

@@ -12,18 +12,20 @@
 //! [`Expr`]. Run-time sizes are [`Kernel::sizes`], evaluated from the bindings at launch: one compile serves all
 //! shapes.
 //!
-//! Reading order: this file, `library`, `verify`, `text`, `eval`, `legalize`.
+//! Reading order: this file, `library`, `walk`, `verify`, `text`, `eval`, `legalize`.
 
 mod eval;
 mod legalize;
 mod library;
 pub mod text;
 mod verify;
+mod walk;
 
 pub use eval::run_kernel;
 pub use legalize::{error_bound, expands, legalize};
 pub use library::{Library, Unit, View};
 pub use verify::verify;
+pub use walk::Item;
 
 use crate::dim::Dim;
 use crate::dtype::DType;

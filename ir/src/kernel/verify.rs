@@ -1,7 +1,7 @@
 //! The verifier of kernels: every id points somewhere, entries refer to earlier ones, dtypes agree.
 
 use super::{
-    Access, AccumKind, AxisId, Expr, ExprId, Extent, Index, IndexId, Kernel, Phase, StoreKind,
+    Access, AccumKind, AxisId, Expr, ExprId, Extent, Index, IndexId, Item, Kernel, Phase, StoreKind,
 };
 use crate::dtype::{Class, DType};
 use crate::error::{IrError, Result};
@@ -76,20 +76,19 @@ impl Check<'_> {
 
     fn index(&mut self, at: usize, index: &Index) {
         let k = self.k;
-        let before = |i: IndexId| (i.0 as usize) < at;
         let good = match *index {
             Index::Const(_) => true,
             Index::Size(s) => (s as usize) < k.sizes.len(),
             Index::Axis(a) => (a.0 as usize) < k.axes.len(),
-            Index::Add(a, b)
-            | Index::Sub(a, b)
-            | Index::Mul(a, b)
-            | Index::Div(a, b)
-            | Index::Rem(a, b)
-            | Index::Min(a, b)
-            | Index::Max(a, b) => before(a) && before(b),
-            Index::Checked { value, extent, .. } => {
-                before(extent) && (value.0 as usize) < k.exprs.len()
+            operation => {
+                let mut good = true;
+                operation.for_each_operand(|operand| {
+                    good &= match operand {
+                        Item::Index(i) => (i.0 as usize) < at,
+                        Item::Expr(e) => (e.0 as usize) < k.exprs.len(),
+                    };
+                });
+                good
             }
         };
         if !good {
@@ -323,38 +322,11 @@ impl Reach {
     }
 }
 
-/// An entry of either arena.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Item {
-    Expr(ExprId),
-    Index(IndexId),
-}
-
 /// The entries that an entry refers to.
-pub(super) fn needs(k: &Kernel, item: Item) -> Vec<Item> {
-    use Item::{Expr as E, Index as I};
-    match item {
-        I(i) => match k.indices[i.0 as usize] {
-            Index::Const(_) | Index::Size(_) | Index::Axis(_) => vec![],
-            Index::Add(a, b)
-            | Index::Sub(a, b)
-            | Index::Mul(a, b)
-            | Index::Div(a, b)
-            | Index::Rem(a, b)
-            | Index::Min(a, b)
-            | Index::Max(a, b) => vec![I(a), I(b)],
-            Index::Checked { value, extent, .. } => vec![E(value), I(extent)],
-        },
-        E(e) => match k.exprs[e.0 as usize] {
-            Expr::Const(_) | Expr::Accum { .. } => vec![],
-            Expr::Index(i, _) | Expr::Random { index: i, .. } => vec![I(i)],
-            Expr::Less(a, b) => vec![I(a), I(b)],
-            Expr::Load { index, guard, .. } => guard.map(E).into_iter().chain([I(index)]).collect(),
-            Expr::Unary(_, x) | Expr::Cast { x, .. } | Expr::Bitcast { x, .. } => vec![E(x)],
-            Expr::Binary(_, x, y) => vec![E(x), E(y)],
-            Expr::Ternary(_, x, y, z) => vec![E(x), E(y), E(z)],
-        },
-    }
+fn needs(k: &Kernel, item: Item) -> Vec<Item> {
+    let mut all = vec![];
+    item.for_each_operand(k, |operand| all.push(operand));
+    all
 }
 
 /// The entries that `roots` depend on, each after those it needs; `None` when there is a cycle.

@@ -4,8 +4,8 @@
 use super::affine::Opaque;
 use super::{Affine, Lowered, Lowerer, RUN, SEED, Term};
 use cupola_ir::kernel::{
-    Access, AxisId, BufferDecl, BufferId, Expr, ExprId, Extent, Index, IndexId, Kernel, Phase,
-    Store, StoreKind,
+    Access, AxisId, BufferDecl, BufferId, Expr, ExprId, Extent, Index, IndexId, Item, Kernel,
+    Phase, Store, StoreKind,
 };
 use cupola_ir::{Dim, ValueId};
 use rustc_hash::FxHashMap;
@@ -131,26 +131,14 @@ impl Lowerer<'_> {
             if std::mem::replace(&mut exprs[e.0 as usize], true) {
                 continue;
             }
-            let mut visit = |i: IndexId| {
-                if !std::mem::replace(&mut seen[i.0 as usize], true) {
-                    indices.push(self.affines[i.0 as usize].clone());
+            self.exprs[e.0 as usize].for_each_operand(|operand| match operand {
+                Item::Expr(e) => work.push(e),
+                Item::Index(i) => {
+                    if !std::mem::replace(&mut seen[i.0 as usize], true) {
+                        indices.push(self.affines[i.0 as usize].clone());
+                    }
                 }
-            };
-            match self.exprs[e.0 as usize] {
-                Expr::Const(_) | Expr::Accum { .. } => {}
-                Expr::Index(i, _) | Expr::Random { index: i, .. } => visit(i),
-                Expr::Less(a, b) => {
-                    visit(a);
-                    visit(b);
-                }
-                Expr::Load { index, guard, .. } => {
-                    visit(index);
-                    work.extend(guard);
-                }
-                Expr::Unary(_, x) | Expr::Cast { x, .. } | Expr::Bitcast { x, .. } => work.push(x),
-                Expr::Binary(_, x, y) => work.extend([x, y]),
-                Expr::Ternary(_, x, y, z) => work.extend([x, y, z]),
-            }
+            });
         }
         let live = (0..exprs.len()).filter(|i| exprs[*i]);
         (live.map(|i| ExprId(i as u32)).collect(), affines)
@@ -308,31 +296,18 @@ impl Emitter<'_, '_> {
     }
 
     fn expr(&mut self, expr: Expr, buffers: &[BufferId]) -> Expr {
-        let of = |e: ExprId, me: &Self| me.exprs[&e];
-        match expr {
-            Expr::Const(_) | Expr::Accum { .. } => expr,
-            Expr::Index(i, dtype) => Expr::Index(self.index(i), dtype),
-            Expr::Less(a, b) => Expr::Less(self.index(a), self.index(b)),
+        let expr = expr.map_exprs(|e| self.exprs[&e]);
+        match expr.map_indices(|i| self.index(i)) {
             Expr::Load {
                 buffer,
                 index,
                 guard,
             } => Expr::Load {
                 buffer: buffers[buffer.0 as usize],
-                index: self.index(index),
-                guard: guard.map(|g| of(g, self)),
+                index,
+                guard,
             },
-            Expr::Unary(f, x) => Expr::Unary(f, of(x, self)),
-            Expr::Binary(f, x, y) => Expr::Binary(f, of(x, self), of(y, self)),
-            Expr::Ternary(f, x, y, z) => Expr::Ternary(f, of(x, self), of(y, self), of(z, self)),
-            Expr::Cast { x, to, saturate } => Expr::Cast {
-                x: of(x, self),
-                to,
-                saturate,
-            },
-            Expr::Bitcast { x, to } => Expr::Bitcast { x: of(x, self), to },
             Expr::Random { index, stream, .. } => {
-                let index = self.index(index);
                 let mut entry = |name: &str| match self.kernel.extent(&Dim::sym(name)) {
                     Extent::Size(s) => s,
                     Extent::Const(_) => unreachable!("bug: a symbol is no constant"),
@@ -344,6 +319,7 @@ impl Emitter<'_, '_> {
                     run: entry(RUN),
                 }
             }
+            other => other,
         }
     }
 }

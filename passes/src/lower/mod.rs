@@ -21,7 +21,7 @@ pub(crate) use unit::{LoweredUnit, run};
 use affine::{Affine, Coords, Space, Term};
 
 use crate::plan::MissCode;
-use cupola_ir::kernel::{Access, Accum, BufferId, Expr, ExprId, IndexId, Kernel, Literal};
+use cupola_ir::kernel::{Access, Accum, BufferId, Expr, ExprId, IndexId, Item, Kernel, Literal};
 use cupola_ir::{CoreOp, DType, Dim, Graph, Op, Scalar, Tensor, ValueId};
 use rustc_hash::FxHashMap;
 
@@ -199,19 +199,17 @@ impl<'g> Lowerer<'g> {
 
     /// Number of leading phases that must have run before an expression can be evaluated.
     fn phases_needed(&self, expr: &Expr) -> u32 {
-        let of = |e: &ExprId| self.needs[e.0 as usize];
-        match expr {
-            Expr::Const(_) => 0,
+        let mut needed = match expr {
             Expr::Accum { phase, .. } => phase + 1,
-            Expr::Index(i, _) | Expr::Random { index: i, .. } => self.index_needs(*i),
-            Expr::Less(a, b) => self.index_needs(*a).max(self.index_needs(*b)),
-            Expr::Load { index, guard, .. } => {
-                self.index_needs(*index).max(guard.as_ref().map_or(0, of))
-            }
-            Expr::Unary(_, x) | Expr::Cast { x, .. } | Expr::Bitcast { x, .. } => of(x),
-            Expr::Binary(_, x, y) => of(x).max(of(y)),
-            Expr::Ternary(_, x, y, z) => of(x).max(of(y)).max(of(z)),
-        }
+            _ => 0,
+        };
+        expr.for_each_operand(|operand| {
+            needed = needed.max(match operand {
+                Item::Expr(e) => self.needs[e.0 as usize],
+                Item::Index(i) => self.index_needs(i),
+            });
+        });
+        needed
     }
 
     fn index_needs(&self, index: IndexId) -> u32 {

@@ -3,7 +3,7 @@
 use crate::jit::{Arguments, CompiledProgram};
 use crate::library::gemm::Finished;
 use cupola_ir::DType;
-use cupola_ir::kernel::{Access, BufferId, Expr, ExprId, Index, Kernel, Phase};
+use cupola_ir::kernel::{Access, BufferId, Expr, ExprId, Kernel};
 use std::sync::atomic::AtomicU32;
 
 /// An epilogue kernel whose buffer 0 holds accumulators of another dtype: every load is rounded to the op's dtype.
@@ -19,8 +19,7 @@ pub(crate) fn over(kernel: &Kernel, sum: DType) -> Kernel {
     out.buffers[0].dtype = sum;
     let mut ids: Vec<ExprId> = vec![];
     for expr in &kernel.exprs {
-        let mut expr = *expr;
-        renumber(&mut expr, &ids);
+        let expr = expr.map_exprs(|e| ids[e.0 as usize]);
         out.exprs.push(expr);
         if matches!(
             expr,
@@ -38,42 +37,8 @@ pub(crate) fn over(kernel: &Kernel, sum: DType) -> Kernel {
         }
         ids.push(ExprId(out.exprs.len() as u32 - 1));
     }
-    for index in &mut out.indices {
-        if let Index::Checked { value, .. } = index {
-            *value = ids[value.0 as usize];
-        }
-    }
-    for phase in &mut out.phases {
-        match phase {
-            Phase::Reduce { accums, .. } => {
-                accums
-                    .iter_mut()
-                    .for_each(|a| a.value = ids[a.value.0 as usize]);
-            }
-            Phase::Store { stores, .. } => {
-                for s in stores {
-                    s.value = ids[s.value.0 as usize];
-                    s.guard = s.guard.map(|g| ids[g.0 as usize]);
-                }
-            }
-        }
-    }
+    out.for_each_value_use(|e| *e = ids[e.0 as usize]);
     out
-}
-
-fn renumber(expr: &mut Expr, ids: &[ExprId]) {
-    let new = |x: &mut ExprId| *x = ids[x.0 as usize];
-    match expr {
-        Expr::Const(_)
-        | Expr::Index(..)
-        | Expr::Less(..)
-        | Expr::Accum { .. }
-        | Expr::Random { .. } => {}
-        Expr::Load { guard, .. } => guard.iter_mut().for_each(new),
-        Expr::Unary(_, x) | Expr::Cast { x, .. } | Expr::Bitcast { x, .. } => new(x),
-        Expr::Binary(_, x, y) => [x, y].into_iter().for_each(new),
-        Expr::Ternary(_, x, y, z) => [x, y, z].into_iter().for_each(new),
-    }
 }
 
 /// A compiled epilogue at launch.

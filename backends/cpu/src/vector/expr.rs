@@ -3,39 +3,25 @@
 use super::lower::Lower;
 use super::{CmpOp, Conv, Elem, Inst, Op, Pattern, Place, Reg, Type};
 use crate::emit::helpers::{Helper, register};
-use cupola_ir::kernel::{BufferId, Expr, ExprId, Index, IndexId, Literal, Store, StoreKind};
+use cupola_ir::kernel::{BufferId, Expr, ExprId, IndexId, Item, Literal, Store, StoreKind};
 use cupola_ir::{Class, DType};
 
 impl Lower<'_> {
     /// Evaluates expressions in arena order, so that depth does not recurse.
     pub(crate) fn prepare(&mut self, roots: &[ExprId]) {
         let mut needed = vec![false; self.kernel.exprs.len()];
-        let mut seen_index = vec![false; self.kernel.indices.len()];
-        let mut open: Vec<ExprId> = roots.to_vec();
-        while let Some(e) = open.pop() {
-            if std::mem::replace(&mut needed[e.0 as usize], true) || self.known_value(e).is_some() {
-                continue;
-            }
-            let mut indices = vec![];
-            operands(&self.kernel.exprs[e.0 as usize], &mut open, &mut indices);
-            while let Some(i) = indices.pop() {
-                if std::mem::replace(&mut seen_index[i.0 as usize], true) {
-                    continue;
+        let mut seen = vec![false; self.kernel.indices.len()];
+        let mut open: Vec<Item> = roots.iter().copied().map(Item::Expr).collect();
+        while let Some(item) = open.pop() {
+            let known = match item {
+                Item::Expr(e) => {
+                    std::mem::replace(&mut needed[e.0 as usize], true)
+                        || self.known_value(e).is_some()
                 }
-                match self.kernel.indices[i.0 as usize] {
-                    Index::Const(_) | Index::Size(_) | Index::Axis(_) => {}
-                    Index::Add(a, b)
-                    | Index::Sub(a, b)
-                    | Index::Mul(a, b)
-                    | Index::Div(a, b)
-                    | Index::Rem(a, b)
-                    | Index::Min(a, b)
-                    | Index::Max(a, b) => indices.extend([a, b]),
-                    Index::Checked { value, extent, .. } => {
-                        open.push(value);
-                        indices.push(extent);
-                    }
-                }
+                Item::Index(i) => std::mem::replace(&mut seen[i.0 as usize], true),
+            };
+            if !known {
+                item.for_each_operand(self.kernel, |operand| open.push(operand));
             }
         }
         for e in (0..needed.len()).filter(|e| needed[*e]) {
@@ -340,21 +326,5 @@ impl Lower<'_> {
     pub(crate) fn float_like(&mut self, value: f64, like: Reg) -> Reg {
         let elem = self.b.elem(like);
         self.b.float(value, Type { elem, lanes: 1 })
-    }
-}
-
-/// Adds the operands of an expression to the lists.
-fn operands(expr: &Expr, values: &mut Vec<ExprId>, indices: &mut Vec<IndexId>) {
-    match *expr {
-        Expr::Const(_) | Expr::Accum { .. } => {}
-        Expr::Index(i, _) | Expr::Random { index: i, .. } => indices.push(i),
-        Expr::Less(a, b) => indices.extend([a, b]),
-        Expr::Load { index, guard, .. } => {
-            indices.push(index);
-            values.extend(guard);
-        }
-        Expr::Unary(_, x) | Expr::Cast { x, .. } | Expr::Bitcast { x, .. } => values.push(x),
-        Expr::Binary(_, x, y) => values.extend([x, y]),
-        Expr::Ternary(_, x, y, z) => values.extend([x, y, z]),
     }
 }

@@ -106,44 +106,16 @@ impl Writer<'_> {
     /// What an item is made of. The index of a guarded load counts only with `guarded`: its line stands inside the
     /// guard.
     pub(super) fn operands(&self, item: Item, guarded: bool, out: &mut Vec<Item>) {
-        match item {
-            Item::Index(id) => match self.index_at(id) {
-                Index::Const(_) | Index::Size(_) | Index::Axis(_) => {}
-                Index::Add(x, y)
-                | Index::Sub(x, y)
-                | Index::Mul(x, y)
-                | Index::Div(x, y)
-                | Index::Rem(x, y)
-                | Index::Min(x, y)
-                | Index::Max(x, y) => out.extend([Item::Index(x), Item::Index(y)]),
-                Index::Checked { value, extent, .. } => {
-                    out.extend([Item::Expr(value), Item::Index(extent)])
-                }
-            },
-            Item::Expr(id) => match self.expr_at(id) {
-                Expr::Const(_) | Expr::Accum { .. } => {}
-                Expr::Index(index, _) | Expr::Random { index, .. } => out.push(Item::Index(index)),
-                Expr::Less(x, y) => out.extend([Item::Index(x), Item::Index(y)]),
-                Expr::Load {
-                    index, guard: None, ..
-                } => out.push(Item::Index(index)),
-                Expr::Load {
-                    index,
-                    guard: Some(guard),
-                    ..
-                } => {
-                    out.push(Item::Expr(guard));
-                    if guarded {
-                        out.push(Item::Index(index));
-                    }
-                }
-                Expr::Unary(_, x) | Expr::Cast { x, .. } | Expr::Bitcast { x, .. } => {
-                    out.push(Item::Expr(x))
-                }
-                Expr::Binary(_, x, y) => out.extend([Item::Expr(x), Item::Expr(y)]),
-                Expr::Ternary(_, x, y, z) => out.extend([x, y, z].map(Item::Expr)),
-            },
+        if let Item::Expr(id) = item
+            && let Expr::Load {
+                guard: Some(guard), ..
+            } = self.expr_at(id)
+            && !guarded
+        {
+            out.push(Item::Expr(guard));
+            return;
         }
+        item.for_each_operand(self.kernel, |operand| out.push(operand));
     }
 
     /// Writes the lines that compute `roots`, operands first, without those already computed in an open block.

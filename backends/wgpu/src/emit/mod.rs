@@ -16,7 +16,7 @@ mod scalar;
 
 use cupola_ir::DType;
 use cupola_ir::kernel::{
-    Access, Expr, ExprId, Extent, Index, IndexId, Kernel, Phase, Store, StoreKind,
+    Access, Expr, ExprId, Extent, Index, Item, Kernel, Phase, Store, StoreKind,
 };
 use cupola_ir::scalar::Scalar;
 use cupola_shaders::shader::Param;
@@ -130,13 +130,6 @@ fn size_params(kernel: &Kernel) -> Vec<String> {
     let low = (0..kernel.sizes.len()).map(|at| format!("s{at}"));
     low.chain(long_sizes(kernel).iter().map(|at| format!("h{at}")))
         .collect()
-}
-
-/// An expression of either arena.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Item {
-    Index(IndexId),
-    Expr(ExprId),
 }
 
 /// The text being written.

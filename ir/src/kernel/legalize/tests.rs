@@ -2,7 +2,8 @@ use super::*;
 use crate::eval::random;
 use crate::eval::scalar::{Num, eval_one};
 use crate::kernel::{
-    Access, AxisId, BufferDecl, BufferId, Extent, Store, StoreKind, run_kernel, verify,
+    Access, AxisId, BufferDecl, BufferId, Extent, Index, Phase, Store, StoreKind, run_kernel,
+    verify,
 };
 use crate::target::Claim;
 
