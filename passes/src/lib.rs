@@ -19,7 +19,6 @@ mod region;
 mod simplify;
 mod split;
 
-pub use cost::kernel_cost;
 pub use error::{PassError, Result};
 pub use lower::{RUN, SEED};
 pub use plan::{
