@@ -586,10 +586,8 @@ mod tests {
         let t = taps(&mut g, &stretch, &style)?;
         assert_eq!(g.rank(t.index), 2);
         let sizes = g.nodes().flat_map(|(_, node)| node.results.clone());
-        sizes
-            .filter_map(|v| g.as_const(v))
-            .map(|c| c.bytes().len())
-            .sum()
+        let constants = sizes.filter_map(|v| g.as_const(v));
+        Ok(constants.map(|c| c.bytes().len()).sum())
     }
 
     #[test]
