@@ -1,0 +1,112 @@
+//! Addresses of the input pixels that output pixels read.
+
+use crate::library::view::View;
+use crate::library::window::Window;
+
+/// Where the taps of output pixels lie in a channels-last input.
+#[derive(Clone)]
+pub(super) struct Pixels<'a> {
+    window: &'a Window,
+    /// Windows in each dimension.
+    windows: [usize; 3],
+    from: *const f32,
+    /// Elements between images and between neighbours in each spatial dimension.
+    image: usize,
+    strides: [usize; 3],
+    /// Elements from a window's first tap to each of its taps.
+    taps: Vec<isize>,
+    /// As many zeros as a pixel has channels.
+    zeros: *const f32,
+}
+
+impl<'a> Pixels<'a> {
+    pub fn new(window: &'a Window, input: &View<'_, f32, 5>, zeros: *const f32) -> Pixels<'a> {
+        let [image, depth, height, width, _] = input.strides();
+        let strides = [depth, height, width];
+        let [kernel_z, kernel_y, kernel_x] = window.kernel;
+        let mut taps = Vec::with_capacity(window.volume());
+        for z in 0..kernel_z {
+            for y in 0..kernel_y {
+                for x in 0..kernel_x {
+                    let step = |d: usize, tap: usize| tap * window.dilation[d] * strides[d];
+                    taps.push((step(0, z) + step(1, y) + step(2, x)) as isize);
+                }
+            }
+        }
+        Pixels {
+            window,
+            windows: window.output(),
+            from: input.as_ptr(),
+            image,
+            strides,
+            taps,
+            zeros,
+        }
+    }
+
+    /// Taps of a window.
+    pub fn taps(&self) -> usize {
+        self.taps.len()
+    }
+
+    /// Input elements that one more output pixel reads, channels aside: what its taps do not share with its neighbours.
+    pub fn fresh(&self) -> usize {
+        let stride: usize = self.window.stride.iter().product();
+        stride.min(self.taps.len())
+    }
+
+    /// Writes the addresses for `rows` output pixels from `first` on: for each tap, that of each pixel. To the addresses,
+    /// but those of zeros, `channel` elements are added.
+    ///
+    /// # Safety
+    /// `to` must have room for `taps * rows` addresses.
+    pub unsafe fn fill(&self, first: usize, rows: usize, channel: usize, to: *mut *const f32) {
+        let window = self.window;
+        let [depth, height, width] = self.windows;
+        let mut at = [
+            first / width / height / depth,
+            first / width / height % depth,
+            first / width % height,
+            first % width,
+        ];
+        let mut row = 0;
+        while row < rows {
+            let mut base = (at[0] * self.image + channel) as isize;
+            let mut inside = true;
+            for d in 0..3 {
+                let begin = (at[d + 1] * window.stride[d]) as isize - window.pad_begin[d] as isize;
+                base += begin * self.strides[d] as isize;
+                inside &= begin >= 0 && begin as usize + window.span(d) <= window.input[d];
+            }
+            let base = self.from.wrapping_offset(base);
+            for (tap, &offset) in self.taps.iter().enumerate() {
+                let address = if inside || self.is_inside(&at, tap) {
+                    base.wrapping_offset(offset)
+                } else {
+                    self.zeros
+                };
+                // SAFETY: the caller's contract.
+                unsafe { *to.add(tap * rows + row) = address };
+            }
+            row += 1;
+            at[3] += 1;
+            for d in [3, 2, 1] {
+                if at[d] == self.windows[d - 1] {
+                    at[d] = 0;
+                    at[d - 1] += 1;
+                }
+            }
+        }
+    }
+
+    /// Whether a tap of a window lies in the input.
+    fn is_inside(&self, at: &[usize; 4], tap: usize) -> bool {
+        let [_, kernel_y, kernel_x] = self.window.kernel;
+        let taps = [
+            tap / (kernel_y * kernel_x),
+            tap / kernel_x % kernel_y,
+            tap % kernel_x,
+        ];
+        (0..3).all(|d| self.window.at(d, at[d + 1], taps[d]).is_some())
+    }
+}
