@@ -15,8 +15,19 @@ pub(super) struct Pixels<'a> {
     strides: [usize; 3],
     /// Elements from a window's first tap to each of its taps.
     taps: Vec<isize>,
+    /// In each dimension, the first window that lies in the input with all its taps, and the one after the last.
+    inner: [(usize, usize); 3],
     /// As many zeros as a pixel has channels.
     zeros: *const f32,
+}
+
+/// The windows of dimension `d` that lie in the input with all their taps.
+fn inner_windows(window: &Window, d: usize) -> (usize, usize) {
+    let first = window.pad_begin[d].div_ceil(window.stride[d]);
+    let end = (window.input[d] + window.pad_begin[d])
+        .checked_sub(window.span(d))
+        .map_or(0, |last| last / window.stride[d] + 1);
+    (first, end.min(window.output()[d]))
 }
 
 impl<'a> Pixels<'a> {
@@ -40,6 +51,7 @@ impl<'a> Pixels<'a> {
             image,
             strides,
             taps,
+            inner: std::array::from_fn(|d| inner_windows(window, d)),
             zeros,
         }
     }
@@ -61,7 +73,6 @@ impl<'a> Pixels<'a> {
     /// # Safety
     /// `to` must have room for `taps * rows` addresses.
     pub unsafe fn fill(&self, first: usize, rows: usize, channel: usize, to: *mut *const f32) {
-        let window = self.window;
         let [depth, height, width] = self.windows;
         let mut at = [
             first / width / height / depth,
@@ -71,31 +82,56 @@ impl<'a> Pixels<'a> {
         ];
         let mut row = 0;
         while row < rows {
-            let mut base = (at[0] * self.image + channel) as isize;
-            let mut inside = true;
-            for d in 0..3 {
-                let begin = (at[d + 1] * window.stride[d]) as isize - window.pad_begin[d] as isize;
-                base += begin * self.strides[d] as isize;
-                inside &= begin >= 0 && begin as usize + window.span(d) <= window.input[d];
+            // Neighbours in a line whose windows lie in the input have all their taps equally far apart.
+            let run = self.inner_run(&at).min(rows - row);
+            let base = self.first_tap(&at, channel);
+            if run > 0 {
+                let step = (self.window.stride[2] * self.strides[2]) as isize;
+                for (tap, &offset) in self.taps.iter().enumerate() {
+                    let (to, base) = (to.wrapping_add(tap * rows + row), base.wrapping_offset(offset));
+                    for next in 0..run {
+                        // SAFETY: the caller's contract.
+                        unsafe { *to.add(next) = base.wrapping_offset(next as isize * step) };
+                    }
+                }
+            } else {
+                for (tap, &offset) in self.taps.iter().enumerate() {
+                    let inside = self.is_inside(&at, tap);
+                    let address = if inside { base.wrapping_offset(offset) } else { self.zeros };
+                    // SAFETY: as above.
+                    unsafe { *to.add(tap * rows + row) = address };
+                }
             }
-            let base = self.from.wrapping_offset(base);
-            for (tap, &offset) in self.taps.iter().enumerate() {
-                let address = if inside || self.is_inside(&at, tap) {
-                    base.wrapping_offset(offset)
-                } else {
-                    self.zeros
-                };
-                // SAFETY: the caller's contract.
-                unsafe { *to.add(tap * rows + row) = address };
-            }
-            row += 1;
-            at[3] += 1;
+            row += run.max(1);
+            at[3] += run.max(1);
             for d in [3, 2, 1] {
                 if at[d] == self.windows[d - 1] {
                     at[d] = 0;
                     at[d - 1] += 1;
                 }
             }
+        }
+    }
+
+    /// Address of the first tap of a window, which may lie in the padding.
+    fn first_tap(&self, at: &[usize; 4], channel: usize) -> *const f32 {
+        let window = self.window;
+        let mut offset = (at[0] * self.image + channel) as isize;
+        for d in 0..3 {
+            let begin = (at[d + 1] * window.stride[d]) as isize - window.pad_begin[d] as isize;
+            offset += begin * self.strides[d] as isize;
+        }
+        self.from.wrapping_offset(offset)
+    }
+
+    /// How many windows of a line from this one on lie in the input.
+    fn inner_run(&self, at: &[usize; 4]) -> usize {
+        let [(first_z, end_z), (first_y, end_y), (first_x, end_x)] = self.inner;
+        let whole = (first_z..end_z).contains(&at[1]) && (first_y..end_y).contains(&at[2]);
+        if whole && at[3] >= first_x {
+            end_x.saturating_sub(at[3])
+        } else {
+            0
         }
     }
 
