@@ -10,6 +10,7 @@ mod devices;
 mod explain;
 mod inspect;
 mod plan;
+mod profile;
 mod run;
 
 use crate::args::{Command, CompileArgs, Precision};
@@ -42,6 +43,7 @@ fn json_target(command: &Command) -> Option<&str> {
         Command::Bench(a) => &a.json,
         Command::Explain(a) => &a.json,
         Command::Plan(a) => &a.json,
+        Command::Profile(a) => &a.json,
         Command::Compare(a) => &a.json,
         Command::Bisect(a) => &a.json,
         Command::Check(a) => &a.json,
@@ -59,6 +61,7 @@ fn start(command: Command) -> Outcome {
         Command::Bench(a) => bench::bench(&a),
         Command::Explain(a) => explain::explain(&a),
         Command::Plan(a) => plan::plan(&a),
+        Command::Profile(a) => profile::profile(&a),
         Command::Compare(a) => compare::compare(&a),
         Command::Bisect(a) => bisect::bisect(&a),
         Command::Convert(a) => convert::convert(&a),
