@@ -147,7 +147,10 @@ impl Layout<'_> {
             return Ok(None);
         }
         image.dims = reordered(&image.dims);
-        if !matches!((self.target.claim)(&op, &[&image, weights]), Claim::Yes { .. }) {
+        if !matches!(
+            (self.target.claim)(&op, &[&image, weights]),
+            Claim::Yes { .. }
+        ) {
             return Ok(None);
         }
         let x = self.last(graph, x)?;
@@ -180,10 +183,7 @@ impl Layout<'_> {
         let mut axes: Vec<usize> = p.axes.iter().map(|a| moved(*a, rank)).collect();
         axes.sort_unstable();
         let kept: Vec<usize> = (0..rank).filter(|a| !axes.contains(a)).collect();
-        let reduce = Reduce {
-            axes,
-            ..p.clone()
-        };
+        let reduce = Reduce { axes, ..p.clone() };
         let reduced = graph.one(reduce, &[last])?;
         // The kept axes in their old order.
         let order: Vec<usize> = (0..rank)

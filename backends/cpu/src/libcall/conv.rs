@@ -145,7 +145,11 @@ pub(super) fn taps(
 /// Runs a convolution.
 pub(crate) fn run(call: &Call, p: &Conv) -> Result<(), Failure> {
     let x = &call.operands[0];
-    let taps = taps(call, [&p.strides, &p.dilations], [&p.pads_low, &p.pads_high])?;
+    let taps = taps(
+        call,
+        [&p.strides, &p.dilations],
+        [&p.pads_low, &p.pads_high],
+    )?;
     let (x, _x_copy) = usable(&call.cx, x, usize::MAX)?;
     let window = window(&x.dims[2..], &taps)?;
     let floats = Floats {

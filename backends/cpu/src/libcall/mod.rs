@@ -152,7 +152,7 @@ pub(crate) fn prepare(
             conv::prepare(p, &operands, cx).map(|k| k.map(Prepared::Conv))
         }
         Op::Composite(CompositeOp::ConvChannelsLast(p)) => {
-            pixels::prepare(p, &operands, cx).map(|k| k.map(Prepared::Pixels))
+            pixels::prepare(unit, p, &operands, cx).map(|k| k.map(Prepared::Pixels))
         }
         Op::Composite(CompositeOp::Recurrent(p)) => {
             recurrent::prepare(p, &operands, cx).map(|k| k.map(Prepared::Recurrent))

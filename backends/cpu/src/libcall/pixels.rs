@@ -2,14 +2,20 @@
 
 use super::conv::{Raw, five, taps, usable, view, window};
 use super::operand::Operand;
-use super::{Call, Failure, Prepared};
-use crate::library::conv::pixels::{Convolution, Finish, PixelWeights, Tail, convolve_pixels};
+use super::{Call, Failure, Prepared, whole_size};
+use crate::library::conv::pixels::{
+    Convolution, Expected, Finish, PixelWeights, Tail, convolve_pixels,
+};
 use crate::library::gemm::Finished;
 use crate::library::view::Shared;
+use crate::library::window::{Taps, Window};
 use crate::library::{Context, View, ViewMut};
 use cupola_ir::composite::ConvChannelsLast;
-use cupola_ir::kernel::{AxisId, BufferId, Expr, ExprId, Index, IndexId, Kernel, Phase};
-use cupola_ir::{DType, Scalar, TensorType};
+use cupola_ir::kernel::{
+    AxisId, BufferId, Expr, ExprId, Extent, Index, IndexId, Kernel, Library, Phase,
+};
+use cupola_ir::{DType, Dim, Scalar, TensorType};
+use std::sync::OnceLock;
 
 /// Output channels of a group from which on channels-last kernels fill their vectors.
 const FULL_OUTPUTS: usize = 8;
@@ -20,7 +26,10 @@ pub(crate) fn refusal(p: &ConvChannelsLast, operands: &[&TensorType]) -> Option<
         return Some("takes two operands".into());
     };
     if x.dtype != DType::F32 || w.dtype != DType::F32 {
-        return Some(format!("no channels-last convolution of {} by {}", x.dtype, w.dtype));
+        return Some(format!(
+            "no channels-last convolution of {} by {}",
+            x.dtype, w.dtype
+        ));
     }
     let spatial = x.rank().saturating_sub(2);
     if !(1..=3).contains(&spatial) {
@@ -38,6 +47,7 @@ pub(crate) fn refusal(p: &ConvChannelsLast, operands: &[&TensorType]) -> Option<
 
 /// Packs the weights if they are constant.
 pub(super) fn prepare(
+    unit: &Library,
     p: &ConvChannelsLast,
     operands: &[Option<Operand>],
     cx: &Context,
@@ -45,17 +55,70 @@ pub(super) fn prepare(
     let [_, Some(w)] = operands else {
         return Ok(None);
     };
-    pack(p, w, cx).map(Some)
+    let window = if minimal_filtering() {
+        expected_window(unit, p, &w.dims)?
+    } else {
+        None
+    };
+    let batch = known(unit.operands[0].dims[0]).unwrap_or(1);
+    let expected = window.as_ref().map(|window| Expected { window, batch });
+    pack(p, w, cx, expected).map(Some)
 }
 
-fn pack(p: &ConvChannelsLast, w: &Operand, cx: &Context) -> Result<PixelWeights, Failure> {
+/// Whether 3x3 windows may be computed with fewer multiplications, at some loss of precision: unless `CUPOLA_WINOGRAD` is `off`.
+fn minimal_filtering() -> bool {
+    static ALLOWED: OnceLock<bool> = OnceLock::new();
+    *ALLOWED.get_or_init(|| std::env::var_os("CUPOLA_WINOGRAD").is_none_or(|v| v != "off"))
+}
+
+/// Spatial extents where nothing is known of them.
+const USUAL_EXTENT: usize = 32;
+
+/// The geometry of most calls: with sizes that are not known, usual ones.
+fn expected_window(
+    unit: &Library,
+    p: &ConvChannelsLast,
+    weights: &[usize],
+) -> Result<Option<Window>, Failure> {
+    let mut taps = vec![];
+    let mut input = vec![];
+    for a in 0..weights.len() - 2 {
+        let pad = |pads: &[Dim]| whole_size(pads[a].as_const().unwrap_or(0));
+        taps.push(Taps {
+            kernel: weights[2 + a],
+            stride: whole_size(p.strides[a])?,
+            dilation: whole_size(p.dilations[a])?,
+            pads: [pad(&p.pads_low)?, pad(&p.pads_high)?],
+        });
+        input.push(known(unit.operands[0].dims[1 + a]).unwrap_or(USUAL_EXTENT));
+    }
+    Ok(window(&input, &taps).ok())
+}
+
+fn known(extent: Extent) -> Option<usize> {
+    match extent {
+        Extent::Const(n) => usize::try_from(n).ok(),
+        Extent::Size(_) => None,
+    }
+}
+
+fn pack(
+    p: &ConvChannelsLast,
+    w: &Operand,
+    cx: &Context,
+    expected: Option<Expected>,
+) -> Result<PixelWeights, Failure> {
     let (w, _copy) = usable(cx, w, 0)?;
-    Ok(PixelWeights::new(cx, view::<f32>(&w), p.groups)?)
+    Ok(PixelWeights::new(cx, view::<f32>(&w), p.groups, expected)?)
 }
 
 /// Runs a convolution.
 pub(crate) fn run(call: &Call, p: &ConvChannelsLast) -> Result<(), Failure> {
-    let taps = taps(call, [&p.strides, &p.dilations], [&p.pads_low, &p.pads_high])?;
+    let taps = taps(
+        call,
+        [&p.strides, &p.dilations],
+        [&p.pads_low, &p.pads_high],
+    )?;
     let x = &call.operands[0];
     let channels = x.dims.len() - 1;
     let (x, _copy) = usable(&call.cx, x, channels)?;
@@ -64,7 +127,7 @@ pub(crate) fn run(call: &Call, p: &ConvChannelsLast) -> Result<(), Failure> {
     let weights = match call.prepared {
         Some(Prepared::Pixels(weights)) => weights,
         _ => {
-            fresh = pack(p, &call.operands[1], &call.cx)?;
+            fresh = pack(p, &call.operands[1], &call.cx, None)?;
             &fresh
         }
     };
@@ -84,7 +147,8 @@ pub(crate) fn run(call: &Call, p: &ConvChannelsLast) -> Result<(), Failure> {
     }
     let raw = Raw::new(call, DType::F32)?;
     let channels = result.dims[channels];
-    let finish = |part: Finished<f32>| code.finish(&part, |row| (part.row + row) * channels + part.col);
+    let finish =
+        |part: Finished<f32>| code.finish(&part, |row| (part.row + row) * channels + part.col);
     convolution.finish = Finish::Epilogue(&finish);
     run_into(call, &convolution, raw.start)
 }
@@ -132,7 +196,9 @@ fn tail<'a>(call: &'a Call, code: &super::Epilogue) -> Option<Tail<'a>> {
     };
     let channels = *result.dims.last()?;
     let bias = match found.bias.map(buffer) {
-        Some((at, len)) if len < channels * size_of::<f32>() || overlaps(at, result.start, size) => {
+        Some((at, len))
+            if len < channels * size_of::<f32>() || overlaps(at, result.start, size) =>
+        {
             return None;
         }
         // SAFETY: the buffer holds that many numbers, and nothing writes to it during the call.

@@ -11,7 +11,7 @@ use crate::library::simd::{Kernel, Simd, dispatch};
 use crate::library::view::{Shared, View};
 
 /// Vectors of channels in a panel.
-const VECTORS: usize = 2;
+pub(super) const VECTORS: usize = 2;
 
 /// Multiplications below which nothing is divided among threads (about 2 us of work).
 const SERIAL_STEPS: usize = 1 << 17;
@@ -23,7 +23,7 @@ const TASKS: usize = 4;
 const TABLE_SIZE: usize = 64 << 10;
 
 /// Lanes of a vector.
-fn lanes(isa: Isa) -> usize {
+pub(super) fn lanes(isa: Isa) -> usize {
     match isa.level() {
         Level::Baseline => 4,
         Level::Avx2 => 8,
@@ -31,16 +31,19 @@ fn lanes(isa: Isa) -> usize {
     }
 }
 
+/// Most pixels of a tile at any level.
+pub(super) const MAX_ROWS: usize = 14;
+
 /// Pixels whose sums fit into the registers beside two vectors of weights.
-fn max_rows(isa: Isa) -> usize {
+pub(super) fn max_rows(isa: Isa) -> usize {
     match isa.level() {
         Level::Baseline | Level::Avx2 => 6,
-        Level::Avx512 => 14,
+        Level::Avx512 => MAX_ROWS,
     }
 }
 
 /// Channels in a panel of which `rest` remain.
-fn panel_columns(isa: Isa, rest: usize) -> usize {
+pub(super) fn panel_columns(isa: Isa, rest: usize) -> usize {
     if rest > lanes(isa) {
         VECTORS * lanes(isa)
     } else {
@@ -136,7 +139,7 @@ fn grid(cx: &Context, job: &Job) -> Grid {
 }
 
 /// Range `index` of `count` things divided evenly into `parts`.
-fn share(count: usize, parts: usize, index: usize) -> std::ops::Range<usize> {
+pub(super) fn share(count: usize, parts: usize, index: usize) -> std::ops::Range<usize> {
     index * count / parts..(index + 1) * count / parts
 }
 
@@ -181,7 +184,10 @@ unsafe fn task(
         let rows = tile_rows(tile);
         let to = table.wrapping_add((rows.start - pixels.start) * taps);
         // SAFETY: the table has room for the addresses of all pixels.
-        unsafe { job.pixels.fill(rows.start, rows.len(), group * job.inputs, to) };
+        unsafe {
+            job.pixels
+                .fill(rows.start, rows.len(), group * job.inputs, to)
+        };
     }
     let width = VECTORS * lanes(cx.isa);
     let inner = job.inputs * taps;
@@ -216,23 +222,23 @@ unsafe fn task(
 
 /// Operands of one tile: a few pixels by one panel.
 #[derive(Clone, Copy)]
-struct Tile {
+pub(super) struct Tile {
     /// For each tap, the address of each pixel.
-    pixels: *const *const f32,
-    taps: usize,
+    pub pixels: *const *const f32,
+    pub taps: usize,
     /// Channels of a pixel.
-    inputs: usize,
+    pub inputs: usize,
     /// The panel.
-    weights: *const f32,
-    output: *mut f32,
+    pub weights: *const f32,
+    pub output: *mut f32,
     /// Element of the output where the tile begins.
-    place: usize,
+    pub place: usize,
     /// Elements between the tile's rows.
-    stride: usize,
+    pub stride: usize,
     /// First output channel and number of them, at most a panel.
-    channel: usize,
-    cols: usize,
-    tail: RawTail,
+    pub channel: usize,
+    pub cols: usize,
+    pub tail: RawTail,
 }
 
 impl Tile {
@@ -240,7 +246,7 @@ impl Tile {
     ///
     /// # Safety
     /// The addresses must be valid for the extents.
-    unsafe fn run(self, isa: Isa, rows: usize) {
+    pub unsafe fn run(self, isa: Isa, rows: usize) {
         macro_rules! by_rows {
             ($($rows:literal)*) => {
                 match (rows, self.cols > lanes(isa)) {

@@ -23,7 +23,9 @@ pub(super) unsafe fn pack(weights: &View<'_, f32, 5>, to: *mut f32) {
     for channel in 0..channels {
         for tap in 0..taps {
             // SAFETY: the caller's contract.
-            unsafe { *to.add(tap * channels + channel) = *weights.as_ptr().add(channel * taps + tap) };
+            unsafe {
+                *to.add(tap * channels + channel) = *weights.as_ptr().add(channel * taps + tap)
+            };
         }
     }
 }
@@ -53,13 +55,7 @@ pub(super) unsafe fn run(cx: &Context, job: &Job) -> Result<()> {
     })
 }
 
-unsafe fn run_rows(
-    isa: Isa,
-    job: &Job,
-    table: *const *const f32,
-    first: usize,
-    rows: usize,
-) {
+unsafe fn run_rows(isa: Isa, job: &Job, table: *const *const f32, first: usize, rows: usize) {
     macro_rules! by_rows {
         ($($rows:literal)*) => {
             match rows {

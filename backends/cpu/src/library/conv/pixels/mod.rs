@@ -2,7 +2,7 @@
 //!
 //! Nothing is packed but the weights: for every tap of every output pixel a table holds the address of the input pixel (or of
 //! zeros in the padding), and the kernels read the channels from there. [`dense`] multiplies pixels by panels of weights,
-//! [`depthwise`] works on vectors of channels. Biases, a residual and a clamp are applied to the sums in registers ([`Tail`]).
+//! [`depthwise`] works on vectors of channels, [`winograd`] multiplies less. Biases, a residual and a clamp are applied to the sums in registers ([`Tail`]).
 //!
 //! Every sum runs over taps and then channels in order, so results depend neither on threads nor, from AVX2 on, on the level.
 
@@ -11,6 +11,7 @@ mod depthwise;
 mod table;
 #[cfg(test)]
 mod tests;
+mod winograd;
 
 use super::check_dense;
 use crate::error::Result;
@@ -22,6 +23,7 @@ use crate::library::view::{Shared, View, ViewMut, mismatch};
 use crate::library::window::Window;
 use crate::memory::Buffer;
 use table::Pixels;
+use winograd::Tiling;
 
 /// What is done to every sum before it is stored, in this order.
 #[derive(Debug, Clone, Copy)]
@@ -84,22 +86,42 @@ enum Form {
     Panels,
     /// For each tap, the channels: one input and one output channel in each group.
     Channels,
+    /// For each panel of output channels, for each place in a tile, for each input channel: the panel's channels.
+    Tiles(Tiling),
+}
+
+/// Images that weights are packed for. Any others can be convolved with them too, but may take longer.
+#[derive(Debug, Clone, Copy)]
+pub struct Expected<'a> {
+    /// Geometry; the taps and their distances must be those of all calls.
+    pub window: &'a Window,
+    /// Images.
+    pub batch: usize,
 }
 
 impl PixelWeights {
-    /// Packs dense weights `[out_channels, in_channels / groups, depth, height, width]`. Errors: channels that the groups do
-    /// not divide, weights that are not dense, out of memory.
-    pub fn new(cx: &Context, weights: View<'_, f32, 5>, groups: usize) -> Result<PixelWeights> {
+    /// Packs dense weights `[out_channels, in_channels / groups, depth, height, width]`, for minimal filtering where that pays
+    /// for what is `expected`; without it every product is computed. Errors: channels that the groups do not divide, weights
+    /// that are not dense, out of memory.
+    pub fn new(
+        cx: &Context,
+        weights: View<'_, f32, 5>,
+        groups: usize,
+        expected: Option<Expected>,
+    ) -> Result<PixelWeights> {
         let shape = weights.shape();
         check_dense("weights", shape, weights.strides(), 1)?;
         if groups == 0 || !shape[0].is_multiple_of(groups) {
             let wanted = format!("a multiple of {groups}");
             return Err(mismatch("output channels of weights", shape[0], wanted));
         }
-        let form = if groups > 1 && shape[0] == groups && shape[1] == 1 {
-            Form::Channels
-        } else {
-            Form::Panels
+        let tiling = expected
+            .filter(|e| groups == 1 && e.window.kernel == shape[2..])
+            .and_then(|e| winograd::choose(e.window, e.batch, shape));
+        let form = match tiling {
+            Some(tiling) => Form::Tiles(tiling),
+            None if groups > 1 && shape[0] == groups && shape[1] == 1 => Form::Channels,
+            None => Form::Panels,
         };
         let len = match form {
             Form::Panels => {
@@ -108,6 +130,7 @@ impl PixelWeights {
                 columns.saturating_mul(groups).saturating_mul(inner)
             }
             Form::Channels => shape.iter().product(),
+            Form::Tiles(tiling) => winograd::packed_len(cx, tiling, shape),
         };
         let packed = PixelWeights {
             isa: cx.isa,
@@ -122,6 +145,8 @@ impl PixelWeights {
             Form::Panels => unsafe { dense::pack(cx, &weights, groups, to) },
             // SAFETY: as above.
             Form::Channels => unsafe { depthwise::pack(&weights, to.get()) },
+            // SAFETY: as above.
+            Form::Tiles(tiling) => unsafe { winograd::pack(cx, tiling, &weights, to) },
         }
         Ok(packed)
     }
@@ -291,10 +316,13 @@ pub fn convolve_pixels(
         tail: RawTail::new(&tail),
         epilogue,
     };
-    // SAFETY: the views vouch for their elements and agree in their extents.
     match weights.form {
+        // SAFETY: the views vouch for their elements and agree in their extents.
         Form::Panels => unsafe { dense::run(cx, &job) },
+        // SAFETY: as above.
         Form::Channels => unsafe { depthwise::run(cx, &job) },
+        // SAFETY: as above.
+        Form::Tiles(tiling) => unsafe { winograd::run(cx, &job, tiling) },
     }
 }
 
@@ -317,12 +345,27 @@ fn check(cx: &Context, convolution: &Convolution, output: &ViewMut<'_, f32, 5>) 
     if taps != window.kernel {
         return Err(mismatch("taps of weights", taps, window.kernel));
     }
+    if matches!(weights.form, Form::Tiles(_)) && !winograd::applies(window) {
+        return Err(mismatch(
+            "window of transformed weights",
+            *window,
+            "3x3 that moves by one",
+        ));
+    }
     if channels != inputs * weights.groups {
         let wanted = inputs * weights.groups;
-        return Err(mismatch("input channels of a convolution", channels, wanted));
+        return Err(mismatch(
+            "input channels of a convolution",
+            channels,
+            wanted,
+        ));
     }
     if channels > 1 && input.strides()[4] != 1 {
-        return Err(mismatch("channel stride of the input", input.strides()[4], 1));
+        return Err(mismatch(
+            "channel stride of the input",
+            input.strides()[4],
+            1,
+        ));
     }
     let [depth, height, width] = window.output();
     let wanted = [batch, depth, height, width, outputs];

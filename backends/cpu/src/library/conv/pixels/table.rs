@@ -61,6 +61,26 @@ impl<'a> Pixels<'a> {
         self.taps.len()
     }
 
+    /// Windows in each dimension.
+    pub fn windows(&self) -> [usize; 3] {
+        self.windows
+    }
+
+    /// Address of the input pixel that is `row` and `col` steps after the first one of a plane's first window; `plane` counts
+    /// the depths of all images. Windows must have a depth of one and move by one.
+    pub fn at(&self, plane: usize, row: usize, col: usize) -> *const f32 {
+        let at = [plane % self.windows[0], row, col];
+        let mut offset = plane / self.windows[0] * self.image;
+        for d in 0..3 {
+            let inside = at[d].checked_sub(self.window.pad_begin[d]);
+            match inside.filter(|at| *at < self.window.input[d]) {
+                Some(at) => offset += at * self.strides[d],
+                None => return self.zeros,
+            }
+        }
+        self.from.wrapping_add(offset)
+    }
+
     /// Input elements that one more output pixel reads, channels aside: what its taps do not share with its neighbours.
     pub fn fresh(&self) -> usize {
         let stride: usize = self.window.stride.iter().product();
@@ -88,7 +108,10 @@ impl<'a> Pixels<'a> {
             if run > 0 {
                 let step = (self.window.stride[2] * self.strides[2]) as isize;
                 for (tap, &offset) in self.taps.iter().enumerate() {
-                    let (to, base) = (to.wrapping_add(tap * rows + row), base.wrapping_offset(offset));
+                    let (to, base) = (
+                        to.wrapping_add(tap * rows + row),
+                        base.wrapping_offset(offset),
+                    );
                     for next in 0..run {
                         // SAFETY: the caller's contract.
                         unsafe { *to.add(next) = base.wrapping_offset(next as isize * step) };
@@ -97,7 +120,11 @@ impl<'a> Pixels<'a> {
             } else {
                 for (tap, &offset) in self.taps.iter().enumerate() {
                     let inside = self.is_inside(&at, tap);
-                    let address = if inside { base.wrapping_offset(offset) } else { self.zeros };
+                    let address = if inside {
+                        base.wrapping_offset(offset)
+                    } else {
+                        self.zeros
+                    };
                     // SAFETY: as above.
                     unsafe { *to.add(tap * rows + row) = address };
                 }

@@ -50,20 +50,33 @@ fn images(case: &Case, rng: &mut Rng) -> Images {
 }
 
 impl Images {
-    fn weights(&self, cx: &Context, case: &Case) -> PixelWeights {
+    fn weights(&self, cx: &Context, case: &Case, minimal: bool) -> PixelWeights {
         let w: Vec<f32> = self.w.iter().map(|&w| w as f32).collect();
         let [depth, height, width] = self.window.kernel;
-        let shape = [case.groups * case.outputs, case.inputs, depth, height, width];
+        let shape = [
+            case.groups * case.outputs,
+            case.inputs,
+            depth,
+            height,
+            width,
+        ];
         let view = View::dense("weights", &w, shape).expect("fits");
-        PixelWeights::new(cx, view, case.groups).expect("packs")
+        let expected = Expected {
+            window: &self.window,
+            batch: case.batch,
+        };
+        PixelWeights::new(cx, view, case.groups, minimal.then_some(expected)).expect("packs")
     }
 
     fn run(&self, cx: &Context, case: &Case, finish: Finish, y: &mut [f32]) {
-        let weights = self.weights(cx, case);
+        self.run_with(cx, &self.weights(cx, case, true), finish, y);
+    }
+
+    fn run_with(&self, cx: &Context, weights: &PixelWeights, finish: Finish, y: &mut [f32]) {
         let convolution = Convolution {
             window: &self.window,
             input: View::dense("input", &self.x_last, self.shapes[0]).expect("fits"),
-            weights: &weights,
+            weights,
             finish,
         };
         let output = ViewMut::dense("output", y, self.shapes[1]).expect("fits");
@@ -107,10 +120,26 @@ fn more_cases() -> Vec<Case> {
     all.extend([
         wide(1, 19, 70, 7, 9, [same, same]),
         wide(1, 33, 32, 5, 31, [Taps::ONE, Taps::ONE]),
-        wide(3, 8, 17, 6, 5, [taps(3, 2, 1, [0, 1]), taps(2, 1, 2, [1, 1])]),
-        wide(70, 1, 1, 9, 11, [taps(3, 2, 1, [1, 1]), taps(5, 1, 1, [2, 2])]),
+        wide(
+            3,
+            8,
+            17,
+            6,
+            5,
+            [taps(3, 2, 1, [0, 1]), taps(2, 1, 2, [1, 1])],
+        ),
+        wide(
+            70,
+            1,
+            1,
+            9,
+            11,
+            [taps(3, 2, 1, [1, 1]), taps(5, 1, 1, [2, 2])],
+        ),
         wide(33, 1, 1, 4, 4, [taps(2, 1, 3, [2, 2]), same]),
-        wide(1, 130, 40, 16, 16, [same, same]),
+        wide(1, 40, 40, 17, 19, [same, same]),
+        wide(1, 36, 50, 28, 27, [same, taps(3, 1, 1, [0, 2])]),
+        wide(1, 64, 33, 7, 7, [same, same]),
     ]);
     all
 }
@@ -118,7 +147,10 @@ fn more_cases() -> Vec<Case> {
 fn close(found: f32, wanted: f64, what: &str, case: &Case) {
     let bound = 1e-4 + 1e-5 * wanted.abs();
     let off = (f64::from(found) - wanted).abs();
-    assert!(off <= bound, "{what}: {found} instead of {wanted} in {case:?}");
+    assert!(
+        off <= bound,
+        "{what}: {found} instead of {wanted} in {case:?}"
+    );
 }
 
 #[test]
@@ -183,6 +215,85 @@ fn bits_depend_neither_on_threads_nor_on_wide_levels() {
 }
 
 #[test]
+fn minimal_filtering_is_used_where_it_pays_and_nearly_as_precise() {
+    let same = Taps {
+        kernel: 3,
+        pads: [1, 1],
+        ..Taps::ONE
+    };
+    let case = |inputs, outputs, side: usize| Case {
+        batch: 1,
+        groups: 1,
+        inputs,
+        outputs,
+        input: vec![side, side],
+        taps: vec![same, same],
+    };
+    let forms = [
+        (case(64, 32, 28), Form::Tiles(Tiling::Four)),
+        (case(128, 64, 7), Form::Tiles(Tiling::Two)),
+        (case(3, 8, 9), Form::Panels),
+        (case(64, 64, 1), Form::Panels),
+    ];
+    for (case, form) in forms {
+        let images = images(&case, &mut Rng::new(8));
+        let wanted = images.expected(&case);
+        let rms = (wanted.iter().map(|x| x * x).sum::<f64>() / wanted.len() as f64).sqrt();
+        contexts(|cx| {
+            let off = |minimal: bool| {
+                let weights = images.weights(cx, &case, minimal);
+                let mut y = vec![0f32; wanted.len()];
+                images.run_with(cx, &weights, Finish::Tail(Tail::NONE), &mut y);
+                let off = y
+                    .iter()
+                    .zip(&wanted)
+                    .map(|(y, w)| (f64::from(*y) - w).abs());
+                (weights.form, off.fold(0.0, f64::max) / rms)
+            };
+            let ((_, direct), (found, minimal)) = (off(false), off(true));
+            assert_eq!(found, form, "{case:?}");
+            assert!(
+                minimal < 4.0 * direct && minimal < 2e-5,
+                "{minimal} against {direct}"
+            );
+        });
+    }
+}
+
+#[test]
+fn minimal_filtering_keeps_nan_where_it_belongs() {
+    let same = Taps {
+        kernel: 3,
+        pads: [1, 1],
+        ..Taps::ONE
+    };
+    let case = Case {
+        batch: 1,
+        groups: 1,
+        inputs: 32,
+        outputs: 40,
+        input: vec![16, 16],
+        taps: vec![same, same],
+    };
+    let mut images = images(&case, &mut Rng::new(9));
+    images.x_last[(5 * 16 + 9) * 32 + 3] = f32::NAN;
+    contexts(|cx| {
+        let mut y = vec![0f32; images.residual.len()];
+        images.run(cx, &case, Finish::Tail(Tail::NONE), &mut y);
+        for (pixel, channels) in y.chunks(40).enumerate() {
+            let (row, col) = (pixel / 16, pixel % 16);
+            if (4..=6).contains(&row) && (8..=10).contains(&col) {
+                assert!(channels.iter().all(|y| y.is_nan()), "pixel {row}, {col}");
+            }
+            // Tiles that do not read the pixel are untouched.
+            if !(0..12).contains(&row) || !(4..16).contains(&col) {
+                assert!(channels.iter().all(|y| y.is_finite()), "pixel {row}, {col}");
+            }
+        }
+    });
+}
+
+#[test]
 fn a_clamp_keeps_nan() {
     let case = Case {
         batch: 1,
@@ -212,10 +323,10 @@ fn refuses_what_does_not_fit() {
     contexts(|cx| {
         let w = vec![0f32; 6 * 4];
         let view = View::dense("weights", &w, [6, 4, 1, 1, 1]).expect("fits");
-        assert!(PixelWeights::new(cx, view, 4).is_err());
-        let weights = PixelWeights::new(cx, view, 1).expect("packs");
+        assert!(PixelWeights::new(cx, view, 4, None).is_err());
+        let weights = PixelWeights::new(cx, view, 1, None).expect("packs");
         let window = Window::new(&[2, 2], &[Taps::ONE; 2]).expect("a window");
-        let x = vec![0f32; 2 * 2 * 5];
+        let x = [0f32; 2 * 2 * 5];
         let mut y = vec![0f32; 2 * 2 * 6];
         for (shape, fits) in [([1, 1, 2, 2, 4], true), ([1, 1, 2, 2, 5], false)] {
             let len = shape.iter().product();
