@@ -10,6 +10,7 @@ mod conv;
 pub(crate) mod epilogue;
 mod operand;
 mod packed;
+mod pixels;
 mod recurrent;
 mod rows;
 mod scatter;
@@ -18,6 +19,7 @@ mod sort;
 use crate::device::Argument;
 use crate::error::Error;
 use crate::library::Context;
+use crate::library::conv::pixels::PixelWeights;
 use cupola_backend::Replacement;
 use cupola_ir::composite::{LayerNorm, RmsNorm};
 use cupola_ir::kernel::{Extent, Kernel, Library, View};
@@ -38,6 +40,7 @@ pub(crate) fn claim(op: &Op, operands: &[&TensorType]) -> Claim {
             let pads = [&p.pads_low, &p.pads_high];
             (conv::refusal(&pads, operands, false), true, true)
         }
+        Op::Composite(C::ConvChannelsLast(p)) => (pixels::refusal(p, operands), true, true),
         Op::Composite(C::ConvTranspose(p)) => {
             (conv::refusal(&[&p.pads_low], operands, true), true, true)
         }
@@ -109,6 +112,7 @@ fn sum_dtype(operand: DType) -> DType {
 pub(crate) enum Prepared {
     Contract(packed::Packed),
     Conv(conv::Packed),
+    Pixels(PixelWeights),
     Recurrent(recurrent::Packed),
 }
 
@@ -118,6 +122,7 @@ impl Prepared {
         match self {
             Prepared::Contract(p) => p.size,
             Prepared::Conv(p) => p.size(),
+            Prepared::Pixels(p) => p.size(),
             Prepared::Recurrent(p) => p.size(),
         }
     }
@@ -126,7 +131,7 @@ impl Prepared {
     pub(crate) fn operands(&self) -> &'static [usize] {
         match self {
             Prepared::Contract(p) => p.side.operands(),
-            Prepared::Conv(_) => &[1],
+            Prepared::Conv(_) | Prepared::Pixels(_) => &[1],
             Prepared::Recurrent(p) => p.operands(),
         }
     }
@@ -156,6 +161,9 @@ pub(crate) fn prepare(
         Op::Composite(CompositeOp::Conv(p)) => {
             conv::prepare(p, &operands, cx).map(|k| k.map(Prepared::Conv))
         }
+        Op::Composite(CompositeOp::ConvChannelsLast(p)) => {
+            pixels::prepare(unit, p, &operands, cx).map(|k| k.map(Prepared::Pixels))
+        }
         Op::Composite(CompositeOp::Recurrent(p)) => {
             recurrent::prepare(p, &operands, cx).map(|k| k.map(Prepared::Recurrent))
         }
@@ -168,9 +176,9 @@ pub(crate) fn prepare(
     }
 }
 
-/// What [`prepare`] will stand for, given which operands are constants; its size as that of these operands, without the
-/// padding of panels.
-pub(crate) fn replacement(unit: &Library, is_constant: &[bool]) -> Replacement {
+/// What [`prepare`] will stand for, given which operands are constants; its size, but for channels-last convolutions, as
+/// that of these operands, without the padding of panels.
+pub(crate) fn replacement(unit: &Library, is_constant: &[bool], cx: &Context) -> Replacement {
     let extents = |at: usize| -> Option<Vec<usize>> {
         let view = unit.operands.get(at).filter(|_| is_constant[at])?;
         let fixed = view.dims.iter().map(|d| match d {
@@ -195,16 +203,24 @@ pub(crate) fn replacement(unit: &Library, is_constant: &[bool]) -> Replacement {
             };
             sides.into_iter().find(pays).map(packed::Side::operands)
         }
+        Op::Composite(CompositeOp::ConvChannelsLast(_)) => Some(&[1]),
         Op::Composite(CompositeOp::Conv(_)) => unit.operands[1].dtype.is_float().then_some(&[1]),
         Op::Composite(CompositeOp::Recurrent(_)) => Some(&[1, 2]),
         _ => None,
     };
     let arguments = arguments.unwrap_or_default();
     let sizes: Option<Vec<usize>> = arguments.iter().map(|at| size(*at)).collect();
-    match sizes {
-        Some(sizes) => Replacement {
+    let sum = |sizes: Vec<usize>| sizes.into_iter().fold(0, usize::saturating_add);
+    let size = match &unit.op {
+        Op::Composite(CompositeOp::ConvChannelsLast(p)) => {
+            extents(1).and_then(|weights| pixels::packed_size(unit, p, &weights, cx))
+        }
+        _ => sizes.map(sum),
+    };
+    match size {
+        Some(size) => Replacement {
             arguments: arguments.to_vec(),
-            size: sizes.into_iter().fold(0, usize::saturating_add),
+            size,
         },
         None => Replacement::default(),
     }
@@ -250,6 +266,7 @@ impl Call<'_> {
             Op::Composite(CompositeOp::LayerNorm(p)) => rows::layer_norm(self, p),
             Op::Composite(CompositeOp::RmsNorm(p)) => rows::rms_norm(self, p),
             Op::Composite(CompositeOp::Conv(p)) => conv::run(self, p),
+            Op::Composite(CompositeOp::ConvChannelsLast(p)) => pixels::run(self, p),
             Op::Composite(CompositeOp::ConvTranspose(p)) => conv::run_transposed(self, p),
             op => unreachable!("bug: {} was refused before", op.name()),
         }
