@@ -9,7 +9,11 @@ use support::{Folder, run, text};
 fn samples(seed: u64, base: f64) -> Vec<f64> {
     let one = |i: u64| {
         let noise = ((i * 7919 + seed * 104_729) % 997) as f64 / 997.0;
-        let stop = if (i + seed) % 29 == 0 { 2.5 } else { 1.0 };
+        let stop = if (i + seed).is_multiple_of(29) {
+            2.5
+        } else {
+            1.0
+        };
         base * (1.0 + 0.02 * noise * noise) * stop
     };
     (0..60).map(one).collect()
