@@ -2,15 +2,17 @@
 //!
 //! Kernels run hundreds of short regions per inference, so a region must cost well below a microsecond while the pool is hot:
 //! workers spin between regions for [`SPIN`], then park. A region never waits for a worker that has not joined it yet, so a
-//! slow wake-up costs nothing but the help. Which thread runs a chunk is not determined; what a chunk computes must not depend
-//! on it.
+//! slow wake-up costs nothing but the help. Every thread begins with a run of neighbouring chunks of its own, so that what it
+//! fetches ahead is its own next chunk; one that has finished takes half of what another has left. Which thread runs a chunk is
+//! not determined; what a chunk computes must not depend on it.
 //!
-//! The protocol is one word, `state`: region number, open flag, number of workers inside. The caller fills the job while the
-//! region is closed and empty, opens it, works along, closes it and waits until the last worker has left.
+//! The protocol is one word, `state`: region number, open flag, number of workers inside. The caller fills the job and the
+//! shares while the region is closed and empty, opens it, works along, closes it and waits until the last worker has left.
 #![allow(unsafe_code)]
 
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::*};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
@@ -20,6 +22,9 @@ use std::time::{Duration, Instant};
 /// How long an idle worker spins before it parks. Waking a parked thread was measured at 60-70 us, so spinning longer than
 /// about twice that does not pay.
 const SPIN: Duration = Duration::from_micros(120);
+
+/// Chunks in one when there are more than 2^32 (on 64-bit machines 2^52 then fit, more than anybody can wait for).
+const MANY: usize = 1 << 20;
 
 /// The most threads a pool may have.
 pub const MAX_THREADS: usize = 1024;
@@ -50,7 +55,10 @@ struct Padded<T>(T);
 #[derive(Debug)]
 struct Shared {
     state: Padded<AtomicU64>,
-    next: Padded<AtomicUsize>,
+    /// Chunks not begun yet, by thread; the caller's come first. All are empty between regions.
+    shares: Vec<Padded<Share>>,
+    /// A chunk has panicked: begin no other.
+    abort: AtomicBool,
     job: UnsafeCell<Option<Job>>,
     busy: AtomicBool,
     stop: AtomicBool,
@@ -68,7 +76,60 @@ struct Slot {
 #[derive(Clone, Copy)]
 struct Job {
     body: *const (dyn Fn(usize) + Sync),
-    chunks: usize,
+    chunks: u32,
+    /// Threads that began with a share.
+    shares: usize,
+}
+
+/// A range of chunks: its owner takes from the front, others from the back. Begin in the low half, end in the high half.
+#[derive(Debug, Default)]
+struct Share(AtomicU64);
+
+impl Share {
+    fn pack(range: Range<u32>) -> u64 {
+        u64::from(range.end) << 32 | u64::from(range.start)
+    }
+
+    fn unpack(word: u64) -> Range<u32> {
+        word as u32..(word >> 32) as u32
+    }
+
+    /// Gives an empty share a new range. A chunk is in one share at most and never comes back, so whoever still compares with
+    /// an older range of this region fails.
+    fn set(&self, range: Range<u32>) {
+        self.0.store(Share::pack(range), Release);
+    }
+
+    /// Takes a part away; None when it is empty. `cut` divides what is there into what is taken and what stays.
+    fn take(&self, cut: impl Fn(Range<u32>) -> [Range<u32>; 2]) -> Option<Range<u32>> {
+        let mut word = self.0.load(Acquire);
+        loop {
+            let range = Share::unpack(word);
+            if range.is_empty() {
+                return None;
+            }
+            let [taken, rest] = cut(range);
+            match self
+                .0
+                .compare_exchange_weak(word, Share::pack(rest), AcqRel, Acquire)
+            {
+                Ok(_) => return Some(taken),
+                Err(found) => word = found,
+            }
+        }
+    }
+
+    fn first(&self) -> Option<u32> {
+        self.take(|r| [r.start..r.start + 1, r.start + 1..r.end])
+            .map(|r| r.start)
+    }
+
+    fn later_half(&self) -> Option<Range<u32>> {
+        self.take(|r| {
+            let middle = r.start + (r.end - r.start) / 2;
+            [middle..r.end, r.start..middle]
+        })
+    }
 }
 
 impl std::fmt::Debug for Job {
@@ -90,7 +151,8 @@ impl Pool {
         let helpers = threads.clamp(1, MAX_THREADS) - 1;
         let shared = Arc::new(Shared {
             state: Padded::default(),
-            next: Padded::default(),
+            shares: (0..=helpers).map(|_| Padded::default()).collect(),
+            abort: AtomicBool::new(false),
             job: UnsafeCell::new(None),
             busy: AtomicBool::new(false),
             stop: AtomicBool::new(false),
@@ -144,7 +206,13 @@ impl Pool {
             return;
         }
         IN_REGION.set(true);
-        self.shared.region(chunks, &body);
+        match u32::try_from(chunks) {
+            Ok(chunks) => self.shared.region(chunks, &body),
+            // So many go by the million.
+            Err(_) => self.shared.region(chunks.div_ceil(MANY) as u32, &|group| {
+                (group * MANY..chunks.min((group + 1) * MANY)).for_each(&body);
+            }),
+        }
         let panic = self.shared.take_panic();
         IN_REGION.set(false);
         self.shared.busy.store(false, Release);
@@ -155,12 +223,7 @@ impl Pool {
 
     /// Cuts `0..len` into ranges of at least `grain` (except one that holds the rest), about four for each thread, and calls
     /// `body` once with each as in [`Pool::run`]. The cut depends on `len`, `grain` and the number of threads only.
-    pub fn run_ranges<F: Fn(std::ops::Range<usize>) + Sync>(
-        &self,
-        len: usize,
-        grain: usize,
-        body: F,
-    ) {
+    pub fn run_ranges<F: Fn(Range<usize>) + Sync>(&self, len: usize, grain: usize, body: F) {
         if len == 0 {
             return;
         }
@@ -192,19 +255,29 @@ impl Drop for Pool {
 
 impl Shared {
     /// Runs one region as its caller. The caller holds `busy`.
-    fn region(&self, chunks: usize, body: &(dyn Fn(usize) + Sync)) {
+    fn region(&self, chunks: u32, body: &(dyn Fn(usize) + Sync)) {
         // SAFETY: only the lifetime changes; `region` returns after the last thread has left the region.
         let body: &'static (dyn Fn(usize) + Sync) = unsafe { std::mem::transmute(body) };
+        let shares = self.shares.len().min(chunks as usize);
         // SAFETY: the region is closed, nobody is inside, and `busy` keeps other callers out.
-        unsafe { *self.job.get() = Some(Job { body, chunks }) };
-        self.next.0.store(0, Relaxed);
+        unsafe {
+            *self.job.get() = Some(Job {
+                body,
+                chunks,
+                shares,
+            })
+        };
+        for (index, share) in self.shares[..shares].iter().enumerate() {
+            let bound = |index: usize| (u64::from(chunks) * index as u64 / shares as u64) as u32;
+            share.0.set(bound(index)..bound(index + 1));
+        }
         let number = self.state.0.load(Relaxed) / REGION + 1;
         // SeqCst pairs with the sleeper's announcement: either it sees the open region or we see it asleep.
         self.state.0.store((number << 32) | OPEN, SeqCst);
         if self.sleepers.load(SeqCst) > 0 {
-            self.wake(chunks - 1);
+            self.wake(chunks);
         }
-        self.pull();
+        self.pull(0);
         let mut state = self.state.0.fetch_and(!OPEN, AcqRel) & !OPEN;
         let mut spins = 0u32;
         while state & ACTIVE != 0 {
@@ -216,27 +289,37 @@ impl Shared {
             }
             state = self.state.0.load(Acquire);
         }
+        if self.abort.swap(false, Relaxed) {
+            self.shares.iter().for_each(|share| share.0.set(0..0));
+        }
     }
 
-    /// Takes chunks until none is left. The caller is inside the open region.
-    fn pull(&self) {
+    /// Runs chunks until none is left, as thread `index`. The caller is inside the open region.
+    fn pull(&self, index: usize) {
         // SAFETY: inside a region the job is not written.
-        let Some(Job { body, chunks }) = (unsafe { *self.job.get() }) else {
+        let Some(Job { body, shares, .. }) = (unsafe { *self.job.get() }) else {
             unreachable!("bug: an open region has a job")
         };
         // SAFETY: the body outlives the region, see `region`.
         let body = unsafe { &*body };
+        let own = &self.shares[index].0;
         let all = || {
             loop {
-                let chunk = self.next.0.fetch_add(1, Relaxed);
-                if chunk >= chunks {
-                    break;
+                while let Some(chunk) = own.first() {
+                    if self.abort.load(Relaxed) {
+                        return;
+                    }
+                    body(chunk as usize);
                 }
-                body(chunk);
+                let others = (1..=shares).map(|step| &self.shares[(index + step) % shares].0);
+                match others.into_iter().find_map(Share::later_half) {
+                    Some(range) => own.set(range),
+                    None => return,
+                }
             }
         };
         if let Err(payload) = catch_unwind(AssertUnwindSafe(all)) {
-            self.next.0.store(chunks, Relaxed);
+            self.abort.store(true, Relaxed);
             self.panic
                 .lock()
                 .unwrap_or_else(|poisoned| poisoned.into_inner())
@@ -252,8 +335,9 @@ impl Shared {
     }
 
     /// Wakes up to two sleepers; each of them wakes up to two more, so that waking many does not delay the caller.
-    fn wake(&self, wanted: usize) {
-        let mut left = wanted.min(2);
+    /// None is woken for the waker's own share of `chunks`.
+    fn wake(&self, chunks: u32) {
+        let mut left = chunks.saturating_sub(1).min(2);
         for slot in &self.slots {
             if left == 0 {
                 break;
@@ -282,9 +366,9 @@ impl Shared {
             if self.sleepers.load(Relaxed) > 0 {
                 // SAFETY: inside a region the job is not written.
                 let chunks = unsafe { *self.job.get() }.map_or(0, |job| job.chunks);
-                self.wake(chunks.saturating_sub(self.next.0.load(Relaxed)));
+                self.wake(chunks);
             }
-            self.pull();
+            self.pull(index + 1);
             self.state.0.fetch_sub(1, Release);
         }
     }
@@ -396,6 +480,35 @@ mod tests {
             });
             assert!(hits.iter().all(|hit| hit.load(Relaxed) == 1));
         }
+    }
+
+    #[test]
+    fn neighbours_run_on_one_thread_and_idle_threads_take_over() {
+        let pool = Pool::new(2);
+        let caller = std::thread::current().id();
+        let mine = AtomicUsize::new(0);
+        // The caller's first chunk is as long as all the others.
+        pool.run(200, |chunk| {
+            let is_mine = std::thread::current().id() == caller;
+            mine.fetch_add(usize::from(is_mine), Relaxed);
+            std::thread::sleep(Duration::from_micros(if chunk == 0 { 20_000 } else { 100 }));
+        });
+        let mine = mine.into_inner();
+        assert!(
+            (1..150).contains(&mine),
+            "the other thread did not help: {mine} of 200 chunks"
+        );
+    }
+
+    #[test]
+    fn a_share_is_taken_from_both_ends() {
+        let share = Share::default();
+        assert_eq!((share.first(), share.later_half()), (None, None));
+        share.set(3..8);
+        assert_eq!(share.first(), Some(3));
+        assert_eq!(share.later_half(), Some(6..8));
+        assert_eq!(share.later_half(), Some(5..6));
+        assert_eq!((share.first(), share.first()), (Some(4), None));
     }
 
     #[test]

@@ -290,6 +290,7 @@ impl<T: FloatWords> RowBlock<'_, T> {
                     rows,
                     cols,
                     add: false,
+                    ahead: None,
                 };
                 // SAFETY: the panels were packed above, for tiles of `height` rows.
                 unsafe { tiles.code(height, cols)(&tile) };
@@ -370,6 +371,7 @@ impl<T: FloatWords> RowBlock<'_, T> {
                             rows,
                             cols,
                             add,
+                            ahead: None,
                         };
                         tiles.code(tile_rows, cols)(&tile);
                     } else {
@@ -384,6 +386,7 @@ impl<T: FloatWords> RowBlock<'_, T> {
                             rows,
                             cols,
                             add,
+                            ahead: None,
                         };
                         wide.code(tile_rows, cols)(&tile);
                     }

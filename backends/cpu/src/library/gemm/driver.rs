@@ -1,15 +1,18 @@
 //! The loops around the tiles: blocking for the caches, packing, and the division of work among threads.
 //!
 //! For each block of the inner dimension, a first region packs what is not packed yet and a second one computes tasks, each a
-//! range of left panels by a range of right panels. Within a task one left panel stays in the first-level cache while the right
-//! panels, which together fit into half of the second-level cache, pass by. The result of every element is the same sequence of
-//! operations however the work is divided.
+//! range of left panels by a range of right panels. Where the left panels fit into a part of the second-level cache, the right
+//! panels are read once, each fetched ahead; else one left panel stays in the first-level cache while the right panels, which
+//! together fit into half of the second-level cache, pass by. The result of every element is the same sequence of operations
+//! however the work is divided.
+
+use std::ops::Range;
 
 use bytemuck::Pod;
 
 use super::pack::Panel;
 use super::packed::Packed;
-use super::tile::{Tile, TileSet};
+use super::tile::{Ahead, Tile, TileSet};
 use crate::error::Result;
 use crate::isa::caches;
 use crate::library::Context;
@@ -239,112 +242,28 @@ impl<A: Pod + Send + Sync, B: Pod + Send + Sync, C: Pod + Send + Sync> Product<'
                 block.cols,
             ),
         };
-        let add = block.start > 0 || matches!(self.target, Target::Add { .. });
+        let work = BlockWork {
+            product: self,
+            tiles,
+            height,
+            block,
+            panels: &panels,
+            to,
+            row_stride,
+            add: block.start > 0 || matches!(self.target, Target::Add { .. }),
+        };
         let task = |index: usize| {
             let (row_group, col_group) = (index / col_groups, index % col_groups);
             let left_range = share(left_panels, row_groups, row_group);
             let right_range = share(right_panels, col_groups, col_group);
-            for panel in left_range {
-                // SAFETY: the panels were packed above; tasks write disjoint parts of the target.
-                unsafe {
-                    self.strip(
-                        tiles,
-                        height,
-                        block,
-                        &panels,
-                        panel,
-                        right_range.clone(),
-                        to,
-                        row_stride,
-                        add,
-                    )
-                };
-            }
+            // SAFETY: the panels were packed above; tasks write disjoint parts of the target.
+            unsafe { work.task(left_range, right_range) };
         };
         let tasks = row_groups * col_groups;
         if threads == 1 {
             (0..tasks).for_each(task);
         } else {
             cx.pool.run(tasks, task);
-        }
-    }
-
-    /// One left panel against a range of right panels.
-    #[allow(
-        clippy::too_many_arguments,
-        reason = "the innermost loops' state, all of it changing at different levels"
-    )]
-    #[inline]
-    unsafe fn strip(
-        &self,
-        tiles: &TileSet<A, B, C>,
-        height: usize,
-        block: &Block,
-        panels: &Panels<A, B>,
-        left_panel: usize,
-        right_panels: std::ops::Range<usize>,
-        to: Shared<C>,
-        c_stride: usize,
-        add: bool,
-    ) {
-        let width = tiles.panel_cols();
-        let row = left_panel * height;
-        let rows = height.min(block.rows - row);
-        let tile_rows = tiles.tile_rows(rows);
-        let a = panels
-            .left
-            .get()
-            .wrapping_add(left_panel * height * block.words);
-        let c = to.get().wrapping_add(row * c_stride);
-        let first_col = right_panels.start * width;
-        let end_col = (right_panels.end * width).min(block.cols);
-        // Rows read in place come a few at a time, each over all columns, so that memory is read in long runs.
-        let slice = if panels.sliced {
-            ROW_SLICE
-        } else {
-            block.words
-        };
-        for start in (0..block.words.max(1)).step_by(slice.max(1)) {
-            let inner = slice.min(block.words - start);
-            let a = a.wrapping_add(start * tile_rows);
-            for panel in right_panels.clone() {
-                let cols = width.min(block.cols - panel * width);
-                let (b, b_stride) = match panels.right_last {
-                    Some(last) if cols < width => (last.get(), width),
-                    _ => (
-                        panels.right.get().wrapping_add(panel * panels.right_panel),
-                        panels.right_row,
-                    ),
-                };
-                let b = b.wrapping_add(start * b_stride);
-                let c = c.wrapping_add(panel * width);
-                let add = add || start > 0;
-                let tile = Tile {
-                    inner,
-                    a,
-                    b,
-                    b_stride,
-                    c,
-                    c_stride,
-                    rows,
-                    cols,
-                    add,
-                };
-                // SAFETY: the tile's operands are packed, its target lies inside the product; the set was made for this
-                // processor.
-                unsafe { tiles.code(tile_rows, cols)(&tile) };
-            }
-        }
-        if let (true, Some(epilogue)) = (block.last, self.epilogue) {
-            epilogue(Finished {
-                start: c.wrapping_add(first_col),
-                row_stride: c_stride,
-                batch: self.batch,
-                row: block.row + row,
-                rows,
-                col: block.col + first_col,
-                cols: end_col - first_col,
-            });
         }
     }
 
@@ -467,6 +386,176 @@ impl<A: Pod + Send + Sync, B: Pod + Send + Sync, C: Pod + Send + Sync> Product<'
     }
 }
 
+/// A block whose panels are packed.
+struct BlockWork<'a, A: 'static, B: 'static, C: 'static> {
+    product: &'a Product<'a, A, B, C>,
+    tiles: &'a TileSet<A, B, C>,
+    height: usize,
+    block: &'a Block,
+    panels: &'a Panels<A, B>,
+    /// First element of the block in the target, and the distance of rows there.
+    to: Shared<C>,
+    row_stride: usize,
+    add: bool,
+}
+
+/// A part of the inner dimension of a block, and what to fetch meanwhile.
+#[derive(Clone, Copy)]
+struct Steps<B> {
+    start: usize,
+    len: usize,
+    /// Read next; None: nothing that would not come by itself.
+    ahead: Option<Ahead<B>>,
+}
+
+impl<A: Pod + Send + Sync, B: Pod + Send + Sync, C: Pod + Send + Sync> BlockWork<'_, A, B, C> {
+    /// A range of left panels by a range of right panels, epilogue included.
+    ///
+    /// # Safety
+    /// The panels are packed, and nobody else touches this part of the target.
+    unsafe fn task(&self, left: Range<usize>, right: Range<usize>) {
+        let Block { words, .. } = *self.block;
+        let few_rows = is_resident::<A>(left.len() * self.height, words);
+        // SAFETY: passed on.
+        unsafe {
+            if self.panels.sliced {
+                // Rows read in place come a few at a time, each over all columns, so that memory is read in long runs.
+                for panel in left.clone() {
+                    for start in (0..words.max(1)).step_by(ROW_SLICE) {
+                        let len = ROW_SLICE.min(words - start);
+                        let steps = Steps {
+                            start,
+                            len,
+                            ahead: None,
+                        };
+                        right
+                            .clone()
+                            .for_each(|other| self.tile(panel, other, steps));
+                    }
+                }
+            } else if few_rows {
+                // The left panels stay in the second-level cache and every right panel is read once, the next one being
+                // fetched while this one is used.
+                for panel in right.clone() {
+                    for (pass, other) in left.clone().enumerate() {
+                        let ahead = Some(self.ahead(panel, pass, left.len()));
+                        self.tile(
+                            other,
+                            panel,
+                            Steps {
+                                start: 0,
+                                len: words,
+                                ahead,
+                            },
+                        );
+                    }
+                }
+            } else {
+                for (pass, panel) in left.clone().enumerate() {
+                    for other in right.clone() {
+                        let ahead = (pass == 0).then(|| self.ahead(other, 0, 1));
+                        self.tile(
+                            panel,
+                            other,
+                            Steps {
+                                start: 0,
+                                len: words,
+                                ahead,
+                            },
+                        );
+                    }
+                    self.finish(panel..panel + 1, right.clone());
+                }
+                return;
+            }
+            self.finish(left, right);
+        }
+    }
+
+    /// The part of the right panel after `panel` that is to be fetched in pass `pass` of `passes` over `panel`.
+    fn ahead(&self, panel: usize, pass: usize, passes: usize) -> Ahead<B> {
+        let next = self
+            .panels
+            .right
+            .get()
+            .wrapping_add((panel + 1) * self.panels.right_panel);
+        let row = self.panels.right_row;
+        let step = row.div_ceil(passes);
+        Ahead {
+            from: next.wrapping_add(pass * step * self.block.words),
+            step,
+        }
+    }
+
+    /// One tile.
+    #[inline]
+    unsafe fn tile(&self, left_panel: usize, right_panel: usize, steps: Steps<B>) {
+        let BlockWork {
+            tiles,
+            height,
+            block,
+            panels,
+            row_stride,
+            ..
+        } = *self;
+        let width = tiles.panel_cols();
+        let row = left_panel * height;
+        let rows = height.min(block.rows - row);
+        let tile_rows = tiles.tile_rows(rows);
+        let cols = width.min(block.cols - right_panel * width);
+        let a = panels
+            .left
+            .get()
+            .wrapping_add(row * block.words + steps.start * tile_rows);
+        let (b, b_stride) = match panels.right_last {
+            Some(last) if cols < width => (last.get(), width),
+            _ => (
+                panels
+                    .right
+                    .get()
+                    .wrapping_add(right_panel * panels.right_panel),
+                panels.right_row,
+            ),
+        };
+        let b = b.wrapping_add(steps.start * b_stride);
+        let tile = Tile {
+            inner: steps.len,
+            a,
+            b,
+            b_stride,
+            c: self
+                .to
+                .get()
+                .wrapping_add(row * row_stride + right_panel * width),
+            c_stride: row_stride,
+            rows,
+            cols,
+            add: self.add || steps.start > 0,
+            ahead: steps.ahead,
+        };
+        // SAFETY: the tile's operands are packed, its target lies inside the product; the set was made for this processor.
+        unsafe { tiles.code(tile_rows, cols)(&tile) };
+    }
+
+    /// Hands a finished part to the epilogue.
+    fn finish(&self, left: Range<usize>, right: Range<usize>) {
+        let (true, Some(epilogue)) = (self.block.last, self.product.epilogue) else {
+            return;
+        };
+        let width = self.tiles.panel_cols();
+        let (row, col) = (left.start * self.height, right.start * width);
+        epilogue(Finished {
+            start: self.to.get().wrapping_add(row * self.row_stride + col),
+            row_stride: self.row_stride,
+            batch: self.product.batch,
+            row: self.block.row + row,
+            rows: (left.end * self.height).min(self.block.rows) - row,
+            col: self.block.col + col,
+            cols: (right.end * width).min(self.block.cols) - col,
+        });
+    }
+}
+
 /// Rows of the right operand read in place at a time.
 const ROW_SLICE: usize = 8;
 
@@ -476,6 +565,11 @@ const PACK_SERIAL_WORDS: usize = 16 << 10;
 /// Range `index` of `count` things divided evenly into `groups`.
 fn share(count: usize, groups: usize, index: usize) -> std::ops::Range<usize> {
     index * count / groups..(index + 1) * count / groups
+}
+
+/// Whether rows of the left operand stay in the second-level cache while right panels pass by.
+fn is_resident<A>(rows: usize, words: usize) -> bool {
+    rows * words * size_of::<A>() <= caches().l2 / 4
 }
 
 /// Into how many groups of left and right panels a block is divided.
@@ -499,6 +593,10 @@ fn task_grid<A, B, C>(
         return (1, col_groups);
     }
     let wanted = 4 * threads;
+    if !panels.sliced && right_panels >= wanted && is_resident::<A>(block.rows, block.words) {
+        // Neighbouring panels follow each other on a thread, so that fetching ahead is never in vain.
+        return (1, right_panels.min(4 * wanted).max(col_groups));
+    }
     let row_groups = wanted.div_ceil(col_groups).min(left_panels);
     if row_groups * col_groups < wanted {
         col_groups = wanted.div_ceil(row_groups).min(right_panels);

@@ -65,6 +65,15 @@ pub(crate) struct Tile<A, B, C> {
     pub cols: usize,
     /// Add to the destination instead of overwriting it.
     pub add: bool,
+    /// What is read after this tile and would not come by itself.
+    pub ahead: Option<Ahead<B>>,
+}
+
+/// Memory to be brought into the second-level cache while a tile is computed: `step` words in each step, at most two lines.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ahead<B> {
+    pub from: *const B,
+    pub step: usize,
 }
 
 /// Code of one tile shape.
@@ -153,10 +162,19 @@ pub(crate) unsafe fn run_tile<D: Dot, const R: usize, const V: usize>(
         rows,
         cols,
         add,
+        ahead,
     } = *tile;
     for row in 0..rows {
-        prefetch(c.wrapping_add(row * c_stride));
+        let c = c.wrapping_add(row * c_stride);
+        prefetch(c);
+        prefetch(c.wrapping_add(cols - 1));
     }
+    let here = Ahead {
+        from: b,
+        step: b_stride,
+    };
+    let Ahead { from, step } = ahead.unwrap_or(here);
+    let (mut next, step) = (from.cast::<u8>(), step * size_of::<D::B>());
     let mut sums = [[d.zero(); V]; R];
     for _ in 0..inner {
         // SAFETY: the panels hold `inner` groups of words.
@@ -174,6 +192,9 @@ pub(crate) unsafe fn run_tile<D: Dot, const R: usize, const V: usize>(
             a = a.add(R);
         }
         b = b.wrapping_add(b_stride);
+        prefetch_second(next);
+        prefetch_second(next.wrapping_add(LINE));
+        next = next.wrapping_add(step);
     }
     let full = cols == V * D::LANES;
     for (row, sums) in sums.iter().enumerate() {
@@ -204,6 +225,9 @@ pub(crate) unsafe fn run_tile<D: Dot, const R: usize, const V: usize>(
     }
 }
 
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
 /// Brings the line of an address, which need not be valid, into the first-level cache.
 #[inline(always)]
 pub(crate) fn prefetch<T>(address: *const T) {
@@ -212,6 +236,19 @@ pub(crate) fn prefetch<T>(address: *const T) {
     unsafe {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         _mm_prefetch::<_MM_HINT_T0>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
+/// Brings the line of an address, which need not be valid, into the second-level cache.
+#[inline(always)]
+fn prefetch_second<T>(address: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: as in `prefetch`.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(address.cast());
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = address;
