@@ -74,6 +74,7 @@ mod check;
 mod cut;
 mod error;
 mod model;
+mod profile;
 mod runner;
 mod tools;
 
@@ -91,6 +92,9 @@ pub use cupola_runtime::{
 pub use cut::{Cut, can_cut, cut};
 pub use error::{Class, Error, Result};
 pub use model::{Model, ModelOptions};
+pub use profile::{
+    Bound, MemorySlot, MemoryTimeline, Profile, ProfileOptions, StepKind, StepProfile, profile,
+};
 pub use runner::{Options, Runner};
 pub use tools::{
     MemoryPlan, SupportRow, graph_after, plan_memory, support, to_binary, to_onnx, to_text,

@@ -1,6 +1,5 @@
-//! Work and traffic as dimensions: scalar operations of nodes, bytes that units move.
+//! Work as dimensions: scalar operations of nodes, and what a graph computes and holds.
 
-use crate::plan::{Compiled, Step};
 use cupola_ir::ops::Contract;
 use cupola_ir::{CompositeOp, CoreOp, Dim, Graph, Node, Op, TensorType, ValueId};
 
@@ -87,23 +86,4 @@ fn type_size(t: &TensorType) -> Dim {
         d if d.bits() >= 8 => t.len() * Dim::from(d.size()),
         d => (t.len() * Dim::from(d.bits())).ceil_div(&Dim::from(8usize)),
     }
-}
-
-/// Scalar operations and bytes read and written by one launch of a unit.
-pub fn kernel_cost(compiled: &Compiled, unit: usize) -> (Dim, Dim) {
-    let graph = &compiled.graph;
-    let nodes = compiled.units[unit].nodes.iter();
-    let flops = nodes.fold(Dim::ZERO, |sum, n| sum + node_flops(graph, graph.node(*n)));
-    let launch = compiled.plan.steps.iter().find_map(|s| match s {
-        Step::Launch { unit: u, buffers } if *u == unit => Some(buffers),
-        _ => None,
-    });
-    let slots = launch
-        .into_iter()
-        .flatten()
-        .map(|s| &compiled.plan.slots[s.0 as usize].ty);
-    let bytes = slots.fold(Dim::ZERO, |sum, t| {
-        sum + t.as_tensor().map_or(Dim::ZERO, type_size)
-    });
-    (flops, bytes)
 }

@@ -20,7 +20,6 @@ mod region;
 mod simplify;
 mod split;
 
-pub use cost::kernel_cost;
 pub use error::{PassError, Result};
 pub use lower::{RUN, SEED};
 pub use plan::{

@@ -657,3 +657,27 @@ fn random_graphs_compute_the_same_fused() {
         check_compiled(c, &g, &inputs, &[]);
     }
 }
+
+#[test]
+fn a_gather_is_charged_for_what_it_reads() {
+    let mut g = Graph::new("rows");
+    let table = g.constant(Tensor::from_slice(&[1000, 8], &[0.5f32; 8000]).unwrap());
+    let table = table.unwrap();
+    let ids = g.input("ids", TensorType::new(DType::I64, [n(3)])).unwrap();
+    let gather = Gather {
+        axes: vec![0],
+        batch: 0,
+        bounds: Bounds::Check,
+    };
+    let y = g.one(gather, &[table, ids]).unwrap();
+    g.output("y", y);
+    let device = target(nothing);
+    let c = cupola_passes::compile(g, &[&device], &Default::default()).unwrap();
+    let cost = cupola_passes::explain::unit_cost(&c, 0);
+    assert_eq!(cost.constant_bytes, n(3 * 8 * 4));
+    assert_eq!(cost.bytes, n(3 * 8 * 4 * 2 + 3 * 8));
+    assert_eq!(
+        cupola_passes::explain::dependencies(&c).concat(),
+        [0usize; 0]
+    );
+}

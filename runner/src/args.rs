@@ -38,6 +38,8 @@ pub enum Command {
     Bench(BenchArgs),
     /// Show the final kernels and every fusion that was not made.
     Explain(ExplainArgs),
+    /// Measure where the time of a run goes.
+    Profile(ProfileArgs),
     /// Show the memory a model will need.
     Plan(PlanArgs),
     /// Compare a model's results between devices.
@@ -94,7 +96,7 @@ pub enum Precision {
     Bf16,
     /// Weights are rounded to f16.
     F16,
-    /// Integers with scales.
+    /// Weights and activations are rounded to 8-bit integers with scales found in the run.
     Int8,
 }
 
@@ -262,6 +264,34 @@ pub struct ExplainArgs {
     /// Also print generated code.
     #[arg(long)]
     pub code: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ProfileArgs {
+    /// Model file.
+    pub model: PathBuf,
+    #[command(flatten)]
+    pub compile: CompileArgs,
+    #[command(flatten)]
+    pub input: InputArgs,
+    /// Recorded runs; as many are timed without being recorded.
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    pub runs: u64,
+    /// Rows of the table; 0 for all.
+    #[arg(long, default_value_t = 40)]
+    pub rows: usize,
+    /// One row for all kernels of a name.
+    #[arg(long)]
+    pub by_name: bool,
+    /// Write a trace for Perfetto or chrome://tracing.
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
+    /// Write a report: one page that needs nothing else.
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+    /// JSON to FILE, or to standard output.
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
+    pub json: Option<String>,
 }
 
 #[derive(Debug, Args)]

@@ -84,6 +84,14 @@ fn number(x: f64) -> String {
     }
 }
 
+/// Text for a page of HTML.
+pub fn escape(text: &str) -> String {
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+        .replace('"', "&quot;")
+}
+
 /// Types and first values as JSON.
 pub fn to_json(outputs: &[(String, Value)]) -> Json {
     outputs

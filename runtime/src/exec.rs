@@ -7,6 +7,7 @@ use crate::error::{Result, RuntimeError};
 use crate::frame::Frame;
 use crate::load::{Devices, Loaded};
 use crate::pool::{Layouts, Pool};
+use crate::record::Recording;
 use crate::value::{Place, RunValue};
 use cupola_backend::{Command, Launch};
 use cupola_ir::eval::{self, Env, Limits, Stop};
@@ -33,6 +34,8 @@ pub(crate) struct RunCx<'a> {
     pub planned_peak: u64,
     /// Bytes that may be planned.
     pub budget: Option<u64>,
+    /// Where steps are noted, if anywhere.
+    pub recording: Option<&'a mut Recording>,
 }
 
 /// Runs a plan on inputs in order; gives the outputs in order, where `places` says (on the host past its end).
@@ -63,16 +66,16 @@ fn run(
     frame.lay_out(cx)?;
     for (i, step) in plan.steps.iter().enumerate() {
         cx.stop.check()?;
+        let start = Frame::clock(cx);
         frame.step(i, step, cx)?;
+        frame.note(i, step, start, cx)?;
         frame.release_after(i, cx);
     }
     let outputs = (plan.outputs.iter().zip(places).enumerate())
         .map(|(i, (slot, place))| frame.output(i, *slot, place, cx))
         .collect::<Result<_>>()?;
-    for d in 0..cx.devices.len() {
-        frame.flush(DeviceId(d as u32), cx)?;
-        cx.devices[d].device().wait()?;
-    }
+    frame.settle(cx)?;
+    frame.note_sizes(cx);
     Ok(outputs)
 }
 

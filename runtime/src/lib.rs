@@ -5,7 +5,7 @@
 //! state: devices live in a [`Host`]. Inputs and outputs may stay in a device's memory ([`DeviceTensor`], [`Place`]), and
 //! [`Session::submit`] returns before the run has ended.
 //!
-//! Reading order: `devices`, `program`, `load`, `state`, `value`, `exec`, `frame`, `session`; then `auto` and `fault`.
+//! Reading order: `devices`, `program`, `load`, `state`, `value`, `exec`, `frame`, `session`; then `record`, `auto` and `fault`.
 
 mod auto;
 mod devices;
@@ -16,17 +16,19 @@ mod frame;
 mod load;
 mod pool;
 mod program;
+mod record;
 mod session;
 mod state;
 mod value;
 
-pub use cupola_backend::BackendError;
+pub use cupola_backend::{BackendError, Rates};
 pub use cupola_ir::eval::Stop;
 pub use devices::{DeviceInfo, DeviceSpec, Host, list_devices};
 pub use error::{Result, RuntimeError};
 pub use fault::Fault;
 pub use load::packed_size;
 pub use program::{CompileOptions, Program};
+pub use record::{Event, Recording};
 pub use session::{Cancel, Outputs, Pending, Request, Session};
 pub use state::{RunLimits, RunStats, State, Weights};
 pub use value::{DeviceTensor, Place, RunValue};

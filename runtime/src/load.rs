@@ -5,6 +5,7 @@ use cupola_backend::{Backend, Buffer, BufferRange, Executable};
 use cupola_ir::kernel::Unit;
 use cupola_passes::{Compiled, DeviceId, SlotId, Step, Storage};
 use rustc_hash::FxHashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Devices by [`DeviceId`].
@@ -17,11 +18,15 @@ pub(crate) struct WeightCache {
     buffers: FxHashMap<(DeviceId, usize, usize), Buffer>,
     /// Bytes of all weights, and of the forms of them that executables hold.
     pub bytes: u64,
+    /// Plans loaded so far.
+    plans: usize,
 }
 
 /// A compiled graph with its executables and constants; regions loaded likewise.
 #[derive(Debug)]
 pub(crate) struct Loaded {
+    /// Position among the plans of the program: a graph before its regions.
+    pub number: usize,
     /// What to do.
     pub compiled: Compiled,
     /// One per unit.
@@ -41,6 +46,8 @@ impl Loaded {
         devices: &Devices,
         weights: &mut WeightCache,
     ) -> Result<Loaded> {
+        let number = weights.plans;
+        weights.plans += 1;
         let mut executables = compile_units(&compiled, devices)?;
         let mut constants = vec![None; compiled.plan.slots.len()];
         for (slot, at) in compiled.plan.slots.iter().zip(&mut constants) {
@@ -88,12 +95,21 @@ impl Loaded {
             }
         }
         Ok(Loaded {
+            number,
             compiled,
             executables,
             constants,
             bodies,
             releases,
         })
+    }
+
+    /// The plans of this graph and its regions, by [`Loaded::number`].
+    pub fn plans(&self) -> BTreeMap<usize, &Compiled> {
+        let mut all = BTreeMap::from([(self.number, &self.compiled)]);
+        let regions = self.bodies.values().flatten();
+        regions.for_each(|body| all.extend(body.plans()));
+        all
     }
 
     /// Units compiled, regions included.

@@ -6,12 +6,14 @@ use crate::exec::{self, RunCx};
 use crate::fault::Fault;
 use crate::load::{Loaded, WeightCache};
 use crate::pool::Pool;
+use crate::record::Recording;
 use crate::state::{RunStats, State, Weights};
 use crate::value::{DeviceTensor, Place, RunValue};
-use cupola_backend::Backend;
+use cupola_backend::{Backend, Rates};
 use cupola_ir::eval::{self, Env, Limits, Stop};
 use cupola_ir::kernel::{Phase, StoreKind, Unit};
 use cupola_ir::{Bindings, DType, Graph, IrError, Op, Tensor, Value, ValueId};
+use cupola_passes::plan::{self, Packing};
 use cupola_passes::{Compiled, DeviceId, MissCode, Options, Precision, Step};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -170,6 +172,56 @@ impl Program {
         }
     }
 
+    /// The plans of the graph and of all regions, by the numbers that a [`Recording`] uses; the graph's is 0. None on
+    /// the reference device.
+    pub fn plans(&self) -> BTreeMap<usize, &Compiled> {
+        match &self.engine {
+            Engine::Reference(_) => BTreeMap::new(),
+            Engine::Compiled { loaded, .. } => loaded.plans(),
+        }
+    }
+
+    /// Names of the devices that units run on, by [`DeviceId`].
+    pub fn device_names(&self) -> Vec<String> {
+        match &self.engine {
+            Engine::Reference(_) => vec![],
+            Engine::Compiled { devices, .. } => {
+                devices.iter().map(|d| d.target().name.clone()).collect()
+            }
+        }
+    }
+
+    /// What the program's device reaches in short measurements made now; `None` where it measures nothing.
+    pub fn measure(&self) -> Option<Rates> {
+        self.backend()?.measure()
+    }
+
+    /// Where the plan of the graph puts its packed memory on each device, for these sizes; `None` while a size is not
+    /// known.
+    pub fn packings(&self, bindings: &Bindings) -> Option<Vec<Packing>> {
+        let Engine::Compiled {
+            loaded, devices, ..
+        } = &self.engine
+        else {
+            return None;
+        };
+        let plan = &loaded.compiled.plan;
+        let sizes: Option<Vec<u64>> = plan::slot_sizes(plan, bindings).into_iter().collect();
+        let sizes = sizes?;
+        let each = devices.iter().enumerate().map(|(d, backend)| {
+            let target = backend.target();
+            let alignment = target.alignment as u64;
+            plan::pack(
+                plan,
+                DeviceId(d as u32),
+                &sizes,
+                alignment,
+                target.max_binding,
+            )
+        });
+        Some(each.collect())
+    }
+
     /// Compiled units, regions included.
     pub fn unit_count(&self) -> usize {
         match &self.engine {
@@ -297,6 +349,7 @@ impl Program {
         stop: &Stop,
     ) -> Result<Vec<RunValue>> {
         let start = Instant::now();
+        let began = state.recording.as_ref().map(Recording::now);
         self.check_inputs(&inputs)?;
         let mut stop = stop.clone();
         let own = state.limits.time.map(|t| start + t);
@@ -334,6 +387,7 @@ impl Program {
                     planned: 0,
                     planned_peak: 0,
                     budget,
+                    recording: state.recording.as_mut(),
                 };
                 let outputs = exec::execute(loaded, inputs, places, Bindings::default(), &mut cx)?;
                 let stats = RunStats {
@@ -348,6 +402,9 @@ impl Program {
         };
         state.slots.extend(states);
         state.run += 1;
+        if let (Some(recording), Some(began)) = (&mut state.recording, began) {
+            recording.runs.push((began, recording.now()));
+        }
         state.stats = RunStats {
             time: start.elapsed(),
             ..stats

@@ -2,6 +2,7 @@
 
 use crate::error::{Result, RuntimeError};
 use crate::pool::{Layouts, Pool};
+use crate::record::Recording;
 use crate::value::RunValue;
 use cupola_ir::Value;
 use std::collections::BTreeMap;
@@ -38,6 +39,8 @@ pub struct State {
     pub limits: RunLimits,
     /// Figures of the last run.
     pub stats: RunStats,
+    /// Notes every step of every run while it is there. On a device with a queue steps then no longer overlap.
+    pub recording: Option<Recording>,
     pub(crate) pools: Vec<Pool>,
     pub(crate) layouts: Layouts,
 }
@@ -51,6 +54,7 @@ impl State {
             run: 0,
             limits: RunLimits::default(),
             stats: RunStats::default(),
+            recording: None,
             pools: vec![],
             layouts: Layouts::default(),
         }

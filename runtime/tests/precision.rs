@@ -102,6 +102,7 @@ fn cost(precision: Precision) -> f32 {
         Precision::F32 => 1e-5,
         Precision::F16 => 5e-3,
         Precision::Bf16 => 4e-2,
+        Precision::Int8 => 6e-2,
     }
 }
 
@@ -116,7 +117,7 @@ fn narrow_products_agree_with_the_interpreter() {
         for rows in [1, 5, 40] {
             let x = numbers(&[&[rows], &rest[..]].concat(), 9);
             let exact = run(&graph, DeviceSpec::Reference, Precision::F32, 2, &x);
-            for precision in [Precision::Bf16, Precision::F16] {
+            for precision in [Precision::Bf16, Precision::F16, Precision::Int8] {
                 let want = run(&graph, DeviceSpec::Reference, precision, 2, &x);
                 let lost = error(&want, &exact);
                 let allowed = cost(precision);

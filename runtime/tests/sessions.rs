@@ -5,8 +5,8 @@
 use cupola_ir::graph::text::parse;
 use cupola_ir::{DType, Graph, Tensor, Value};
 use cupola_runtime::{
-    CompileOptions, DeviceSpec, Host, Place, Program, Request, RunLimits, RunValue, RuntimeError,
-    Session, Weights,
+    CompileOptions, DeviceSpec, Event, Host, Place, Program, Recording, Request, RunLimits,
+    RunValue, RuntimeError, Session, Weights,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -438,5 +438,49 @@ fn units_that_add_in_any_order_are_not_deterministic() {
     for _ in 0..5 {
         let again = session.run(vec![("x", matrix(50).into())]).expect("a run");
         assert_eq!(first, again);
+    }
+}
+
+#[test]
+fn recorded_runs_hold_every_step_of_every_region() {
+    for device in devices() {
+        let program = program(LOOP, &device);
+        let mut session = Session::new(program.clone());
+        let run = |session: &mut Session| {
+            let start: Value = Tensor::vector(&[0.0f32, 1.0]).into();
+            let trips: Value = Tensor::from_slice(&[], &[3i64]).expect("a scalar").into();
+            session
+                .run(vec![("trips", trips), ("c", start)])
+                .expect("a run")
+        };
+        let plain = run(&mut session);
+        session.state_mut().recording = Some(Recording::new());
+        let recorded = [run(&mut session), run(&mut session)];
+        let recording = session.state_mut().recording.take().expect("a recording");
+        assert!(recorded.iter().all(|r| *r == plain));
+        assert_eq!(recording.runs.len(), 2);
+        let plans = program.plans();
+        assert_eq!(plans.keys().copied().collect::<Vec<_>>(), [0, 1]);
+        for (number, (from, to)) in recording.runs.iter().enumerate() {
+            let events = recording.events.iter().filter(|e| e.run == number);
+            let (outer, inner): (Vec<&Event>, Vec<&Event>) = events.partition(|e| e.plan == 0);
+            assert!(!inner.is_empty() && inner.len() % 3 == 0, "{inner:?}");
+            let around = outer
+                .iter()
+                .find(|o| o.start <= inner[0].start && inner[0].end <= o.end);
+            let around = around.expect("a step around the region");
+            for event in inner.iter().chain(&outer) {
+                assert!(*from <= event.start && event.start <= event.end && event.end <= *to);
+            }
+            assert!(
+                inner
+                    .iter()
+                    .all(|e| around.start <= e.start && e.end <= around.end)
+            );
+        }
+        let k = recording.bindings[&0].get(&cupola_ir::Sym::new("k"));
+        assert_eq!(k, Some(3));
+        run(&mut session);
+        assert!(session.state_mut().recording.is_none());
     }
 }

@@ -181,6 +181,26 @@ pub trait Device: Send + Sync {
     fn memory_used(&self) -> (u64, u64);
 }
 
+/// What a device reaches in short measurements: the limits that profiles compare with.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Rates {
+    /// Operations per second of fused multiply-adds in `f32` (two each), all threads together.
+    pub f32_ops: f64,
+    /// Bytes read per second by all threads together from working sets of at most so many bytes, smallest first. The
+    /// last is memory, for sets of any size.
+    pub reads: Vec<(usize, f64)>,
+    /// Bytes read and written per second, both counted, when memory is copied.
+    pub copy: f64,
+}
+
+impl Rates {
+    /// Bytes per second that can be read from a working set of this size.
+    pub fn read_rate(&self, size: u64) -> f64 {
+        let level = self.reads.iter().find(|(most, _)| *most as u64 >= size);
+        level.or(self.reads.last()).map_or(0.0, |(_, rate)| *rate)
+    }
+}
+
 /// A compiler and the device it compiles for.
 pub trait Backend: Send + Sync {
     /// Facts for the passes.
@@ -188,6 +208,12 @@ pub trait Backend: Send + Sync {
 
     /// The device.
     fn device(&self) -> &dyn Device;
+
+    /// Measures what the device reaches, in well under a second; `None` where nothing is measured. Nothing else should
+    /// run meanwhile.
+    fn measure(&self) -> Option<Rates> {
+        None
+    }
 
     /// Compiles units; one result each, in order. A backend may compile them in parallel or into one module.
     fn compile(&self, units: &[&Unit]) -> Vec<Result<Arc<dyn Executable>>>;

@@ -6,11 +6,12 @@ use crate::executable::{CpuExecutable, Generated};
 use crate::isa::Isa;
 use crate::jit;
 use crate::libcall;
+use crate::library::probe;
 use crate::memory::{Scratch, Usage};
 use crate::schedule;
 use crate::threads::Pool;
 use crate::vector::{self, Program};
-use cupola_backend::{Backend, BackendError, BufferRange, Device, Executable, Result};
+use cupola_backend::{Backend, BackendError, BufferRange, Device, Executable, Rates, Result};
 use cupola_ir::kernel::{Expr, Kernel, Phase, StoreKind, Unit, legalize};
 use cupola_ir::target::Target;
 use cupola_ir::{DType, Scalar};
@@ -207,6 +208,10 @@ impl Backend for CpuBackend {
 
     fn device(&self) -> &dyn Device {
         &self.device
+    }
+
+    fn measure(&self) -> Option<Rates> {
+        probe::rates(&self.device.context()).ok()
     }
 
     fn compile(&self, units: &[&Unit]) -> Vec<Result<Arc<dyn Executable>>> {

@@ -88,7 +88,7 @@ pub fn check_plan(compiled: &Compiled) -> Vec<String> {
 type Touched = Vec<(SlotId, Option<DeviceId>)>;
 
 /// Slots that a step reads and writes, with the device they must be on.
-fn touched(compiled: &Compiled, step: &Step) -> (Touched, Touched) {
+pub(crate) fn touched(compiled: &Compiled, step: &Step) -> (Touched, Touched) {
     let host = |s: &[SlotId]| s.iter().map(|s| (*s, Some(DeviceId::HOST))).collect();
     match step {
         Step::Launch { unit, buffers } => {

@@ -21,6 +21,8 @@ pub use pack::{Packing, is_packed, pack, slot_sizes};
 pub use require::Require;
 
 pub(crate) use build::build;
+pub(crate) use check::touched;
+pub(crate) use pack::owner;
 
 use cupola_ir::kernel::Unit;
 use cupola_ir::{Dim, Graph, NodeId, Origin, Sym, Tensor, ValueId, ValueType};

@@ -124,7 +124,7 @@ fn best_gap(taken: impl Iterator<Item = (u64, u64)>, size: u64, block: u64) -> (
 }
 
 /// The slot that owns the memory of `slot`, and the byte offset in it as a dimension.
-pub(super) fn owner(plan: &Plan, slot: SlotId) -> SlotId {
+pub(crate) fn owner(plan: &Plan, slot: SlotId) -> SlotId {
     match plan.slots[slot.0 as usize].storage {
         Storage::Alias { of, .. } => of,
         _ => slot,

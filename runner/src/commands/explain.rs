@@ -5,7 +5,7 @@ use crate::fail::Outcome;
 use crate::{inputs, outputs};
 use cupola::ir::NodeId;
 use cupola::passes::Compiled;
-use cupola::passes::kernel_cost;
+use cupola::passes::explain::{origins, unit_cost};
 use serde_json::{Value as Json, json};
 use std::collections::BTreeMap;
 
@@ -34,16 +34,9 @@ pub fn explain(args: &ExplainArgs) -> Outcome {
 }
 
 fn sources(compiled: &Compiled, nodes: &[NodeId]) -> Vec<Json> {
-    let mut all = vec![];
-    for id in nodes {
-        for o in &compiled.graph.node(*id).origins {
-            let one = json!({ "op": &*o.op, "node": &*o.node });
-            if !all.contains(&one) {
-                all.push(one);
-            }
-        }
-    }
-    all
+    let all = origins(compiled, nodes).into_iter();
+    all.map(|o| json!({ "op": &*o.op, "node": &*o.node }))
+        .collect()
 }
 
 fn document(compiled: &Compiled, only: Option<&str>) -> Json {
@@ -62,11 +55,11 @@ fn document(compiled: &Compiled, only: Option<&str>) -> Json {
             .map(|n| compiled.graph.node(*n).op.name())
             .collect();
         if wanted(&from) {
-            let (flops, bytes) = kernel_cost(compiled, i);
+            let cost = unit_cost(compiled, i);
             let library = matches!(unit.unit, cupola::ir::kernel::Unit::Library(_));
             kernels.push(json!({
                 "kernel": i, "name": unit.unit.name(), "device": unit.device.0, "library": library, "ops": ops,
-                "sources": from, "flops": flops.to_string(), "bytes": bytes.to_string(),
+                "sources": from, "flops": cost.flops.to_string(), "bytes": cost.bytes.to_string(),
             }));
         }
     }

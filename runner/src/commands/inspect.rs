@@ -209,12 +209,7 @@ fn show_support(table: &[SupportRow], args: &InspectArgs) -> Outcome {
 
 /// One page: a table of nodes, foldable by source operator; no script, no outside resources.
 fn html(graph: &Graph) -> String {
-    let escape = |s: &str| {
-        s.replace('&', "&amp;")
-            .replace('<', "&lt;")
-            .replace('>', "&gt;")
-            .replace('"', "&quot;")
-    };
+    let escape = outputs::escape;
     let mut rows = String::new();
     for (id, n) in graph.nodes() {
         if n.op.class() == OpClass::Leaf && !matches!(n.op, cupola::ir::Op::Core(CoreOp::Input(_)))

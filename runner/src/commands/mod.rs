@@ -10,6 +10,7 @@ mod devices;
 mod explain;
 mod inspect;
 mod plan;
+mod profile;
 mod run;
 
 use crate::args::{Command, CompileArgs, Precision};
@@ -42,6 +43,7 @@ fn json_target(command: &Command) -> Option<&str> {
         Command::Bench(a) => &a.json,
         Command::Explain(a) => &a.json,
         Command::Plan(a) => &a.json,
+        Command::Profile(a) => &a.json,
         Command::Compare(a) => &a.json,
         Command::Bisect(a) => &a.json,
         Command::Check(a) => &a.json,
@@ -59,6 +61,7 @@ fn start(command: Command) -> Outcome {
         Command::Bench(a) => bench::bench(&a),
         Command::Explain(a) => explain::explain(&a),
         Command::Plan(a) => plan::plan(&a),
+        Command::Profile(a) => profile::profile(&a),
         Command::Compare(a) => compare::compare(&a),
         Command::Bisect(a) => bisect::bisect(&a),
         Command::Convert(a) => convert::convert(&a),
@@ -75,7 +78,7 @@ pub fn options(args: &CompileArgs) -> Outcome<Options> {
         device,
         level: args.level,
         threads: args.threads,
-        precision: precision(args.precision)?,
+        precision: precision(args.precision),
         no_fallback: args.no_fallback,
         memory: args.memory,
         deterministic: args.deterministic,
@@ -84,15 +87,13 @@ pub fn options(args: &CompileArgs) -> Outcome<Options> {
     })
 }
 
-fn precision(asked: Precision) -> Outcome<cupola::Precision> {
-    Ok(match asked {
+fn precision(asked: Precision) -> cupola::Precision {
+    match asked {
         Precision::F32 => cupola::Precision::F32,
         Precision::Bf16 => cupola::Precision::Bf16,
         Precision::F16 => cupola::Precision::F16,
-        Precision::Int8 => {
-            return Err(Failure::unsupported("--precision int8: not there yet"));
-        }
-    })
+        Precision::Int8 => cupola::Precision::Int8,
+    }
 }
 
 /// A spinner on standard error for as long as the guard lives, on a terminal only.

@@ -14,6 +14,7 @@ pub mod lstm;
 pub mod math;
 mod padded;
 pub mod pool;
+pub mod probe;
 pub mod rows;
 pub mod simd;
 pub mod sort;

@@ -4,12 +4,16 @@
 //! the kernel before as it writes; sums and results stay f32, and so does everything that is no product. Where the device has
 //! no product of the narrower type, the weights are rounded to it and the product stays what it was.
 
+mod int8;
+
 use crate::edit::Edits;
 use crate::{Context, PassError, Result, Work};
 use cupola_ir::convert;
+use cupola_ir::eval::{Env, eval_op};
 use cupola_ir::target::{Claim, Target};
 use cupola_ir::{
-    CompositeOp, CoreOp, DType, Graph, IrError, Node, NodeId, Op, OpClass, TensorType, ValueId,
+    CompositeOp, CoreOp, DType, Graph, IrError, Node, NodeId, Op, OpClass, Tensor, TensorType,
+    Value, ValueId,
 };
 use rustc_hash::FxHashMap;
 
@@ -23,17 +27,8 @@ pub enum Precision {
     Bf16,
     /// Weights are rounded to f16.
     F16,
-}
-
-impl Precision {
-    /// The type of weights; `None` for that of the model.
-    fn weights(self) -> Option<DType> {
-        match self {
-            Precision::F32 => None,
-            Precision::Bf16 => Some(DType::BF16),
-            Precision::F16 => Some(DType::F16),
-        }
-    }
+    /// Weights and activations are rounded to 8-bit integers with scales.
+    Int8,
 }
 
 /// Weights with fewer elements stay as they are: conversion costs more than the product gains.
@@ -58,8 +53,11 @@ pub fn with_precision(graph: Graph, precision: Precision) -> Result<Graph> {
 }
 
 fn apply(work: &mut Work, precision: Precision, target: Option<&Target>) -> Result<()> {
-    let Some(dtype) = precision.weights() else {
-        return Ok(());
+    let dtype = match precision {
+        Precision::F32 => return Ok(()),
+        Precision::Bf16 => DType::BF16,
+        Precision::F16 => DType::F16,
+        Precision::Int8 => DType::I8,
     };
     let error = |error: IrError| PassError::Graph {
         pass: "precision",
@@ -72,6 +70,8 @@ fn apply(work: &mut Work, precision: Precision, target: Option<&Target>) -> Resu
         target,
         dtype,
         constants: FxHashMap::default(),
+        ranges: FxHashMap::default(),
+        activations: FxHashMap::default(),
     };
     for id in nodes {
         if let Some(result) = narrower.product(id).map_err(error)? {
@@ -91,6 +91,10 @@ struct Narrower<'a> {
     dtype: DType,
     /// Converted constants by the original.
     constants: FxHashMap<ValueId, ValueId>,
+    /// Ranges of activations by value and axes, for integers.
+    ranges: FxHashMap<(ValueId, Vec<usize>), ValueId>,
+    /// Activations as integers by value and range.
+    activations: FxHashMap<(ValueId, ValueId), ValueId>,
 }
 
 impl Narrower<'_> {
@@ -101,16 +105,24 @@ impl Narrower<'_> {
             return Ok(None);
         };
         self.graph.set_origin(node.origins.first().cloned());
+        match self.dtype {
+            DType::I8 => self.int8(&node, side),
+            _ => self.floats(&node, side).map(Some),
+        }
+    }
+
+    /// The product of floats of the narrower type, or by rounded weights.
+    fn floats(&mut self, node: &Node, side: usize) -> Result<ValueId, IrError> {
         let (x, w) = (node.operands[1 - side], node.operands[side]);
         let in_order = |x, w| if side == 1 { [x, w] } else { [w, x] };
-        let product = if self.dtype == DType::BF16 && self.is_claimed(&node.op, self.dtype, &node) {
+        let product = if self.dtype == DType::BF16 && self.is_claimed(&node.op, self.dtype, node) {
             let (x, w) = (self.graph.cast(x, self.dtype)?, self.weights(w)?);
-            self.graph.one(node.op, &in_order(x, w))?
+            self.graph.one(node.op.clone(), &in_order(x, w))?
         } else {
-            let w = self.rounded(w, self.converts(&node))?;
-            self.graph.one(node.op, &in_order(x, w))?
+            let w = self.rounded(w, self.converts(node))?;
+            self.graph.one(node.op.clone(), &in_order(x, w))?
         };
-        self.graph.cast(product, DType::F32).map(Some)
+        self.graph.cast(product, DType::F32)
     }
 
     /// Which operand of a product of f32 holds the weights.
@@ -183,6 +195,23 @@ impl Narrower<'_> {
                 let operands = operands.collect::<Result<Vec<_>, _>>()?;
                 self.graph.one(node.op, &operands)
             }
+        }
+    }
+
+    /// A view of a constant as a constant of its own.
+    fn constant_tensor(&self, value: ValueId) -> Result<Tensor, IrError> {
+        if let Some(t) = self.graph.as_const(value) {
+            return Ok(t.clone());
+        }
+        let node = self.graph.def(value);
+        let operands = node.operands.iter().map(|v| self.constant_tensor(*v));
+        let operands: Vec<Value> =
+            (operands.map(|t| t.map(Value::Tensor))).collect::<Result<_, _>>()?;
+        let refs: Vec<&Value> = operands.iter().collect();
+        let types = [self.graph.ty(value).clone()];
+        match eval_op(&node.op, &refs, &types, &mut Env::default())?.pop() {
+            Some(Value::Tensor(t)) => Ok(t),
+            _ => unreachable!("bug: a view of a tensor is a tensor"),
         }
     }
 
