@@ -8,6 +8,7 @@ mod int8;
 
 use crate::edit::Edits;
 use crate::{Context, PassError, Result, Work};
+use cupola_ir::composite::Recurrent;
 use cupola_ir::convert;
 use cupola_ir::eval::{Env, eval_op};
 use cupola_ir::target::{Claim, Target};
@@ -74,14 +75,19 @@ fn apply(work: &mut Work, precision: Precision, target: Option<&Target>) -> Resu
         activations: FxHashMap::default(),
     };
     for id in nodes {
-        if let Some(result) = narrower.product(id).map_err(error)? {
-            let old = narrower.graph.node(id).results[0];
-            edits.replace(old, result);
+        if let Some(results) = narrower.product(id).map_err(error)? {
+            let old = narrower.graph.node(id).results.clone();
+            for (old, new) in old.into_iter().zip(results) {
+                edits.replace(old, new);
+            }
         }
     }
     edits.apply(work).map_err(error)?;
     Ok(())
 }
+
+/// Values in the place of a node's results, when there are any.
+type Replaced = Option<Vec<ValueId>>;
 
 struct Narrower<'a> {
     graph: &'a mut Graph,
@@ -98,17 +104,21 @@ struct Narrower<'a> {
 }
 
 impl Narrower<'_> {
-    /// What takes the place of a node's result, if the node is a product of f32 with constant weights.
-    fn product(&mut self, id: NodeId) -> Result<Option<ValueId>, IrError> {
+    /// What takes the place of a node's results, if the node is a product of f32 with constant weights.
+    fn product(&mut self, id: NodeId) -> Result<Replaced, IrError> {
         let node = self.graph.node(id).clone();
+        if let Op::Composite(CompositeOp::Recurrent(p)) = &node.op {
+            return self.recurrent(&node, p);
+        }
         let Some(side) = self.weight_side(&node) else {
             return Ok(None);
         };
         self.graph.set_origin(node.origins.first().cloned());
-        match self.dtype {
-            DType::I8 => self.int8(&node, side),
-            _ => self.floats(&node, side).map(Some),
-        }
+        let result = match self.dtype {
+            DType::I8 => self.int8(&node, side)?,
+            _ => Some(self.floats(&node, side)?),
+        };
+        Ok(result.map(|v| vec![v]))
     }
 
     /// The product of floats of the narrower type, or by rounded weights.
@@ -123,6 +133,36 @@ impl Narrower<'_> {
             self.graph.one(node.op.clone(), &in_order(x, w))?
         };
         self.graph.cast(product, DType::F32)
+    }
+
+    /// A recurrent layer with weights of the narrower type.
+    fn recurrent(&mut self, node: &Node, p: &Recurrent) -> Result<Replaced, IrError> {
+        let roles = p.roles(&node.operands)?;
+        let mut types: Vec<TensorType> = vec![];
+        for v in &node.operands {
+            let is_weight = [roles.w, roles.r].contains(v);
+            if is_weight && (self.graph.dtype(*v) != DType::F32 || !self.is_constant(*v)) {
+                return Ok(None);
+            }
+            let mut ty = self.graph.tensor(*v);
+            if is_weight {
+                ty.dtype = self.dtype;
+            }
+            types.push(ty);
+        }
+        let types: Vec<&TensorType> = types.iter().collect();
+        let claim = self.target.map(|t| (t.claim)(&node.op, &types));
+        let has_kernel = matches!(claim, None | Some(Claim::Yes { .. }));
+        if self.dtype != DType::BF16 || p.quantized || !has_kernel {
+            return Ok(None);
+        }
+        let mut operands = node.operands.to_vec();
+        for v in &mut operands {
+            if [roles.w, roles.r].contains(v) {
+                *v = self.weights(*v)?;
+            }
+        }
+        Ok(Some(self.graph.push(node.op.clone(), &operands)?.to_vec()))
     }
 
     /// Which operand of a product of f32 holds the weights.

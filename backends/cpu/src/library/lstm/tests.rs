@@ -61,8 +61,8 @@ fn check(cx: &Context, case: &Case<'_>, batch: usize, hidden: usize) {
         .collect();
     let (first_h, first_c) = (rng.floats(batch * hidden), rng.floats(batch * hidden));
     let view = View::dense("r", &weights, [gates * hidden, hidden]).expect("fits");
-    let packed =
-        PackedRecurrent::new(cx.isa, &case.cell, view, &Usage::unlimited()).expect("memory");
+    let packed = PackedRecurrent::new(cx.isa, &case.cell, Weights::F32(view), &Usage::unlimited())
+        .expect("memory");
     let lens = case.lens.as_ref().map(|lens| lens[..batch].to_vec());
     let initial = |data| View::dense("first", data, [batch, hidden]).expect("fits");
     let layer = Recurrent {
