@@ -1,7 +1,9 @@
 //! Products in 8-bit integers: weights with one scale per output channel, activations with one per row (matrix products) or
 //! tensor (convolutions), found in the run.
 //!
-//! `y = sum(round(x / s) * round(w / t)) * s * t` with `s = max|x| / 127`, `t = max|w| / 127`, so that zero stays zero.
+//! `y = sum(round(x / s) * round(w / t)) * s * t` with `s = max|x| / 127`, `t = max|w| / 127`, so that zero stays zero. In
+//! matrix products `round(x / s) + 128` is what is multiplied, unsigned as the dot-product instructions take it, and 128 times
+//! the sum of the weights is taken off the result.
 
 use super::Narrower;
 use cupola_ir::ops::{Contract, ReduceKind};
@@ -13,11 +15,16 @@ const TOP: f32 = 127.0;
 /// What stands for a range of zero: dividing by it gives zero again.
 const LEAST: f64 = 1e-30;
 
+/// What stands for zero in unsigned activations.
+const MIDDLE: f64 = 128.0;
+
 /// A matrix of weights in integers.
 struct Quantised {
     weights: ValueId,
     /// One per output channel, `[channels..]`.
     scales: ValueId,
+    /// What [`MIDDLE`] instead of zero adds to each output channel.
+    shifts: ValueId,
 }
 
 impl Narrower<'_> {
@@ -32,7 +39,8 @@ impl Narrower<'_> {
                     ..p.clone()
                 };
                 let op = Op::Core(CoreOp::Contract(integers));
-                if !self.is_claimed(&op, DType::I8, node) {
+                let types = [0, 1].map(|at| [DType::U8, DType::I8][usize::from(at == side)]);
+                if !self.is_claimed(&op, types, node) {
                     return Ok(None);
                 }
                 let (own, other) = match side {
@@ -41,7 +49,9 @@ impl Narrower<'_> {
                 };
                 self.matrix_product(op, [x, w], side, own, other).map(Some)
             }
-            Op::Composite(CompositeOp::Conv(_)) if self.is_claimed(&node.op, DType::I8, node) => {
+            Op::Composite(CompositeOp::Conv(_))
+                if self.is_claimed(&node.op, [DType::I8; 2], node) =>
+            {
                 self.convolution(node, x, w).map(Some)
             }
             _ => Ok(None),
@@ -59,7 +69,7 @@ impl Narrower<'_> {
     ) -> Result<ValueId, IrError> {
         let w = self.quantised_weights(w, other)?;
         let range = self.range(x, own)?;
-        let x = self.quantised(x, range)?;
+        let x = self.quantised(x, range, DType::U8)?;
         let operands = if side == 1 {
             [x, w.weights]
         } else {
@@ -72,14 +82,19 @@ impl Narrower<'_> {
         let channels = g.dims(w.scales);
         let steps = g.scale(range, 1.0 / f64::from(TOP))?;
         // Result axes: those of the left operand, then those of the right one.
-        let (steps, scales) = if side == 1 {
-            let after = vec![Dim::ONE; channels.len()];
-            (g.reshape(steps, &[rows, after].concat())?, w.scales)
-        } else {
-            let after = vec![Dim::ONE; rows.len()];
-            let scales = g.reshape(w.scales, &[channels, after].concat())?;
-            (g.reshape(steps, &rows)?, scales)
+        let mut before_others = |v: ValueId, own: &[Dim], others: usize| {
+            g.reshape(v, &[own, &vec![Dim::ONE; others]].concat())
         };
+        let (steps, scales, shifts) = if side == 1 {
+            let steps = before_others(steps, &rows, channels.len())?;
+            (steps, w.scales, w.shifts)
+        } else {
+            let scales = before_others(w.scales, &channels, rows.len())?;
+            let shifts = before_others(w.shifts, &channels, rows.len())?;
+            (before_others(steps, &rows, 0)?, scales, shifts)
+        };
+        let shifts = g.broadcast_to(shifts, &dims)?;
+        let y = g.binary(Scalar::Sub, y, shifts)?;
         self.scaled(y, &dims, [steps, scales])
     }
 
@@ -90,7 +105,7 @@ impl Narrower<'_> {
         // In two steps, of which the first has many results to compute side by side.
         let planes = self.range(x, &summed[1..])?;
         let range = self.graph.reduce_keep(ReduceKind::Max, planes, &[0, 1])?;
-        let x = self.quantised(x, range)?;
+        let x = self.quantised(x, range, DType::I8)?;
         let y = self.graph.one(node.op.clone(), &[x, w.weights])?;
         let g = &mut *self.graph;
         let dims = g.dims(y);
@@ -115,9 +130,10 @@ impl Narrower<'_> {
         Ok(range)
     }
 
-    /// Activations as integers of their range.
-    fn quantised(&mut self, x: ValueId, range: ValueId) -> Result<ValueId, IrError> {
-        if let Some(known) = self.activations.get(&(x, range)) {
+    /// Activations as integers of their range, around [`MIDDLE`] if they are unsigned.
+    fn quantised(&mut self, x: ValueId, range: ValueId, to: DType) -> Result<ValueId, IrError> {
+        let key = (x, range, to);
+        if let Some(known) = self.activations.get(&key) {
             return Ok(*known);
         }
         let g = &mut *self.graph;
@@ -125,9 +141,13 @@ impl Narrower<'_> {
         let inverse = g.scale(inverse, f64::from(TOP))?;
         let inverse = g.broadcast_to(inverse, &g.dims(x))?;
         let steps = g.binary(Scalar::Mul, x, inverse)?;
-        let steps = g.unary(Scalar::Round, steps)?;
-        let integers = g.cast(steps, DType::I8)?;
-        self.activations.insert((x, range), integers);
+        let mut steps = g.unary(Scalar::Round, steps)?;
+        if to == DType::U8 {
+            let middle = g.number_like(MIDDLE, steps)?;
+            steps = g.binary(Scalar::Add, steps, middle)?;
+        }
+        let integers = g.cast(steps, to)?;
+        self.activations.insert(key, integers);
         Ok(integers)
     }
 
@@ -149,11 +169,12 @@ impl Narrower<'_> {
     /// Weights as integers, one scale for each index of the axes that are not summed.
     fn quantised_weights(&mut self, w: ValueId, summed: &[usize]) -> Result<Quantised, IrError> {
         let t = self.constant_tensor(w)?;
-        let (integers, scales) =
+        let [weights, scales, shifts] =
             quantise(&t, summed).unwrap_or_else(|| unreachable!("bug: weights are tensors of f32"));
         Ok(Quantised {
-            weights: self.graph.constant(integers)?,
+            weights: self.graph.constant(weights)?,
             scales: self.graph.constant(scales)?,
+            shifts: self.graph.constant(shifts)?,
         })
     }
 }
@@ -181,8 +202,8 @@ fn channel_of(shape: &[usize], free: &[usize]) -> impl Fn(usize) -> usize {
     }
 }
 
-/// i8 weights and f32 scales of `[free axes..]`; `None` for another dtype than f32.
-fn quantise(t: &Tensor, summed: &[usize]) -> Option<(Tensor, Tensor)> {
+/// i8 weights, f32 scales and i32 shifts of `[free axes..]`; `None` for another dtype than f32.
+fn quantise(t: &Tensor, summed: &[usize]) -> Option<[Tensor; 3]> {
     let values = t.to_vec::<f32>()?;
     let shape = t.shape();
     let free = Contract::free(shape.len(), &[], summed);
@@ -200,8 +221,14 @@ fn quantise(t: &Tensor, summed: &[usize]) -> Option<(Tensor, Tensor)> {
         .map(|(at, x)| (x * inverse[channel(at)]).round_ties_even() as i8)
         .collect();
     let scales: Vec<f32> = ranges.iter().map(|r| r / TOP).collect();
-    Some((
+    let mut shifts = vec![0i32; ranges.len()];
+    for (at, x) in integers.iter().enumerate() {
+        let shift = &mut shifts[channel(at)];
+        *shift = shift.wrapping_add(i32::from(*x) * MIDDLE as i32);
+    }
+    Some([
         Tensor::from_slice(shape, &integers)?,
         Tensor::from_slice(&channels, &scales)?,
-    ))
+        Tensor::from_slice(&channels, &shifts)?,
+    ])
 }

@@ -99,8 +99,8 @@ struct Narrower<'a> {
     constants: FxHashMap<ValueId, ValueId>,
     /// Ranges of activations by value and axes, for integers.
     ranges: FxHashMap<(ValueId, Vec<usize>), ValueId>,
-    /// Activations as integers by value and range.
-    activations: FxHashMap<(ValueId, ValueId), ValueId>,
+    /// Activations as integers by value, range and type.
+    activations: FxHashMap<(ValueId, ValueId, DType), ValueId>,
 }
 
 impl Narrower<'_> {
@@ -125,13 +125,14 @@ impl Narrower<'_> {
     fn floats(&mut self, node: &Node, side: usize) -> Result<ValueId, IrError> {
         let (x, w) = (node.operands[1 - side], node.operands[side]);
         let in_order = |x, w| if side == 1 { [x, w] } else { [w, x] };
-        let product = if self.dtype == DType::BF16 && self.is_claimed(&node.op, self.dtype, node) {
-            let (x, w) = (self.graph.cast(x, self.dtype)?, self.weights(w)?);
-            self.graph.one(node.op.clone(), &in_order(x, w))?
-        } else {
-            let w = self.rounded(w, self.converts(node))?;
-            self.graph.one(node.op.clone(), &in_order(x, w))?
-        };
+        let product =
+            if self.dtype == DType::BF16 && self.is_claimed(&node.op, [self.dtype; 2], node) {
+                let (x, w) = (self.graph.cast(x, self.dtype)?, self.weights(w)?);
+                self.graph.one(node.op.clone(), &in_order(x, w))?
+            } else {
+                let w = self.rounded(w, self.converts(node))?;
+                self.graph.one(node.op.clone(), &in_order(x, w))?
+            };
         self.graph.cast(product, DType::F32)
     }
 
@@ -255,19 +256,20 @@ impl Narrower<'_> {
         }
     }
 
-    /// Whether the device has the product of a node's operands in another type.
-    fn is_claimed(&self, op: &Op, dtype: DType, node: &Node) -> bool {
-        matches!(self.claim(op, dtype, node), Some(Claim::Yes { .. })) || self.target.is_none()
+    /// Whether the device has a product of two operands of a node's shapes and other types.
+    fn is_claimed(&self, op: &Op, dtypes: [DType; 2], node: &Node) -> bool {
+        matches!(self.claim(op, dtypes, node), Some(Claim::Yes { .. })) || self.target.is_none()
     }
 
     /// Whether the device's kernel for a node converts operands as it reads them.
     fn converts(&self, node: &Node) -> bool {
-        let claim = self.claim(&node.op, DType::F32, node);
+        let claim = self.claim(&node.op, [DType::F32; 2], node);
         matches!(claim, Some(Claim::Yes { converts: true, .. }))
     }
 
-    fn claim(&self, op: &Op, dtype: DType, node: &Node) -> Option<Claim> {
-        let types = node.operands.iter().map(|v| TensorType {
+    fn claim(&self, op: &Op, dtypes: [DType; 2], node: &Node) -> Option<Claim> {
+        let types = node.operands.iter().zip(dtypes);
+        let types = types.map(|(v, dtype)| TensorType {
             dtype,
             ..self.graph.tensor(*v)
         });

@@ -249,6 +249,51 @@ impl<T: Float> Rows for Pairs<'_, T> {
     }
 }
 
+/// Packs bytes as words of four, neighbours along the inner dimension, which are neighbours in memory.
+///
+/// # Safety
+/// As [`pack_floats`]; words are counted in fours, and `along` is 1.
+pub(crate) unsafe fn pack_quads(isa: Isa, source: &Strided<u8>, panel: &Panel<u32>) {
+    dispatch(isa, PackQuads { source, panel });
+}
+
+struct PackQuads<'a> {
+    source: &'a Strided<u8>,
+    panel: &'a Panel<u32>,
+}
+
+impl Kernel for PackQuads<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let panel = self.panel.with(self.panel.to.cast());
+        // SAFETY: the contract of `pack_quads`.
+        unsafe { transpose_blocks(s, Quads(self.source), &panel) }
+    }
+}
+
+/// Four bytes in one word.
+#[derive(Clone, Copy)]
+struct Quads<'a>(&'a Strided<u8>);
+
+impl Rows for Quads<'_> {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(self, s: S, across: usize, word: usize, len: usize) -> S::F {
+        let there = (4 * len).min(self.0.inner - 4 * word);
+        let from = self.0.at(across, 4 * word);
+        // SAFETY: `there` bytes lie inside the operand, and the copy holds any vector.
+        unsafe {
+            if there == 4 * S::LANES {
+                return s.load(from.cast());
+            }
+            let mut lanes = [0f32; MAX_LANES];
+            std::ptr::copy_nonoverlapping(from, lanes.as_mut_ptr().cast(), there);
+            s.load(lanes.as_ptr())
+        }
+    }
+}
+
 /// Neighbours along the inner dimension are neighbours in memory: square blocks are transposed in registers.
 #[inline(always)]
 unsafe fn transpose_blocks<S: Simd, R: Rows>(s: S, source: R, panel: &Panel<f32>) {

@@ -569,3 +569,42 @@ fn wide_left_operands_are_rounded() {
         }
     });
 }
+
+#[test]
+fn levels_and_threads_give_the_same_bits() {
+    let sizes = [
+        (1, 70, 40),
+        (3, 401, 9),
+        (37, 500, 2),
+        (16, 90, 70),
+        (60, 800, 90),
+    ];
+    for (rows, inner, cols) in sizes {
+        let mut rng = Rng::new(5);
+        let left = rng.floats(rows * inner);
+        let right = rng.floats(inner * cols);
+        for right_strides in [[cols, 1], [1, inner]] {
+            let mut first: Option<Vec<f32>> = None;
+            contexts(|cx| {
+                if cx.isa.level() == crate::isa::Level::Baseline {
+                    return;
+                }
+                let left = View::dense("left", &left, [rows, inner]).expect("fits");
+                let right = View::new("right", &right, [inner, cols], right_strides).expect("fits");
+                let packed = PackedRight::new(cx.isa, right, &Usage::unlimited()).expect("memory");
+                let mut all = vec![];
+                for rhs in [Right::View(right.batched()), Right::Packed(&packed)] {
+                    let mut out = vec![f32::NAN; rows * cols];
+                    let view = ViewMut::dense("out", &mut out, [rows, cols]).expect("fits");
+                    let lhs = Left::View(left.batched());
+                    multiply(cx, lhs, rhs, Output::Store(view.batched()), None).expect("agrees");
+                    all.extend(out);
+                }
+                let want = first.get_or_insert_with(|| all.clone());
+                let mut pairs = all.iter().zip(&*want);
+                let same = pairs.all(|(a, b)| a.to_bits() == b.to_bits());
+                assert!(same, "{rows} {inner} {cols} {:?}", cx.isa);
+            });
+        }
+    }
+}
