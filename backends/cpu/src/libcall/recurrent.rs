@@ -297,8 +297,9 @@ fn input_product(
             sums.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
         }
     };
-    Ok(match packed {
+    match packed {
         Some(packed) => packed.multiply(&call.cx, left, output, Some(&add))?,
         None => weights(o.w).multiply(&call.cx, left, output, Some(&add))?,
-    })
+    }
+    Ok(())
 }
