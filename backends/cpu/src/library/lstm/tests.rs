@@ -279,9 +279,11 @@ fn nothing_to_do_and_disagreement() {
         };
         let view = |data, shape| View::dense("r", data, shape).expect("fits");
         let data = [0.5f32; 24];
-        let packed =
-            PackedRecurrent::new(cx.isa, &cell, view(&data, [2, 2]), &usage).expect("memory");
-        assert!(PackedRecurrent::new(cx.isa, &cell, view(&data, [4, 2]), &usage).is_err());
+        let packed = PackedRecurrent::new(cx.isa, &cell, Weights::F32(view(&data, [2, 2])), &usage)
+            .expect("memory");
+        assert!(
+            PackedRecurrent::new(cx.isa, &cell, Weights::F32(view(&data, [4, 2])), &usage).is_err()
+        );
         let layer = |inputs, lens| Recurrent {
             cell,
             clip: None,
