@@ -164,8 +164,11 @@ fn narrow_products_agree_with_the_interpreter() {
                     let got = run(&graph, DeviceSpec::Cpu, precision, level, &x);
                     let off = error(&got, &want);
                     let what = format!("{} {precision:?} {rows} rows, level {level}", graph.name);
-                    // A sum that rounds the other way moves what follows by a step of the narrow type.
-                    assert!(off < allowed / 3.0, "{what}: {off}");
+                    // A sum that rounds the other way moves what follows by a step of the narrow type. Convolutions
+                    // may stay wider than the interpreter makes them.
+                    let wider = graph.name == "convolution";
+                    let allowed = if wider { allowed } else { allowed / 3.0 };
+                    assert!(off < allowed, "{what}: {off}");
                 }
             }
         }

@@ -2,15 +2,16 @@
 
 use crate::coalesce::coalesce;
 use crate::device::{ALIGNMENT, Argument, CpuDevice};
+use crate::emit::wide;
 use crate::executable::{CpuExecutable, Generated};
 use crate::isa::Isa;
-use crate::jit;
+use crate::jit::{self, Source};
 use crate::libcall;
 use crate::library::probe;
 use crate::memory::{Scratch, Usage};
 use crate::schedule;
 use crate::threads::Pool;
-use crate::vector::{self, Program};
+use crate::vector::{self, Program, Tails};
 use cupola_backend::{Backend, BackendError, BufferRange, Device, Executable, Rates, Result};
 use cupola_ir::kernel::{Expr, Kernel, Phase, StoreKind, Unit, legalize};
 use cupola_ir::target::Target;
@@ -89,6 +90,22 @@ impl CpuBackend {
         Ok(kernel)
     }
 
+    /// The program of a kernel, and its code where the wide emitter can make it.
+    fn program(&self, kernel: &Kernel) -> (Program, Option<Vec<u8>>) {
+        let lower = |tails| {
+            let program = vector::lower(kernel, &schedule::shape(kernel, tails), tails);
+            debug_assert_eq!(vector::verify(&program), Ok(()), "bug: {program}");
+            program
+        };
+        if wide::exists(self.isa) {
+            let program = lower(Tails::Masked);
+            if let Some(bytes) = wide::emit(&program, self.isa) {
+                return (program, Some(bytes));
+            }
+        }
+        (lower(Tails::Scalar), None)
+    }
+
     /// Code for kernels, made by all threads; for each what the code generator said if it could not.
     fn generate(&self, kernels: &[Kernel]) -> Vec<Result<Generated, String>> {
         let parts = kernels.len().min(PARTS * self.device.pool.threads());
@@ -99,15 +116,19 @@ impl CpuBackend {
         self.device.pool.run(parts, |first| {
             let made = part(first).map(|kernel| {
                 let kernel = legalize(&coalesce(kernel.clone()), &self.native);
-                let program = vector::lower(&kernel, &schedule::shape(&kernel));
-                debug_assert_eq!(vector::verify(&program), Ok(()), "bug: {program}");
-                (Arc::new(kernel), Arc::new(program))
+                let (program, bytes) = self.program(&kernel);
+                (Arc::new(kernel), Arc::new(program), bytes)
             });
-            let made: Vec<(Arc<Kernel>, Arc<Program>)> = made.collect();
-            let programs: Vec<&Program> = made.iter().map(|m| &*m.1).collect();
-            let all = match jit::compile(&programs, self.isa) {
+            let mut made: Vec<(Arc<Kernel>, Arc<Program>, Option<Vec<u8>>)> = made.collect();
+            let sources: Vec<Source> = (made.iter_mut())
+                .map(|(_, program, bytes)| match bytes.take() {
+                    Some(bytes) => Source::Bytes(bytes),
+                    None => Source::Portable(program),
+                })
+                .collect();
+            let all = match jit::compile(&sources, self.isa) {
                 Ok(codes) => (made.into_iter().zip(codes))
-                    .map(|((kernel, program), code)| {
+                    .map(|((kernel, program, _), code)| {
                         Ok(Generated {
                             name: kernel.name.clone(),
                             kernel,

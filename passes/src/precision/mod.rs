@@ -170,7 +170,7 @@ impl Narrower<'_> {
     fn weight_side(&self, node: &Node) -> Option<usize> {
         let sides: &[usize] = match &node.op {
             Op::Core(CoreOp::Contract(p)) if p.out == DType::F32 => &[1, 0],
-            Op::Composite(CompositeOp::Conv(_)) => &[1],
+            Op::Composite(CompositeOp::Conv(_) | CompositeOp::ConvChannelsLast(_)) => &[1],
             _ => return None,
         };
         let [a, b] = node.operands[..] else {

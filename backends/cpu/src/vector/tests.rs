@@ -14,7 +14,11 @@ const SEPARATOR: &str = "---\n";
 fn program(source: &str) -> Program {
     let kernel = coalesce(text::parse(source).expect("a kernel"));
     cupola_ir::kernel::verify(&kernel).expect("well formed");
-    lower(&kernel, &schedule::shape(&kernel))
+    lower(
+        &kernel,
+        &schedule::shape(&kernel, Tails::Scalar),
+        Tails::Scalar,
+    )
 }
 
 #[test]
