@@ -79,14 +79,11 @@ impl Executable for CpuExecutable {
         }
     }
 
-    /// Generated code does; kernels of the library read whole elements.
+    /// Generated code does; kernels of the library read whole elements, also of what their epilogues take.
     fn takes_any_address(&self, argument: usize) -> bool {
         match &self.0 {
             Kind::Loops(_) => true,
-            Kind::Library { unit, .. } => {
-                let own = unit.operands.len() + unit.results.len();
-                argument >= own || self.replaces(argument)
-            }
+            Kind::Library { .. } => self.replaces(argument),
         }
     }
 }
