@@ -484,3 +484,48 @@ fn recorded_runs_hold_every_step_of_every_region() {
         assert!(session.state_mut().recording.is_none());
     }
 }
+
+#[test]
+fn weights_may_lie_at_any_address() {
+    let values: Vec<f32> = (0..48 * 40).map(|i| (i % 23) as f32 * 0.25 - 2.0).collect();
+    let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+    // Behind so many bytes of others.
+    let at = |shift: usize, shape: &[usize]| {
+        let size = shape.iter().product::<usize>() * 4;
+        let all = bytes::Bytes::from([vec![0u8; shift], bytes[..size].to_vec()].concat());
+        let tensor = Tensor::new(DType::F32, shape.to_vec(), all.slice(all.len() - size..));
+        tensor.expect("a tensor")
+    };
+    let build = |shift: usize| {
+        let mut g = Graph::new("weights");
+        let ty = cupola_ir::TensorType::new(DType::F32, [3usize, 40]);
+        let x = g.input("x", ty).expect("an input");
+        let w = g.constant(at(shift, &[40, 48])).expect("a constant");
+        let bias = g.constant(at(shift, &[1, 48])).expect("a constant");
+        let table = g.constant(at(shift, &[3, 40])).expect("a constant");
+        let y = g.matmul(x, w).expect("a product");
+        let y = g.binary(cupola_ir::Scalar::Add, y, bias).expect("a sum");
+        let y = g.unary(cupola_ir::Scalar::Tanh, y).expect("an activation");
+        let sum = g
+            .binary(cupola_ir::Scalar::Mul, x, table)
+            .expect("a product");
+        g.output("y", y);
+        g.output("table", sum);
+        g
+    };
+    let run = |shift: usize, level: u8| {
+        let options = CompileOptions {
+            level,
+            ..CompileOptions::default()
+        };
+        let program = Program::compile(build(shift), &Host::new(), &options).expect("a program");
+        let x = Tensor::from_slice(&[3, 40], &values[..120]).expect("numbers");
+        let mut session = Session::new(Arc::new(program));
+        session.run(vec![("x", x.into())]).expect("a run")
+    };
+    let want = run(0, 2);
+    for shift in [1, 2, 3, 5] {
+        assert_eq!(run(shift, 2), want, "{shift}");
+        assert_eq!(run(shift, 0).len(), want.len(), "{shift}");
+    }
+}
