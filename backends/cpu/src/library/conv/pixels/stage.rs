@@ -19,8 +19,9 @@ const FEW_CHANNELS: usize = 15;
 /// Output channels from which on a copy costs little beside the products.
 const MANY_OUTPUTS: usize = 128;
 
-/// Bytes between pixels, as a multiple of which too many of a tile's pixels share a set of the first-level cache.
+/// Bytes between pixels, as multiples of which many of a tile's pixels share a set of the first-level cache, and all of them.
 const COLLIDING: usize = 2048;
+const ALL_COLLIDING: usize = 4096;
 
 /// Elements between channels that would collide otherwise.
 pub(super) fn pixel_step(channels: usize) -> usize {
@@ -68,7 +69,7 @@ pub(super) fn stage<'a>(
     let collides = is_dense_form
         && weights.shape[0] >= MANY_OUTPUTS
         && channels >= RUN
-        && distance.is_multiple_of(COLLIDING);
+        && distance.is_multiple_of(ALL_COLLIDING);
     let scattered = channels > 1 && strides[4] != 1;
     if !merges && !collides && !scattered {
         return Ok(None);
