@@ -336,6 +336,7 @@ forms! {
     ST_UPD = "movupd" P66 M0F 1 0x11 Mr;
     ST_DQU8 = "movdqu8" PF2 M0F 0 0x7F Mr, evex();
     ST_DQU16 = "movdqu16" PF2 M0F 1 0x7F Mr, evex();
+    ST_NTPS = "movntps" NP M0F 0 0x2B Mr;
     LD_SS = "movss" PF3 M0F 0 0x10 Rm;
     LD_SD = "movsd" PF2 M0F 1 0x10 Rm;
     ST_SS = "movss" PF3 M0F 0 0x11 Mr;

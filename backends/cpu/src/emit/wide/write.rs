@@ -577,6 +577,7 @@ impl Writer<'_> {
             What::Fault(bit) => return self.asm.alu_imm(Alu::Or, Rm::Mem(frame(FAULTS)), bit),
             What::LoopStart => return self.asm.align(32),
             What::LoopEnd => return,
+            What::Fence => return self.asm.sfence(),
             _ => {}
         }
         let dst = inst.dst.unwrap_or_else(|| unreachable!("bug: no result"));

@@ -24,6 +24,8 @@ pub(super) fn select(program: &Program, wide: bool) -> Option<Code> {
         vars: vec![],
         range: [V(0); 2],
         arguments: V(0),
+        cached: V(0),
+        streams: false,
         flow,
         block_start: 0,
         lacking: false,
@@ -36,9 +38,22 @@ pub(super) fn select(program: &Program, wide: bool) -> Option<Code> {
         let all = (0..count).map(|_| s.code.value(class)).collect();
         s.vars.push(all);
     }
+    let streams = s.word(s.arguments, STREAMS);
+    let none = [Src::Value(streams), Src::Int(0)];
+    s.cached = s.code.general(What::Compare(Cc::Zero), &none);
     s.block(&program.body);
+    if s.streams {
+        let end = s.code.label();
+        let src = [Src::Value(s.cached), Src::Int(0)];
+        s.code.push(What::JumpIf(Cc::NotZero, end), None, &src);
+        s.code.push(What::Fence, None, &[]);
+        s.label(end);
+    }
     (!s.lacking).then_some(s.code)
 }
+
+/// Offset of the flag in [`crate::jit::Arguments`].
+const STREAMS: i32 = 24;
 
 /// How a register of lanes is cut into machine registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +81,10 @@ struct Select<'p> {
     vars: Vec<Vec<V>>,
     range: [V; 2],
     arguments: V,
+    /// 0 when results are to be written around the caches, else 1.
+    cached: V,
+    /// Whether any store can do that.
+    streams: bool,
     flow: Flow,
     /// First instruction of the open block.
     block_start: usize,
@@ -402,18 +421,18 @@ impl Select<'_> {
 
     /// An element of one of the lists in the arguments.
     fn argument(&mut self, list: i32, at: u32) -> V {
-        let from = |base, disp| {
-            Src::Mem(Place {
-                base,
-                index: None,
-                disp,
-            })
-        };
-        let list = self
-            .code
-            .general(What::Extend(8, false), &[from(self.arguments, list)]);
-        self.code
-            .general(What::Extend(8, false), &[from(list, at as i32 * 8)])
+        let list = self.word(self.arguments, list);
+        self.word(list, at as i32 * 8)
+    }
+
+    /// 64 bits in memory.
+    fn word(&mut self, base: V, disp: i32) -> V {
+        let from = Src::Mem(Place {
+            base,
+            index: None,
+            disp,
+        });
+        self.code.general(What::Extend(8, false), &[from])
     }
 }
 
