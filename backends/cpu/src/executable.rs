@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 /// Launches with less work than this (in scalar operations) run on the calling thread: waking another costs as much.
-const SMALL: i64 = 40_000;
+const SMALL: i64 = 100_000;
 
 /// Positions whose elements, of a byte or more, fill whole lines of the cache.
 const LINE: usize = 64;

@@ -52,7 +52,7 @@ fn elements(random: &mut Random, dtype: DType, len: usize, divisor: bool) -> Vec
         Class::Float => Lanes::F(
             (0..len)
                 .map(|i| match i % 3 {
-                    0 => SPECIAL[(i / 3 + small() as usize) % SPECIAL.len()],
+                    0 => SPECIAL[(i / 3 + small().unsigned_abs() as usize) % SPECIAL.len()],
                     _ => small() as f64 / 4.0,
                 })
                 .collect(),

@@ -6,7 +6,7 @@
 #[cfg(test)]
 mod tests;
 
-use super::gemm::tile::prefetch;
+use super::gemm::tile::prefetch_second;
 use super::gemm::{Epilogue, Finished};
 use super::math::exp;
 use super::simd::loops::{fold_vectors, for_each_vector};
@@ -227,7 +227,7 @@ impl<T: Float> Kernel for SoftmaxRow<T> {
                 s.splat(0.0),
                 |so_far, at, len| {
                     // The exponentials leave memory idle.
-                    prefetch(next.wrapping_add(at));
+                    prefetch_second(next.wrapping_add(at));
                     let v = exp(s, s.sub(T::load_first_or_all(s, from.add(at), len), shift));
                     if kind == Softmax::Plain {
                         f32::store_first_or_all(s, own.add(at), len, v);
@@ -348,9 +348,7 @@ impl<T: Float> Kernel for NormRow<'_, T> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> (f32, f32) {
         let NormRow { norm, row, .. } = self;
-        let Row {
-            from, next, cols, ..
-        } = row;
+        let Row { from, cols, .. } = row;
         let zero = s.splat(0.0);
         // SAFETY: `from` and `to` are rows of `cols` elements of the views.
         unsafe {
@@ -373,7 +371,6 @@ impl<T: Float> Kernel for NormRow<'_, T> {
                 cols,
                 zero,
                 |so_far, at, len| {
-                    prefetch(next.wrapping_add(at));
                     let v = s.sub(T::load_first_or_all(s, from.add(at), len), center);
                     let v = s.keep_first(len, v, zero);
                     s.mul_add(v, v, so_far)

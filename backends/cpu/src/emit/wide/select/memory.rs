@@ -2,11 +2,11 @@
 
 use super::super::code::Place as Address;
 use super::*;
-use crate::vector::{Pattern, Place};
+use crate::vector::Place;
 
 impl Select<'_> {
     /// The address of a place's first element.
-    fn address(&mut self, place: &Place, size: u32) -> Address {
+    pub(super) fn address(&mut self, place: &Place, size: u32) -> Address {
         let base = self.one(place.base);
         match place.index {
             Some(index) => self.beside(base, index, size),
@@ -95,7 +95,7 @@ impl Select<'_> {
         }
     }
 
-    fn load_dense(&mut self, from: Address, guard: Option<Reg>, ty: Type) -> Vec<V> {
+    pub(super) fn load_dense(&mut self, from: Address, guard: Option<Reg>, ty: Type) -> Vec<V> {
         let shape = self.shape(ty);
         let bits = ty.elem.bits();
         let step = shape.width.bytes() as usize;
