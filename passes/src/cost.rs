@@ -16,7 +16,7 @@ pub fn node_flops(graph: &Graph, node: &Node) -> Dim {
             _ => Dim::ZERO,
         },
         Op::Composite(op) => match op {
-            CompositeOp::Conv(_) => {
+            CompositeOp::Conv(_) | CompositeOp::ConvChannelsLast(_) => {
                 let w = graph.dims(node.operands[1]);
                 two * result() * Dim::product(&w[1..])
             }

@@ -1,7 +1,7 @@
 //! Cupola's passes: graph to graph to kernels to plan.
 //!
 //! [`compile`] walks one constant table, [`PIPELINE`]; every entry is a plain function over [`Work`]. Reading order is
-//! that of the table: `raise`, `merge`, `decompose`, `split`, `place`, `fuse`, `lower`, `plan`.
+//! that of the table: `raise`, `merge`, `decompose`, `layout`, `split`, `place`, `fuse`, `lower`, `plan`.
 
 mod alias;
 pub mod cost;
@@ -10,6 +10,7 @@ mod edit;
 mod error;
 pub mod explain;
 mod fuse;
+mod layout;
 mod lower;
 mod merge;
 mod place;
@@ -127,6 +128,7 @@ const PIPELINE: &[(&str, Level, Pass)] = &[
     ("raise", Level::Raise, raise::run),
     ("merge", Level::Merge, merge::run),
     ("decompose", Level::Separate, decompose::run),
+    ("layout", Level::Fuse, layout::run),
     ("clean", Level::Separate, simplify::run),
     ("split", Level::Separate, split::run),
     ("place", Level::Separate, place::run),

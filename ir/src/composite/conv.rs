@@ -1,11 +1,12 @@
-//! Convolution and transposed convolution over any number of spatial axes, channels first.
+//! Convolution and transposed convolution over any number of spatial axes: channels first, and a convolution of
+//! channels-last images.
 
 use super::CompositeDef;
 use crate::attr::payload;
 use crate::dim::Dim;
 use crate::error::{IrError, Result};
 use crate::graph::{Graph, ValueId};
-use crate::ops::{Contract, Fold, Window};
+use crate::ops::{Contract, Fold, Op, Window};
 use crate::tensor::Value;
 
 payload! {
@@ -98,6 +99,72 @@ impl CompositeDef for Conv {
         };
         Some(crate::eval::product::conv(self, x, w).map(|y| vec![y.into()]))
     }
+}
+
+payload! {
+    /// Operands `(x: [batch, spatial.., groups * in], w: [out, in, kernel..])`: [`Conv`] of channels-last images, with
+    /// the same weights. The result is `[batch, windows.., out]`. A device whose kernels prefer that layout claims it.
+    ConvChannelsLast {
+        /// Distance of windows, per spatial axis.
+        strides: Vec<i64>,
+        /// Distance of elements in a window.
+        dilations: Vec<i64>,
+        /// Zeros before each spatial axis.
+        pads_low: Vec<Dim>,
+        /// Zeros after each spatial axis.
+        pads_high: Vec<Dim>,
+        /// Channel groups.
+        groups: usize,
+    }
+}
+
+impl From<Conv> for ConvChannelsLast {
+    fn from(conv: Conv) -> ConvChannelsLast {
+        ConvChannelsLast {
+            strides: conv.strides,
+            dilations: conv.dilations,
+            pads_low: conv.pads_low,
+            pads_high: conv.pads_high,
+            groups: conv.groups,
+        }
+    }
+}
+
+impl CompositeDef for ConvChannelsLast {
+    fn arity(&self) -> std::ops::RangeInclusive<usize> {
+        2..=2
+    }
+
+    fn decompose(&self, g: &mut Graph, operands: &[ValueId]) -> Result<Vec<ValueId>> {
+        let [x, w] = operands else {
+            return Err(IrError::op("composite.conv_channels_last", "takes x and w"));
+        };
+        let rank = g.rank(*x);
+        if rank < 2 {
+            let what = format!("x of rank {rank} has no channels");
+            return Err(IrError::op("composite.conv_channels_last", what));
+        }
+        let x = g.permute(*x, &channels_first(rank))?;
+        let conv = Conv {
+            strides: self.strides.clone(),
+            dilations: self.dilations.clone(),
+            pads_low: self.pads_low.clone(),
+            pads_high: self.pads_high.clone(),
+            groups: self.groups,
+        };
+        let y = g.one(Op::Composite(conv.into()), &[x, *w])?;
+        Ok(vec![g.permute(y, &channels_last(rank))?])
+    }
+}
+
+/// The permutation that moves axis 1 to the end.
+pub fn channels_last(rank: usize) -> Vec<usize> {
+    [vec![0], (2..rank).collect(), vec![1]].concat()
+}
+
+/// The permutation that moves the last axis to position 1.
+pub fn channels_first(rank: usize) -> Vec<usize> {
+    [vec![0, rank - 1], (1..rank - 1).collect()].concat()
 }
 
 payload! {

@@ -71,6 +71,8 @@ op_family! {
         Attention = "attention",
         /// Convolution.
         Conv = "conv",
+        /// Convolution of channels-last images.
+        ConvChannelsLast = "conv_channels_last",
         /// Transposed convolution.
         ConvTranspose = "conv_transpose",
         /// A recurrent layer.
@@ -91,6 +93,7 @@ impl CompositeOp {
             CompositeOp::Rope(p) => p,
             CompositeOp::Attention(p) => p,
             CompositeOp::Conv(p) => p,
+            CompositeOp::ConvChannelsLast(p) => p,
             CompositeOp::ConvTranspose(p) => p,
             CompositeOp::Recurrent(p) => p,
         }

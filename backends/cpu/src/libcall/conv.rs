@@ -42,7 +42,7 @@ pub(crate) fn refusal(
 }
 
 /// Extents and strides with spatial axes brought to three.
-fn five(x: &Operand) -> ([usize; 5], [usize; 5]) {
+pub(super) fn five(x: &Operand) -> ([usize; 5], [usize; 5]) {
     let (mut dims, mut strides) = ([1; 5], [0; 5]);
     let lead = 5 - x.dims.len();
     for (a, (d, s)) in x.dims.iter().zip(&x.strides).enumerate() {
@@ -57,14 +57,14 @@ fn five(x: &Operand) -> ([usize; 5], [usize; 5]) {
     (dims, strides)
 }
 
-fn view<T: Element>(x: &Operand) -> View<'_, T, 5> {
+pub(super) fn view<T: Element>(x: &Operand) -> View<'_, T, 5> {
     let (dims, strides) = five(x);
     // SAFETY: the operand was checked to lie inside its buffer when it was bound; strides are not negative.
     unsafe { View::from_raw(x.start.cast(), dims, strides) }
 }
 
 /// The operand itself, or a dense copy when its strides are negative or (`dense`) not those of a dense one.
-fn usable<'a>(
+pub(super) fn usable<'a>(
     cx: &Context<'a>,
     x: &Operand,
     from: usize,
@@ -123,19 +123,33 @@ pub(super) fn prepare(
     }))
 }
 
+/// The taps of a convolution's spatial axes: strides and dilations, padding before and after.
+pub(super) fn taps(
+    call: &Call,
+    [strides, dilations]: [&[i64]; 2],
+    pads: [&[Dim]; 2],
+) -> Result<Vec<Taps>, Failure> {
+    let taps = call.operands[1].dims[2..].iter().enumerate();
+    let one = |(a, kernel): (usize, &usize)| {
+        let pad = |pads: &[Dim]| whole_size(call.dim(&pads[a])?);
+        Ok(Taps {
+            kernel: *kernel,
+            stride: whole_size(strides[a])?,
+            dilation: whole_size(dilations[a])?,
+            pads: [pad(pads[0])?, pad(pads[1])?],
+        })
+    };
+    taps.map(one).collect()
+}
+
 /// Runs a convolution.
 pub(crate) fn run(call: &Call, p: &Conv) -> Result<(), Failure> {
     let x = &call.operands[0];
-    let mut taps = vec![];
-    for a in 0..x.dims.len() - 2 {
-        let pad = |pads: &[Dim]| whole_size(call.dim(&pads[a])?);
-        taps.push(Taps {
-            kernel: call.operands[1].dims[2 + a],
-            stride: whole_size(p.strides[a])?,
-            dilation: whole_size(p.dilations[a])?,
-            pads: [pad(&p.pads_low)?, pad(&p.pads_high)?],
-        });
-    }
+    let taps = taps(
+        call,
+        [&p.strides, &p.dilations],
+        [&p.pads_low, &p.pads_high],
+    )?;
     let (x, _x_copy) = usable(&call.cx, x, usize::MAX)?;
     let window = window(&x.dims[2..], &taps)?;
     let floats = Floats {
@@ -162,7 +176,7 @@ pub(crate) fn run(call: &Call, p: &Conv) -> Result<(), Failure> {
     }
 }
 
-fn window(input: &[usize], taps: &[Taps]) -> Result<Window, Failure> {
+pub(super) fn window(input: &[usize], taps: &[Taps]) -> Result<Window, Failure> {
     if input.is_empty() {
         return Ok(Window::new(&[1], &[Taps::ONE])?);
     }
@@ -170,13 +184,13 @@ fn window(input: &[usize], taps: &[Taps]) -> Result<Window, Failure> {
 }
 
 /// Where raw results go: the final result, or scratch memory when the epilogue writes the final one in another form.
-struct Raw<'a> {
-    start: *mut u8,
+pub(super) struct Raw<'a> {
+    pub start: *mut u8,
     _lent: Option<Lent<'a>>,
 }
 
 impl<'a> Raw<'a> {
-    fn new(call: &Call<'a>, sum: DType) -> Result<Raw<'a>, Failure> {
+    pub fn new(call: &Call<'a>, sum: DType) -> Result<Raw<'a>, Failure> {
         let result = &call.results[0];
         let elsewhere =
             matches!(&call.epilogue, Some(e) if result.dtype != sum || e.reads_result());

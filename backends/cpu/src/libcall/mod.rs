@@ -10,6 +10,7 @@ mod conv;
 pub(crate) mod epilogue;
 mod operand;
 mod packed;
+mod pixels;
 mod recurrent;
 mod rows;
 mod scatter;
@@ -18,6 +19,7 @@ mod sort;
 use crate::device::Argument;
 use crate::error::Error;
 use crate::library::Context;
+use crate::library::conv::pixels::PixelWeights;
 use cupola_ir::composite::{LayerNorm, RmsNorm};
 use cupola_ir::kernel::{Extent, Kernel, Library, View};
 use cupola_ir::target::Claim;
@@ -37,6 +39,7 @@ pub(crate) fn claim(op: &Op, operands: &[&TensorType]) -> Claim {
             let pads = [&p.pads_low, &p.pads_high];
             (conv::refusal(&pads, operands, false), true, true)
         }
+        Op::Composite(C::ConvChannelsLast(p)) => (pixels::refusal(p, operands), true, true),
         Op::Composite(C::ConvTranspose(p)) => {
             (conv::refusal(&[&p.pads_low], operands, true), true, true)
         }
@@ -108,6 +111,7 @@ fn sum_dtype(operand: DType) -> DType {
 pub(crate) enum Prepared {
     Contract(packed::Packed),
     Conv(conv::Packed),
+    Pixels(PixelWeights),
     Recurrent(recurrent::Packed),
 }
 
@@ -117,6 +121,7 @@ impl Prepared {
         match self {
             Prepared::Contract(p) => p.size,
             Prepared::Conv(p) => p.size(),
+            Prepared::Pixels(p) => p.size(),
             Prepared::Recurrent(p) => p.size(),
         }
     }
@@ -145,6 +150,9 @@ pub(crate) fn prepare(
         }
         Op::Composite(CompositeOp::Conv(p)) => {
             conv::prepare(p, &operands, cx).map(|k| k.map(Prepared::Conv))
+        }
+        Op::Composite(CompositeOp::ConvChannelsLast(p)) => {
+            pixels::prepare(unit, p, &operands, cx).map(|k| k.map(Prepared::Pixels))
         }
         Op::Composite(CompositeOp::Recurrent(p)) => {
             recurrent::prepare(p, &operands, cx).map(|k| k.map(Prepared::Recurrent))
@@ -184,6 +192,7 @@ pub(crate) fn prepared_size(unit: &Library, is_constant: &[bool]) -> usize {
             };
             constant.into_iter().find_map(packs)
         }
+        Op::Composite(CompositeOp::ConvChannelsLast(_)) => size(1),
         Op::Composite(CompositeOp::Conv(_)) if unit.operands[1].dtype.is_float() => size(1),
         Op::Composite(CompositeOp::Recurrent(_)) => size(1)
             .zip(size(2))
@@ -233,6 +242,7 @@ impl Call<'_> {
             Op::Composite(CompositeOp::LayerNorm(p)) => rows::layer_norm(self, p),
             Op::Composite(CompositeOp::RmsNorm(p)) => rows::rms_norm(self, p),
             Op::Composite(CompositeOp::Conv(p)) => conv::run(self, p),
+            Op::Composite(CompositeOp::ConvChannelsLast(p)) => pixels::run(self, p),
             Op::Composite(CompositeOp::ConvTranspose(p)) => conv::run_transposed(self, p),
             op => unreachable!("bug: {} was refused before", op.name()),
         }

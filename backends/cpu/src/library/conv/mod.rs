@@ -9,6 +9,7 @@
 mod depthwise;
 mod integer;
 mod patches;
+pub(crate) mod pixels;
 mod transposed;
 
 #[cfg(test)]

@@ -6,14 +6,14 @@ use crate::library::testing::{Rng, contexts};
 use crate::library::window::Taps;
 
 #[derive(Debug, Clone)]
-struct Case {
-    batch: usize,
-    groups: usize,
+pub(super) struct Case {
+    pub batch: usize,
+    pub groups: usize,
     /// Channels in a group.
-    inputs: usize,
-    outputs: usize,
-    input: Vec<usize>,
-    taps: Vec<Taps>,
+    pub inputs: usize,
+    pub outputs: usize,
+    pub input: Vec<usize>,
+    pub taps: Vec<Taps>,
 }
 
 fn taps(kernel: usize, stride: usize, dilation: usize, pads: [usize; 2]) -> Taps {
@@ -25,7 +25,7 @@ fn taps(kernel: usize, stride: usize, dilation: usize, pads: [usize; 2]) -> Taps
     }
 }
 
-fn cases() -> Vec<Case> {
+pub(super) fn cases() -> Vec<Case> {
     let case = |batch, groups, inputs, outputs, input: &[usize], taps: &[Taps]| Case {
         batch,
         groups,
@@ -87,7 +87,7 @@ fn cases() -> Vec<Case> {
 }
 
 /// Sum over channels and taps of input and weight, in f64.
-fn expected(
+pub(super) fn expected(
     case: &Case,
     window: &Window,
     x: &[f64],

@@ -1,0 +1,297 @@
+//! Convolutions of channels-last images.
+
+use super::conv::{Raw, five, taps, usable, view, window};
+use super::operand::Operand;
+use super::{Call, Failure, Prepared, whole_size};
+use crate::library::conv::pixels::{
+    Convolution, Expected, Finish, PixelWeights, Tail, convolve_pixels,
+};
+use crate::library::gemm::Finished;
+use crate::library::view::Shared;
+use crate::library::window::{Taps, Window};
+use crate::library::{Context, View, ViewMut};
+use cupola_ir::composite::ConvChannelsLast;
+use cupola_ir::kernel::{
+    AxisId, BufferId, Expr, ExprId, Extent, Index, IndexId, Kernel, Library, Phase,
+};
+use cupola_ir::{DType, Dim, Scalar, TensorType};
+use std::sync::OnceLock;
+
+/// Output channels of a group from which on channels-last kernels fill their vectors.
+const FULL_OUTPUTS: usize = 8;
+
+/// Why there is no kernel for these operands.
+pub(crate) fn refusal(p: &ConvChannelsLast, operands: &[&TensorType]) -> Option<String> {
+    let [x, w] = operands else {
+        return Some("takes two operands".into());
+    };
+    if x.dtype != DType::F32 || w.dtype != DType::F32 {
+        return Some(format!(
+            "no channels-last convolution of {} by {}",
+            x.dtype, w.dtype
+        ));
+    }
+    let spatial = x.rank().saturating_sub(2);
+    if !(1..=3).contains(&spatial) {
+        return Some(format!("{spatial} spatial axes"));
+    }
+    let (outputs, inputs) = (w.dims[0].as_const(), w.dims[1].as_const());
+    let groups = p.groups as i64;
+    let is_depthwise = outputs == Some(groups) && inputs == Some(1);
+    let fills = outputs.is_some_and(|n| n / groups.max(1) >= FULL_OUTPUTS as i64);
+    if groups != 1 && !is_depthwise && !fills {
+        return Some("groups of few channels".into());
+    }
+    None
+}
+
+/// Packs the weights if they are constant.
+pub(super) fn prepare(
+    unit: &Library,
+    p: &ConvChannelsLast,
+    operands: &[Option<Operand>],
+    cx: &Context,
+) -> Result<Option<PixelWeights>, Failure> {
+    let [_, Some(w)] = operands else {
+        return Ok(None);
+    };
+    let window = if minimal_filtering() {
+        expected_window(unit, p, &w.dims)?
+    } else {
+        None
+    };
+    let batch = known(unit.operands[0].dims[0]).unwrap_or(1);
+    let expected = window.as_ref().map(|window| Expected { window, batch });
+    pack(p, w, cx, expected).map(Some)
+}
+
+/// Whether 3x3 windows may be computed with fewer multiplications, at some loss of precision: unless `CUPOLA_WINOGRAD` is `off`.
+fn minimal_filtering() -> bool {
+    static ALLOWED: OnceLock<bool> = OnceLock::new();
+    *ALLOWED.get_or_init(|| std::env::var_os("CUPOLA_WINOGRAD").is_none_or(|v| v != "off"))
+}
+
+/// Spatial extents where nothing is known of them.
+const USUAL_EXTENT: usize = 32;
+
+/// The geometry of most calls: with sizes that are not known, usual ones.
+fn expected_window(
+    unit: &Library,
+    p: &ConvChannelsLast,
+    weights: &[usize],
+) -> Result<Option<Window>, Failure> {
+    let mut taps = vec![];
+    let mut input = vec![];
+    for a in 0..weights.len() - 2 {
+        let pad = |pads: &[Dim]| whole_size(pads[a].as_const().unwrap_or(0));
+        taps.push(Taps {
+            kernel: weights[2 + a],
+            stride: whole_size(p.strides[a])?,
+            dilation: whole_size(p.dilations[a])?,
+            pads: [pad(&p.pads_low)?, pad(&p.pads_high)?],
+        });
+        input.push(known(unit.operands[0].dims[1 + a]).unwrap_or(USUAL_EXTENT));
+    }
+    Ok(window(&input, &taps).ok())
+}
+
+fn known(extent: Extent) -> Option<usize> {
+    match extent {
+        Extent::Const(n) => usize::try_from(n).ok(),
+        Extent::Size(_) => None,
+    }
+}
+
+fn pack(
+    p: &ConvChannelsLast,
+    w: &Operand,
+    cx: &Context,
+    expected: Option<Expected>,
+) -> Result<PixelWeights, Failure> {
+    let (w, _copy) = usable(cx, w, 0)?;
+    Ok(PixelWeights::new(cx, view::<f32>(&w), p.groups, expected)?)
+}
+
+/// Runs a convolution.
+pub(crate) fn run(call: &Call, p: &ConvChannelsLast) -> Result<(), Failure> {
+    let taps = taps(
+        call,
+        [&p.strides, &p.dilations],
+        [&p.pads_low, &p.pads_high],
+    )?;
+    let x = &call.operands[0];
+    let channels = x.dims.len() - 1;
+    let (x, _copy) = usable(&call.cx, x, channels)?;
+    let window = window(&x.dims[1..channels], &taps)?;
+    let fresh;
+    let weights = match call.prepared {
+        Some(Prepared::Pixels(weights)) => weights,
+        _ => {
+            fresh = pack(p, &call.operands[1], &call.cx, None)?;
+            &fresh
+        }
+    };
+    let mut convolution = Convolution {
+        window: &window,
+        input: pixels_view(&x),
+        weights,
+        finish: Finish::Tail(Tail::NONE),
+    };
+    let result = &call.results[0];
+    let Some(code) = &call.epilogue else {
+        return run_into(call, &convolution, result.start);
+    };
+    if let Some(tail) = tail(call, code) {
+        convolution.finish = Finish::Tail(tail);
+        return run_into(call, &convolution, result.start);
+    }
+    let raw = Raw::new(call, DType::F32)?;
+    let channels = result.dims[channels];
+    let finish =
+        |part: Finished<f32>| code.finish(&part, |row| (part.row + row) * channels + part.col);
+    convolution.finish = Finish::Epilogue(&finish);
+    run_into(call, &convolution, raw.start)
+}
+
+fn run_into(call: &Call, convolution: &Convolution, to: *mut u8) -> Result<(), Failure> {
+    let (dims, strides) = five_last(&call.results[0]);
+    // SAFETY: the result (or scratch memory of its length) is dense and this call has it alone.
+    let output = unsafe { ViewMut::from_raw(to.cast(), dims, strides) };
+    Ok(convolve_pixels(&call.cx, convolution, output)?)
+}
+
+/// Extents and strides of `[batch, spatial.., channels]` with spatial axes brought to three.
+fn five_last(x: &Operand) -> ([usize; 5], [usize; 5]) {
+    let last = x.dims.len() - 1;
+    let order = cupola_ir::composite::channels_first(last + 1);
+    let ([batch, channels, depth, height, width], [b, c, d, h, w]) = five(&x.permuted(&order));
+    ([batch, depth, height, width, channels], [b, d, h, w, c])
+}
+
+fn pixels_view(x: &Operand) -> View<'_, f32, 5> {
+    let (dims, strides) = five_last(x);
+    // SAFETY: the operand was checked to lie inside its buffer when it was bound; strides are not negative.
+    unsafe { View::from_raw(x.start.cast(), dims, strides) }
+}
+
+/// What an epilogue kernel does to each sum, when that is what [`Tail`] can say.
+struct Recognised {
+    bias: Option<BufferId>,
+    residual: Option<BufferId>,
+    clamp: [f32; 2],
+}
+
+/// The epilogue as a tail.
+fn tail<'a>(call: &'a Call, code: &super::Epilogue) -> Option<Tail<'a>> {
+    let kernel = call.unit.epilogue.as_deref()?;
+    let found = recognise(kernel)?;
+    let buffer = |id: BufferId| (code.buffers[id.0 as usize], code.lens[id.0 as usize]);
+    let result = &call.results[0];
+    let size = result.len() * size_of::<f32>();
+    let residual = match found.residual.map(buffer) {
+        // What is read where something else was written already would be lost.
+        Some((at, _)) if at != result.start && overlaps(at, result.start, size) => return None,
+        Some((at, _)) => Some(Shared(at.cast::<f32>())),
+        None => None,
+    };
+    let channels = *result.dims.last()?;
+    let bias = match found.bias.map(buffer) {
+        Some((at, len))
+            if len < channels * size_of::<f32>() || overlaps(at, result.start, size) =>
+        {
+            return None;
+        }
+        // SAFETY: the buffer holds that many numbers, and nothing writes to it during the call.
+        Some((at, _)) => Some(unsafe { std::slice::from_raw_parts(at.cast::<f32>(), channels) }),
+        None => None,
+    };
+    Some(Tail {
+        bias,
+        residual,
+        clamp: found.clamp,
+    })
+}
+
+fn overlaps(a: *mut u8, b: *mut u8, size: usize) -> bool {
+    (a as usize).abs_diff(b as usize) < size
+}
+
+/// Reads the one store of an epilogue: `min(max(sum + bias + residual, low), high)`, any part of it absent.
+fn recognise(kernel: &Kernel) -> Option<Recognised> {
+    let [Phase::Store { axes, stores }] = &kernel.phases[..] else {
+        return None;
+    };
+    let ([], [store]) = (&axes[..], &stores[..]) else {
+        return None;
+    };
+    if store.guard.is_some() || kernel.buffers.iter().any(|b| b.dtype != DType::F32) {
+        return None;
+    }
+    let mut found = Recognised {
+        bias: None,
+        residual: None,
+        clamp: [f32::NEG_INFINITY, f32::INFINITY],
+    };
+    let sums = clamped(kernel, store.value, &mut found.clamp)?;
+    added(kernel, sums, store.index, &mut found)?.then_some(found)
+}
+
+/// What is clamped, and the bounds: an upper one outside of a lower one.
+fn clamped(kernel: &Kernel, mut value: ExprId, clamp: &mut [f32; 2]) -> Option<ExprId> {
+    for (f, bound) in [(Scalar::Min, 1), (Scalar::Max, 0)] {
+        let Expr::Binary(g, x, y) = kernel.exprs[value.0 as usize] else {
+            continue;
+        };
+        if f != g {
+            continue;
+        }
+        let (x, limit) = match (number(kernel, x), number(kernel, y)) {
+            (_, Some(limit)) => (x, limit),
+            (Some(limit), None) => (y, limit),
+            (None, None) => return None,
+        };
+        if limit.is_nan() {
+            return None;
+        }
+        clamp[bound] = limit;
+        value = x;
+    }
+    Some(value)
+}
+
+fn number(kernel: &Kernel, id: ExprId) -> Option<f32> {
+    match kernel.exprs[id.0 as usize] {
+        Expr::Const(l) if l.dtype == DType::F32 => Some(f32::from_bits(l.bits as u32)),
+        _ => None,
+    }
+}
+
+/// Whether the raw result is among the terms of a sum; notes what the others are.
+fn added(kernel: &Kernel, id: ExprId, own: IndexId, found: &mut Recognised) -> Option<bool> {
+    match kernel.exprs[id.0 as usize] {
+        Expr::Binary(Scalar::Add, x, y) => {
+            let (x, y) = (added(kernel, x, own, found)?, added(kernel, y, own, found)?);
+            // The raw result is one term.
+            (x != y || !x).then_some(x || y)
+        }
+        Expr::Load {
+            buffer,
+            index,
+            guard: None,
+        } => {
+            if buffer == BufferId(0) {
+                return (index == own).then_some(true);
+            }
+            let channel = Index::Axis(AxisId(kernel.parallel.checked_sub(1)? as u32));
+            let slot = if index == own {
+                &mut found.residual
+            } else if kernel.indices[index.0 as usize] == channel {
+                &mut found.bias
+            } else {
+                return None;
+            };
+            slot.replace(buffer).is_none().then_some(false)
+        }
+        _ => None,
+    }
+}

@@ -1,0 +1,313 @@
+//! Pixels times panels of weights.
+//!
+//! A task is a range of output pixels by a range of panels. Within it a panel of weights meets the pixels, a few at a time,
+//! whose sums over all taps and channels stay in registers; the input pixels of the task stay in the second-level cache.
+
+use super::{Job, RawTail, store};
+use crate::error::Result;
+use crate::isa::{Isa, Level, caches};
+use crate::library::Context;
+use crate::library::simd::{Kernel, Simd, dispatch};
+use crate::library::view::{Shared, View};
+
+/// Vectors of channels in a panel.
+pub(super) const VECTORS: usize = 2;
+
+/// Multiplications below which nothing is divided among threads (about 2 us of work).
+const SERIAL_STEPS: usize = 1 << 17;
+
+/// Tasks for each thread, so that they end together.
+const TASKS: usize = 4;
+
+/// Bytes of the table of addresses of one task.
+const TABLE_SIZE: usize = 64 << 10;
+
+/// Lanes of a vector.
+pub(super) fn lanes(isa: Isa) -> usize {
+    match isa.level() {
+        Level::Baseline => 4,
+        Level::Avx2 => 8,
+        Level::Avx512 => 16,
+    }
+}
+
+/// Most pixels of a tile at any level.
+pub(super) const MAX_ROWS: usize = 14;
+
+/// Pixels whose sums fit into the registers beside two vectors of weights.
+pub(super) fn max_rows(isa: Isa) -> usize {
+    match isa.level() {
+        Level::Baseline | Level::Avx2 => 6,
+        Level::Avx512 => MAX_ROWS,
+    }
+}
+
+/// Channels in a panel of which `rest` remain.
+pub(super) fn panel_columns(isa: Isa, rest: usize) -> usize {
+    if rest > lanes(isa) {
+        VECTORS * lanes(isa)
+    } else {
+        lanes(isa)
+    }
+}
+
+/// Output channels of a group with those that fill the last panel.
+pub(super) fn padded_columns(isa: Isa, outputs: usize) -> usize {
+    outputs.next_multiple_of(lanes(isa))
+}
+
+/// Packs weights; places beyond the channels are left alone.
+///
+/// # Safety
+/// The weights must be dense, `to` have `padded_columns * groups` times the elements of a filter.
+pub(super) unsafe fn pack(
+    cx: &Context,
+    weights: &View<'_, f32, 5>,
+    groups: usize,
+    to: Shared<f32>,
+) {
+    let [all, inputs, taps @ ..] = weights.shape();
+    let taps: usize = taps.iter().product();
+    let (outputs, inner) = (all / groups, inputs * taps);
+    let width = VECTORS * lanes(cx.isa);
+    let panels = outputs.div_ceil(width);
+    let padded = padded_columns(cx.isa, outputs);
+    let from = Shared(weights.as_ptr().cast_mut());
+    // Filters are read in runs of one or more lines, whose transposes fit into the first-level cache.
+    let run = (64 / taps.max(1)).max(1);
+    cx.pool.run(groups * panels, |index| {
+        let (group, first) = (index / panels, index % panels * width);
+        let columns = panel_columns(cx.isa, outputs - first);
+        let from = from.get().wrapping_add((group * outputs + first) * inner);
+        let to = to.get().wrapping_add((group * padded + first) * inner);
+        for begin in (0..inputs).step_by(run) {
+            for lane in 0..columns.min(outputs - first) {
+                for input in begin..(begin + run).min(inputs) {
+                    for tap in 0..taps {
+                        let place = (tap * inputs + input) * columns + lane;
+                        // SAFETY: the caller's contract.
+                        unsafe { *to.add(place) = *from.add(lane * inner + input * taps + tap) };
+                    }
+                }
+            }
+        }
+    });
+}
+
+/// How the work is divided.
+struct Grid {
+    /// Ranges of pixels.
+    blocks: usize,
+    /// Ranges of panels.
+    columns: usize,
+    panels: usize,
+}
+
+fn grid(cx: &Context, job: &Job) -> Grid {
+    let rows = max_rows(cx.isa);
+    let taps = job.pixels.taps();
+    let panels = job.outputs.div_ceil(VECTORS * lanes(cx.isa));
+    // Pixels whose input stays in the second-level cache, in whole tiles.
+    let resident = caches().l2 / 2 / (job.inputs * job.pixels.fresh() * size_of::<f32>()).max(1);
+    let resident = resident.min(TABLE_SIZE / (taps * size_of::<usize>()).max(1));
+    let resident = (resident / rows * rows).max(rows);
+    let mut blocks = job.count.div_ceil(resident);
+    let inner = job.inputs * taps;
+    let steps = job.count * job.outputs * job.groups * inner.max(1);
+    let threads = cx.pool.threads();
+    if threads == 1 || steps < SERIAL_STEPS {
+        let columns = 1;
+        return Grid {
+            blocks,
+            columns,
+            panels,
+        };
+    }
+    let wanted = (TASKS * threads).div_ceil(job.groups);
+    // Weights that fit into the second-level cache may pass by often; others should not.
+    let weights = panels * VECTORS * lanes(cx.isa) * inner * size_of::<f32>();
+    if weights <= caches().l2 / 2 {
+        blocks = blocks.max(wanted.min(job.count.div_ceil(rows)));
+    }
+    blocks = blocks.next_multiple_of(threads).min(job.count);
+    let columns = wanted.div_ceil(blocks).min(panels);
+    Grid {
+        blocks,
+        columns,
+        panels,
+    }
+}
+
+/// Range `index` of `count` things divided evenly into `parts`.
+pub(super) fn share(count: usize, parts: usize, index: usize) -> std::ops::Range<usize> {
+    index * count / parts..(index + 1) * count / parts
+}
+
+/// Computes the convolution.
+///
+/// # Safety
+/// The addresses of the job must be valid for its extents.
+pub(super) unsafe fn run(cx: &Context, job: &Job) -> Result<()> {
+    let grid = grid(cx, job);
+    let tasks = job.groups * grid.blocks * grid.columns;
+    let one = |index: usize| {
+        let (rest, column) = (index / grid.columns, index % grid.columns);
+        let (group, block) = (rest / grid.blocks, rest % grid.blocks);
+        let panels = share(grid.panels, grid.columns, column);
+        // SAFETY: passed on.
+        unsafe { task(cx, job, group, share(job.count, grid.blocks, block), panels) }
+    };
+    if cx.pool.threads() == 1 {
+        (0..tasks).try_for_each(one)
+    } else {
+        cx.try_run(tasks, one)
+    }
+}
+
+/// A range of pixels by a range of panels of one group.
+unsafe fn task(
+    cx: &Context,
+    job: &Job,
+    group: usize,
+    pixels: std::ops::Range<usize>,
+    panels: std::ops::Range<usize>,
+) -> Result<()> {
+    let taps = job.pixels.taps();
+    let tiles = pixels.len().div_ceil(max_rows(cx.isa));
+    let tile_rows = |tile: usize| {
+        let range = share(pixels.len(), tiles, tile);
+        pixels.start + range.start..pixels.start + range.end
+    };
+    let table = cx.scratch.take::<usize>(pixels.len() * taps)?;
+    let table = table.as_ptr::<*const f32>();
+    for tile in 0..tiles {
+        let rows = tile_rows(tile);
+        let to = table.wrapping_add((rows.start - pixels.start) * taps);
+        // SAFETY: the table has room for the addresses of all pixels.
+        unsafe {
+            job.pixels
+                .fill(rows.start, rows.len(), group * job.inputs, to)
+        };
+    }
+    let width = VECTORS * lanes(cx.isa);
+    let inner = job.inputs * taps;
+    let group_weights = group * padded_columns(cx.isa, job.outputs) * inner;
+    let first_channel = group * job.outputs;
+    for panel in panels.clone() {
+        let column = panel * width;
+        let cols = (job.outputs - column).min(width);
+        for tile in 0..tiles {
+            let rows = tile_rows(tile);
+            let operands = Tile {
+                pixels: table.wrapping_add((rows.start - pixels.start) * taps),
+                taps,
+                inputs: job.inputs,
+                weights: job.weights.wrapping_add(group_weights + column * inner),
+                output: job.output,
+                place: rows.start * job.stride + first_channel + column,
+                stride: job.stride,
+                channel: first_channel + column,
+                cols,
+                tail: job.tail,
+            };
+            // SAFETY: passed on; the tile lies inside the output.
+            unsafe { operands.run(cx.isa, rows.len()) };
+        }
+    }
+    let columns = panels.start * width..(panels.end * width).min(job.outputs);
+    let channel = first_channel + columns.start;
+    job.finish(pixels.start, pixels.len(), channel, columns.len());
+    Ok(())
+}
+
+/// Operands of one tile: a few pixels by one panel.
+#[derive(Clone, Copy)]
+pub(super) struct Tile {
+    /// For each tap, the address of each pixel.
+    pub pixels: *const *const f32,
+    pub taps: usize,
+    /// Channels of a pixel.
+    pub inputs: usize,
+    /// The panel.
+    pub weights: *const f32,
+    pub output: *mut f32,
+    /// Element of the output where the tile begins.
+    pub place: usize,
+    /// Elements between the tile's rows.
+    pub stride: usize,
+    /// First output channel and number of them, at most a panel.
+    pub channel: usize,
+    pub cols: usize,
+    pub tail: RawTail,
+}
+
+impl Tile {
+    /// Computes the tile for `rows` pixels.
+    ///
+    /// # Safety
+    /// The addresses must be valid for the extents.
+    pub unsafe fn run(self, isa: Isa, rows: usize) {
+        macro_rules! by_rows {
+            ($($rows:literal)*) => {
+                match (rows, self.cols > lanes(isa)) {
+                    $(($rows, true) => dispatch(isa, Rows::<$rows, 2>(self)),
+                    ($rows, false) => dispatch(isa, Rows::<$rows, 1>(self)),)*
+                    _ => unreachable!("bug: a tile of {rows} rows"),
+                }
+            };
+        }
+        by_rows!(1 2 3 4 5 6 7 8 9 10 11 12 13 14)
+    }
+}
+
+/// A tile of `R` pixels by `V` vectors of channels.
+struct Rows<const R: usize, const V: usize>(Tile);
+
+impl<const R: usize, const V: usize> Kernel for Rows<R, V> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let tile = self.0;
+        let len = |v: usize| (tile.cols - v * S::LANES).min(S::LANES);
+        let mut sums = [[s.splat(0.0); V]; R];
+        for v in 0..V {
+            // SAFETY: the channels of the tile exist.
+            let start = unsafe { tile.tail.start(s, tile.channel + v * S::LANES, len(v)) };
+            for row in &mut sums {
+                row[v] = start;
+            }
+        }
+        let mut weights = tile.weights;
+        for tap in 0..tile.taps {
+            // SAFETY: the table has `R` addresses for each tap, each of `inputs` channels; the panel has `V` vectors for each
+            // of them.
+            unsafe {
+                let pixels: [*const f32; R] = *tile.pixels.add(tap * R).cast();
+                for input in 0..tile.inputs {
+                    let mut panel = [s.load(weights); V];
+                    for (v, words) in panel.iter_mut().enumerate().skip(1) {
+                        *words = s.load(weights.add(v * S::LANES));
+                    }
+                    for r in 0..R {
+                        let x = s.splat(*pixels[r].add(input));
+                        for v in 0..V {
+                            sums[r][v] = s.mul_add(x, panel[v], sums[r][v]);
+                        }
+                    }
+                    weights = weights.add(V * S::LANES);
+                }
+            }
+        }
+        for (r, row) in sums.iter().enumerate() {
+            for (v, &sum) in row.iter().enumerate() {
+                let place = tile.place + r * tile.stride + v * S::LANES;
+                // SAFETY: the tile lies inside the output.
+                unsafe {
+                    let y = tile.tail.end(s, sum, place, len(v));
+                    store(s, tile.output.add(place), len(v), y);
+                }
+            }
+        }
+    }
+}

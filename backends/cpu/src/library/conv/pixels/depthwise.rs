@@ -1,0 +1,129 @@
+//! One input and one output channel in each group: vectors of channels, a few pixels at a time so that they share the weights.
+
+use super::{Job, load, store};
+use crate::error::Result;
+use crate::isa::Isa;
+use crate::library::Context;
+use crate::library::simd::{Kernel, Simd, dispatch};
+use crate::library::view::View;
+
+/// Pixels at a time: with one vector of weights they fit into sixteen registers.
+const ROWS: usize = 8;
+
+/// Multiplications of one task, about 10 us.
+const TASK_STEPS: usize = 1 << 18;
+
+/// Packs weights `[channels, 1, taps..]` as `[taps, channels]`.
+///
+/// # Safety
+/// The weights must be dense, `to` have as many elements.
+pub(super) unsafe fn pack(weights: &View<'_, f32, 5>, to: *mut f32) {
+    let [channels, _, taps @ ..] = weights.shape();
+    let taps: usize = taps.iter().product();
+    for channel in 0..channels {
+        for tap in 0..taps {
+            // SAFETY: the caller's contract.
+            unsafe {
+                *to.add(tap * channels + channel) = *weights.as_ptr().add(channel * taps + tap)
+            };
+        }
+    }
+}
+
+/// Computes the convolution.
+///
+/// # Safety
+/// The addresses of the job must be valid for its extents.
+pub(super) unsafe fn run(cx: &Context, job: &Job) -> Result<()> {
+    let taps = job.pixels.taps();
+    let grain = (TASK_STEPS / (taps * job.stride).max(1)).max(ROWS);
+    let tasks = job.count.div_ceil(grain);
+    cx.try_run(tasks, |index| {
+        let pixels = index * job.count / tasks..(index + 1) * job.count / tasks;
+        let table = cx.scratch.take::<usize>(taps * ROWS)?;
+        let table = table.as_ptr::<*const f32>();
+        for first in pixels.clone().step_by(ROWS) {
+            let rows = ROWS.min(pixels.end - first);
+            // SAFETY: the table has room; the rows lie inside the output.
+            unsafe {
+                job.pixels.fill(first, rows, 0, table);
+                run_rows(cx.isa, job, table, first, rows);
+            }
+        }
+        job.finish(pixels.start, pixels.len(), 0, job.stride);
+        Ok(())
+    })
+}
+
+unsafe fn run_rows(isa: Isa, job: &Job, table: *const *const f32, first: usize, rows: usize) {
+    macro_rules! by_rows {
+        ($($rows:literal)*) => {
+            match rows {
+                $($rows => dispatch(isa, Rows::<$rows> { job, table, first }),)*
+                _ => unreachable!("bug: {rows} rows at a time"),
+            }
+        };
+    }
+    by_rows!(1 2 3 4 5 6 7 8)
+}
+
+/// `R` pixels from `first` on, all channels.
+struct Rows<'a, const R: usize> {
+    job: &'a Job<'a>,
+    /// For each tap, the address of each pixel.
+    table: *const *const f32,
+    first: usize,
+}
+
+impl<const R: usize> Kernel for Rows<'_, R> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let channels = self.job.stride;
+        let whole = channels / S::LANES * S::LANES;
+        // SAFETY: the channels exist.
+        unsafe {
+            for channel in (0..whole).step_by(S::LANES) {
+                self.vector(s, channel, S::LANES);
+            }
+            if whole < channels {
+                self.vector(s, whole, channels - whole);
+            }
+        }
+    }
+}
+
+impl<const R: usize> Rows<'_, R> {
+    /// `len` channels from `channel` on.
+    #[inline(always)]
+    unsafe fn vector<S: Simd>(&self, s: S, channel: usize, len: usize) {
+        let Job {
+            weights,
+            output,
+            stride,
+            tail,
+            ..
+        } = *self.job;
+        // SAFETY: the caller's contract; the table has `R` addresses for each tap.
+        unsafe {
+            let mut sums = [tail.start(s, channel, len); R];
+            let mut table = self.table;
+            let mut weights = weights.add(channel);
+            for _ in 0..self.job.pixels.taps() {
+                let w = load(s, weights, len);
+                for r in 0..R {
+                    let x = load(s, (*table.add(r)).add(channel), len);
+                    sums[r] = s.mul_add(x, w, sums[r]);
+                }
+                table = table.add(R);
+                weights = weights.add(stride);
+            }
+            for (r, &sum) in sums.iter().enumerate() {
+                let place = (self.first + r) * stride + channel;
+                let y = tail.end(s, sum, place, len);
+                store(s, output.add(place), len, y);
+            }
+        }
+    }
+}

@@ -1,0 +1,382 @@
+//! Convolution of channels-last images, `[batch, depth, height, width, channels]`, in `f32`.
+//!
+//! Nothing is packed but the weights: for every tap of every output pixel a table holds the address of the input pixel (or of
+//! zeros in the padding), and the kernels read the channels from there. [`dense`] multiplies pixels by panels of weights,
+//! [`depthwise`] works on vectors of channels, [`winograd`] multiplies less. Biases, a residual and a clamp are applied to the sums in registers ([`Tail`]).
+//!
+//! Every sum runs over taps and then channels in order, so results depend neither on threads nor, from AVX2 on, on the level.
+
+mod dense;
+mod depthwise;
+mod table;
+#[cfg(test)]
+mod tests;
+mod winograd;
+
+use super::check_dense;
+use crate::error::Result;
+use crate::isa::Isa;
+use crate::library::Context;
+use crate::library::gemm::{Epilogue, Finished};
+use crate::library::simd::Simd;
+use crate::library::view::{Shared, View, ViewMut, mismatch};
+use crate::library::window::Window;
+use crate::memory::Buffer;
+use table::Pixels;
+use winograd::Tiling;
+
+/// What is done to every sum before it is stored, in this order.
+#[derive(Debug, Clone, Copy)]
+pub struct Tail<'a> {
+    /// Added: one number for each output channel.
+    pub bias: Option<&'a [f32]>,
+    /// Added: an element of the output's extents, dense. May be the output itself.
+    pub residual: Option<Shared<f32>>,
+    /// The least and the largest result; NaN stays.
+    pub clamp: [f32; 2],
+}
+
+impl Tail<'_> {
+    /// Changes nothing.
+    pub const NONE: Tail<'static> = Tail {
+        bias: None,
+        residual: None,
+        clamp: [f32::NEG_INFINITY, f32::INFINITY],
+    };
+}
+
+/// How sums become results.
+#[derive(Clone, Copy)]
+pub enum Finish<'a> {
+    /// In registers.
+    Tail(Tail<'a>),
+    /// Once they are stored: `row` is the output pixel, counted over all images, `col` the channel; pixels that are finished
+    /// in all their channels are handed out as one row.
+    Epilogue(Epilogue<'a, f32>),
+}
+
+/// A convolution's operands.
+#[derive(Clone, Copy)]
+pub struct Convolution<'a> {
+    /// Geometry.
+    pub window: &'a Window,
+    /// `[batch, depth, height, width, channels]`; channels must be neighbours in memory.
+    pub input: View<'a, f32, 5>,
+    /// Packed for the context's level.
+    pub weights: &'a PixelWeights,
+    /// What is done to the sums.
+    pub finish: Finish<'a>,
+}
+
+/// Weights packed for one [`Isa`].
+#[derive(Debug)]
+pub struct PixelWeights {
+    isa: Isa,
+    /// `[out_channels, in_channels / groups, depth, height, width]`
+    shape: [usize; 5],
+    groups: usize,
+    form: Form,
+    words: Buffer,
+}
+
+/// Arrangement of packed weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    /// For each group, for each panel of output channels, for each tap, for each input channel: the panel's channels.
+    Panels,
+    /// For each tap, the channels: one input and one output channel in each group.
+    Channels,
+    /// For each panel of output channels, for each place in a tile, for each input channel: the panel's channels.
+    Tiles(Tiling),
+}
+
+/// Images that weights are packed for. Any others can be convolved with them too, but may take longer.
+#[derive(Debug, Clone, Copy)]
+pub struct Expected<'a> {
+    /// Geometry; the taps and their distances must be those of all calls.
+    pub window: &'a Window,
+    /// Images.
+    pub batch: usize,
+}
+
+impl PixelWeights {
+    /// Packs dense weights `[out_channels, in_channels / groups, depth, height, width]`, for minimal filtering where that pays
+    /// for what is `expected`; without it every product is computed. Errors: channels that the groups do not divide, weights
+    /// that are not dense, out of memory.
+    pub fn new(
+        cx: &Context,
+        weights: View<'_, f32, 5>,
+        groups: usize,
+        expected: Option<Expected>,
+    ) -> Result<PixelWeights> {
+        let shape = weights.shape();
+        check_dense("weights", shape, weights.strides(), 1)?;
+        if groups == 0 || !shape[0].is_multiple_of(groups) {
+            let wanted = format!("a multiple of {groups}");
+            return Err(mismatch("output channels of weights", shape[0], wanted));
+        }
+        let tiling = expected
+            .filter(|e| groups == 1 && e.window.kernel == shape[2..])
+            .and_then(|e| winograd::choose(e.window, e.batch, shape));
+        let form = match tiling {
+            Some(tiling) => Form::Tiles(tiling),
+            None if groups > 1 && shape[0] == groups && shape[1] == 1 => Form::Channels,
+            None => Form::Panels,
+        };
+        let len = match form {
+            Form::Panels => {
+                let columns = dense::padded_columns(cx.isa, shape[0] / groups);
+                let inner: usize = shape[1..].iter().product();
+                columns.saturating_mul(groups).saturating_mul(inner)
+            }
+            Form::Channels => shape.iter().product(),
+            Form::Tiles(tiling) => winograd::packed_len(cx, tiling, shape),
+        };
+        let packed = PixelWeights {
+            isa: cx.isa,
+            shape,
+            groups,
+            form,
+            words: Buffer::zeroed_for::<f32>(len, cx.scratch.usage())?,
+        };
+        let to = Shared(packed.words.as_ptr().cast::<f32>());
+        match form {
+            // SAFETY: the weights are dense and the buffer has the length of that form.
+            Form::Panels => unsafe { dense::pack(cx, &weights, groups, to) },
+            // SAFETY: as above.
+            Form::Channels => unsafe { depthwise::pack(&weights, to.get()) },
+            // SAFETY: as above.
+            Form::Tiles(tiling) => unsafe { winograd::pack(cx, tiling, &weights, to) },
+        }
+        Ok(packed)
+    }
+
+    /// Bytes taken.
+    pub fn size(&self) -> usize {
+        self.words.size()
+    }
+
+    fn as_ptr(&self) -> *const f32 {
+        self.words.as_ptr().cast()
+    }
+}
+
+/// What all kernels need of one call.
+struct Job<'a> {
+    /// Where the taps of output pixels are.
+    pixels: Pixels<'a>,
+    /// Output pixels over all images.
+    count: usize,
+    /// Channels of the input and the output in a group.
+    inputs: usize,
+    outputs: usize,
+    groups: usize,
+    weights: *const f32,
+    /// Dense, `[pixels, channels]`.
+    output: *mut f32,
+    /// Elements between output pixels: all channels.
+    stride: usize,
+    tail: RawTail,
+    epilogue: Option<Epilogue<'a, f32>>,
+}
+
+// SAFETY: what the addresses lead to is read only, but for the output, of which tasks write disjoint parts.
+unsafe impl Sync for Job<'_> {}
+
+/// A tail as addresses, null where there is none.
+#[derive(Clone, Copy)]
+struct RawTail {
+    bias: *const f32,
+    residual: *const f32,
+    clamp: [f32; 2],
+}
+
+impl RawTail {
+    fn new(tail: &Tail) -> RawTail {
+        let null = std::ptr::null();
+        RawTail {
+            bias: tail.bias.map_or(null, <[f32]>::as_ptr),
+            residual: tail.residual.map_or(null, |r| r.get().cast_const()),
+            clamp: tail.clamp,
+        }
+    }
+
+    /// What the sums of `len` channels from `channel` on begin with.
+    ///
+    /// # Safety
+    /// The channels must exist.
+    #[inline(always)]
+    unsafe fn start<S: Simd>(&self, s: S, channel: usize, len: usize) -> S::F {
+        if self.bias.is_null() {
+            return s.splat(0.0);
+        }
+        // SAFETY: the caller's contract.
+        unsafe { load(s, self.bias.add(channel), len) }
+    }
+
+    /// The result of sums for `len` elements of the output from `place` on.
+    ///
+    /// # Safety
+    /// The elements must exist.
+    #[inline(always)]
+    unsafe fn end<S: Simd>(&self, s: S, sum: S::F, place: usize, len: usize) -> S::F {
+        let mut sum = sum;
+        if !self.residual.is_null() {
+            // SAFETY: the caller's contract.
+            sum = s.add(sum, unsafe { load(s, self.residual.add(place), len) });
+        }
+        // A NaN is the second operand, which is what comes out.
+        s.min(s.splat(self.clamp[1]), s.max(s.splat(self.clamp[0]), sum))
+    }
+}
+
+#[inline(always)]
+unsafe fn load<S: Simd>(s: S, from: *const f32, len: usize) -> S::F {
+    // SAFETY: the caller's contract.
+    unsafe {
+        if len == S::LANES {
+            s.load(from)
+        } else {
+            s.load_first(from, len)
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn store<S: Simd>(s: S, to: *mut f32, len: usize, v: S::F) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        if len == S::LANES {
+            s.store(to, v);
+        } else {
+            s.store_first(to, len, v);
+        }
+    }
+}
+
+impl Job<'_> {
+    /// Hands finished pixels to the epilogue: `rows` of them from `first` on, `cols` channels from `col` on.
+    fn finish(&self, first: usize, rows: usize, col: usize, cols: usize) {
+        let Some(epilogue) = self.epilogue else {
+            return;
+        };
+        let whole = cols == self.stride;
+        let part = Finished {
+            start: self.output.wrapping_add(first * self.stride + col),
+            row_stride: self.stride,
+            batch: 0,
+            row: first,
+            rows: if whole { 1 } else { rows },
+            col,
+            cols: if whole { rows * cols } else { cols },
+        };
+        if rows > 0 && cols > 0 {
+            epilogue(part);
+        }
+    }
+}
+
+/// Computes a convolution into `output`, `[batch, depth, height, width, out_channels]`, dense.
+///
+/// Errors: extents that do not agree, weights packed for another level, operands that are not laid out as said, out of memory.
+pub fn convolve_pixels(
+    cx: &Context,
+    convolution: &Convolution,
+    output: ViewMut<'_, f32, 5>,
+) -> Result<()> {
+    let Convolution {
+        window,
+        input,
+        weights,
+        finish,
+    } = *convolution;
+    check(cx, convolution, &output)?;
+    let [outputs, inputs, ..] = weights.shape;
+    let windows = window.output();
+    let count = input.shape()[0] * windows.iter().product::<usize>();
+    if count == 0 || outputs == 0 {
+        return Ok(());
+    }
+    let zeros = cx.scratch.take::<f32>(inputs.max(input.shape()[4]))?;
+    let mut zeros = zeros;
+    zeros.as_mut_slice::<f32>()[..inputs.max(input.shape()[4])].fill(0.0);
+    let (tail, epilogue) = match finish {
+        Finish::Tail(tail) => (tail, None),
+        Finish::Epilogue(epilogue) => (Tail::NONE, Some(epilogue)),
+    };
+    let job = Job {
+        pixels: Pixels::new(window, &input, zeros.as_ptr()),
+        count,
+        inputs,
+        outputs: outputs / weights.groups,
+        groups: weights.groups,
+        weights: weights.as_ptr(),
+        output: output.as_ptr(),
+        stride: outputs,
+        tail: RawTail::new(&tail),
+        epilogue,
+    };
+    match weights.form {
+        // SAFETY: the views vouch for their elements and agree in their extents.
+        Form::Panels => unsafe { dense::run(cx, &job) },
+        // SAFETY: as above.
+        Form::Channels => unsafe { depthwise::run(cx, &job) },
+        // SAFETY: as above.
+        Form::Tiles(tiling) => unsafe { winograd::run(cx, &job, tiling) },
+    }
+}
+
+fn check(cx: &Context, convolution: &Convolution, output: &ViewMut<'_, f32, 5>) -> Result<()> {
+    let Convolution {
+        window,
+        input,
+        weights,
+        finish,
+    } = convolution;
+    let [outputs, inputs, taps @ ..] = weights.shape;
+    if weights.isa != cx.isa {
+        return Err(mismatch("packed weights", weights.isa, cx.isa));
+    }
+    let [batch, spatial @ .., channels] = input.shape();
+    if spatial != window.input {
+        let what = "spatial extents of a convolution's input";
+        return Err(mismatch(what, spatial, window.input));
+    }
+    if taps != window.kernel {
+        return Err(mismatch("taps of weights", taps, window.kernel));
+    }
+    if matches!(weights.form, Form::Tiles(_)) && !winograd::applies(window) {
+        return Err(mismatch(
+            "window of transformed weights",
+            *window,
+            "3x3 that moves by one",
+        ));
+    }
+    if channels != inputs * weights.groups {
+        let wanted = inputs * weights.groups;
+        return Err(mismatch(
+            "input channels of a convolution",
+            channels,
+            wanted,
+        ));
+    }
+    if channels > 1 && input.strides()[4] != 1 {
+        return Err(mismatch(
+            "channel stride of the input",
+            input.strides()[4],
+            1,
+        ));
+    }
+    let [depth, height, width] = window.output();
+    let wanted = [batch, depth, height, width, outputs];
+    if output.shape() != wanted {
+        return Err(mismatch("output of a convolution", output.shape(), wanted));
+    }
+    check_dense("output of a convolution", wanted, output.strides(), 1)?;
+    match finish {
+        Finish::Tail(Tail { bias: Some(b), .. }) if b.len() < outputs => {
+            Err(mismatch("elements of a bias", b.len(), outputs))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,175 @@
+//! Addresses of the input pixels that output pixels read.
+
+use crate::library::view::View;
+use crate::library::window::Window;
+
+/// Where the taps of output pixels lie in a channels-last input.
+#[derive(Clone)]
+pub(super) struct Pixels<'a> {
+    window: &'a Window,
+    /// Windows in each dimension.
+    windows: [usize; 3],
+    from: *const f32,
+    /// Elements between images and between neighbours in each spatial dimension.
+    image: usize,
+    strides: [usize; 3],
+    /// Elements from a window's first tap to each of its taps.
+    taps: Vec<isize>,
+    /// In each dimension, the first window that lies in the input with all its taps, and the one after the last.
+    inner: [(usize, usize); 3],
+    /// As many zeros as a pixel has channels.
+    zeros: *const f32,
+}
+
+/// The windows of dimension `d` that lie in the input with all their taps.
+fn inner_windows(window: &Window, d: usize) -> (usize, usize) {
+    let first = window.pad_begin[d].div_ceil(window.stride[d]);
+    let end = (window.input[d] + window.pad_begin[d])
+        .checked_sub(window.span(d))
+        .map_or(0, |last| last / window.stride[d] + 1);
+    (first, end.min(window.output()[d]))
+}
+
+impl<'a> Pixels<'a> {
+    pub fn new(window: &'a Window, input: &View<'_, f32, 5>, zeros: *const f32) -> Pixels<'a> {
+        let [image, depth, height, width, _] = input.strides();
+        let strides = [depth, height, width];
+        let [kernel_z, kernel_y, kernel_x] = window.kernel;
+        let mut taps = Vec::with_capacity(window.volume());
+        for z in 0..kernel_z {
+            for y in 0..kernel_y {
+                for x in 0..kernel_x {
+                    let step = |d: usize, tap: usize| tap * window.dilation[d] * strides[d];
+                    taps.push((step(0, z) + step(1, y) + step(2, x)) as isize);
+                }
+            }
+        }
+        Pixels {
+            window,
+            windows: window.output(),
+            from: input.as_ptr(),
+            image,
+            strides,
+            taps,
+            inner: std::array::from_fn(|d| inner_windows(window, d)),
+            zeros,
+        }
+    }
+
+    /// Taps of a window.
+    pub fn taps(&self) -> usize {
+        self.taps.len()
+    }
+
+    /// Windows in each dimension.
+    pub fn windows(&self) -> [usize; 3] {
+        self.windows
+    }
+
+    /// Address of the input pixel that is `row` and `col` steps after the first one of a plane's first window; `plane` counts
+    /// the depths of all images. Windows must have a depth of one and move by one.
+    pub fn at(&self, plane: usize, row: usize, col: usize) -> *const f32 {
+        let at = [plane % self.windows[0], row, col];
+        let mut offset = plane / self.windows[0] * self.image;
+        for d in 0..3 {
+            let inside = at[d].checked_sub(self.window.pad_begin[d]);
+            match inside.filter(|at| *at < self.window.input[d]) {
+                Some(at) => offset += at * self.strides[d],
+                None => return self.zeros,
+            }
+        }
+        self.from.wrapping_add(offset)
+    }
+
+    /// Input elements that one more output pixel reads, channels aside: what its taps do not share with its neighbours.
+    pub fn fresh(&self) -> usize {
+        let stride: usize = self.window.stride.iter().product();
+        stride.min(self.taps.len())
+    }
+
+    /// Writes the addresses for `rows` output pixels from `first` on: for each tap, that of each pixel. To the addresses,
+    /// but those of zeros, `channel` elements are added.
+    ///
+    /// # Safety
+    /// `to` must have room for `taps * rows` addresses.
+    pub unsafe fn fill(&self, first: usize, rows: usize, channel: usize, to: *mut *const f32) {
+        let [depth, height, width] = self.windows;
+        let mut at = [
+            first / width / height / depth,
+            first / width / height % depth,
+            first / width % height,
+            first % width,
+        ];
+        let mut row = 0;
+        while row < rows {
+            // Neighbours in a line whose windows lie in the input have all their taps equally far apart.
+            let run = self.inner_run(&at).min(rows - row);
+            let base = self.first_tap(&at, channel);
+            if run > 0 {
+                let step = (self.window.stride[2] * self.strides[2]) as isize;
+                for (tap, &offset) in self.taps.iter().enumerate() {
+                    let (to, base) = (
+                        to.wrapping_add(tap * rows + row),
+                        base.wrapping_offset(offset),
+                    );
+                    for next in 0..run {
+                        // SAFETY: the caller's contract.
+                        unsafe { *to.add(next) = base.wrapping_offset(next as isize * step) };
+                    }
+                }
+            } else {
+                for (tap, &offset) in self.taps.iter().enumerate() {
+                    let inside = self.is_inside(&at, tap);
+                    let address = if inside {
+                        base.wrapping_offset(offset)
+                    } else {
+                        self.zeros
+                    };
+                    // SAFETY: as above.
+                    unsafe { *to.add(tap * rows + row) = address };
+                }
+            }
+            row += run.max(1);
+            at[3] += run.max(1);
+            for d in [3, 2, 1] {
+                if at[d] == self.windows[d - 1] {
+                    at[d] = 0;
+                    at[d - 1] += 1;
+                }
+            }
+        }
+    }
+
+    /// Address of the first tap of a window, which may lie in the padding.
+    fn first_tap(&self, at: &[usize; 4], channel: usize) -> *const f32 {
+        let window = self.window;
+        let mut offset = (at[0] * self.image + channel) as isize;
+        for d in 0..3 {
+            let begin = (at[d + 1] * window.stride[d]) as isize - window.pad_begin[d] as isize;
+            offset += begin * self.strides[d] as isize;
+        }
+        self.from.wrapping_offset(offset)
+    }
+
+    /// How many windows of a line from this one on lie in the input.
+    fn inner_run(&self, at: &[usize; 4]) -> usize {
+        let [(first_z, end_z), (first_y, end_y), (first_x, end_x)] = self.inner;
+        let whole = (first_z..end_z).contains(&at[1]) && (first_y..end_y).contains(&at[2]);
+        if whole && at[3] >= first_x {
+            end_x.saturating_sub(at[3])
+        } else {
+            0
+        }
+    }
+
+    /// Whether a tap of a window lies in the input.
+    fn is_inside(&self, at: &[usize; 4], tap: usize) -> bool {
+        let [_, kernel_y, kernel_x] = self.window.kernel;
+        let taps = [
+            tap / (kernel_y * kernel_x),
+            tap / kernel_x % kernel_y,
+            tap % kernel_x,
+        ];
+        (0..3).all(|d| self.window.at(d, at[d + 1], taps[d]).is_some())
+    }
+}
