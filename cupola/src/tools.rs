@@ -54,6 +54,7 @@ fn compile(
         dump_after: hook,
         verify: options.verify,
         level: cupola_passes::Level::from_number(options.level),
+        precision: options.precision,
     };
     Ok(
         cupola_passes::compile(graph.clone(), &targets, &pass_options)

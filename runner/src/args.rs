@@ -79,7 +79,7 @@ pub struct CompileArgs {
     /// The same bits at every run: refuse units that add in any order, and take the CPU for `auto`.
     #[arg(long)]
     pub deterministic: bool,
-    /// Type in which products are computed.
+    /// Type in which products with constant weights are computed.
     #[arg(long, value_enum, default_value = "f32")]
     pub precision: Precision,
     /// Compile a mistake into what is run (but not into the standard of a comparison), to see it found.
@@ -87,16 +87,16 @@ pub struct CompileArgs {
     pub fault: Option<Fault>,
 }
 
-/// Type in which products are computed.
+/// Type in which products with constant weights are computed; sums are f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Precision {
     /// As the model says.
     F32,
-    /// Brain floating point.
+    /// Weights and activations are rounded to bf16.
     Bf16,
-    /// Half precision.
+    /// Weights are rounded to f16.
     F16,
-    /// Integers with scales.
+    /// Weights and activations are rounded to 8-bit integers with scales found in the run.
     Int8,
 }
 

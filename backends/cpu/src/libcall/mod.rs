@@ -59,7 +59,11 @@ pub(crate) fn claim(op: &Op, operands: &[&TensorType]) -> Claim {
     };
     match refusal {
         Some(reason) => Claim::No { reason },
-        None => Claim::Yes { strided, epilogue },
+        None => Claim::Yes {
+            strided,
+            epilogue,
+            converts: matches!(op, Op::Core(O::Contract(_))),
+        },
     }
 }
 
@@ -69,7 +73,7 @@ pub(crate) fn refusal(unit: &Library) -> Option<String> {
         .operands
         .iter()
         .map(|v| TensorType {
-            dtype: v.dtype,
+            dtype: v.read,
             dims: v
                 .dims
                 .iter()
@@ -93,7 +97,7 @@ pub(crate) fn refusal(unit: &Library) -> Option<String> {
 /// The kernel to generate for the unit's epilogue, over the accumulator that the library kernel hands out.
 pub(crate) fn epilogue_kernel(unit: &Library) -> Option<Kernel> {
     let kernel = unit.epilogue.as_deref()?;
-    let sum = sum_dtype(unit.operands[0].dtype);
+    let sum = sum_dtype(unit.operands[0].read);
     Some(epilogue::over(kernel, sum))
 }
 
@@ -178,7 +182,7 @@ pub(crate) fn prepared_size(unit: &Library, is_constant: &[bool]) -> usize {
         fixed.collect()
     };
     let size = |at: usize| {
-        let dtype = unit.operands[at].dtype;
+        let dtype = unit.operands[at].read;
         let len = extents(at)?
             .into_iter()
             .try_fold(1usize, usize::checked_mul);

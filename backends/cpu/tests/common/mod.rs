@@ -141,6 +141,7 @@ pub fn stored(t: &Tensor, order: &[usize]) -> (Vec<u8>, View) {
     }
     let view = View {
         dtype: t.dtype(),
+        read: t.dtype(),
         dims: t.shape().iter().map(|d| Extent::Const(*d as i64)).collect(),
         strides: strides.iter().map(|s| Extent::Const(*s as i64)).collect(),
         offset: Extent::Const(1),
@@ -158,6 +159,7 @@ pub fn dense(dtype: DType, shape: &[usize]) -> View {
     }
     View {
         dtype,
+        read: dtype,
         dims: shape.iter().map(|d| Extent::Const(*d as i64)).collect(),
         strides,
         offset: Extent::Const(0),
