@@ -144,7 +144,7 @@ pub(crate) fn run(call: &Call, p: &ConvChannelsLast) -> Result<(), Failure> {
     )?;
     let x = &call.operands[0];
     let channels = x.dims.len() - 1;
-    let (x, _copy) = usable(&call.cx, x, channels)?;
+    let (x, _copy) = usable(&call.cx, x, x.dims.len())?;
     let window = window(&x.dims[1..channels], &taps)?;
     let fresh;
     let weights = match call.prepared {
