@@ -71,6 +71,7 @@ pub(super) fn packed_size(
     let expected = expected(unit, window.as_ref());
     let operand = Operand {
         dtype: DType::F32,
+        read: DType::F32,
         start: std::ptr::null_mut(),
         dims: weights.to_vec(),
         strides: vec![0; weights.len()],
