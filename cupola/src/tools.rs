@@ -170,8 +170,8 @@ pub fn plan_memory(
     }
     memory.undecided.extend(undecided);
     memory.bytes = plan::footprint(&compiled, &targets, &bindings);
-    let packed = cupola_runtime::packed_size(&compiled, &devices);
-    memory.bytes.weights = memory.bytes.weights.saturating_add(packed);
+    let constants = cupola_runtime::weight_size(&compiled, &devices);
+    memory.bytes.weights = memory.bytes.weights.saturating_add(constants);
     Ok(memory)
 }
 

@@ -226,7 +226,10 @@ pub struct RunArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
 pub struct BenchArgs {
+    #[command(subcommand)]
+    pub action: Option<BenchAction>,
     /// Model file; not with --worker.
     pub model: Option<PathBuf>,
     #[command(flatten)]
@@ -245,6 +248,32 @@ pub struct BenchArgs {
     /// Answer requests on standard input, one JSON object a line.
     #[arg(long)]
     pub worker: bool,
+}
+
+/// What `bench` does beside timing a model.
+#[derive(Debug, Subcommand)]
+pub enum BenchAction {
+    /// Put the results of several files side by side, and say what became slower or faster than in the first.
+    Compare(BenchCompareArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct BenchCompareArgs {
+    /// Results of `cupola bench --json` or of the program in benches/; the first is the standard.
+    #[arg(required = true, num_args = 2..)]
+    pub files: Vec<PathBuf>,
+    /// Least change that counts, as a fraction.
+    #[arg(long, default_value_t = 0.05)]
+    pub least: f64,
+    /// Chance of a false alarm in the whole table.
+    #[arg(long, default_value_t = 0.01)]
+    pub chance: f64,
+    /// Exit with status 6 when something became slower.
+    #[arg(long)]
+    pub check: bool,
+    /// JSON to FILE, or to standard output.
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
+    pub json: Option<String>,
 }
 
 #[derive(Debug, Args)]

@@ -4,7 +4,7 @@ use crate::devices::{DeviceSpec, Host};
 use crate::error::{Result, RuntimeError};
 use crate::exec::{self, RunCx};
 use crate::fault::Fault;
-use crate::load::{Loaded, WeightCache};
+use crate::load::{Loaded, Release, WeightCache};
 use crate::pool::Pool;
 use crate::record::Recording;
 use crate::state::{RunStats, State, Weights};
@@ -42,6 +42,8 @@ pub struct CompileOptions {
     pub deterministic: bool,
     /// Compile this mistake in, to try what finds mistakes.
     pub fault: Option<Fault>,
+    /// Told of constants that need not stay in memory where the graph has them.
+    pub release: Option<Release>,
 }
 
 impl Default for CompileOptions {
@@ -56,6 +58,7 @@ impl Default for CompileOptions {
             memory: None,
             deterministic: false,
             fault: None,
+            release: None,
         }
     }
 }
@@ -115,12 +118,12 @@ impl Engine {
             check_deterministic(&compiled)?;
         }
         if let Some(budget) = options.memory {
-            let need = cupola_passes::plan::weight_size(&compiled);
+            let need = crate::load::weight_size(&compiled, &devices);
             if need > budget {
                 return Err(RuntimeError::Memory { need, budget });
             }
         }
-        let mut weights = WeightCache::default();
+        let mut weights = WeightCache::new(options.release.clone());
         let loaded = Box::new(Loaded::new(compiled, &devices, &mut weights)?);
         Ok(Engine::Compiled {
             loaded,

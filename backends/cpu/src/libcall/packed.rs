@@ -21,6 +21,16 @@ pub(crate) enum Side {
     Right,
 }
 
+impl Side {
+    /// Position of the operand.
+    pub(super) fn operands(self) -> &'static [usize] {
+        match self {
+            Side::Left => &[0],
+            Side::Right => &[1],
+        }
+    }
+}
+
 /// A packed operand.
 pub(crate) struct Packed {
     pub side: Side,

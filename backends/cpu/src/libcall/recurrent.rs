@@ -99,6 +99,14 @@ pub(crate) struct Packed {
 }
 
 impl Packed {
+    /// Positions of the operands that it stands for.
+    pub(super) fn operands(&self) -> &'static [usize] {
+        match self.input {
+            Some(_) => &[1, 2],
+            None => &[2],
+        }
+    }
+
     /// Bytes taken.
     pub(super) fn size(&self) -> usize {
         self.input.as_ref().map_or(0, PackedWeights::size) + self.recurrent.size()
