@@ -1,186 +1,131 @@
-//! Micro-benchmarks through the public interface: each row is one small graph, compiled once and run until half a second
-//! has passed. Prints the median, the rate, and the fraction of what the machine reaches in a plain loop of the same
-//! kind (fused multiply-adds, or copying), measured in the same run.
+//! Times the ladder of kernels and prints a table, or with `--json FILE` writes what `cupola bench compare` reads: samples
+//! and the facts of the machine.
 //!
-//! `cargo run --release -p cupola-benches [-- --json]`
+//! `cargo run --release -p cupola-benches -- [--threads N] [--match TEXT] [--json FILE]`
 
-use anyhow::{Context, Result};
-use cupola::ir::composite::{Gelu, Softmax};
-use cupola::ir::{CompositeOp, Op};
-use cupola::{DType, Graph, Host, Options, Program, Session, Tensor, TensorType, Value};
-use std::sync::Arc;
+use anyhow::{Context, Result, bail};
+use cupola::Host;
+use cupola::runtime::{Rates, processor};
+use cupola_benches::{Case, ladder};
+use serde_json::{Value as Json, json};
 use std::time::{Duration, Instant};
 
-struct Row {
-    name: String,
-    ms: f64,
-    rate: f64,
-    unit: &'static str,
-    peak: f64,
+/// Time spent on a case, half a second; five runs at least.
+const TIME: Duration = Duration::from_millis(500);
+
+#[derive(Default)]
+struct Arguments {
+    threads: usize,
+    only: String,
+    json: Option<String>,
+}
+
+fn arguments() -> Result<Arguments> {
+    let mut parsed = Arguments::default();
+    let mut given = std::env::args().skip(1);
+    while let Some(name) = given.next() {
+        let mut value = || {
+            given
+                .next()
+                .with_context(|| format!("{name} takes a value"))
+        };
+        match name.as_str() {
+            "--threads" => parsed.threads = value()?.parse().context("--threads")?,
+            "--match" => parsed.only = value()?,
+            "--json" => parsed.json = Some(value()?),
+            _ => bail!("there are --threads N, --match TEXT and --json FILE"),
+        }
+    }
+    Ok(parsed)
 }
 
 fn main() -> Result<()> {
-    let json = std::env::args().any(|a| a == "--json");
-    let (copy, fma) = (copy_peak(), fma_peak());
+    let arguments = arguments()?;
     let host = Host::new();
+    let mut rates = None;
     let mut rows = vec![];
-    for n in [128usize, 256, 512, 1024] {
-        let work = 2.0 * (n * n * n) as f64 / 1e9;
-        rows.push(row(
-            format!("matmul f32 {n}"),
-            matmul(n)?,
-            &host,
-            work,
-            "GFLOP/s",
-            fma,
-        )?);
-    }
-    for (rows_, cols) in [(64usize, 512usize), (1024, 1024), (4096, 4096)] {
-        let moved = 8.0 * (rows_ * cols) as f64 / 1e9;
-        let softmax = Softmax {
-            axis: 1,
-            log: false,
-        };
-        let graph = composite(&[rows_, cols], softmax.into())?;
-        rows.push(row(
-            format!("softmax f32 {rows_}x{cols}"),
-            graph,
-            &host,
-            moved,
-            "GB/s",
-            copy,
-        )?);
-    }
-    let moved = 8.0 * (1 << 22) as f64 / 1e9;
-    let gelu = composite(&[1 << 22], Gelu { tanh: false }.into())?;
-    rows.push(row(
-        "gelu f32 4Mi".into(),
-        gelu,
-        &host,
-        moved,
-        "GB/s",
-        copy,
-    )?);
-    if json {
-        let all: Vec<_> = rows
-            .iter()
-            .map(|r| serde_json::json!({ "name": r.name, "ms": r.ms, "rate": r.rate, "unit": r.unit, "fraction": r.rate / r.peak }))
-            .collect();
-        println!(
-            "{}",
-            serde_json::json!({ "copy_gb_s": copy, "fma_gflop_s": fma, "rows": all })
-        );
-        return Ok(());
-    }
-    println!("copy {copy:.1} GB/s, one-thread multiply-add loop {fma:.1} GFLOP/s");
     println!(
-        "{:24} {:>10} {:>10} {:8} {:>9}",
-        "", "median ms", "rate", "", "of peak"
+        "{:34} {:>10} {:>9} {:>9} {:>9}",
+        "", "median ms", "GFLOP/s", "GB/s", "of limit"
     );
-    for r in rows {
-        let percent = 100.0 * r.rate / r.peak;
+    for case in ladder()?
+        .iter()
+        .filter(|c| c.name.contains(&arguments.only))
+    {
+        let (rate, samples) = time(case, &host, arguments.threads, rates.take())?;
+        let row = row(case, &rate, &samples);
+        let get = |key: &str| row[key].as_f64().unwrap_or(f64::NAN);
         println!(
-            "{:24} {:>10.3} {:>10.2} {:8} {percent:>8.0}%",
-            r.name, r.ms, r.rate, r.unit
+            "{:34} {:>10.4} {:>9.1} {:>9.1} {:>8.0}%",
+            case.name,
+            get("median_ms"),
+            get("gflop_s"),
+            get("gb_s"),
+            100.0 * get("fraction")
         );
+        rates = Some(rate);
+        rows.push(row);
+    }
+    if let Some(file) = arguments.json {
+        let document = json!({
+            "version": env!("CARGO_PKG_VERSION"), "threads": arguments.threads,
+            "machine": machine(), "measured": rates.as_ref().map(measured), "rows": rows,
+        });
+        std::fs::write(&file, document.to_string()).with_context(|| file)?;
     }
     Ok(())
 }
 
-fn row(
-    name: String,
-    graph: Graph,
+/// The machine's limits, measured by the first case, and milliseconds of each run.
+fn time(
+    case: &Case,
     host: &Host,
-    work: f64,
-    unit: &'static str,
-    peak: f64,
-) -> Result<Row> {
-    let ms = median_ms(graph, host).with_context(|| name.clone())?;
-    Ok(Row {
-        name,
-        ms,
-        rate: work / (ms / 1e3),
-        unit,
-        peak,
+    threads: usize,
+    known: Option<Rates>,
+) -> Result<(Rates, Vec<f64>)> {
+    let (mut session, inputs) = case.session(host, threads)?;
+    let rates = match known {
+        Some(rates) => rates,
+        None => session
+            .program()
+            .measure()
+            .context("the processor measures itself")?,
+    };
+    for _ in 0..3 {
+        session.run(inputs.clone())?;
+    }
+    let mut samples = vec![];
+    let start = Instant::now();
+    while samples.len() < 5 || start.elapsed() < TIME {
+        let inputs = inputs.clone();
+        let one = Instant::now();
+        let outputs = session.run(inputs)?;
+        samples.push(one.elapsed().as_secs_f64() * 1e3);
+        drop(outputs);
+    }
+    Ok((rates, samples))
+}
+
+fn row(case: &Case, rates: &Rates, samples: &[f64]) -> Json {
+    let mut sorted = samples.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let median = sorted[sorted.len() / 2];
+    let per_second = |amount: f64| amount / median / 1e6;
+    json!({
+        "name": case.name, "median_ms": median, "gflop_s": per_second(case.flops), "gb_s": per_second(case.bytes),
+        "fraction": case.limit(rates).as_secs_f64() * 1e3 / median, "samples_ms": samples,
     })
 }
 
-fn matmul(n: usize) -> Result<Graph> {
-    let mut g = Graph::new("matmul");
-    let a = g.input("x", TensorType::new(DType::F32, [n, n]))?;
-    let weights: Vec<f32> = (0..n * n).map(|i| (i % 17) as f32 * 0.1 - 0.8).collect();
-    let b = g.constant(Tensor::from_slice(&[n, n], &weights).context("n * n weights")?)?;
-    let y = g.matmul(a, b)?;
-    g.output("y", y);
-    Ok(g)
+/// What results are compared with: another machine gives other results.
+fn machine() -> Json {
+    let processor = processor();
+    let facts = processor.facts.into_iter().map(|(k, v)| (k, json!(v)));
+    let name = ("name".to_string(), json!(processor.name));
+    Json::Object(std::iter::once(name).chain(facts).collect())
 }
 
-fn composite(shape: &[usize], op: CompositeOp) -> Result<Graph> {
-    let mut g = Graph::new(op.name());
-    let x = g.input("x", TensorType::new(DType::F32, shape.iter().copied()))?;
-    let y = g.one(Op::Composite(op), &[x])?;
-    g.output("y", y);
-    Ok(g)
-}
-
-fn median_ms(graph: Graph, host: &Host) -> Result<f64> {
-    let shape = graph
-        .tensor(graph.inputs()[0])
-        .const_shape()
-        .context("constant extents")?;
-    let len: usize = shape.iter().product();
-    let values: Vec<f32> = (0..len).map(|i| (i % 31) as f32 * 0.05 - 0.7).collect();
-    let x: Value = Tensor::from_slice(&shape, &values)
-        .context("len values")?
-        .into();
-    let mut session = Session::new(Arc::new(Program::compile(
-        graph,
-        host,
-        &Options::default(),
-    )?));
-    let mut samples = vec![];
-    let start = Instant::now();
-    while samples.len() < 5 || start.elapsed() < Duration::from_millis(500) {
-        let one = Instant::now();
-        session.run(vec![("x", x.clone())])?;
-        samples.push(one.elapsed().as_secs_f64() * 1e3);
-    }
-    samples.sort_by(f64::total_cmp);
-    Ok(samples[samples.len() / 2])
-}
-
-/// Bytes read and written per second by copying 64 MiB, best of a few.
-fn copy_peak() -> f64 {
-    let from = vec![1u8; 64 << 20];
-    let mut to = vec![0u8; 64 << 20];
-    let best = (0..8).map(|_| {
-        let start = Instant::now();
-        to.copy_from_slice(std::hint::black_box(&from));
-        std::hint::black_box(&to);
-        start.elapsed().as_secs_f64()
-    });
-    2.0 * from.len() as f64 / best.fold(f64::INFINITY, f64::min) / 1e9
-}
-
-/// Multiply-adds of one thread in a loop that the compiler vectorises for the baseline processor, best of a few. A lower
-/// bound of the machine's peak where it has wider vectors than the baseline.
-fn fma_peak() -> f64 {
-    const LANES: usize = 64;
-    const STEPS: usize = 1 << 18;
-    let best = (0..8).map(|_| {
-        let mut acc = [1.0f32; LANES];
-        let (a, b) = (
-            std::hint::black_box(0.999f32),
-            std::hint::black_box(0.001f32),
-        );
-        let start = Instant::now();
-        for _ in 0..STEPS {
-            for x in &mut acc {
-                *x = *x * a + b;
-            }
-        }
-        std::hint::black_box(acc);
-        start.elapsed().as_secs_f64()
-    });
-    2.0 * (LANES * STEPS) as f64 / best.fold(f64::INFINITY, f64::min) / 1e9
+fn measured(rates: &Rates) -> Json {
+    let reads: Vec<f64> = rates.reads.iter().map(|(_, rate)| rate / 1e9).collect();
+    json!({ "f32_gflop_s": rates.f32_ops / 1e9, "read_gb_s": reads, "copy_gb_s": rates.copy / 1e9 })
 }

@@ -83,6 +83,7 @@ pub use cupola_ir as ir;
 pub use cupola_ir::{Bindings, DType, Dim, Graph, Tensor, TensorType, Value, ValueType};
 pub use cupola_onnx as onnx;
 pub use cupola_passes as passes;
+pub use cupola_passes::Precision;
 pub use cupola_runtime as runtime;
 pub use cupola_runtime::{
     Cancel, DeviceSpec, DeviceTensor, Fault, Host, Pending, Place, Program, Request, RunLimits,

@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 use crate::runner::{Options, Runner};
 use cupola_ir::{DType, Dim, Graph, Tensor, TensorType, Value, ValueType};
 use cupola_onnx::{ImportError, ImportOptions};
-use cupola_runtime::Host;
+use cupola_runtime::{Host, Release};
 use cupola_source::{Format, Source};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -140,6 +140,8 @@ pub struct Model {
     source: ModelSource,
     options: ModelOptions,
     name: String,
+    /// The files whose bytes the graph's constants are.
+    files: Vec<Source>,
     plain: OnceLock<Arc<Graph>>,
 }
 
@@ -175,8 +177,13 @@ impl Model {
             Source::open(path)?
         };
         let format = source.format();
+        let mut files = vec![source.clone()];
         let source = match format {
-            Format::Onnx => ModelSource::Onnx(Box::new(cupola_onnx::Model::read(&source)?)),
+            Format::Onnx => {
+                let model = cupola_onnx::Model::read(&source)?;
+                files.extend(model.files().sources().cloned());
+                ModelSource::Onnx(Box::new(model))
+            }
             Format::CupolaText => {
                 let text = std::str::from_utf8(source.bytes());
                 let text =
@@ -202,6 +209,7 @@ impl Model {
             source,
             options,
             name,
+            files,
             plain: OnceLock::new(),
         })
     }
@@ -213,6 +221,7 @@ impl Model {
             source: ModelSource::Graph(Arc::new(graph)),
             options: ModelOptions::default(),
             name,
+            files: vec![],
             plain: OnceLock::new(),
         }
     }
@@ -319,6 +328,12 @@ impl Model {
                 Ok(graph) => return Ok((graph, facts.structural())),
             }
         }
+    }
+
+    /// Lets pages of the model's files go that compiled programs do not need any more.
+    pub(crate) fn release(&self) -> Release {
+        let files = self.files.clone();
+        Release::new(move |bytes| files.iter().for_each(|f| f.release(bytes)))
     }
 
     /// A runner of this model on a device of the host.

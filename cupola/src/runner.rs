@@ -26,7 +26,8 @@ pub struct Runner {
 }
 
 impl Runner {
-    pub(crate) fn new(model: Model, host: Arc<Host>, options: Options) -> Runner {
+    pub(crate) fn new(model: Model, host: Arc<Host>, mut options: Options) -> Runner {
+        options.release.get_or_insert_with(|| model.release());
         Runner {
             model,
             host,

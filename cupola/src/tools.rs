@@ -54,6 +54,7 @@ fn compile(
         dump_after: hook,
         verify: options.verify,
         level: cupola_passes::Level::from_number(options.level),
+        precision: options.precision,
     };
     Ok(
         cupola_passes::compile(graph.clone(), &targets, &pass_options)
@@ -169,8 +170,8 @@ pub fn plan_memory(
     }
     memory.undecided.extend(undecided);
     memory.bytes = plan::footprint(&compiled, &targets, &bindings);
-    let packed = cupola_runtime::packed_size(&compiled, &devices);
-    memory.bytes.weights = memory.bytes.weights.saturating_add(packed);
+    let constants = cupola_runtime::weight_size(&compiled, &devices);
+    memory.bytes.weights = memory.bytes.weights.saturating_add(constants);
     Ok(memory)
 }
 

@@ -17,6 +17,7 @@ use crate::dtype::{Class, DType};
 use crate::eval::scalar::Num;
 use crate::tensor::Tensor;
 use bytes::Bytes;
+use half::{bf16, f16};
 use minifloat::Format;
 
 /// Elements of a tensor as wide numbers.
@@ -178,6 +179,9 @@ pub fn cast(t: &Tensor, to: DType, saturate: bool) -> Result<Tensor, String> {
         return Ok(t.clone());
     }
     let none = || format!("no conversion from {} to {to}", t.dtype());
+    if let Some(narrow) = narrow_floats(t, to) {
+        return Ok(narrow);
+    }
     if to == DType::String {
         let strings = text::format(t).ok_or_else(none)?;
         return Tensor::from_strings(t.shape().to_vec(), strings).ok_or_else(none);
@@ -187,6 +191,25 @@ pub fn cast(t: &Tensor, to: DType, saturate: bool) -> Result<Tensor, String> {
         None => convert(lanes(t).ok_or_else(none)?, to).ok_or_else(none)?,
     };
     encode(&lanes, to, t.shape(), saturate).ok_or_else(none)
+}
+
+/// f32 as f16 or bf16 without the detour over wide numbers: whole models are converted this way.
+fn narrow_floats(t: &Tensor, to: DType) -> Option<Tensor> {
+    if t.dtype() != DType::F32 {
+        return None;
+    }
+    let floats = t.bytes().as_chunks::<4>().0.iter();
+    let floats = floats.map(|b| f32::from_le_bytes(*b));
+    let bytes: Vec<u8> = match to {
+        DType::F16 => floats
+            .flat_map(|x| f16::from_f32(x).to_le_bytes())
+            .collect(),
+        DType::BF16 => floats
+            .flat_map(|x| bf16::from_f32(x).to_le_bytes())
+            .collect(),
+        _ => return None,
+    };
+    Tensor::new(to, t.shape().to_vec(), bytes.into())
 }
 
 /// Lanes as lanes of another dtype's class. Floats become integers by truncation, saturated to the dtype's range

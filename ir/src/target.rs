@@ -14,6 +14,8 @@ pub enum Claim {
         strided: bool,
         /// Whether an elementwise epilogue can be fused.
         epilogue: bool,
+        /// Whether operands may lie in memory as another one of f32, f16 and bf16, to be converted when read.
+        converts: bool,
     },
     /// It has not, and why.
     No {

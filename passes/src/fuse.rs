@@ -18,6 +18,7 @@ use crate::{Context, Level, Result, Work};
 use coords::{Coord, cost, operand_coords};
 use cupola_ir::{CoreOp, Dim, Graph, NodeId, Op, OpClass, ValueId};
 use rustc_hash::FxHashMap;
+use smallvec::SmallVec;
 
 /// Cost up to which a value is computed again rather than stored: about what a store and a load cost, in additions.
 const CHEAP: u32 = 8;
@@ -74,6 +75,7 @@ struct Fuser<'a> {
     context: &'a Context<'a>,
     costs: Vec<u32>,
     reduced: Vec<bool>,
+    users: Vec<SmallVec<[NodeId; 2]>>,
     uses: Vec<Vec<Use>>,
     groups: FxHashMap<ValueId, Group>,
     stored: Vec<bool>,
@@ -140,6 +142,7 @@ impl<'a> Fuser<'a> {
             context,
             costs,
             reduced,
+            users: graph.users(),
             uses: vec![vec![]; graph.value_count()],
             groups: FxHashMap::default(),
             stored,
@@ -177,6 +180,7 @@ impl<'a> Fuser<'a> {
                     device,
                     strided,
                     epilogue,
+                    converts,
                 } => {
                     let anchored = epilogue && self.anchor(id, device, forced);
                     if !anchored {
@@ -197,7 +201,7 @@ impl<'a> Fuser<'a> {
                         );
                     }
                     for v in &node.operands {
-                        self.store_view(*v, strided);
+                        self.store_view(*v, strided, converts);
                     }
                 }
                 Place::Kernel(device) => self.kernel(id, device, forced),
@@ -250,11 +254,42 @@ impl<'a> Fuser<'a> {
         }
     }
 
-    /// An operand of a library kernel: what a chain of views leads to is stored if the kernel takes strides.
-    fn store_view(&mut self, value: ValueId, strided: bool) {
-        let view = crate::lower::view_of(self.graph, value, &self.stored);
-        let base = if strided { view.base } else { value };
-        self.store(base);
+    /// An operand of a library kernel: what a chain of views leads to is stored if the kernel takes strides, and what
+    /// is converted instead of the result if the kernel converts and another kernel would have to do only that.
+    fn store_view(&mut self, value: ValueId, strided: bool, converts: bool) {
+        if !strided {
+            return self.store(value);
+        }
+        let view_of = |converts| crate::lower::view_of(self.graph, value, &self.stored, converts);
+        let base = view_of(false).base;
+        let is_apart = |x| !self.takes_conversion(x);
+        let apart = crate::lower::conversion(self.graph, base).is_some_and(is_apart);
+        self.store(if converts && apart && !self.stored[base.index()] {
+            view_of(true).base
+        } else {
+            base
+        });
+    }
+
+    /// Whether the unit that computes a value can store another type of it instead: nobody else needs the value.
+    fn takes_conversion(&self, value: ValueId) -> bool {
+        let mut v = value;
+        loop {
+            if self.stored[v.index()] && !self.epilogue(v) || self.users[v.index()].len() > 1 {
+                return false;
+            }
+            let node = self.graph.def(v);
+            if node.op.class() != OpClass::View {
+                return true;
+            }
+            v = node.operands[0];
+        }
+    }
+
+    /// Whether a value is the result of a library kernel that takes an epilogue.
+    fn epilogue(&self, value: ValueId) -> bool {
+        let place = self.work.places.of[self.graph.value(value).node.index()];
+        matches!(place, Place::Library { epilogue: true, .. })
     }
 
     /// Decides on a node that a kernel can compute.

@@ -1,7 +1,7 @@
 //! Cupola's passes: graph to graph to kernels to plan.
 //!
 //! [`compile`] walks one constant table, [`PIPELINE`]; every entry is a plain function over [`Work`]. Reading order is
-//! that of the table: `raise`, `merge`, `decompose`, `layout`, `split`, `place`, `fuse`, `lower`, `plan`.
+//! that of the table: `raise`, `merge`, `decompose`, `layout`, `precision`, `split`, `place`, `fuse`, `lower`, `plan`.
 
 mod alias;
 pub mod cost;
@@ -15,6 +15,7 @@ mod lower;
 mod merge;
 mod place;
 pub mod plan;
+mod precision;
 mod raise;
 mod region;
 mod simplify;
@@ -25,6 +26,7 @@ pub use lower::{RUN, SEED};
 pub use plan::{
     Compiled, DeviceId, Miss, MissCode, PlacedUnit, Plan, Recognised, Slot, SlotId, Step, Storage,
 };
+pub use precision::{Precision, with_precision};
 
 use cupola_ir::target::Target;
 use cupola_ir::{Graph, Sym, ValueId};
@@ -71,6 +73,8 @@ pub struct Options {
     pub level: Level,
     /// The device that runs what it can; the rest runs on the host.
     pub device: DeviceId,
+    /// Type in which products with constant weights are computed.
+    pub precision: Precision,
     /// Verify the graph after every pass.
     pub verify: bool,
     /// Sees the graph after every pass (of the outermost graph only).
@@ -81,8 +85,8 @@ impl fmt::Debug for Options {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "Options {{ level: {:?}, device: {:?}, verify: {} }}",
-            self.level, self.device, self.verify
+            "Options {{ level: {:?}, device: {:?}, precision: {:?}, verify: {} }}",
+            self.level, self.device, self.precision, self.verify
         )
     }
 }
@@ -130,6 +134,7 @@ const PIPELINE: &[(&str, Level, Pass)] = &[
     ("decompose", Level::Separate, decompose::run),
     ("layout", Level::Fuse, layout::run),
     ("clean", Level::Separate, simplify::run),
+    ("precision", Level::Separate, precision::run),
     ("split", Level::Separate, split::run),
     ("place", Level::Separate, place::run),
     ("fuse", Level::Separate, fuse::run),

@@ -27,6 +27,8 @@ pub(crate) enum Place {
         strided: bool,
         /// Takes an epilogue.
         epilogue: bool,
+        /// Converts operands when it reads them.
+        converts: bool,
     },
     /// Interpreted on the host.
     Host,
@@ -101,12 +103,17 @@ fn place_of(
         let target = context.target(device);
         if asks_library(&node.op) {
             match claim(graph, id, target) {
-                Some(Claim::Yes { strided, epilogue }) => {
+                Some(Claim::Yes {
+                    strided,
+                    epilogue,
+                    converts,
+                }) => {
                     note(misses, id, device, primary, &why);
                     return Place::Library {
                         device,
                         strided,
                         epilogue,
+                        converts,
                     };
                 }
                 Some(Claim::No { reason }) if why.is_empty() => why = reason,

@@ -100,6 +100,7 @@ fn libraries(op: &Op, _: &[&TensorType]) -> Claim {
         | Op::Composite(CompositeOp::Attention(_) | CompositeOp::Conv(_)) => Claim::Yes {
             strided: true,
             epilogue: !attention,
+            converts: false,
         },
         _ => nothing(op, &[]),
     }

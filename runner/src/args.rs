@@ -79,7 +79,7 @@ pub struct CompileArgs {
     /// The same bits at every run: refuse units that add in any order, and take the CPU for `auto`.
     #[arg(long)]
     pub deterministic: bool,
-    /// Type in which products are computed.
+    /// Type in which products with constant weights are computed.
     #[arg(long, value_enum, default_value = "f32")]
     pub precision: Precision,
     /// Compile a mistake into what is run (but not into the standard of a comparison), to see it found.
@@ -87,16 +87,16 @@ pub struct CompileArgs {
     pub fault: Option<Fault>,
 }
 
-/// Type in which products are computed.
+/// Type in which products with constant weights are computed; sums are f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Precision {
     /// As the model says.
     F32,
-    /// Brain floating point.
+    /// Weights and activations are rounded to bf16.
     Bf16,
-    /// Half precision.
+    /// Weights are rounded to f16.
     F16,
-    /// Integers with scales.
+    /// Weights and activations are rounded to 8-bit integers with scales found in the run.
     Int8,
 }
 
@@ -226,7 +226,10 @@ pub struct RunArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
 pub struct BenchArgs {
+    #[command(subcommand)]
+    pub action: Option<BenchAction>,
     /// Model file; not with --worker.
     pub model: Option<PathBuf>,
     #[command(flatten)]
@@ -245,6 +248,32 @@ pub struct BenchArgs {
     /// Answer requests on standard input, one JSON object a line.
     #[arg(long)]
     pub worker: bool,
+}
+
+/// What `bench` does beside timing a model.
+#[derive(Debug, Subcommand)]
+pub enum BenchAction {
+    /// Put the results of several files side by side, and say what became slower or faster than in the first.
+    Compare(BenchCompareArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct BenchCompareArgs {
+    /// Results of `cupola bench --json` or of the program in benches/; the first is the standard.
+    #[arg(required = true, num_args = 2..)]
+    pub files: Vec<PathBuf>,
+    /// Least change that counts, as a fraction.
+    #[arg(long, default_value_t = 0.05)]
+    pub least: f64,
+    /// Chance of a false alarm in the whole table.
+    #[arg(long, default_value_t = 0.01)]
+    pub chance: f64,
+    /// Exit with status 6 when something became slower.
+    #[arg(long)]
+    pub check: bool,
+    /// JSON to FILE, or to standard output.
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
+    pub json: Option<String>,
 }
 
 #[derive(Debug, Args)]

@@ -21,6 +21,8 @@ pub struct Difference {
     pub max_abs: f64,
     /// Largest relative difference.
     pub max_rel: f64,
+    /// Largest absolute difference over the root mean square of what was expected.
+    pub max_rms: f64,
     /// Where and how much the first element outside differs; empty when all are inside.
     pub detail: String,
 }
@@ -35,6 +37,7 @@ impl Difference {
         Difference {
             max_abs: f64::INFINITY,
             max_rel: f64::INFINITY,
+            max_rms: f64::INFINITY,
             detail,
         }
     }
@@ -45,6 +48,7 @@ impl Difference {
         Difference {
             max_abs: self.max_abs.max(other.max_abs),
             max_rel: self.max_rel.max(other.max_rel),
+            max_rms: self.max_rms.max(other.max_rms),
             detail: if self.detail.is_empty() {
                 other.detail
             } else {
@@ -167,6 +171,11 @@ fn numbers(name: &str, got: &[f64], want: &[f64], t: Tolerance) -> Difference {
         if !inside && all.detail.is_empty() {
             all.detail = format!("{name}[{i}]: {g}, expected {w}");
         }
+    }
+    let squares: f64 = want.iter().map(|w| w * w).sum();
+    let rms = (squares / want.len().max(1) as f64).sqrt();
+    if all.max_abs > 0.0 {
+        all.max_rms = all.max_abs / rms;
     }
     all
 }

@@ -64,11 +64,6 @@ impl Failure {
         Failure::new(5, "limit", message)
     }
 
-    /// Well formed, but not implemented.
-    pub fn unsupported(message: impl Into<String>) -> Failure {
-        Failure::new(4, "unsupported", message)
-    }
-
     /// Results that differ from what was expected.
     pub fn differs(message: impl Into<String>) -> Failure {
         Failure::new(6, "differs", message)

@@ -10,6 +10,7 @@ mod inputs;
 mod npy;
 mod outputs;
 mod pb;
+mod significance;
 
 use clap::Parser;
 use std::process::ExitCode;

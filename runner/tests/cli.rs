@@ -214,8 +214,7 @@ fn flags_of_every_run_are_taken() {
     ]);
     assert!(plain.status.success(), "{}", text(&plain.stderr));
     let out = digits(&["--precision", "bf16"]);
-    assert_eq!(out.status.code(), Some(4));
-    assert!(text(&out.stderr).starts_with("error[unsupported]: --precision"));
+    assert!(out.status.success(), "{}", text(&out.stderr));
     assert_eq!(digits(&["--precision", "f5"]).status.code(), Some(2));
 }
 

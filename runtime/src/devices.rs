@@ -145,11 +145,11 @@ pub struct DeviceInfo {
     pub facts: Vec<(String, String)>,
 }
 
-/// The CPU and every GPU adapter.
-pub fn list_devices() -> Vec<DeviceInfo> {
+/// The host's processor.
+pub fn processor() -> DeviceInfo {
     let isa = cupola_cpu::isa::Isa::detect();
     let caches = cupola_cpu::isa::caches();
-    let cpu = DeviceInfo {
+    DeviceInfo {
         spec: DeviceSpec::Cpu,
         name: cpu_name(),
         facts: vec![
@@ -168,7 +168,11 @@ pub fn list_devices() -> Vec<DeviceInfo> {
                 ),
             ),
         ],
-    };
+    }
+}
+
+/// The CPU and every GPU adapter.
+pub fn list_devices() -> Vec<DeviceInfo> {
     let adapters = AdapterList::enumerate();
     let gpus = adapters.adapters().iter().map(|a| {
         let f = a.facts();
@@ -211,7 +215,7 @@ pub fn list_devices() -> Vec<DeviceInfo> {
             facts,
         }
     });
-    std::iter::once(cpu).chain(gpus).collect()
+    std::iter::once(processor()).chain(gpus).collect()
 }
 
 fn vector_level(isa: cupola_cpu::isa::Isa) -> String {

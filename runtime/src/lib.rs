@@ -23,10 +23,10 @@ mod value;
 
 pub use cupola_backend::{BackendError, Rates};
 pub use cupola_ir::eval::Stop;
-pub use devices::{DeviceInfo, DeviceSpec, Host, list_devices};
+pub use devices::{DeviceInfo, DeviceSpec, Host, list_devices, processor};
 pub use error::{Result, RuntimeError};
 pub use fault::Fault;
-pub use load::packed_size;
+pub use load::{Release, weight_size};
 pub use program::{CompileOptions, Program};
 pub use record::{Event, Recording};
 pub use session::{Cancel, Outputs, Pending, Request, Session};

@@ -1,25 +1,94 @@
 //! Compiled graphs made ready to run: executables and weights on their devices.
 
 use crate::error::Result;
-use cupola_backend::{Backend, Buffer, BufferRange, Executable};
+use crate::value::whole;
+use bytes::Bytes;
+use cupola_backend::{Backend, Binding, Buffer, Device, Executable};
 use cupola_ir::kernel::Unit;
-use cupola_passes::{Compiled, DeviceId, SlotId, Step, Storage};
-use rustc_hash::FxHashMap;
+use cupola_passes::{Compiled, DeviceId, Slot, SlotId, Step, Storage};
+use rustc_hash::{FxHashMap, FxHashSet};
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 
 /// Devices by [`DeviceId`].
 pub(crate) type Devices = [Arc<dyn Backend>];
 
-/// Weights already on a device, by device and address of their bytes. Equal handles are uploaded once, also across
-/// regions.
+/// Where constant bytes lie on the host, and the device that has them.
+type Place = (DeviceId, usize, usize);
+
+fn place(device: DeviceId, bytes: &Bytes) -> Place {
+    (device, bytes.as_ptr() as usize, bytes.len())
+}
+
+/// Told of bytes of constants that are not needed any more where they lie: they have been copied, or made into another
+/// form. They may be asked for again.
+#[derive(Clone)]
+pub struct Release(Arc<dyn Fn(&[u8]) + Send + Sync>);
+
+impl Release {
+    /// Calls `release` with the bytes.
+    pub fn new(release: impl Fn(&[u8]) + Send + Sync + 'static) -> Release {
+        Release(Arc::new(release))
+    }
+}
+
+impl fmt::Debug for Release {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Release")
+    }
+}
+
+/// Weights already on a device, and whether they are aligned there. Equal handles are uploaded once, also across regions.
 #[derive(Default)]
 pub(crate) struct WeightCache {
-    buffers: FxHashMap<(DeviceId, usize, usize), Buffer>,
+    buffers: FxHashMap<Place, (Buffer, bool)>,
     /// Bytes of all weights, and of the forms of them that executables hold.
     pub bytes: u64,
     /// Plans loaded so far.
     plans: usize,
+    release: Option<Release>,
+}
+
+impl WeightCache {
+    pub fn new(release: Option<Release>) -> WeightCache {
+        WeightCache {
+            release,
+            ..WeightCache::default()
+        }
+    }
+
+    fn release(&self, bytes: &[u8]) {
+        if let Some(Release(release)) = &self.release {
+            release(bytes);
+        }
+    }
+
+    /// The memory of a constant that is read; without `aligned` it may lie anywhere.
+    fn put(
+        &mut self,
+        id: DeviceId,
+        device: &dyn Device,
+        bytes: Bytes,
+        aligned: bool,
+    ) -> Result<Buffer> {
+        let place = place(id, &bytes);
+        match self.buffers.get(&place) {
+            Some((buffer, known)) if *known || !aligned => return Ok(buffer.clone()),
+            Some(_) => {}
+            None => self.bytes += bytes.len() as u64,
+        }
+        let buffer = match aligned {
+            true => device.constant(bytes.clone())?,
+            false => device.constant_in_place(bytes.clone())?,
+        };
+        let shared = device.share(&whole(buffer.clone(), bytes.len()))?;
+        if shared.is_none_or(|shared| shared.as_ptr() != bytes.as_ptr()) {
+            self.release(&bytes);
+        }
+        self.buffers.insert(place, (buffer.clone(), aligned));
+        Ok(buffer)
+    }
 }
 
 /// A compiled graph with its executables and constants; regions loaded likewise.
@@ -49,25 +118,25 @@ impl Loaded {
         let number = weights.plans;
         weights.plans += 1;
         let mut executables = compile_units(&compiled, devices)?;
+        prepare(&compiled, devices, &mut executables, weights)?;
+        // Copies of weights on their way are larger than what runs will need.
+        devices.iter().for_each(|d| d.device().trim());
+        let read = constants_read(&compiled, |unit, argument| {
+            executables[unit].replaces(argument)
+        });
+        let aligned = constants_read(&compiled, |unit, argument| {
+            executables[unit].takes_any_address(argument)
+        });
         let mut constants = vec![None; compiled.plan.slots.len()];
-        for (slot, at) in compiled.plan.slots.iter().zip(&mut constants) {
-            if let Storage::Const(tensor) = &slot.storage
-                && let Some(bytes) = tensor.shared_bytes()
-            {
-                let key = (slot.device, bytes.as_ptr() as usize, bytes.len());
-                let buffer = match weights.buffers.get(&key) {
-                    Some(b) => b.clone(),
-                    None => {
-                        weights.bytes += bytes.len() as u64;
-                        let b = devices[slot.device.0 as usize].device().constant(bytes)?;
-                        weights.buffers.insert(key, b.clone());
-                        b
-                    }
-                };
-                *at = Some(buffer);
+        for (i, slot) in compiled.plan.slots.iter().enumerate() {
+            if let Some(bytes) = constant_bytes(slot) {
+                let device = devices[slot.device.0 as usize].device();
+                constants[i] = Some(match (read[i], aligned[i]) {
+                    (false, _) => device.constant_in_place(bytes)?,
+                    (true, aligned) => weights.put(slot.device, device, bytes, aligned)?,
+                });
             }
         }
-        bind_constants(&compiled, &constants, devices, &mut executables)?;
         weights.bytes += executables
             .iter()
             .map(|e| e.constant_size() as u64)
@@ -124,51 +193,133 @@ impl Loaded {
     }
 }
 
-/// Lets executables prepare the operands that are constants. A unit is launched by one step, so its executable may hold
-/// what belongs to that step.
-fn bind_constants(
+/// The bytes of a slot that holds a constant.
+fn constant_bytes(slot: &Slot) -> Option<Bytes> {
+    match &slot.storage {
+        Storage::Const(tensor) => tensor.shared_bytes(),
+        _ => None,
+    }
+}
+
+/// Most bytes of constants that executables are given at a time: enough to keep several threads busy, few enough not to
+/// matter beside the weights.
+const GROUP: usize = 16 << 20;
+
+/// Lets executables prepare the operands that are constants, and lets go of the memory these were read from. A unit is
+/// launched by one step, so its executable may hold what belongs to that step.
+fn prepare(
     compiled: &Compiled,
-    constants: &[Option<Buffer>],
     devices: &Devices,
     executables: &mut [Arc<dyn Executable>],
+    weights: &WeightCache,
 ) -> Result<()> {
-    for step in &compiled.plan.steps {
-        let Step::Launch { unit, buffers } = step else {
+    let mut waiting: Vec<(usize, Binding)> = vec![];
+    let mut size = 0;
+    let last = compiled.plan.steps.len();
+    for (at, step) in compiled.plan.steps.iter().enumerate() {
+        if let Step::Launch { unit, buffers } = step {
+            let slots = buffers.iter().map(|s| &compiled.plan.slots[s.0 as usize]);
+            let constants: Vec<Option<Bytes>> = slots.map(constant_bytes).collect();
+            if constants.iter().any(Option::is_some) {
+                size += constants.iter().flatten().map(Bytes::len).sum::<usize>();
+                let executable = executables[*unit].clone();
+                waiting.push((
+                    *unit,
+                    Binding {
+                        executable,
+                        constants,
+                    },
+                ));
+            }
+        }
+        if size < GROUP && at + 1 < last {
             continue;
-        };
-        let whole = |buffer: &Buffer| BufferRange {
-            buffer: buffer.clone(),
-            offset: 0,
-            size: buffer.size(),
-        };
-        let known: Vec<Option<BufferRange>> = (buffers.iter())
-            .map(|slot| constants[slot.0 as usize].as_ref().map(whole))
-            .collect();
-        if known.iter().any(Option::is_some) {
-            let backend = &devices[compiled.units[*unit].device.0 as usize];
-            executables[*unit] = backend.bind_constants(executables[*unit].clone(), &known)?;
+        }
+        size = 0;
+        for (d, backend) in devices.iter().enumerate() {
+            let of_device =
+                |(unit, _): &mut (usize, Binding)| compiled.units[*unit].device.0 as usize == d;
+            let (units, group): (Vec<usize>, Vec<Binding>) =
+                waiting.extract_if(.., of_device).unzip();
+            let bound = backend.bind_constants(&group);
+            for ((unit, bound), binding) in units.into_iter().zip(bound).zip(&group) {
+                executables[unit] = bound?;
+                let replaced = |(k, _): &(usize, _)| executables[unit].replaces(*k);
+                let constants = binding.constants.iter().enumerate().filter(replaced);
+                constants
+                    .filter_map(|(_, c)| c.as_ref())
+                    .for_each(|c| weights.release(c));
+            }
         }
     }
     Ok(())
 }
 
-/// Bytes of the forms of constants that units hold beside the constants themselves, regions included; known
-/// before anything is loaded.
-pub fn packed_size(compiled: &Compiled, devices: &[Arc<dyn Backend>]) -> u64 {
-    let slots = &compiled.plan.slots;
-    let of_step = |step: &Step| -> u64 {
-        let Step::Launch { unit, buffers } = step else {
-            return 0;
+/// For each slot whether it is a constant that something reads, launches left out of which `except` is true for the unit
+/// and the argument.
+fn constants_read(compiled: &Compiled, except: impl Fn(usize, usize) -> bool) -> Vec<bool> {
+    let plan = &compiled.plan;
+    let mut all = vec![false; plan.slots.len()];
+    let mut read = |slot: &SlotId| {
+        let owner = match plan.slots[slot.0 as usize].storage {
+            Storage::Alias { of, .. } => of,
+            _ => *slot,
         };
-        let is_constant =
-            |slot: &SlotId| matches!(slots[slot.0 as usize].storage, Storage::Const(_));
-        let is_constant: Vec<bool> = buffers.iter().map(is_constant).collect();
-        let unit = &compiled.units[*unit];
-        devices[unit.device.0 as usize].constant_size(&unit.unit, &is_constant) as u64
+        let constant = matches!(plan.slots[owner.0 as usize].storage, Storage::Const(_));
+        all[owner.0 as usize] |= constant;
     };
-    let own: u64 = compiled.plan.steps.iter().map(of_step).sum();
-    let regions = compiled.bodies().map(|body| packed_size(body, devices));
-    own + regions.sum::<u64>()
+    for step in &plan.steps {
+        match step {
+            Step::Launch { unit, buffers } => {
+                let kept = |(k, _): &(usize, &SlotId)| !except(*unit, *k);
+                let kept = buffers.iter().enumerate().filter(kept);
+                kept.for_each(|(_, slot)| read(slot));
+            }
+            Step::Host { operands, .. } | Step::Control { operands, .. } => {
+                operands.iter().for_each(&mut read);
+            }
+            Step::Transfer { from, .. }
+            | Step::Bind { from, .. }
+            | Step::WriteState { from, .. } => read(from),
+            Step::Require { .. } => {}
+        }
+    }
+    plan.outputs.iter().for_each(read);
+    all
+}
+
+/// Bytes of all constants on the devices, each once, regions included: of those that units hold in a form of their own,
+/// that form. Known before anything is loaded.
+pub fn weight_size(compiled: &Compiled, devices: &[Arc<dyn Backend>]) -> u64 {
+    fn add(compiled: &Compiled, devices: &Devices, seen: &mut FxHashSet<Place>) -> u64 {
+        let slots = &compiled.plan.slots;
+        let mut replaced = FxHashSet::default();
+        let mut sum = 0u64;
+        for step in &compiled.plan.steps {
+            if let Step::Launch { unit, buffers } = step {
+                let storage = buffers.iter().map(|s| &slots[s.0 as usize].storage);
+                let constant: Vec<bool> = storage.map(|s| matches!(s, Storage::Const(_))).collect();
+                let placed = &compiled.units[*unit];
+                let backend = &devices[placed.device.0 as usize];
+                let replacement = backend.replacement(&placed.unit, &constant);
+                sum = sum.saturating_add(replacement.size as u64);
+                replaced.extend(replacement.arguments.into_iter().map(|k| (*unit, k)));
+            }
+        }
+        let read = constants_read(compiled, |unit, k| replaced.contains(&(unit, k)));
+        for (slot, read) in slots.iter().zip(read) {
+            if let (Some(bytes), true) = (constant_bytes(slot), read)
+                && seen.insert(place(slot.device, &bytes))
+            {
+                sum = sum.saturating_add(bytes.len() as u64);
+            }
+        }
+        let regions = compiled.bodies();
+        regions.fold(sum, |sum, body| {
+            sum.saturating_add(add(body, devices, seen))
+        })
+    }
+    add(compiled, devices, &mut FxHashSet::default())
 }
 
 fn compile_units(compiled: &Compiled, devices: &Devices) -> Result<Vec<Arc<dyn Executable>>> {

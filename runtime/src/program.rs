@@ -4,7 +4,7 @@ use crate::devices::{DeviceSpec, Host};
 use crate::error::{Result, RuntimeError};
 use crate::exec::{self, RunCx};
 use crate::fault::Fault;
-use crate::load::{Loaded, WeightCache};
+use crate::load::{Loaded, Release, WeightCache};
 use crate::pool::Pool;
 use crate::record::Recording;
 use crate::state::{RunStats, State, Weights};
@@ -14,7 +14,7 @@ use cupola_ir::eval::{self, Env, Limits, Stop};
 use cupola_ir::kernel::{Phase, StoreKind, Unit};
 use cupola_ir::{Bindings, DType, Graph, IrError, Op, Tensor, Value, ValueId};
 use cupola_passes::plan::{self, Packing};
-use cupola_passes::{Compiled, DeviceId, MissCode, Options, Step};
+use cupola_passes::{Compiled, DeviceId, MissCode, Options, Precision, Step};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -28,6 +28,8 @@ pub struct CompileOptions {
     pub level: u8,
     /// Threads of the CPU device; 0 for one per physical core.
     pub threads: usize,
+    /// Type in which products with constant weights are computed.
+    pub precision: Precision,
     /// Fail with [`RuntimeError::Fallback`] when anything but shape arithmetic, host values and conditions would run
     /// on another device.
     pub no_fallback: bool,
@@ -40,6 +42,8 @@ pub struct CompileOptions {
     pub deterministic: bool,
     /// Compile this mistake in, to try what finds mistakes.
     pub fault: Option<Fault>,
+    /// Told of constants that need not stay in memory where the graph has them.
+    pub release: Option<Release>,
 }
 
 impl Default for CompileOptions {
@@ -48,11 +52,13 @@ impl Default for CompileOptions {
             device: DeviceSpec::Cpu,
             level: 2,
             threads: 0,
+            precision: Precision::F32,
             no_fallback: false,
             verify: false,
             memory: None,
             deterministic: false,
             fault: None,
+            release: None,
         }
     }
 }
@@ -69,7 +75,8 @@ pub struct Program {
 }
 
 enum Engine {
-    Reference,
+    /// Interprets this graph.
+    Reference(Box<Graph>),
     Compiled {
         loaded: Box<Loaded>,
         devices: Vec<Arc<dyn Backend>>,
@@ -91,6 +98,7 @@ impl Engine {
             device: primary,
             verify: options.verify,
             level: cupola_passes::Level::from_number(options.level),
+            precision: options.precision,
             ..Options::default()
         };
         let mut compiled = cupola_passes::compile(graph.clone(), &targets, &pass_options)?;
@@ -110,12 +118,12 @@ impl Engine {
             check_deterministic(&compiled)?;
         }
         if let Some(budget) = options.memory {
-            let need = cupola_passes::plan::weight_size(&compiled);
+            let need = crate::load::weight_size(&compiled, &devices);
             if need > budget {
                 return Err(RuntimeError::Memory { need, budget });
             }
         }
-        let mut weights = WeightCache::default();
+        let mut weights = WeightCache::new(options.release.clone());
         let loaded = Box::new(Loaded::new(compiled, &devices, &mut weights)?);
         Ok(Engine::Compiled {
             loaded,
@@ -139,7 +147,10 @@ impl Program {
         let start = Instant::now();
         let (device, devices) = host.open(&options.device, options.threads)?;
         let engine = match device {
-            DeviceSpec::Reference => Engine::Reference,
+            DeviceSpec::Reference => {
+                let graph = cupola_passes::with_precision(graph.clone(), options.precision)?;
+                Engine::Reference(Box::new(graph))
+            }
             _ => Engine::compile(&graph, &device, devices, options)?,
         };
         Ok(Program {
@@ -159,7 +170,7 @@ impl Program {
     /// The compiled form; `None` on the reference device.
     pub fn compiled(&self) -> Option<&Compiled> {
         match &self.engine {
-            Engine::Reference => None,
+            Engine::Reference(_) => None,
             Engine::Compiled { loaded, .. } => Some(&loaded.compiled),
         }
     }
@@ -168,7 +179,7 @@ impl Program {
     /// the reference device.
     pub fn plans(&self) -> BTreeMap<usize, &Compiled> {
         match &self.engine {
-            Engine::Reference => BTreeMap::new(),
+            Engine::Reference(_) => BTreeMap::new(),
             Engine::Compiled { loaded, .. } => loaded.plans(),
         }
     }
@@ -176,7 +187,7 @@ impl Program {
     /// Names of the devices that units run on, by [`DeviceId`].
     pub fn device_names(&self) -> Vec<String> {
         match &self.engine {
-            Engine::Reference => vec![],
+            Engine::Reference(_) => vec![],
             Engine::Compiled { devices, .. } => {
                 devices.iter().map(|d| d.target().name.clone()).collect()
             }
@@ -217,7 +228,7 @@ impl Program {
     /// Compiled units, regions included.
     pub fn unit_count(&self) -> usize {
         match &self.engine {
-            Engine::Reference => 0,
+            Engine::Reference(_) => 0,
             Engine::Compiled { loaded, .. } => loaded.unit_count(),
         }
     }
@@ -225,7 +236,7 @@ impl Program {
     /// Bytes of weights on the devices, packed forms that backends made of them included.
     pub fn weight_bytes(&self) -> u64 {
         match &self.engine {
-            Engine::Reference => 0,
+            Engine::Reference(_) => 0,
             Engine::Compiled { weight_bytes, .. } => *weight_bytes,
         }
     }
@@ -233,7 +244,7 @@ impl Program {
     /// Listings of the generated code of all units at the top level, with their names.
     pub fn listings(&self) -> Vec<(String, String)> {
         match &self.engine {
-            Engine::Reference => vec![],
+            Engine::Reference(_) => vec![],
             Engine::Compiled { loaded, .. } => {
                 let units = loaded.compiled.units.iter().zip(&loaded.executables);
                 units.map(|(u, e)| (u.unit.name(), e.listing())).collect()
@@ -245,7 +256,7 @@ impl Program {
     /// values and conditions do not count.
     pub fn fallbacks(&self) -> Vec<String> {
         match &self.engine {
-            Engine::Reference => vec![],
+            Engine::Reference(_) => vec![],
             Engine::Compiled {
                 loaded, primary, ..
             } => {
@@ -273,7 +284,7 @@ impl Program {
 
     fn backend(&self) -> Option<&Arc<dyn Backend>> {
         match &self.engine {
-            Engine::Reference => None,
+            Engine::Reference(_) => None,
             Engine::Compiled {
                 devices, primary, ..
             } => Some(&devices[primary.0 as usize]),
@@ -351,7 +362,9 @@ impl Program {
         let mut limits = Limits::default();
         limits.trips = state.limits.trips.unwrap_or(limits.trips);
         let (outputs, states, stats) = match &self.engine {
-            Engine::Reference => self.interpret(state, &inputs, &places, limits, budget, stop)?,
+            Engine::Reference(graph) => {
+                self.interpret(graph, state, &inputs, &places, limits, budget, stop)?
+            }
             Engine::Compiled {
                 loaded,
                 devices,
@@ -405,6 +418,7 @@ impl Program {
     /// Runs on the reference interpreter.
     fn interpret(
         &self,
+        graph: &Graph,
         state: &State,
         inputs: &[RunValue],
         places: &[Place],
@@ -432,7 +446,7 @@ impl Program {
             .iter()
             .map(RunValue::to_host)
             .collect::<Result<_>>()?;
-        let outputs = eval::run(&self.graph, &inputs, &mut env)?;
+        let outputs = eval::run(graph, &inputs, &mut env)?;
         let outputs = outputs.into_iter().map(RunValue::Host).collect();
         let states = env.states.into_iter().map(|(n, v)| (n, v.into())).collect();
         Ok((outputs, states, RunStats::default()))

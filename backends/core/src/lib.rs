@@ -90,6 +90,24 @@ pub trait Executable: Any + Send + Sync + fmt::Debug {
     fn constant_size(&self) -> usize {
         0
     }
+    /// Whether launches leave the bytes of this buffer argument alone, because the executable holds them in a form of its
+    /// own. The argument is passed as before.
+    fn replaces(&self, _argument: usize) -> bool {
+        false
+    }
+    /// Whether this buffer argument may begin at any address, see [`Device::constant_in_place`].
+    fn takes_any_address(&self, _argument: usize) -> bool {
+        false
+    }
+}
+
+/// An executable, and what is known of its buffer arguments: the bytes of those that never change.
+#[derive(Clone, Debug)]
+pub struct Binding {
+    /// Code.
+    pub executable: Arc<dyn Executable>,
+    /// One entry per buffer argument; bytes of a constant at any address.
+    pub constants: Vec<Option<bytes::Bytes>>,
 }
 
 /// One run of an executable.
@@ -144,6 +162,14 @@ pub trait Device: Send + Sync {
         Ok(buffer)
     }
 
+    /// As [`Device::constant`], for launches of executables that take this argument at any address only.
+    ///
+    /// # Errors
+    /// As [`Device::constant`].
+    fn constant_in_place(&self, bytes: bytes::Bytes) -> Result<Buffer> {
+        self.constant(bytes)
+    }
+
     /// Copies from the host, after all submitted work.
     ///
     /// # Errors
@@ -176,6 +202,9 @@ pub trait Device: Send + Sync {
     /// # Errors
     /// [`BackendError::Fault`] or [`BackendError::Device`].
     fn wait(&self) -> Result<()>;
+
+    /// Frees what is kept only to be used again.
+    fn trim(&self) {}
 
     /// Bytes allocated now and at most so far.
     fn memory_used(&self) -> (u64, u64);
@@ -218,23 +247,26 @@ pub trait Backend: Send + Sync {
     /// Compiles units; one result each, in order. A backend may compile them in parallel or into one module.
     fn compile(&self, units: &[&Unit]) -> Vec<Result<Arc<dyn Executable>>>;
 
-    /// The executable made ready for operands that never change: the same code with what is worth computing from them
-    /// once (packed weights). One entry per buffer argument; launches pass all buffers as before, and at these places
-    /// the same bytes.
-    ///
-    /// # Errors
-    /// [`BackendError::OutOfMemory`].
-    fn bind_constants(
-        &self,
-        executable: Arc<dyn Executable>,
-        _constants: &[Option<BufferRange>],
-    ) -> Result<Arc<dyn Executable>> {
-        Ok(executable)
+    /// Executables made ready for operands that never change: the same code with what is worth computing from them once
+    /// (packed weights). Launches pass all buffers as before, and at these places the same bytes. One result each, in
+    /// order; a backend may work on several at once.
+    fn bind_constants(&self, bindings: &[Binding]) -> Vec<Result<Arc<dyn Executable>>> {
+        let same = |b: &Binding| Ok(b.executable.clone());
+        bindings.iter().map(same).collect()
     }
 
-    /// About the bytes that [`Backend::bind_constants`] will take for a unit, given which buffer arguments are constants;
-    /// known without compiling it or having them.
-    fn constant_size(&self, _unit: &Unit, _is_constant: &[bool]) -> usize {
-        0
+    /// Which arguments [`Backend::bind_constants`] will replace, see [`Executable::replaces`], and about the bytes that
+    /// their forms take, given which buffer arguments are constants; known without compiling the unit or having them.
+    fn replacement(&self, _unit: &Unit, _is_constant: &[bool]) -> Replacement {
+        Replacement::default()
     }
+}
+
+/// What a backend makes of a unit's constants.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Replacement {
+    /// Buffer arguments that are no longer read.
+    pub arguments: Vec<usize>,
+    /// About the bytes held instead.
+    pub size: usize,
 }

@@ -1,6 +1,6 @@
 //! Running one unit over bytes, for tests and measurements of backends.
 
-use crate::{Backend, BufferRange, Command, Launch, Result};
+use crate::{Backend, Binding, BufferRange, Command, Launch, Result};
 use cupola_ir::kernel::Unit;
 
 /// Compiles a unit and runs it over buffers given as bytes, which get their contents afterwards, also after a fault.
@@ -40,11 +40,16 @@ pub fn run_with_constants(
             Ok(range)
         })
         .collect::<Result<_>>()?;
-    let bound: Vec<Option<BufferRange>> = (ranges.iter().enumerate())
-        .map(|(at, range)| constants.contains(&at).then(|| range.clone()))
-        .collect();
+    let known = |(at, bytes): (usize, &Vec<u8>)| {
+        let constant = constants.contains(&at);
+        constant.then(|| bytes::Bytes::copy_from_slice(bytes))
+    };
+    let binding = Binding {
+        executable,
+        constants: buffers.iter().enumerate().map(known).collect(),
+    };
     let launch = Launch {
-        executable: backend.bind_constants(executable, &bound)?,
+        executable: backend.bind_constants(&[binding]).remove(0)?,
         buffers: ranges.clone(),
         sizes: sizes.to_vec(),
     };

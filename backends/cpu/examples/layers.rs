@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use cupola_cpu::isa::Isa;
 use cupola_cpu::library::attention::{Attention, Band, Unseeing, attend};
 use cupola_cpu::library::lstm::{
-    Activation, Cell, PackedRecurrent, Recurrent, RecurrentOutputs, recur,
+    Activation, Cell, PackedRecurrent, Recurrent, RecurrentOutputs, Weights, recur,
 };
 use cupola_cpu::library::rows::{Norm, NormExtras, RowsOutput, Softmax, normalize, softmax};
 use cupola_cpu::library::sort::{Order, Selection, select};
@@ -114,7 +114,8 @@ fn lstm(cx: &Context, steps: usize, batch: usize, hidden: usize) {
         numbers(steps * batch * hidden),
     );
     let matrix = View::dense("r", weights.as_slice::<f32>(), [4 * hidden, hidden]).expect("fits");
-    let packed = PackedRecurrent::new(cx.isa, &cell, matrix, &Usage::unlimited()).expect("memory");
+    let packed = PackedRecurrent::new(cx.isa, &cell, Weights::F32(matrix), &Usage::unlimited())
+        .expect("memory");
     let layer = Recurrent {
         cell,
         clip: None,

@@ -1,17 +1,20 @@
 //! The backend: units to executables.
 
 use crate::coalesce::coalesce;
-use crate::device::{ALIGNMENT, Argument, CpuDevice};
+use crate::device::{ALIGNMENT, CpuDevice};
+use crate::emit::wide;
 use crate::executable::{CpuExecutable, Generated};
 use crate::isa::Isa;
-use crate::jit;
+use crate::jit::{self, Source};
 use crate::libcall;
 use crate::library::probe;
 use crate::memory::{Scratch, Usage};
 use crate::schedule;
 use crate::threads::Pool;
-use crate::vector::{self, Program};
-use cupola_backend::{Backend, BackendError, BufferRange, Device, Executable, Rates, Result};
+use crate::vector::{self, Machine, Program};
+use cupola_backend::{
+    Backend, BackendError, Binding, Device, Executable, Rates, Replacement, Result,
+};
 use cupola_ir::kernel::{Expr, Kernel, Phase, StoreKind, Unit, legalize};
 use cupola_ir::target::Target;
 use cupola_ir::{DType, Scalar};
@@ -89,6 +92,31 @@ impl CpuBackend {
         Ok(kernel)
     }
 
+    /// An executable with what is worth making of its constants.
+    fn bind(&self, binding: &Binding) -> Result<Arc<dyn Executable>> {
+        let Some(own) = binding.executable.as_any().downcast_ref::<CpuExecutable>() else {
+            return Ok(binding.executable.clone());
+        };
+        let ready = own.with_constants(&self.device, &binding.constants)?;
+        Ok(ready.map_or_else(|| binding.executable.clone(), |e| Arc::new(e)))
+    }
+
+    /// The program of a kernel, and its code where the wide emitter can make it.
+    fn program(&self, kernel: &Kernel) -> (Program, Option<Vec<u8>>) {
+        let lower = |machine| {
+            let program = vector::lower(kernel, &schedule::shape(kernel, machine), machine);
+            debug_assert_eq!(vector::verify(&program), Ok(()), "bug: {program}");
+            program
+        };
+        if wide::exists(self.isa) {
+            let program = lower(Machine::Wide);
+            if let Some(bytes) = wide::emit(&program, self.isa) {
+                return (program, Some(bytes));
+            }
+        }
+        (lower(Machine::Portable), None)
+    }
+
     /// Code for kernels, made by all threads; for each what the code generator said if it could not.
     fn generate(&self, kernels: &[Kernel]) -> Vec<Result<Generated, String>> {
         let parts = kernels.len().min(PARTS * self.device.pool.threads());
@@ -99,15 +127,19 @@ impl CpuBackend {
         self.device.pool.run(parts, |first| {
             let made = part(first).map(|kernel| {
                 let kernel = legalize(&coalesce(kernel.clone()), &self.native);
-                let program = vector::lower(&kernel, &schedule::shape(&kernel));
-                debug_assert_eq!(vector::verify(&program), Ok(()), "bug: {program}");
-                (Arc::new(kernel), Arc::new(program))
+                let (program, bytes) = self.program(&kernel);
+                (Arc::new(kernel), Arc::new(program), bytes)
             });
-            let made: Vec<(Arc<Kernel>, Arc<Program>)> = made.collect();
-            let programs: Vec<&Program> = made.iter().map(|m| &*m.1).collect();
-            let all = match jit::compile(&programs, self.isa) {
+            let mut made: Vec<(Arc<Kernel>, Arc<Program>, Option<Vec<u8>>)> = made.collect();
+            let sources: Vec<Source> = (made.iter_mut())
+                .map(|(_, program, bytes)| match bytes.take() {
+                    Some(bytes) => Source::Bytes(bytes),
+                    None => Source::Portable(program),
+                })
+                .collect();
+            let all = match jit::compile(&sources, self.isa) {
                 Ok(codes) => (made.into_iter().zip(codes))
-                    .map(|((kernel, program), code)| {
+                    .map(|((kernel, program, _), code)| {
                         Ok(Generated {
                             name: kernel.name.clone(),
                             kernel,
@@ -241,25 +273,23 @@ impl Backend for CpuBackend {
         all.map(finish).collect()
     }
 
-    fn bind_constants(
-        &self,
-        executable: Arc<dyn Executable>,
-        constants: &[Option<BufferRange>],
-    ) -> Result<Arc<dyn Executable>> {
-        let Some(own) = executable.as_any().downcast_ref::<CpuExecutable>() else {
-            return Ok(executable);
-        };
-        let arguments: Vec<Option<Argument>> = (constants.iter())
-            .map(|range| range.as_ref().map(Argument::new).transpose())
-            .collect::<Result<_>>()?;
-        let ready = own.with_constants(&self.device, &arguments)?;
-        Ok(ready.map_or(executable, |e| Arc::new(e)))
+    fn bind_constants(&self, bindings: &[Binding]) -> Vec<Result<Arc<dyn Executable>>> {
+        let done: Vec<OnceLock<Result<Arc<dyn Executable>>>> =
+            bindings.iter().map(|_| OnceLock::new()).collect();
+        self.device.pool.run(bindings.len(), |at| {
+            let fresh = done[at].set(self.bind(&bindings[at])).is_ok();
+            debug_assert!(fresh, "bug: bound twice");
+        });
+        let results = done.into_iter().map(OnceLock::into_inner);
+        results
+            .map(|r| r.unwrap_or_else(|| unreachable!("bug: every binding is worked on")))
+            .collect()
     }
 
-    fn constant_size(&self, unit: &Unit, is_constant: &[bool]) -> usize {
+    fn replacement(&self, unit: &Unit, is_constant: &[bool]) -> Replacement {
         match unit {
-            Unit::Library(call) => libcall::prepared_size(call, is_constant),
-            Unit::Loops(_) => 0,
+            Unit::Library(call) => libcall::replacement(call, is_constant, &self.device.context()),
+            Unit::Loops(_) => Replacement::default(),
         }
     }
 }

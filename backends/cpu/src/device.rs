@@ -79,6 +79,11 @@ impl CpuDevice {
 /// Alignment of ranges in bytes.
 pub(crate) const ALIGNMENT: usize = memory::ALIGNMENT;
 
+/// Whether kernels can read constants where they are.
+pub(crate) fn is_aligned(bytes: &Bytes) -> bool {
+    (bytes.as_ptr() as usize).is_multiple_of(8)
+}
+
 const NAME: &str = "cpu";
 
 fn failed(what: impl Into<String>) -> BackendError {
@@ -125,10 +130,8 @@ impl Device for CpuDevice {
     }
 
     fn constant(&self, bytes: Bytes) -> Result<Buffer> {
-        if (bytes.as_ptr() as usize).is_multiple_of(8) {
-            return Ok(Arc::new(CpuMemory {
-                store: Store::Constant(bytes),
-            }));
+        if is_aligned(&bytes) {
+            return self.constant_in_place(bytes);
         }
         let buffer = self.alloc(bytes.len())?;
         let size = bytes.len();
@@ -139,6 +142,12 @@ impl Device for CpuDevice {
         };
         self.upload(&range, &bytes)?;
         Ok(buffer)
+    }
+
+    fn constant_in_place(&self, bytes: Bytes) -> Result<Buffer> {
+        Ok(Arc::new(CpuMemory {
+            store: Store::Constant(bytes),
+        }))
     }
 
     fn upload(&self, to: &BufferRange, bytes: &[u8]) -> Result<()> {
@@ -212,6 +221,10 @@ impl Device for CpuDevice {
 
     fn wait(&self) -> Result<()> {
         Ok(())
+    }
+
+    fn trim(&self) {
+        self.scratch.clear();
     }
 
     fn memory_used(&self) -> (u64, u64) {

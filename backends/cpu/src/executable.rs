@@ -1,13 +1,16 @@
 //! Compiled units and their launches.
 #![allow(unsafe_code)]
 
-use crate::device::{Argument, CpuDevice};
+use crate::device::{Argument, CpuDevice, is_aligned};
 use crate::error::Error;
 use crate::isa::Isa;
 use crate::jit::{self, Arguments, CompiledProgram};
 use crate::libcall::{self, Call, Failure, Prepared, epilogue::Epilogue};
+use crate::library::Context;
+use crate::memory::Lent;
 use crate::schedule;
 use crate::vector::{Fault, Program};
+use bytes::Bytes;
 use cupola_backend::{BackendError, Executable, Result};
 use cupola_ir::kernel::{Access, BufferDecl, Kernel, Library};
 use std::any::Any;
@@ -15,7 +18,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 /// Launches with less work than this (in scalar operations) run on the calling thread: waking another costs as much.
-const SMALL: i64 = 40_000;
+const SMALL: i64 = 100_000;
+
+/// Positions whose elements, of a byte or more, fill whole lines of the cache.
+const LINE: usize = 64;
 
 /// Generated code with what it came from; cheap to clone.
 #[derive(Clone, Debug)]
@@ -65,6 +71,27 @@ impl Executable for CpuExecutable {
             Kind::Library { prepared, .. } => prepared.as_ref().map_or(0, Prepared::size),
         }
     }
+
+    fn replaces(&self, argument: usize) -> bool {
+        match &self.0 {
+            Kind::Loops(_) => false,
+            Kind::Library { prepared, .. } => {
+                let operands = prepared.as_ref().map(Prepared::operands);
+                operands.is_some_and(|all| all.contains(&argument))
+            }
+        }
+    }
+
+    /// Generated code does; kernels of the library read whole elements.
+    fn takes_any_address(&self, argument: usize) -> bool {
+        match &self.0 {
+            Kind::Loops(_) => true,
+            Kind::Library { unit, .. } => {
+                let own = unit.operands.len() + unit.results.len();
+                argument >= own || self.replaces(argument)
+            }
+        }
+    }
 }
 
 impl CpuExecutable {
@@ -84,12 +111,19 @@ impl CpuExecutable {
     pub(crate) fn with_constants(
         &self,
         device: &CpuDevice,
-        constants: &[Option<Argument>],
+        constants: &[Option<Bytes>],
     ) -> Result<Option<CpuExecutable>> {
         let Kind::Library { unit, epilogue, .. } = &self.0 else {
             return Ok(None);
         };
-        let prepared = libcall::prepare(unit, constants, &device.context());
+        let cx = device.context();
+        let aligned: Vec<Option<Aligned>> = (constants.iter())
+            .map(|c| c.as_ref().map(|c| Aligned::new(c, &cx)).transpose())
+            .collect::<crate::Result<_>>()
+            .map_err(|e| out_of_memory(&e))?;
+        let arguments = aligned.iter().map(|a| a.as_ref().map(Aligned::argument));
+        let arguments: Vec<Option<Argument>> = arguments.collect();
+        let prepared = libcall::prepare(unit, &arguments, &cx);
         let prepared = prepared.map_err(|e| out_of_memory(&e))?;
         Ok(prepared.map(|prepared| {
             CpuExecutable(Kind::Library {
@@ -117,6 +151,35 @@ impl CpuExecutable {
                 let (epilogue, prepared) = (epilogue.as_ref(), prepared.as_ref());
                 launch_library(device, unit, epilogue, prepared, arguments, sizes)
             }
+        }
+    }
+}
+
+/// The bytes of a constant where kernels can read them: as they lie, or copied for as long as this lives.
+enum Aligned<'a> {
+    AsIs(&'a Bytes),
+    Copy(Lent<'a>, usize),
+}
+
+impl<'a> Aligned<'a> {
+    fn new(bytes: &'a Bytes, cx: &Context<'a>) -> crate::Result<Aligned<'a>> {
+        if is_aligned(bytes) {
+            return Ok(Aligned::AsIs(bytes));
+        }
+        let mut copy = cx.scratch.take::<u8>(bytes.len())?;
+        copy.as_mut_slice()[..bytes.len()].copy_from_slice(bytes);
+        Ok(Aligned::Copy(copy, bytes.len()))
+    }
+
+    fn argument(&self) -> Argument {
+        let (start, size) = match self {
+            Aligned::AsIs(bytes) => (bytes.as_ptr().cast_mut(), bytes.len()),
+            Aligned::Copy(copy, size) => (copy.as_ptr(), *size),
+        };
+        Argument {
+            start,
+            size,
+            constant: true,
         }
     }
 }
@@ -211,6 +274,20 @@ impl Generated {
         report(name, &faults)
     }
 
+    /// Whether a result is so large that it will be gone from the cache before anyone reads it.
+    fn streams(&self, sizes: &[i64]) -> bool {
+        let size = |b: &BufferDecl| {
+            let len = schedule::extent(b.len, sizes).max(0) as usize;
+            b.dtype.storage_size(1, len).unwrap_or(usize::MAX)
+        };
+        let results = self
+            .kernel
+            .buffers
+            .iter()
+            .filter(|b| b.access == Access::Write);
+        results.map(size).max().unwrap_or(0) > crate::isa::caches().l3
+    }
+
     fn run(
         &self,
         device: &CpuDevice,
@@ -227,6 +304,7 @@ impl Generated {
                 buffers: pointers.as_ptr(),
                 sizes: sizes.as_ptr(),
                 faults: faults.as_ptr(),
+                streams: self.streams(sizes).into(),
             },
             &self.code,
         );
@@ -242,9 +320,13 @@ impl Generated {
         }
         let grain = (SMALL / 2 / work).max(1) as usize;
         let count = usize::try_from(total).unwrap_or(usize::MAX);
+        // Ranges of cheap positions start where lines of the cache do.
+        let step = if grain >= 4 * LINE { LINE } else { 1 };
         device
             .pool
-            .run_ranges(count, grain, |r| range(r.start as i64, r.end as i64));
+            .run_ranges(count.div_ceil(step), grain.div_ceil(step), |r| {
+                range((r.start * step) as i64, (r.end * step).min(count) as i64)
+            });
     }
 }
 

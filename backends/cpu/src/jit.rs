@@ -1,7 +1,7 @@
 //! Machine code in memory: programs in, callable functions out. The only place that runs generated code.
 #![allow(unsafe_code)]
 
-use crate::emit::clif;
+use crate::emit::{clif, wide};
 use crate::isa::{Isa, Level};
 use crate::vector::Program;
 use cranelift_codegen::Context;
@@ -23,6 +23,8 @@ pub(crate) struct Arguments {
     pub sizes: *const i64,
     /// Fault bits, added atomically.
     pub faults: *mut u32,
+    /// Not 0 to write whole vectors around the caches, where the code can.
+    pub streams: u64,
 }
 
 type Entry = unsafe extern "C" fn(*const Arguments, i64, i64);
@@ -135,11 +137,20 @@ fn target(isa: Isa) -> Result<OwnedTargetIsa, String> {
         .map_err(|e| e.to_string())
 }
 
+/// What becomes a function.
+#[derive(Clone, Debug)]
+pub(crate) enum Source<'p> {
+    /// A program for the portable emitter.
+    Portable(&'p Program),
+    /// The bytes of [`wide::emit`].
+    Bytes(Vec<u8>),
+}
+
 /// Compiles programs into one module; one function each, in order.
 ///
 /// # Errors
 /// What the code generator said, for a program it cannot compile.
-pub(crate) fn compile(programs: &[&Program], isa: Isa) -> Result<Vec<CompiledProgram>, String> {
+pub(crate) fn compile(sources: &[Source], isa: Isa) -> Result<Vec<CompiledProgram>, String> {
     let target = target(isa)?;
     let has_fma = !cfg!(target_arch = "x86_64") || isa.level() >= Level::Avx2;
     let config = target.frontend_config();
@@ -150,16 +161,23 @@ pub(crate) fn compile(programs: &[&Program], isa: Isa) -> Result<Vec<CompiledPro
     let mut context = Context::new();
     let mut builder = FunctionBuilderContext::new();
     let mut functions = vec![];
-    for program in programs {
+    for source in sources {
         module.clear_context(&mut context);
         context.func.signature = clif::signature(module.isa().default_call_conv());
         let id = module
             .declare_anonymous_function(&context.func.signature)
             .map_err(|e| e.to_string())?;
-        clif::emit(program, &mut context.func, &mut builder, config, has_fma);
-        module
-            .define_function(id, &mut context)
-            .map_err(|e| format!("{}: {e:?}", program.name))?;
+        match source {
+            Source::Portable(program) => {
+                clif::emit(program, &mut context.func, &mut builder, config, has_fma);
+                module
+                    .define_function(id, &mut context)
+                    .map_err(|e| format!("{}: {e:?}", program.name))?;
+            }
+            Source::Bytes(bytes) => module
+                .define_function_bytes(id, wide::ALIGNMENT, bytes, &[])
+                .map_err(|e| e.to_string())?,
+        }
         functions.push(id);
     }
     module.finalize_definitions().map_err(|e| e.to_string())?;
@@ -176,8 +194,13 @@ pub(crate) fn compile(programs: &[&Program], isa: Isa) -> Result<Vec<CompiledPro
     Ok(addresses.into_iter().map(finish).collect())
 }
 
-/// The Cranelift text and the disassembly of a program, for listings.
+/// The code of a program, for listings: the bytes of wide code, else Cranelift's text and disassembly.
 pub(crate) fn listing(program: &Program, isa: Isa) -> Result<String, String> {
+    if let Some(bytes) = wide::emit(program, isa) {
+        let line = |line: &[u8]| line.iter().map(|b| format!("{b:02x} ")).collect::<String>();
+        let lines: Vec<String> = bytes.chunks(32).map(line).collect();
+        return Ok(lines.join("\n"));
+    }
     let target = target(isa)?;
     let has_fma = !cfg!(target_arch = "x86_64") || isa.level() >= Level::Avx2;
     let mut context = Context::new();

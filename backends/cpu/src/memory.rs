@@ -126,16 +126,10 @@ impl Buffer {
                 usage: usage.clone(),
             });
         }
-        // SAFETY: the layout has a size above zero.
-        let start = NonNull::new(unsafe { std::alloc::alloc(layout) }).ok_or_else(|| {
+        let start = pages::zeroed(layout).ok_or_else(|| {
             usage.give(size);
             refused()
         })?;
-        if huge {
-            advise_huge_pages(start, size);
-        }
-        // SAFETY: `start` was allocated with `size` bytes. After the advice, so that zeroing faults in huge pages.
-        unsafe { start.as_ptr().write_bytes(0, size) };
         Ok(Buffer {
             start,
             layout,
@@ -185,28 +179,125 @@ impl Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         if self.size() > 0 {
-            // SAFETY: allocated with this very layout, once.
-            unsafe { std::alloc::dealloc(self.start.as_ptr(), self.layout) };
+            // SAFETY: allocated with this very layout, once; the owner is gone.
+            unsafe { pages::free(self.start, self.layout) };
         }
         self.usage.give(self.size());
     }
 }
 
-/// Asks for huge pages; a refusal only costs speed.
-#[cfg(target_os = "linux")]
-fn advise_huge_pages(start: NonNull<u8>, size: usize) {
-    use std::ffi::{c_int, c_void};
-    unsafe extern "C" {
-        fn madvise(address: *mut c_void, length: usize, advice: c_int) -> c_int;
-    }
-    const MADV_HUGEPAGE: c_int = 14;
-    let whole_pages = size / HUGE_PAGE * HUGE_PAGE;
-    // SAFETY: the range lies inside our own allocation and starts on a page; this advice changes no contents.
-    let _ = unsafe { madvise(start.as_ptr().cast(), whole_pages, MADV_HUGEPAGE) };
-}
+/// Zero bytes from the system.
+mod pages {
+    use super::HUGE_PAGE;
+    use std::alloc::Layout;
+    use std::ptr::NonNull;
 
-#[cfg(not(target_os = "linux"))]
-fn advise_huge_pages(_start: NonNull<u8>, _size: usize) {}
+    /// Memory of a layout whose size is not 0; `None` when the system has none.
+    pub fn zeroed(layout: Layout) -> Option<NonNull<u8>> {
+        match layout.align() == HUGE_PAGE {
+            true => map(layout),
+            // SAFETY: the caller's size is above zero.
+            false => NonNull::new(unsafe { std::alloc::alloc_zeroed(layout) }),
+        }
+    }
+
+    /// Gives memory back.
+    ///
+    /// # Safety
+    /// It came from [`zeroed`] with this layout, and is not used any more.
+    pub unsafe fn free(start: NonNull<u8>, layout: Layout) {
+        match layout.align() == HUGE_PAGE {
+            // SAFETY: the caller's contract.
+            true => unsafe { unmap(start, layout) },
+            // SAFETY: the caller's contract.
+            false => unsafe { std::alloc::dealloc(start.as_ptr(), layout) },
+        }
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn map(layout: Layout) -> Option<NonNull<u8>> {
+        // SAFETY: the caller's size is above zero.
+        NonNull::new(unsafe { std::alloc::alloc_zeroed(layout) })
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    unsafe fn unmap(start: NonNull<u8>, layout: Layout) {
+        // SAFETY: as `free`.
+        unsafe { std::alloc::dealloc(start.as_ptr(), layout) }
+    }
+
+    #[cfg(target_os = "linux")]
+    use linux::{map, unmap};
+
+    /// Fresh mappings are zero already, so that nobody writes them twice, and their pages come as they are touched.
+    #[cfg(target_os = "linux")]
+    mod linux {
+        use super::HUGE_PAGE;
+        use std::alloc::Layout;
+        use std::ffi::{c_int, c_long, c_void};
+        use std::ptr::NonNull;
+
+        unsafe extern "C" {
+            fn mmap(
+                address: *mut c_void,
+                size: usize,
+                protection: c_int,
+                flags: c_int,
+                file: c_int,
+                offset: c_long,
+            ) -> *mut c_void;
+            fn munmap(address: *mut c_void, size: usize) -> c_int;
+            fn madvise(address: *mut c_void, size: usize, advice: c_int) -> c_int;
+        }
+
+        const PAGE: usize = 4096;
+        const READ_WRITE: c_int = 3;
+        const PRIVATE_ANONYMOUS: c_int = 0x22;
+        const ADVISE_HUGE: c_int = 14;
+
+        /// Whole pages, from a multiple of [`HUGE_PAGE`] on.
+        pub fn map(layout: Layout) -> Option<NonNull<u8>> {
+            let size = layout.size().checked_next_multiple_of(PAGE)?;
+            let all = size.checked_add(HUGE_PAGE)?;
+            // SAFETY: a new private mapping touches no memory of ours.
+            let start = unsafe {
+                mmap(
+                    std::ptr::null_mut(),
+                    all,
+                    READ_WRITE,
+                    PRIVATE_ANONYMOUS,
+                    -1,
+                    0,
+                )
+            };
+            if start as isize == -1 {
+                return None;
+            }
+            let before = start.cast::<u8>().align_offset(HUGE_PAGE);
+            let start = start.cast::<u8>().wrapping_add(before);
+            // SAFETY: what is cut off lies inside the mapping, in whole pages, before and after the part that is kept;
+            // the advice changes no contents, and a refusal only costs speed.
+            unsafe {
+                if before > 0 {
+                    munmap(start.wrapping_sub(before).cast(), before);
+                }
+                if before < HUGE_PAGE {
+                    munmap(start.wrapping_add(size).cast(), HUGE_PAGE - before);
+                }
+                let _ = madvise(start.cast(), size / HUGE_PAGE * HUGE_PAGE, ADVISE_HUGE);
+            }
+            NonNull::new(start)
+        }
+
+        /// # Safety
+        /// As [`super::free`].
+        pub unsafe fn unmap(start: NonNull<u8>, layout: Layout) {
+            let size = layout.size().next_multiple_of(PAGE);
+            // SAFETY: `map` kept exactly these pages.
+            let _ = unsafe { munmap(start.as_ptr().cast(), size) };
+        }
+    }
+}
 
 /// A shelf of buffers for temporary use inside kernels: borrowed by [`Scratch::take`], put back on drop, kept for the next
 /// call. Contents are whatever the previous user left.

@@ -11,7 +11,7 @@ use cupola_cpu::memory::Usage;
 use cupola_ir::composite::{Cell, Conv, Recurrent};
 use cupola_ir::kernel::*;
 use cupola_ir::ops::{Bounds, Scatter, ScatterKind, Sort};
-use cupola_ir::{CompositeOp, DType, Dim, Op, Tensor};
+use cupola_ir::{CompositeOp, DType, Dim, Op, Tensor, convert};
 
 #[test]
 fn scatter_kinds_and_bounds() {
@@ -181,7 +181,13 @@ fn sorting() {
 }
 
 /// A layer with the operands that its attributes ask for, of `[steps, batch, input, hidden]`.
-fn check_recurrent(backend: &CpuBackend, p: &Recurrent, extents: [usize; 4], random: &mut Random) {
+fn check_recurrent(
+    backend: &CpuBackend,
+    p: &Recurrent,
+    extents: [usize; 4],
+    weights: DType,
+    random: &mut Random,
+) {
     let [steps, batch, input, hidden] = extents;
     let rows = p.cell.gates() * hidden;
     let mut float = |shape: &[usize]| tensor(random, DType::F32, shape);
@@ -191,6 +197,9 @@ fn check_recurrent(backend: &CpuBackend, p: &Recurrent, extents: [usize; 4], ran
         float(&[rows, hidden]),
         float(&[batch, hidden]),
     ];
+    for weight in &mut operands[1..3] {
+        *weight = convert::cast(weight, weights, true).expect("floats");
+    }
     if p.cell == Cell::Lstm {
         operands.push(float(&[batch, hidden]));
     }
@@ -205,8 +214,10 @@ fn check_recurrent(backend: &CpuBackend, p: &Recurrent, extents: [usize; 4], ran
         operands.push(float(&[3 * hidden]));
     }
     let op = Op::Composite(CompositeOp::from(p.clone()));
+    // A state that is rounded the other way to bf16 is off by 2^-9, times a few weights of up to 1/2.
+    let tolerance = if weights == DType::F32 { 2e-5 } else { 2e-2 };
     for constants in [&[][..], &[1, 2]] {
-        check_bound(backend, &op, &operands, constants, 2e-5);
+        check_bound(backend, &op, &operands, constants, tolerance);
     }
 }
 
@@ -245,7 +256,9 @@ fn recurrent_layers() {
                     quantized: false,
                 };
                 for extents in [[3, 2, 5, 7], [1, 1, 1, 1], [4, 3, 2, 17], [0, 2, 3, 4]] {
-                    check_recurrent(&backend, &p, extents, &mut random);
+                    for weights in [DType::F32, DType::BF16] {
+                        check_recurrent(&backend, &p, extents, weights, &mut random);
+                    }
                 }
             }
         }

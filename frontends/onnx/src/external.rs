@@ -14,7 +14,7 @@ use crate::tensor::TensorFault;
 pub struct ExternalFiles {
     /// The model's folder with every symbolic link resolved; `None` for a model without a path.
     folder: Option<PathBuf>,
-    files: HashMap<String, Bytes>,
+    files: HashMap<String, Source>,
 }
 
 /// Where a tensor says its data lies.
@@ -43,15 +43,20 @@ impl ExternalFiles {
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Bytes)> {
         self.files
             .iter()
-            .map(|(name, bytes)| (name.as_str(), bytes))
+            .map(|(name, source)| (name.as_str(), source.bytes()))
+    }
+
+    /// The mapped files.
+    pub fn sources(&self) -> impl Iterator<Item = &Source> {
+        self.files.values()
     }
 
     /// Maps the file that `tensor` refers to, unless it is mapped already.
     pub(crate) fn map(&mut self, tensor: &TensorProto) -> Result<(), TensorFault> {
         let file = location(tensor)?.file;
         if !self.files.contains_key(file) {
-            let bytes = self.open(file)?;
-            self.files.insert(file.to_owned(), bytes);
+            let source = self.open(file)?;
+            self.files.insert(file.to_owned(), source);
         }
         Ok(())
     }
@@ -71,10 +76,9 @@ impl ExternalFiles {
                 needed: size,
             });
         }
-        let bytes = self
-            .files
-            .get(file)
-            .ok_or_else(|| TensorFault::external("was not opened", file))?;
+        let source = self.files.get(file);
+        let source = source.ok_or_else(|| TensorFault::external("was not opened", file))?;
+        let bytes = source.bytes();
         let end = offset
             .checked_add(size)
             .filter(|&end| end <= bytes.len() as u64);
@@ -87,7 +91,7 @@ impl ExternalFiles {
         Ok(bytes.slice(offset as usize..end as usize))
     }
 
-    fn open(&self, file: &str) -> Result<Bytes, TensorFault> {
+    fn open(&self, file: &str) -> Result<Source, TensorFault> {
         let fault = |what| TensorFault::external(what, file);
         let relative = Path::new(file);
         let inside = relative.components().all(|part| match part {
@@ -110,8 +114,7 @@ impl ExternalFiles {
                 "leads out of the model's folder through a symbolic link",
             ));
         }
-        let source = Source::open(&path).map_err(|_| fault("cannot be read"))?;
-        Ok(source.bytes().clone())
+        Source::open(&path).map_err(|_| fault("cannot be read"))
     }
 }
 

@@ -4,9 +4,12 @@
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use memmap2::Mmap;
+#[cfg(unix)]
+use memmap2::UncheckedAdvice;
 
 use crate::{ContentHash, Fault, Format, quote, sniff};
 
@@ -17,7 +20,17 @@ use crate::{ContentHash, Fault, Format, quote, sniff};
 #[derive(Clone, Debug)]
 pub struct Source {
     bytes: Bytes,
+    map: Option<Arc<Mmap>>,
     path: Option<PathBuf>,
+}
+
+/// A mapping that [`Bytes`] keep alive.
+struct Mapped(Arc<Mmap>);
+
+impl AsRef<[u8]> for Mapped {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
 }
 
 /// Why a file could not be opened. Every case is the user's to mend.
@@ -64,12 +77,14 @@ impl Source {
             });
         }
         let file = File::open(path).map_err(failed)?;
-        let bytes = match file.metadata().map_err(failed)?.len() {
-            0 => Bytes::new(),
-            _ => Bytes::from_owner(map(&file).map_err(failed)?),
+        let map = match file.metadata().map_err(failed)?.len() {
+            0 => None,
+            _ => Some(Arc::new(map(&file).map_err(failed)?)),
         };
+        let bytes = map.clone().map(|m| Bytes::from_owner(Mapped(m)));
         Ok(Source {
-            bytes,
+            bytes: bytes.unwrap_or_default(),
+            map,
             path: Some(path.to_owned()),
         })
     }
@@ -78,6 +93,7 @@ impl Source {
     pub fn from_bytes(bytes: impl Into<Bytes>) -> Source {
         Source {
             bytes: bytes.into(),
+            map: None,
             path: None,
         }
     }
@@ -107,11 +123,36 @@ impl Source {
         sniff(&self.bytes)
     }
 
+    /// Gives the pages of a part of [`Source::bytes`] back to the system, which reads them from the file again when
+    /// they are next looked at. Nothing happens for bytes in memory, and for bytes that are not part of these.
+    pub fn release(&self, part: &[u8]) {
+        const PAGE: usize = 4096;
+        let Some(map) = &self.map else { return };
+        let (all, from) = (map.as_ptr() as usize, part.as_ptr() as usize);
+        if from < all || from + part.len() > all + map.len() || part.is_empty() {
+            return;
+        }
+        let first = (from - all) / PAGE * PAGE;
+        let end = (from - all + part.len()).next_multiple_of(PAGE);
+        let size = end.min(map.len()) - first;
+        release(map, first, size);
+    }
+
     /// The hash of the whole content. Reads every page.
     pub fn hash(&self) -> ContentHash {
         ContentHash::of(&self.bytes)
     }
 }
+
+#[cfg(unix)]
+fn release(map: &Mmap, first: usize, size: usize) {
+    // SAFETY: the mapping is of a file, shared and never written through, so the pages come back with the same bytes.
+    // A refusal costs memory only.
+    let _ = unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, first, size) };
+}
+
+#[cfg(not(unix))]
+fn release(_map: &Mmap, _first: usize, _size: usize) {}
 
 fn map(file: &File) -> io::Result<Mmap> {
     // SAFETY: the mapping is read-only and private to this process. That nobody changes or cuts the file while it is
@@ -137,6 +178,9 @@ mod tests {
         );
         assert_eq!(source.format(), Format::Gguf);
         assert_eq!(source.folder(), Some(std::env::temp_dir().as_path()));
+        source.release(&slice);
+        source.release(b"bytes from elsewhere");
+        assert_eq!(&slice[..], b"and", "released bytes are read again");
         drop(source);
         assert_eq!(&slice[..], b"and", "a slice outlives its source");
         std::fs::remove_file(&path).unwrap();
@@ -161,6 +205,7 @@ mod tests {
     fn a_bare_file_name_lies_in_the_current_folder() {
         let source = Source {
             bytes: Bytes::new(),
+            map: None,
             path: Some("model.onnx".into()),
         };
         assert_eq!(source.folder(), Some(Path::new(".")));

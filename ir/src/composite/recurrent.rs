@@ -6,7 +6,7 @@ use crate::dim::Dim;
 use crate::dtype::DType;
 use crate::error::{IrError, Result};
 use crate::graph::{Graph, ValueId};
-use crate::ops::{ReduceKind, Scan};
+use crate::ops::{Contract, ReduceKind, Scan};
 use crate::scalar::Scalar;
 use crate::tensor_type::TensorType;
 
@@ -136,7 +136,8 @@ payload! {
     /// c0: [batch, hidden] for lstm, b: [2 * gates * hidden]?, lens: i64 [batch]?, p: [3 * hidden]?)`; `b` holds the
     /// input biases, then the recurrent ones, `p` the peepholes i, o, f. Results: `y: [steps, batch, hidden]`,
     /// `h: [batch, hidden]`, and for lstm `c`. Steps at or after `lens` leave the state and give 0.
-    /// Equations as in the ONNX operators RNN, GRU and LSTM.
+    /// Equations as in the ONNX operators RNN, GRU and LSTM. `w` and `r` may be of a narrower float type than the rest, to
+    /// which what they multiply is rounded.
     Recurrent {
         /// Cell.
         cell: Cell,
@@ -280,7 +281,7 @@ impl Recurrent {
         };
         match self.cell {
             Cell::Rnn => {
-                let hr = g.matmul_nt(h, k.r)?;
+                let hr = product(g, h, k.r)?;
                 let sum = g.binary(Scalar::Add, xw, hr)?;
                 Ok((self.gate(g, 0, sum)?, None))
             }
@@ -294,14 +295,14 @@ impl Recurrent {
                     )
                 };
                 let (r_zr, r_h) = (rows(g, 0, 2)?, rows(g, 2, 1)?);
-                let zr = g.matmul_nt(h, r_zr)?;
+                let zr = product(g, h, r_zr)?;
                 let x_zr = part(g, xw, 0, 2)?;
                 let zr = g.binary(Scalar::Add, x_zr, zr)?;
                 let zr = self.gate(g, 0, zr)?;
                 let (z, r) = (part(g, zr, 0, 1)?, part(g, zr, 1, 1)?);
                 let x_h = part(g, xw, 2, 1)?;
                 let inner = if self.linear_before_reset {
-                    let mut hr = g.matmul_nt(h, r_h)?;
+                    let mut hr = product(g, h, r_h)?;
                     if let Some(rb) = k.rb {
                         let rb = part(g, rb, 2, 1)?;
                         hr = g.binary(Scalar::Add, hr, rb)?;
@@ -309,7 +310,7 @@ impl Recurrent {
                     g.binary(Scalar::Mul, r, hr)?
                 } else {
                     let rh = g.binary(Scalar::Mul, r, h)?;
-                    g.matmul_nt(rh, r_h)?
+                    product(g, rh, r_h)?
                 };
                 let inner = g.binary(Scalar::Add, x_h, inner)?;
                 let n = self.gate(g, 1, inner)?;
@@ -324,7 +325,7 @@ impl Recurrent {
                 let c = c.unwrap_or_else(|| unreachable!("bug: lstm without a cell state"));
                 let hr = match k.r_scale {
                     Some(scale) => rounded_product(g, h, k.r, scale)?,
-                    None => g.matmul_nt(h, k.r)?,
+                    None => product(g, h, k.r)?,
                 };
                 let all = g.binary(Scalar::Add, xw, hr)?;
                 let peep =
@@ -366,6 +367,24 @@ struct Weights {
     rb: Option<ValueId>,
     p: Option<ValueId>,
     r_scale: Option<ValueId>,
+}
+
+/// `x w^T` in the type of x, which is rounded to that of the weights first.
+fn product(g: &mut Graph, x: ValueId, w: ValueId) -> Result<ValueId> {
+    let (dtype, narrow) = (g.dtype(x), g.dtype(w));
+    if dtype == narrow || !narrow.is_float() {
+        return g.matmul_nt(x, w);
+    }
+    let x = g.cast(x, narrow)?;
+    let contract = Contract {
+        lhs_batch: vec![],
+        rhs_batch: vec![],
+        lhs_contract: vec![g.rank(x) - 1],
+        rhs_contract: vec![1],
+        accum: g.accumulator(dtype),
+        out: dtype,
+    };
+    g.one(contract, &[x, w])
 }
 
 /// Integer weights minus their zero points, one per row.
@@ -431,7 +450,7 @@ impl CompositeDef for Recurrent {
                 let w = centred(g, o.w, zero)?;
                 rounded_product(g, o.x, w, scale)?
             }
-            None => g.matmul_nt(o.x, o.w)?,
+            None => product(g, o.x, o.w)?,
         };
         let r = match o.r_scale {
             Some([_, zero]) => centred(g, o.r, zero)?,

@@ -8,8 +8,11 @@ use crate::ops::Op;
 /// A strided view of a buffer argument: element `i` is at `offset + sum(i[a] * strides[a])`. A stride of 0 repeats.
 #[derive(Clone, Debug, PartialEq)]
 pub struct View {
-    /// Element type.
+    /// Element type in memory.
     pub dtype: DType,
+    /// Element type that the op takes: another one of f32, f16 and bf16 is converted when read, to nearest even. A
+    /// result's is `dtype`.
+    pub read: DType,
     /// Extents.
     pub dims: Vec<Extent>,
     /// Elements from one index to the next, per axis.

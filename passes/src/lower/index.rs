@@ -17,8 +17,9 @@ pub struct Strided {
 }
 
 /// The value as a strided view of the farthest operand that a chain of views leads to; stops at values that are
-/// stored anyway. Strides are not negative. The value itself when nothing else fits.
-pub fn view_of(graph: &Graph, value: ValueId, stored: &[bool]) -> Strided {
+/// stored anyway. Strides are not negative. The value itself when nothing else fits. With `converts` the chain may hold one
+/// conversion, which is left to the reader: the base then has another dtype than the value.
+pub fn view_of(graph: &Graph, value: ValueId, stored: &[bool], converts: bool) -> Strided {
     let mut space = Space::default();
     let dims = graph.dims(value);
     let at = dims.iter().enumerate().map(|(axis, d)| {
@@ -60,17 +61,28 @@ pub fn view_of(graph: &Graph, value: ValueId, stored: &[bool]) -> Strided {
         offset: Dim::ZERO,
     };
     let mut at = value;
-    while !stored[at.index()]
-        && let Op::Core(
-            CoreOp::Reshape(_)
-            | CoreOp::Permute(_)
-            | CoreOp::Broadcast(_)
-            | CoreOp::Slice(_)
-            | CoreOp::Window(_),
-        ) = graph.op_of(at)
-    {
-        let x = graph.def(at).operands[0];
-        coords = through_view(graph, at, x, &coords, &mut space);
+    let mut may_convert = converts;
+    while !stored[at.index()] {
+        let x = match graph.op_of(at) {
+            Op::Core(
+                CoreOp::Reshape(_)
+                | CoreOp::Permute(_)
+                | CoreOp::Broadcast(_)
+                | CoreOp::Slice(_)
+                | CoreOp::Window(_),
+            ) => {
+                let x = graph.def(at).operands[0];
+                coords = through_view(graph, at, x, &coords, &mut space);
+                x
+            }
+            Op::Core(CoreOp::Cast(_)) if std::mem::take(&mut may_convert) => {
+                match conversion(graph, at) {
+                    Some(x) => x,
+                    None => break,
+                }
+            }
+            _ => break,
+        };
         at = x;
         match strides_of(x, &coords, &space) {
             Some(view) => best = view,
@@ -78,6 +90,16 @@ pub fn view_of(graph: &Graph, value: ValueId, stored: &[bool]) -> Strided {
         }
     }
     best
+}
+
+/// What a value is another float type of, when it is one of those that kernels convert as they read.
+pub fn conversion(graph: &Graph, value: ValueId) -> Option<ValueId> {
+    let Op::Core(CoreOp::Cast(_)) = graph.op_of(value) else {
+        return None;
+    };
+    let x = graph.def(value).operands[0];
+    let known = |v| matches!(graph.dtype(v), DType::F32 | DType::F16 | DType::BF16);
+    (known(x) && known(value)).then_some(x)
 }
 
 /// Coordinates of `x` for those of `value`, a view of it.

@@ -15,7 +15,7 @@ mod reduce;
 mod unit;
 
 pub use affine::runs;
-pub use index::view_of;
+pub use index::{conversion, view_of};
 pub(crate) use unit::{LoweredUnit, run};
 
 use affine::{Affine, Coords, Space, Term};

@@ -88,10 +88,12 @@ fn library(
 ) -> Result<(Library, Vec<ValueId>), Stop> {
     let graph = &work.graph;
     let node = graph.node(anchor);
-    let strided = matches!(
-        work.places.of[anchor.index()],
-        Place::Library { strided: true, .. }
-    );
+    let (strided, converts) = match work.places.of[anchor.index()] {
+        Place::Library {
+            strided, converts, ..
+        } => (strided, converts),
+        _ => (false, false),
+    };
     let mut unit = Library {
         op: node.op.clone(),
         sizes: vec![],
@@ -107,10 +109,13 @@ fn library(
     for v in &node.operands {
         let ty = graph.tensor(*v);
         if strided {
-            let view = view_of(graph, *v, &work.fusion.stored);
+            let view = view_of(graph, *v, &work.fusion.stored, converts);
             buffers.push(view.base);
             let operand = view_in(&mut unit, &ty, &view.strides, &view.offset);
-            unit.operands.push(operand);
+            unit.operands.push(View {
+                dtype: graph.dtype(view.base),
+                ..operand
+            });
         } else {
             buffers.push(*v);
             let operand = dense(&mut unit, &ty);
@@ -126,7 +131,12 @@ fn library(
     if group.root != result {
         let at = node.operands.len();
         buffers[at] = group.root;
-        unit.results[0].dtype = graph.dtype(group.root);
+        let dtype = graph.dtype(group.root);
+        unit.results[0] = View {
+            dtype,
+            read: dtype,
+            ..unit.results[0].clone()
+        };
         let sizes = unit.sizes.clone();
         let Lowered {
             mut kernel,
@@ -143,6 +153,7 @@ fn library(
 fn view_in(unit: &mut Library, ty: &TensorType, strides: &[Dim], offset: &Dim) -> View {
     View {
         dtype: ty.dtype,
+        read: ty.dtype,
         dims: ty.dims.iter().map(|d| unit.extent(d)).collect(),
         strides: strides.iter().map(|d| unit.extent(d)).collect(),
         offset: unit.extent(offset),

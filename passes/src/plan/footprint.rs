@@ -4,12 +4,11 @@ use super::pack::{is_packed, pack, slot_sizes};
 use super::{Compiled, DeviceId, SlotId, Storage};
 use cupola_ir::Bindings;
 use cupola_ir::target::Target;
-use rustc_hash::FxHashSet;
 
 /// Bytes by kind.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Footprint {
-    /// Constants and weights, each once.
+    /// Weights given by name.
     pub weights: u64,
     /// Packed working memory, that of the largest region included.
     pub activations: u64,
@@ -28,34 +27,9 @@ impl Footprint {
     }
 }
 
-/// Bytes of all constants, each once on each device, regions included.
-pub fn weight_size(compiled: &Compiled) -> u64 {
-    fn add(compiled: &Compiled, seen: &mut FxHashSet<(DeviceId, usize, usize)>) -> u64 {
-        let mut sum = 0u64;
-        for slot in &compiled.plan.slots {
-            if let Storage::Const(t) = &slot.storage {
-                let key = (slot.device, t.bytes().as_ptr() as usize, t.bytes().len());
-                let new = seen.insert(key);
-                sum = sum.saturating_add(if new { t.bytes().len() as u64 } else { 0 });
-            }
-        }
-        compiled
-            .bodies()
-            .fold(sum, |sum, b| sum.saturating_add(add(b, seen)))
-    }
-    add(compiled, &mut FxHashSet::default())
-}
-
-/// What a compiled graph needs on `targets`, those that it was compiled for. Sizes that `bindings` do not decide count
-/// as nothing.
+/// What a compiled graph needs on `targets`, those that it was compiled for, beside its constants: the form in which
+/// these are held is the backends' affair. Sizes that `bindings` do not decide count as nothing.
 pub fn footprint(compiled: &Compiled, targets: &[&Target], bindings: &Bindings) -> Footprint {
-    let mut sum = working(compiled, targets, bindings);
-    sum.weights = sum.weights.saturating_add(weight_size(compiled));
-    sum
-}
-
-/// All but constants.
-fn working(compiled: &Compiled, targets: &[&Target], bindings: &Bindings) -> Footprint {
     let plan = &compiled.plan;
     let sizes: Vec<u64> = slot_sizes(plan, bindings)
         .into_iter()
@@ -83,7 +57,7 @@ fn working(compiled: &Compiled, targets: &[&Target], bindings: &Bindings) -> Foo
     }
     // One region runs at a time, while the memory of the graph around it is held.
     let region = compiled.bodies().map(|body| {
-        let inner = working(body, targets, bindings);
+        let inner = footprint(body, targets, bindings);
         inner.activations.saturating_add(inner.outputs)
     });
     sum.activations = sum.activations.saturating_add(region.max().unwrap_or(0));

@@ -16,7 +16,7 @@ mod pack;
 mod require;
 
 pub use check::{check_packing, check_plan};
-pub use footprint::{Footprint, footprint, weight_size};
+pub use footprint::{Footprint, footprint};
 pub use pack::{Packing, is_packed, pack, slot_sizes};
 pub use require::Require;
 

@@ -73,6 +73,7 @@ pub fn products(op: &Op, _: &[&TensorType]) -> Claim {
         Op::Core(CoreOp::Contract(_)) => Claim::Yes {
             strided: true,
             epilogue: true,
+            converts: true,
         },
         _ => nothing(op, &[]),
     }
@@ -93,6 +94,7 @@ pub fn everything(_: &Op, _: &[&TensorType]) -> Claim {
     Claim::Yes {
         strided: true,
         epilogue: true,
+        converts: true,
     }
 }
 

@@ -5,7 +5,8 @@
 //! looked up in the folder `$PEERS_MODELS`: `CASE.onnx` (or the shared file of a family) and `inputs/CASE.NAME.bin`
 //! with extents in `inputs/CASE.json`.
 
-use crate::args::BenchArgs;
+use super::bench_compare;
+use crate::args::{BenchAction, BenchArgs};
 use crate::fail::{Failure, Outcome};
 use crate::{inputs, outputs};
 use cupola::ir::convert::{self, Lanes};
@@ -18,6 +19,9 @@ use std::time::{Duration, Instant};
 
 /// Times a model, or serves as a worker.
 pub fn bench(args: &BenchArgs) -> Outcome {
+    if let Some(BenchAction::Compare(args)) = &args.action {
+        return bench_compare::compare(args);
+    }
     if args.worker {
         return worker(args);
     }
@@ -34,7 +38,9 @@ pub fn bench(args: &BenchArgs) -> Outcome {
     };
     job.run()?;
     let samples = job.sample(args.iterations, args.warmup, f64::INFINITY)?;
-    let document = summary(&samples);
+    let mut document = summary(&samples);
+    document["name"] = json!(job.runner.model().name());
+    document["machine"] = machine();
     match &args.json {
         Some(to) => outputs::write_json(to, &document)?,
         None => {
@@ -49,6 +55,14 @@ pub fn bench(args: &BenchArgs) -> Outcome {
         }
     }
     Ok(())
+}
+
+/// What timings are compared with: another machine gives others.
+fn machine() -> Json {
+    let processor = cupola::runtime::processor();
+    let facts = processor.facts.into_iter().map(|(k, v)| (k, json!(v)));
+    let name = ("name".to_string(), json!(processor.name));
+    Json::Object(std::iter::once(name).chain(facts).collect())
 }
 
 fn summary(samples: &[f64]) -> Json {

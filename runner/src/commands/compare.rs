@@ -3,7 +3,7 @@
 //! With `--all-nodes` every tensor of the graph is an output, so a difference is seen at the first node that causes it
 //! (and nothing is fused; `cupola bisect` looks into fused kernels).
 
-use crate::args::{CompareArgs, CompileArgs};
+use crate::args::{CompareArgs, CompileArgs, Precision};
 use crate::compare::{self, Difference, Tolerance};
 use crate::fail::{Failure, Outcome};
 use crate::{inputs, outputs};
@@ -13,7 +13,7 @@ use serde_json::json;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// Compares outputs, or all nodes, between devices.
+/// Compares outputs, or all nodes, between devices. The first device is the standard, in the model's own types.
 pub fn compare(args: &CompareArgs) -> Outcome {
     let model = super::open(&args.model, &args.compile)?;
     let types = model.input_types()?;
@@ -38,6 +38,7 @@ pub fn compare(args: &CompareArgs) -> Outcome {
     };
     let standard = CompileArgs {
         fault: None,
+        precision: Precision::F32,
         ..args.compile.clone()
     };
     let want = run_on(&graph, first, &standard, &host, &given)?;
@@ -65,7 +66,7 @@ fn report(rows: &[(String, String, String, Difference)], json_to: Option<&str>) 
         let all: Vec<_> = rows
             .iter()
             .map(|(device, name, node, d)| {
-                json!({ "device": device, "value": name, "node": node, "max_abs": d.max_abs, "max_rel": d.max_rel, "ok": d.is_ok() })
+                json!({ "device": device, "value": name, "node": node, "max_abs": d.max_abs, "max_rel": d.max_rel, "max_rms": d.max_rms, "ok": d.is_ok() })
             })
             .collect();
         return outputs::write_json(to, &json!(all));
@@ -77,14 +78,14 @@ fn report(rows: &[(String, String, String, Difference)], json_to: Option<&str>) 
         .unwrap_or(5)
         .clamp(5, 40);
     println!(
-        "{:10} {:width$} {:>11} {:>11}  node",
-        "device", "value", "max abs", "max rel"
+        "{:10} {:width$} {:>11} {:>11} {:>11}  node",
+        "device", "value", "max abs", "max rel", "max/rms"
     );
     for (device, name, node, d) in rows {
         let mark = if d.is_ok() { ' ' } else { '*' };
         println!(
-            "{device:10} {name:width$} {:11.3e} {:11.3e} {mark}{node}",
-            d.max_abs, d.max_rel
+            "{device:10} {name:width$} {:11.3e} {:11.3e} {:11.3e} {mark}{node}",
+            d.max_abs, d.max_rel, d.max_rms
         );
     }
     Ok(())

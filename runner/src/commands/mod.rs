@@ -1,6 +1,7 @@
 //! One file per command.
 
 mod bench;
+mod bench_compare;
 mod bisect;
 mod check;
 mod compare;
@@ -74,20 +75,26 @@ fn start(command: Command) -> Outcome {
 /// Compile options from the command line.
 pub fn options(args: &CompileArgs) -> Outcome<Options> {
     let device: DeviceSpec = args.device.parse().map_err(Failure::usage)?;
-    if args.precision != Precision::F32 {
-        let what = "--precision: products are computed in the model's own types only; use f32";
-        return Err(Failure::unsupported(what));
-    }
     Ok(Options {
         device,
         level: args.level,
         threads: args.threads,
+        precision: precision(args.precision),
         no_fallback: args.no_fallback,
         memory: args.memory,
         deterministic: args.deterministic,
         fault: args.fault,
         ..Options::default()
     })
+}
+
+fn precision(asked: Precision) -> cupola::Precision {
+    match asked {
+        Precision::F32 => cupola::Precision::F32,
+        Precision::Bf16 => cupola::Precision::Bf16,
+        Precision::F16 => cupola::Precision::F16,
+        Precision::Int8 => cupola::Precision::Int8,
+    }
 }
 
 /// A spinner on standard error for as long as the guard lives, on a terminal only.

@@ -3,3 +3,4 @@
 mod atomic;
 pub(crate) mod clif;
 pub(crate) mod helpers;
+pub(crate) mod wide;

@@ -51,6 +51,8 @@ pub(super) struct Matrices<'a> {
     batch: Vec<(usize, isize)>,
     pub across: (usize, isize),
     pub along: (usize, isize),
+    /// Elements are f32, to be rounded to the type in which they are taken.
+    pub wide: bool,
     _copy: Option<Lent<'a>>,
 }
 
@@ -63,18 +65,21 @@ impl Matrices<'_> {
             batch: vec![],
             across: extent(free),
             along: extent(summed),
+            wide: false,
             _copy: None,
         }
     }
 }
 
-/// Brings an operand into the form of matrices with these axes, copying it when its strides do not allow a view.
+/// Brings an operand into the form of matrices with these axes, copying it when its strides do not allow a view, or when it
+/// has to be converted to another type and the kernel (`rounds`) does not round it from f32 itself.
 pub(super) fn matrices<'a>(
     cx: &Context<'a>,
     x: &Operand,
     batch: &[usize],
     free: &[usize],
     summed: &[usize],
+    rounds: bool,
 ) -> Result<Matrices<'a>, Failure> {
     let axes = [batch, free, summed].concat();
     let mut x = x.permuted(&axes);
@@ -85,6 +90,12 @@ pub(super) fn matrices<'a>(
         Some((across, along))
     };
     let mut copy = None;
+    let wide = rounds && x.dtype == DType::F32 && x.read.bits() == 16;
+    if x.read != x.dtype && !wide {
+        let (dense, lent) = x.converted(cx, b)?;
+        x = dense;
+        copy = Some(lent);
+    }
     let mut found = if x.has_negative_stride() {
         None
     } else {
@@ -108,6 +119,7 @@ pub(super) fn matrices<'a>(
         batch: batch.collect(),
         across,
         along,
+        wide,
         _copy: copy,
     })
 }
@@ -174,10 +186,10 @@ pub(crate) fn run(call: &Call, p: &Contract) -> Result<(), Failure> {
         if packed.is_some_and(|k| k.side == side) {
             return Ok(Matrices::packed(x, &free, &summed));
         }
-        matrices(&call.cx, x, batch, &free, &summed)
+        matrices(&call.cx, x, batch, &free, &summed, side == Side::Left)
     };
     let product = Product::new(operand(Side::Left, l)?, operand(Side::Right, r)?, packed);
-    match (l.dtype, r.dtype) {
+    match (l.read, r.read) {
         (DType::F32, _) => product.numbers::<f32>(call, p, DType::F32),
         (DType::F64, _) => product.numbers::<f64>(call, p, DType::F64),
         (DType::F16, _) => product.numbers::<f16>(call, p, DType::F32),
@@ -186,7 +198,7 @@ pub(crate) fn run(call: &Call, p: &Contract) -> Result<(), Failure> {
         (DType::U32, _) => product.numbers::<u32>(call, p, DType::U32),
         (DType::I64, _) => product.numbers::<i64>(call, p, DType::I64),
         (DType::U64, _) => product.numbers::<u64>(call, p, DType::U64),
-        (DType::I8 | DType::U8, _) => product.bytes(call, l.dtype, r.dtype),
+        (DType::I8 | DType::U8, _) => product.bytes(call, l.read, r.read),
         (d, _) => unreachable!("bug: product of {d} was refused before"),
     }
 }
@@ -327,6 +339,7 @@ impl<'a> Product<'a> {
                 (
                     match self.packed(Side::Left) {
                         Some(packed) => Left::Packed(packed),
+                        None if self.left.wide => Left::Wide(self.left_view::<f32>(x)),
                         None => Left::View(self.left_view::<T>(x)),
                     },
                     match self.packed(Side::Right) {

@@ -20,6 +20,7 @@ use crate::device::Argument;
 use crate::error::Error;
 use crate::library::Context;
 use crate::library::conv::pixels::PixelWeights;
+use cupola_backend::Replacement;
 use cupola_ir::composite::{LayerNorm, RmsNorm};
 use cupola_ir::kernel::{Extent, Kernel, Library, View};
 use cupola_ir::target::Claim;
@@ -59,7 +60,11 @@ pub(crate) fn claim(op: &Op, operands: &[&TensorType]) -> Claim {
     };
     match refusal {
         Some(reason) => Claim::No { reason },
-        None => Claim::Yes { strided, epilogue },
+        None => Claim::Yes {
+            strided,
+            epilogue,
+            converts: matches!(op, Op::Core(O::Contract(_))),
+        },
     }
 }
 
@@ -69,7 +74,7 @@ pub(crate) fn refusal(unit: &Library) -> Option<String> {
         .operands
         .iter()
         .map(|v| TensorType {
-            dtype: v.dtype,
+            dtype: v.read,
             dims: v
                 .dims
                 .iter()
@@ -93,7 +98,7 @@ pub(crate) fn refusal(unit: &Library) -> Option<String> {
 /// The kernel to generate for the unit's epilogue, over the accumulator that the library kernel hands out.
 pub(crate) fn epilogue_kernel(unit: &Library) -> Option<Kernel> {
     let kernel = unit.epilogue.as_deref()?;
-    let sum = sum_dtype(unit.operands[0].dtype);
+    let sum = sum_dtype(unit.operands[0].read);
     Some(epilogue::over(kernel, sum))
 }
 
@@ -123,6 +128,15 @@ impl Prepared {
             Prepared::Conv(p) => p.size(),
             Prepared::Pixels(p) => p.size(),
             Prepared::Recurrent(p) => p.size(),
+        }
+    }
+
+    /// Positions of the operands that it stands for, which runs do not read.
+    pub(crate) fn operands(&self) -> &'static [usize] {
+        match self {
+            Prepared::Contract(p) => p.side.operands(),
+            Prepared::Conv(_) | Prepared::Pixels(_) => &[1],
+            Prepared::Recurrent(p) => p.operands(),
         }
     }
 }
@@ -166,9 +180,9 @@ pub(crate) fn prepare(
     }
 }
 
-/// About the bytes that [`prepare`] will take, given which operands are constants: as many as these have now. Padding of
-/// panels comes on top.
-pub(crate) fn prepared_size(unit: &Library, is_constant: &[bool]) -> usize {
+/// What [`prepare`] will stand for, given which operands are constants; its size, but for channels-last convolutions, as
+/// that of these operands, without the padding of panels.
+pub(crate) fn replacement(unit: &Library, is_constant: &[bool], cx: &Context) -> Replacement {
     let extents = |at: usize| -> Option<Vec<usize>> {
         let view = unit.operands.get(at).filter(|_| is_constant[at])?;
         let fixed = view.dims.iter().map(|d| match d {
@@ -178,28 +192,42 @@ pub(crate) fn prepared_size(unit: &Library, is_constant: &[bool]) -> usize {
         fixed.collect()
     };
     let size = |at: usize| {
-        let dtype = unit.operands[at].dtype;
+        let dtype = unit.operands[at].read;
         let len = extents(at)?
             .into_iter()
             .try_fold(1usize, usize::checked_mul);
         dtype.storage_size(1, len?)
     };
-    let bytes = match &unit.op {
+    let arguments: Option<&[usize]> = match &unit.op {
         Op::Core(CoreOp::Contract(p)) => {
-            let constant = [(1, packed::Side::Right), (0, packed::Side::Left)];
-            let packs = |(at, side): (usize, packed::Side)| {
-                packed::pays(p, side, &extents(at)?).then(|| size(at))?
+            let sides = [packed::Side::Right, packed::Side::Left];
+            let pays = |side: &packed::Side| {
+                let extents = extents(side.operands()[0]);
+                extents.is_some_and(|extents| packed::pays(p, *side, &extents))
             };
-            constant.into_iter().find_map(packs)
+            sides.into_iter().find(pays).map(packed::Side::operands)
         }
-        Op::Composite(CompositeOp::ConvChannelsLast(_)) => size(1),
-        Op::Composite(CompositeOp::Conv(_)) if unit.operands[1].dtype.is_float() => size(1),
-        Op::Composite(CompositeOp::Recurrent(_)) => size(1)
-            .zip(size(2))
-            .map(|(input, recurrent)| input.saturating_add(recurrent)),
+        Op::Composite(CompositeOp::ConvChannelsLast(_)) => Some(&[1]),
+        Op::Composite(CompositeOp::Conv(_)) => unit.operands[1].dtype.is_float().then_some(&[1]),
+        Op::Composite(CompositeOp::Recurrent(_)) => Some(&[1, 2]),
         _ => None,
     };
-    bytes.unwrap_or(0)
+    let arguments = arguments.unwrap_or_default();
+    let sizes: Option<Vec<usize>> = arguments.iter().map(|at| size(*at)).collect();
+    let sum = |sizes: Vec<usize>| sizes.into_iter().fold(0, usize::saturating_add);
+    let size = match &unit.op {
+        Op::Composite(CompositeOp::ConvChannelsLast(p)) => {
+            extents(1).and_then(|weights| pixels::packed_size(unit, p, &weights, cx))
+        }
+        _ => sizes.map(sum),
+    };
+    match size {
+        Some(size) => Replacement {
+            arguments: arguments.to_vec(),
+            size,
+        },
+        None => Replacement::default(),
+    }
 }
 
 /// What a library call runs with.

@@ -3,16 +3,22 @@
 use crate::device::Argument;
 use crate::error::Result;
 use crate::library::Context;
+use crate::library::simd::{Float, Kernel, Simd, dispatch};
 use crate::library::view::Shared;
 use crate::memory::Lent;
 use crate::schedule::extent;
 use cupola_ir::DType;
 use cupola_ir::kernel::View;
+use half::{bf16, f16};
+use std::marker::PhantomData;
+use std::ops::Range;
 
 /// A strided view with an address.
 #[derive(Clone, Debug)]
 pub(crate) struct Operand {
     pub dtype: DType,
+    /// The type in which a kernel takes the elements.
+    pub read: DType,
     /// Address of the element at index 0.
     pub start: *mut u8,
     pub dims: Vec<usize>,
@@ -50,6 +56,7 @@ impl Operand {
         }
         Ok(Operand {
             dtype: view.dtype,
+            read: view.read,
             // Never followed when there is no element, so that it may point anywhere.
             start: argument
                 .start
@@ -68,6 +75,7 @@ impl Operand {
     pub(crate) fn permuted(&self, axes: &[usize]) -> Operand {
         Operand {
             dtype: self.dtype,
+            read: self.read,
             start: self.start,
             dims: axes.iter().map(|a| self.dims[*a]).collect(),
             strides: axes.iter().map(|a| self.strides[*a]).collect(),
@@ -105,6 +113,7 @@ impl Operand {
             .take::<u8>(len.saturating_mul(self.dtype.size()).max(64))?;
         let copy = Operand {
             dtype: self.dtype,
+            read: self.read,
             start: lent.as_ptr(),
             dims: self.dims.clone(),
             strides,
@@ -119,6 +128,80 @@ impl Operand {
         };
         copy_elements(cx, &from, &to);
         Ok((copy, lent))
+    }
+}
+
+impl Operand {
+    /// A dense row-major copy of the type in which elements are taken; of the first `repeated` axes those of stride 0 keep it.
+    pub(crate) fn converted<'a>(
+        &self,
+        cx: &Context<'a>,
+        repeated: usize,
+    ) -> Result<(Operand, Lent<'a>)> {
+        let (copy, source) = self.dense(cx, repeated)?;
+        let axes = copy.dims.iter().zip(&copy.strides);
+        let len = axes.map(|(d, s)| if *s == 0 { (*d).min(1) } else { *d });
+        let len: usize = len.product();
+        let size = len.saturating_mul(self.read.size()).max(64);
+        let target = cx.scratch.take::<u8>(size)?;
+        let (from, to) = (Shared(source.as_ptr::<u8>()), Shared(target.as_ptr::<u8>()));
+        let (stored, read) = (self.dtype, self.read);
+        cx.pool.run_ranges(len, 1 << 14, |range| {
+            let part = Part {
+                from: from.get(),
+                to: to.get(),
+                range,
+            };
+            match stored {
+                DType::F16 => part.read_as::<f16>(cx, read),
+                DType::BF16 => part.read_as::<bf16>(cx, read),
+                _ => part.read_as::<f32>(cx, read),
+            }
+        });
+        let converted = Operand {
+            dtype: self.read,
+            start: target.as_ptr(),
+            ..copy
+        };
+        Ok((converted, target))
+    }
+}
+
+/// A range of elements to convert.
+struct Part {
+    from: *const u8,
+    to: *mut u8,
+    range: Range<usize>,
+}
+
+impl Part {
+    /// Converts from `A` to one of the float types.
+    fn read_as<A: Float>(self, cx: &Context, to: DType) {
+        match to {
+            DType::F16 => dispatch(cx.isa, Convert::<A, f16>(self, PhantomData)),
+            DType::BF16 => dispatch(cx.isa, Convert::<A, bf16>(self, PhantomData)),
+            _ => dispatch(cx.isa, Convert::<A, f32>(self, PhantomData)),
+        }
+    }
+}
+
+struct Convert<A, B>(Part, PhantomData<(A, B)>);
+
+impl<A: Float, B: Float> Kernel for Convert<A, B> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Part { from, to, range } = self.0;
+        let (from, to) = (from.cast::<A>(), to.cast::<B>());
+        for at in range.clone().step_by(S::LANES) {
+            let len = (range.end - at).min(S::LANES);
+            // SAFETY: both copies have as many elements, and ranges are disjoint.
+            unsafe {
+                let v = A::load_first_or_all(s, from.add(at), len);
+                B::store_first_or_all(s, to.add(at), len, v);
+            }
+        }
     }
 }
 

@@ -21,6 +21,16 @@ pub(crate) enum Side {
     Right,
 }
 
+impl Side {
+    /// Position of the operand.
+    pub(super) fn operands(self) -> &'static [usize] {
+        match self {
+            Side::Left => &[0],
+            Side::Right => &[1],
+        }
+    }
+}
+
 /// A packed operand.
 pub(crate) struct Packed {
     pub side: Side,
@@ -76,13 +86,13 @@ pub(super) fn prepare(
     order.sort_by_key(|i| other[*i]);
     let (batch, free, summed) = axes(p, side, x.dims.len());
     let summed: Vec<usize> = order.iter().map(|i| summed[*i]).collect();
-    let matrix = matrices(cx, x, batch, &free, &summed)?;
+    let matrix = matrices(cx, x, batch, &free, &summed, false)?;
     let ((across, step), (along, next)) = (matrix.across, matrix.along);
     let source = Source {
         start: matrix.start,
         extents: [across, along],
         strides: [step as usize, next as usize],
-        dtype: x.dtype,
+        dtype: x.read,
         side,
         cx,
     };

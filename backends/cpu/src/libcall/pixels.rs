@@ -55,14 +55,35 @@ pub(super) fn prepare(
     let [_, Some(w)] = operands else {
         return Ok(None);
     };
-    let window = if minimal_filtering() {
-        expected_window(unit, p, &w.dims)?
-    } else {
-        None
-    };
-    let batch = known(unit.operands[0].dims[0]).unwrap_or(1);
-    let expected = window.as_ref().map(|window| Expected { window, batch });
+    let window = expected_window(unit, p, &w.dims)?;
+    let expected = expected(unit, window.as_ref());
     pack(p, w, cx, expected).map(Some)
+}
+
+/// Bytes that [`prepare`] will take for weights of these extents; `None` where it will fail.
+pub(super) fn packed_size(
+    unit: &Library,
+    p: &ConvChannelsLast,
+    weights: &[usize],
+    cx: &Context,
+) -> Option<usize> {
+    let window = expected_window(unit, p, weights).ok()?;
+    let expected = expected(unit, window.as_ref());
+    let operand = Operand {
+        dtype: DType::F32,
+        read: DType::F32,
+        start: std::ptr::null_mut(),
+        dims: weights.to_vec(),
+        strides: vec![0; weights.len()],
+    };
+    let (shape, _) = five(&operand);
+    PixelWeights::size_for(cx, shape, p.groups, expected)
+}
+
+/// What calls of a unit are expected to look like.
+fn expected<'a>(unit: &Library, window: Option<&'a Window>) -> Option<Expected<'a>> {
+    let batch = known(unit.operands[0].dims[0]).unwrap_or(1);
+    window.map(|window| Expected { window, batch })
 }
 
 /// Whether 3x3 windows may be computed with fewer multiplications, at some loss of precision: unless `CUPOLA_WINOGRAD` is `off`.
@@ -74,12 +95,15 @@ fn minimal_filtering() -> bool {
 /// Spatial extents where nothing is known of them.
 const USUAL_EXTENT: usize = 32;
 
-/// The geometry of most calls: with sizes that are not known, usual ones.
+/// The geometry of most calls: with sizes that are not known, usual ones. `None` where minimal filtering is not to be used.
 fn expected_window(
     unit: &Library,
     p: &ConvChannelsLast,
     weights: &[usize],
 ) -> Result<Option<Window>, Failure> {
+    if !minimal_filtering() {
+        return Ok(None);
+    }
     let mut taps = vec![];
     let mut input = vec![];
     for a in 0..weights.len() - 2 {

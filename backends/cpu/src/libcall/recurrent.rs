@@ -3,11 +3,12 @@
 use super::operand::Operand;
 use super::{Call, Failure, Prepared};
 use crate::library::Context;
-use crate::library::gemm::{Finished, Left, Output, PackedRight, Right, few, multiply};
+use crate::library::gemm::{Finished, few};
 use crate::library::lstm::{
-    Activation, Cell, PackedRecurrent, Recurrent as Layer, RecurrentOutputs, recur,
+    Activation, Cell, PackedRecurrent, PackedWeights, Recurrent as Layer, RecurrentOutputs,
+    Weights, recur,
 };
-use crate::library::view::{View, ViewMut};
+use crate::library::view::{Element, View, ViewMut};
 use cupola_ir::composite::{self, Recurrent, Roles};
 use cupola_ir::{DType, TensorType};
 
@@ -25,8 +26,13 @@ pub(crate) fn refusal(p: &Recurrent, operands: &[&TensorType]) -> Option<String>
     let all = ranks
         .into_iter()
         .chain(more.into_iter().filter_map(|(t, r)| Some((t?, r))));
+    let weights = roles.w.dtype;
+    if roles.r.dtype != weights || !matches!(weights, DType::F32 | DType::BF16) {
+        return Some(format!("weights {} and {}", roles.w, roles.r));
+    }
     for (t, rank) in all {
-        if t.dtype != DType::F32 || t.rank() != rank {
+        let is_weights = std::ptr::eq(t, roles.w) || std::ptr::eq(t, roles.r);
+        if t.dtype != DType::F32 && !is_weights || t.rank() != rank {
             return Some(format!("{t} where f32 with {rank} axes is taken"));
         }
     }
@@ -88,14 +94,22 @@ fn cell<'a>(p: &Recurrent, peepholes: Option<&'a [f32]>, reset_bias: &'a [f32]) 
 #[derive(Debug)]
 pub(crate) struct Packed {
     /// Input weights, unless there are so few inputs that they are better read where they are.
-    input: Option<PackedRight<f32>>,
+    input: Option<PackedWeights>,
     recurrent: PackedRecurrent,
 }
 
 impl Packed {
+    /// Positions of the operands that it stands for.
+    pub(super) fn operands(&self) -> &'static [usize] {
+        match self.input {
+            Some(_) => &[1, 2],
+            None => &[2],
+        }
+    }
+
     /// Bytes taken.
     pub(super) fn size(&self) -> usize {
-        self.input.as_ref().map_or(0, PackedRight::size) + self.recurrent.size()
+        self.input.as_ref().map_or(0, PackedWeights::size) + self.recurrent.size()
     }
 }
 
@@ -113,22 +127,25 @@ pub(super) fn prepare(
     let (isa, usage) = (cx.isa, cx.scratch.usage());
     let input = match few(w.dims[0]) || w.dims[1] == 0 {
         true => None,
-        false => Some(PackedRight::new(isa, transposed(w), usage)?),
+        false => Some(weights(w).pack(isa, usage)?),
     };
-    let recurrent = PackedRecurrent::new(isa, &cell(p, None, &[]), matrix(r), usage)?;
+    let recurrent = PackedRecurrent::new(isa, &cell(p, None, &[]), weights(r), usage)?;
     Ok(Some(Packed { input, recurrent }))
 }
 
 /// A dense matrix.
-fn matrix(x: &Operand) -> View<'_, f32, 2> {
+fn matrix<T: Element>(x: &Operand) -> View<'_, T, 2> {
     let [rows, cols] = [x.dims[0], x.dims[1]];
     // SAFETY: the operand is dense and lies inside its buffer.
     unsafe { View::from_raw(x.start.cast(), [rows, cols], [cols, 1]) }
 }
 
-/// A dense matrix, rows as columns.
-fn transposed(x: &Operand) -> View<'_, f32, 2> {
-    matrix(x).permuted([1, 0])
+/// A dense matrix of weights.
+fn weights(x: &Operand) -> Weights<'_> {
+    match x.dtype {
+        DType::BF16 => Weights::Bf16(matrix(x)),
+        _ => Weights::F32(matrix(x)),
+    }
 }
 
 /// A dense vector.
@@ -208,7 +225,7 @@ pub(crate) fn run(call: &Call, p: &Recurrent) -> Result<(), Failure> {
     let (input, recurrent) = match call.prepared {
         Some(Prepared::Recurrent(packed)) => (packed.input.as_ref(), &packed.recurrent),
         _ => {
-            own = PackedRecurrent::new(isa, &cell, matrix(o.r), usage)?;
+            own = PackedRecurrent::new(isa, &cell, weights(o.r), usage)?;
             (None, &own)
         }
     };
@@ -267,7 +284,7 @@ fn input_product(
     call: &Call,
     o: &Roles<&Operand>,
     e: &Extents,
-    packed: Option<&PackedRight<f32>>,
+    packed: Option<&PackedWeights>,
     bias: &[f32],
     to: *mut f32,
 ) -> Result<(), Failure> {
@@ -279,10 +296,6 @@ fn input_product(
             ViewMut::from_raw(to, [1, 1, count, e.rows], [0, 0, e.rows, 1]),
         )
     };
-    let right = match packed {
-        Some(packed) => Right::Packed(packed),
-        None => Right::View(transposed(o.w).batched()),
-    };
     let add = |part: Finished<f32>| {
         for row in 0..part.rows {
             let start = part.start.wrapping_add(row * part.row_stride);
@@ -292,11 +305,9 @@ fn input_product(
             sums.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
         }
     };
-    Ok(multiply(
-        &call.cx,
-        Left::View(left),
-        right,
-        Output::Store(output),
-        Some(&add),
-    )?)
+    match packed {
+        Some(packed) => packed.multiply(&call.cx, left, output, Some(&add))?,
+        None => weights(o.w).multiply(&call.cx, left, output, Some(&add))?,
+    }
+    Ok(())
 }

@@ -164,6 +164,7 @@ impl Builder {
             (BinOp::Add, Some(x), Some(y)) => Some(self.index(x.wrapping_add(y))),
             (BinOp::Sub, Some(x), Some(y)) => Some(self.index(x.wrapping_sub(y))),
             (BinOp::Mul, Some(x), Some(y)) => Some(self.index(x.wrapping_mul(y))),
+            (BinOp::And, Some(x), Some(y)) => Some(self.index(x & y)),
             (BinOp::MinS, Some(x), Some(y)) => Some(self.index(x.min(y))),
             (BinOp::MaxS, Some(x), Some(y)) => Some(self.index(x.max(y))),
             _ => None,
@@ -393,6 +394,7 @@ impl Op {
             Op::Const(_) | Op::Size(_) | Op::Buffer(_) | Op::Begin | Op::End | Op::Get(_) => {}
             Op::Splat(a)
             | Op::Ramp(a, _)
+            | Op::Tail(a)
             | Op::Extract(a, _)
             | Op::Unary(_, a)
             | Op::Shift(_, a, _)

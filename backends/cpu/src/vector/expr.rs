@@ -151,6 +151,7 @@ impl Lower<'_> {
         let (place, reach) = self.place(buffer, index, dtype);
         let lanes = reach.max(guard.map_or(1, |g| self.b.lanes(g)));
         let place = self.repeated(place, reach, lanes);
+        let guard = self.active(guard, lanes, dtype.bits() as u32);
         let guard = guard.map(|g| self.b.splat(g, lanes));
         let ty = Type {
             elem: Elem::int(dtype.bits() as u32),
@@ -263,7 +264,12 @@ impl Lower<'_> {
                 } else {
                     self.store_storage(value, dtype)
                 };
-                self.b.push(Inst::Store { place, value });
+                let guard = self.active(None, lanes, dtype.bits() as u32);
+                self.b.push(Inst::Store {
+                    place,
+                    value,
+                    guard,
+                });
             }
             StoreKind::AtomicAdd => {
                 let at = self.index_vector(s.index);
@@ -308,7 +314,7 @@ impl Lower<'_> {
             },
         );
         let bad = self.b.cmp(CmpOp::Eq, y, zero);
-        self.b.fault(bad, super::Fault::Division);
+        self.fault(bad, super::Fault::Division);
     }
 
     /// An integer constant of this register's element type.

@@ -250,7 +250,7 @@ impl Lower<'_> {
                 Some(g) => self.b.binary(BinOp::And, outside, g),
                 None => outside,
             };
-            self.b.fault(outside, Fault::Index);
+            self.fault(outside, Fault::Index);
         }
     }
 

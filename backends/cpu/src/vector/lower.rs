@@ -2,7 +2,7 @@
 
 use super::builder::Builder;
 use super::index::Lanes;
-use super::{BinOp, CmpOp, Elem, Inst, Op, Program, Reg, Type, UnOp, Var};
+use super::{BinOp, CmpOp, Elem, Fault, Inst, Op, Program, Reg, Type, UnOp, Var};
 use cupola_ir::kernel::{
     Accum, AccumKind, AxisId, Expr, ExprId, Extent, Index, IndexId, Kernel, Phase, Store,
 };
@@ -22,6 +22,16 @@ pub(crate) enum Shape {
         /// Lanes of each phase.
         lanes: Vec<u16>,
     },
+}
+
+/// What a program is made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Machine {
+    /// Vectors of 128 bits; positions that do not fill all lanes run one by one.
+    Portable,
+    /// Vectors of 256 or 512 bits; positions that do not fill all lanes run at once under a mask, and instructions convert
+    /// half precision.
+    Wide,
 }
 
 /// What is known in an open block.
@@ -46,11 +56,14 @@ pub(crate) struct Lower<'k> {
     memo: Vec<Memo>,
     axes: Vec<Option<Reg>>,
     lane: Option<(AxisId, u16)>,
+    pub(crate) machine: Machine,
+    /// Within a masked tail: the number of its positions.
+    tail: Option<Reg>,
 }
 
 /// Lowers a kernel.
-pub(crate) fn lower(kernel: &Kernel, shape: &Shape) -> Program {
-    let mut lower = Lower::new(kernel);
+pub(crate) fn lower(kernel: &Kernel, shape: &Shape, machine: Machine) -> Program {
+    let mut lower = Lower::new(kernel, machine);
     let (begin, end) = (
         lower.b.op(Op::Begin, Type::INDEX),
         lower.b.op(Op::End, Type::INDEX),
@@ -66,7 +79,7 @@ pub(crate) fn lower(kernel: &Kernel, shape: &Shape) -> Program {
 }
 
 impl<'k> Lower<'k> {
-    fn new(kernel: &'k Kernel) -> Lower<'k> {
+    fn new(kernel: &'k Kernel, machine: Machine) -> Lower<'k> {
         let mut written = vec![false; kernel.buffers.len()];
         for phase in &kernel.phases {
             if let Phase::Store { stores, .. } = phase {
@@ -86,6 +99,8 @@ impl<'k> Lower<'k> {
             memo: vec![Memo::default()],
             axes: vec![None; kernel.axes.len()],
             lane: None,
+            machine,
+            tail: None,
         }
     }
 
@@ -135,6 +150,28 @@ impl<'k> Lower<'k> {
 
     pub(crate) fn lanes(&self) -> u16 {
         self.lane.map_or(1, |l| l.1)
+    }
+
+    /// A guard of so many lanes that is false outside a masked tail as well; `bits` is the width of its mask if it is
+    /// of the tail alone.
+    pub(crate) fn active(&mut self, guard: Option<Reg>, lanes: u16, bits: u32) -> Option<Reg> {
+        let Some(count) = self.tail.filter(|_| lanes > 1) else {
+            return guard;
+        };
+        let own = self.b.op(Op::Tail(count), Type::mask(bits, lanes));
+        Some(match guard {
+            Some(g) => self.b.binary(BinOp::And, g, own),
+            None => own,
+        })
+    }
+
+    /// Records a fault where a mask is set.
+    pub(crate) fn fault(&mut self, mask: Reg, fault: Fault) {
+        let ty = self.b.ty(mask);
+        let mask = self
+            .active(Some(mask), ty.lanes, ty.elem.bits())
+            .unwrap_or(mask);
+        self.b.fault(mask, fault);
     }
 
     fn extent(&mut self, extent: Extent) -> Reg {
@@ -213,7 +250,32 @@ impl<'k> Lower<'k> {
         {
             return;
         }
+        if lanes > 1 && self.machine == Machine::Wide {
+            return self.masked_tail(axis, middle, to, lanes, body);
+        }
         self.one_loop(axis, middle, to, 1, body);
+    }
+
+    /// The positions that are left, fewer than the lanes, at once.
+    fn masked_tail(
+        &mut self,
+        axis: AxisId,
+        from: Reg,
+        to: Reg,
+        lanes: u16,
+        body: &mut dyn FnMut(&mut Self),
+    ) {
+        let any = self.b.cmp(CmpOp::LtS, from, to);
+        self.open_if(any);
+        let count = self.b.sub(to, from);
+        self.axes[axis.0 as usize] = Some(from);
+        let outer = self.lane.replace((axis, lanes));
+        self.tail = Some(count);
+        body(self);
+        self.close();
+        self.tail = None;
+        self.lane = outer;
+        self.axes[axis.0 as usize] = None;
     }
 
     fn one_loop(
@@ -224,6 +286,10 @@ impl<'k> Lower<'k> {
         lanes: u16,
         body: &mut dyn FnMut(&mut Self),
     ) {
+        let bounds = self.b.as_const(from).zip(self.b.as_const(to));
+        if bounds.is_some_and(|(from, to)| from >= to) {
+            return;
+        }
         let outer = self.lane;
         let any = self.b.cmp(CmpOp::LtS, from, to);
         self.open_if(any);
@@ -305,12 +371,16 @@ impl<'k> Lower<'k> {
     }
 
     fn reduce(&mut self, axes: &[AxisId], accums: &[Accum], lanes: u16) -> Vec<Reg> {
-        let narrow: Vec<Running> = accums.iter().map(|a| self.start(a, self.lanes())).collect();
-        let wide: Vec<Running> = if lanes > 1 {
-            accums.iter().map(|a| self.start(a, lanes)).collect()
-        } else {
-            vec![]
+        let all = |s: &mut Self, lanes| -> Vec<Running> {
+            accums.iter().map(|a| s.start(a, lanes)).collect()
         };
+        let (mut narrow, mut wide) = (vec![], vec![]);
+        if lanes == 1 || self.machine == Machine::Portable {
+            narrow = all(self, self.lanes());
+        }
+        if lanes > 1 {
+            wide = all(self, lanes);
+        }
         let values: Vec<ExprId> = accums.iter().map(|a| a.value).collect();
         self.nest(axes, lanes, &mut |s| {
             s.prepare(&values);
@@ -318,13 +388,13 @@ impl<'k> Lower<'k> {
             let running = if own { &wide } else { &narrow };
             for (a, r) in accums.iter().zip(running) {
                 let x = s.value(a.value);
-                s.step(a, *r, x, axes);
+                s.step(a, *r, x, axes, own);
             }
         });
         let mut results = vec![];
         for (i, a) in accums.iter().enumerate() {
             let across = wide.get(i).map(|w| self.across(a, *w));
-            results.push(self.result(a, narrow[i], across));
+            results.push(self.result(a, narrow.get(i).copied(), across));
         }
         results
     }
@@ -364,8 +434,8 @@ impl<'k> Lower<'k> {
         }
     }
 
-    /// Takes one value into an accumulator.
-    fn step(&mut self, a: &Accum, running: Running, x: Reg, axes: &[AxisId]) {
+    /// Takes one value into an accumulator; `across`: one value of each lane into the lanes of one accumulator.
+    fn step(&mut self, a: &Accum, running: Running, x: Reg, axes: &[AxisId], across: bool) {
         let dtype = self.kernel.dtype(a.value);
         let x = if dtype == DType::Bool {
             self.mask_to_int(x, Elem::I8)
@@ -375,7 +445,10 @@ impl<'k> Lower<'k> {
         let best = self.b.get(running.value);
         let x = self.b.splat(x, self.b.lanes(best));
         let Some(position) = running.position else {
-            let next = self.b.binary(combination(a.kind, dtype), best, x);
+            let mut next = self.b.binary(combination(a.kind, dtype), best, x);
+            if let Some(active) = self.active_accumulator(best, across) {
+                next = self.b.select(active, next, best);
+            }
             return self.b.push(Inst::Set(running.value, next));
         };
         let at = self.position(axes);
@@ -394,10 +467,20 @@ impl<'k> Lower<'k> {
             // A number never replaces NaN: the comparison is false then.
             better = self.b.binary(BinOp::Or, better, new_nan);
         }
+        if let Some(active) = self.active_accumulator(best, across) {
+            better = self.b.binary(BinOp::And, better, active);
+        }
         let value = self.b.select(better, x, best);
         let place = self.b.select(better, at, old);
         self.b.push(Inst::Set(running.value, value));
         self.b.push(Inst::Set(position, place));
+    }
+
+    /// The lanes of an accumulator that a tail has values for.
+    fn active_accumulator(&mut self, best: Reg, across: bool) -> Option<Reg> {
+        let ty = self.b.ty(best);
+        let lanes = if across { ty.lanes } else { 1 };
+        self.active(None, lanes, ty.elem.bits())
     }
 
     /// Whether `x` is strictly (or also equally) more extreme than `y`; false with NaN.
@@ -487,19 +570,28 @@ impl<'k> Lower<'k> {
         (self.b.select(take, y.0, x.0), self.b.select(take, y.1, x.1))
     }
 
-    /// The result of an accumulator from its narrow part and the combined lanes of its wide part.
-    fn result(&mut self, a: &Accum, narrow: Running, across: Option<(Reg, Option<Reg>)>) -> Reg {
+    /// The result of an accumulator from its narrow part and the combined lanes of its wide part; there is one at least.
+    fn result(
+        &mut self,
+        a: &Accum,
+        narrow: Option<Running>,
+        across: Option<(Reg, Option<Reg>)>,
+    ) -> Reg {
         let dtype = self.kernel.dtype(a.value);
-        let mut value = self.b.get(narrow.value);
-        if let Some(position) = narrow.position {
-            let mut at = self.b.get(position);
-            if let Some((v, Some(p))) = across {
-                at = self.better(a.kind, (v, p), (value, at), dtype).1;
+        let own = narrow.map(|r| (self.b.get(r.value), r.position.map(|p| self.b.get(p))));
+        let (value, position) = match (across, own) {
+            (Some((v, Some(p))), Some((value, Some(at)))) => {
+                let best = self.better(a.kind, (v, p), (value, at), dtype);
+                (best.0, Some(best.1))
             }
+            (Some((v, _)), Some((value, _))) => {
+                (self.b.binary(combination(a.kind, dtype), v, value), None)
+            }
+            (Some(one), None) | (None, Some(one)) => one,
+            (None, None) => unreachable!("bug: an accumulator without variables"),
+        };
+        if let Some(at) = position {
             return at;
-        }
-        if let Some((v, _)) = across {
-            value = self.b.binary(combination(a.kind, dtype), v, value);
         }
         if dtype == DType::Bool {
             return self.load_storage(value, DType::Bool);

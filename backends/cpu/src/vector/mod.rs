@@ -20,7 +20,7 @@ mod verify;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use lower::{Shape, lower};
+pub(crate) use lower::{Machine, Shape, lower};
 pub(crate) use verify::verify;
 
 use crate::emit::helpers::Helper;
@@ -197,6 +197,8 @@ pub(crate) enum Conv {
     Bits,
     /// Mask of another width.
     Mask,
+    /// Bits of half precision (in an I16) to f32 or back, nearest.
+    Half,
 }
 
 /// Where the lanes of a load or store lie, in elements from the first one's address.
@@ -235,6 +237,8 @@ pub(crate) enum Op {
     Splat(Reg),
     /// Lane `k` is `base + k * step` (integers).
     Ramp(Reg, i64),
+    /// Set in the lanes below a count between 0 and the lanes.
+    Tail(Reg),
     /// Lanes from scalars.
     Pack(Box<[Reg]>),
     /// One lane.
@@ -264,9 +268,11 @@ pub(crate) enum Op {
 pub(crate) enum Inst {
     Let(Reg, Op),
     Set(Var, Reg),
+    /// Writes elements; where the mask is unset nothing is written.
     Store {
         place: Place,
         value: Reg,
+        guard: Option<Reg>,
     },
     /// A host function called for its effect, lane by lane.
     Call(Helper, Box<[Reg]>),

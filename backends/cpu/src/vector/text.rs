@@ -64,6 +64,7 @@ impl Display for Op {
             Op::End => f.write_str("end"),
             Op::Splat(x) => write!(f, "splat {x}"),
             Op::Ramp(x, s) => write!(f, "ramp {x}, {s}"),
+            Op::Tail(n) => write!(f, "tail {n}"),
             Op::Pack(all) => write!(f, "pack {}", list(all)),
             Op::Extract(x, k) => write!(f, "extract {x}, {k}"),
             Op::Unary(op, x) => write!(f, "{} {x}", lower(op)),
@@ -96,7 +97,16 @@ impl Program {
             match inst {
                 Inst::Let(r, op) => writeln!(f, "{r}: {} = {op}", self.ty(*r))?,
                 Inst::Set(v, r) => writeln!(f, "set {v} = {r}")?,
-                Inst::Store { place, value } => writeln!(f, "store {place} = {value}")?,
+                Inst::Store {
+                    place,
+                    value,
+                    guard: None,
+                } => writeln!(f, "store {place} = {value}")?,
+                Inst::Store {
+                    place,
+                    value,
+                    guard: Some(g),
+                } => writeln!(f, "store {place} = {value} if {g}")?,
                 Inst::Call(h, all) => writeln!(f, "call {h:?} ({})", list(all))?,
                 Inst::Fault(m, fault) => writeln!(f, "fault {} if {m}", lower(fault))?,
                 Inst::Loop {

@@ -43,8 +43,14 @@ impl Verifier<'_> {
                 let ty = self.program.vars[var.0 as usize];
                 self.expect(*reg, ty)
             }
-            Inst::Store { place, value } => {
+            Inst::Store {
+                place,
+                value,
+                guard,
+            } => {
                 let ty = self.ty(*value)?;
+                self.guard(*guard, ty)
+                    .map_err(|()| "a store under no mask".to_string())?;
                 self.place(place, ty)
             }
             Inst::Call(_, operands) => operands.iter().try_for_each(|r| self.ty(*r).map(drop)),
@@ -105,6 +111,15 @@ impl Verifier<'_> {
         regs.iter().try_for_each(|r| self.expect(*r, ty))
     }
 
+    /// A mask for the lanes of a type, if any.
+    fn guard(&self, guard: Option<Reg>, ty: Type) -> Result<(), ()> {
+        let Some(guard) = guard else { return Ok(()) };
+        match self.ty(guard) {
+            Ok(mask) if mask.elem.is_mask() && mask.lanes == ty.lanes => Ok(()),
+            _ => Err(()),
+        }
+    }
+
     /// A place that holds elements of this type.
     fn place(&self, place: &Place, ty: Type) -> Result<(), String> {
         self.expect(place.base, Type::INDEX)?;
@@ -136,6 +151,10 @@ impl Verifier<'_> {
                 let from = self.ty(*base)?;
                 must(from.lanes == 1 && !from.elem.is_float())
             }
+            Op::Tail(count) => {
+                must(ty.elem.is_mask() && ty.lanes > 1)?;
+                self.expect(*count, Type::INDEX)
+            }
             Op::Pack(all) => {
                 must(all.len() == usize::from(ty.lanes))?;
                 let kinds = |r: &Reg| must(same_kind(self.ty(*r)?.elem, ty.elem));
@@ -165,10 +184,7 @@ impl Verifier<'_> {
             Op::Fma(x, y, z) => self.all(&[*x, *y, *z], ty),
             Op::Convert(_, x) => must(self.ty(*x)?.lanes == ty.lanes),
             Op::Load(place, guard) => {
-                if let Some(guard) = guard {
-                    let guard = self.ty(*guard)?;
-                    must(guard.elem.is_mask() && guard.lanes == ty.lanes)?;
-                }
+                self.guard(*guard, ty).or_else(|()| wrong())?;
                 self.place(place, ty)
             }
             Op::Call(_, operands) => operands.iter().try_for_each(|r| {

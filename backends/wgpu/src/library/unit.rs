@@ -26,6 +26,7 @@ pub fn claim(op: &Op, operands: &[&TensorType]) -> Claim {
         None => Claim::Yes {
             strided: true,
             epilogue: takes_epilogue(op),
+            converts: false,
         },
     }
 }

@@ -289,10 +289,21 @@ struct Taps {
     count: Dim,
 }
 
-/// Taps as constants when the extents are known, computed in f32 at run time otherwise.
+/// The most taps of an axis that are stored.
+const MAX_STORED: i64 = 1 << 18;
+
+/// Taps as constants when the extents are known, computed at run time otherwise: in f32, or in f64 when they are too many to
+/// store, as f32 cannot number them.
 fn taps(g: &mut Graph, s: &Stretch, style: &Style) -> OpResult<Taps> {
-    if s.from.as_const().is_none() || s.to.as_const().is_none() {
+    let (Some(_), Some(to)) = (s.from.as_const(), s.to.as_const()) else {
         return build_taps(g, DType::F32, s, style);
+    };
+    let count = (Dim::Const(2) * reach(s, style)).as_const();
+    if count
+        .and_then(|n| n.checked_mul(to))
+        .is_none_or(|n| n > MAX_STORED)
+    {
+        return build_taps(g, DType::F64, s, style);
     }
     let mut scratch = Graph::new("taps");
     let t = build_taps(&mut scratch, DType::F64, s, style)?;
@@ -546,5 +557,46 @@ fn apply(g: &mut Graph, x: ValueId, axis: usize, t: &Taps) -> OpResult<ValueId> 
             let parts = g.binary(Scalar::Mul, parts, w)?;
             Ok(g.reduce(ReduceKind::Sum, parts, &[axis + 1])?)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bytes of constants in the graph of an axis of 3 stretched by `scale`.
+    fn stored(scale: f64, antialias: bool) -> OpResult<usize> {
+        let style = Style {
+            mode: Mode::Linear,
+            coordinates: "half_pixel".into(),
+            rounding: String::new(),
+            cubic_a: -0.75,
+            exclude_outside: false,
+            antialias,
+            extrapolation: 0.0,
+        };
+        let stretch = Stretch {
+            axis: 0,
+            from: Dim::Const(3),
+            to: Dim::Const((3.0 * scale) as i64),
+            scale: Some(scale),
+            roi: (0.0, 1.0),
+        };
+        let mut g = Graph::new("taps");
+        let t = taps(&mut g, &stretch, &style)?;
+        assert_eq!(g.rank(t.index), 2);
+        let sizes = g.nodes().flat_map(|(_, node)| node.results.clone());
+        let constants = sizes.filter_map(|v| g.as_const(v));
+        Ok(constants.map(|c| c.bytes().len()).sum())
+    }
+
+    #[test]
+    fn a_file_cannot_make_the_importer_store_what_it_merely_claims() {
+        let small = stored(4.0, false).expect("a usual scale");
+        assert!(small >= 12 * 2 * 8, "known taps are stored: {small} bytes");
+        let huge = stored(1e8, false).expect("a scale that extents can have");
+        assert!(huge < 1 << 10, "{huge} bytes");
+        let limit = stored(1e-38, true).expect_err("more taps than can be counted");
+        assert!(matches!(limit, OpError::Limit(_)), "{limit:?}");
     }
 }

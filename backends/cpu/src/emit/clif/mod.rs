@@ -189,7 +189,12 @@ impl Emit<'_> {
                         self.f.def_var(v, x);
                     }
                 }
-                Inst::Store { place, value } => self.store(place, *value),
+                Inst::Store {
+                    place,
+                    value,
+                    guard: None,
+                } => self.store(place, *value),
+                Inst::Store { .. } => unreachable!("bug: a masked tail in portable code"),
                 Inst::Call(helper, args) => {
                     let lanes = self.ty(args[0]).lanes;
                     let args: Vec<Vec<Value>> = args.iter().map(|a| self.lanes(*a)).collect();
@@ -268,6 +273,7 @@ impl Emit<'_> {
             Op::End => vec![self.range[1]],
             Op::Splat(x) => self.splat(*x, ty),
             Op::Ramp(base, step) => self.ramp(*base, *step, ty),
+            Op::Tail(_) => unreachable!("bug: a masked tail in portable code"),
             Op::Pack(all) => {
                 let all: Vec<Value> = all.iter().map(|r| self.one(*r)).collect();
                 self.pack(ty, &all)

@@ -8,7 +8,7 @@
 use super::driver::{Epilogue, Finished, Left, Product, Right, Target};
 use super::formats::{BytePairs, ByteQuads};
 use super::numbers::{pack_left_with, pack_right_with};
-use super::pack::{Panel, Strided, pack_elements};
+use super::pack::{Panel, Strided, pack_elements, pack_quads};
 use super::packed::Packed;
 use super::tile::Tiles;
 use super::{left_of, right_of};
@@ -160,7 +160,11 @@ impl Operand<'_> {
         unsafe { pack_elements::<u8, i16, 2>(&self.source, &panel.with(panel.to.cast()), convert) }
     }
 
-    fn pack_quads(&self, panel: &Panel<u32>) {
+    fn pack_quads(&self, isa: Isa, panel: &Panel<u32>) {
+        if self.shift() == 0 && self.source.along == 1 {
+            // SAFETY: as above.
+            return unsafe { pack_quads(isa, &self.source, panel) };
+        }
         let flip = if self.shift() == 0 { 0 } else { 0x80 };
         // SAFETY: as above.
         unsafe {
@@ -173,7 +177,7 @@ impl Operand<'_> {
     /// Packs in the way of `isa`.
     fn pack(&self, isa: Isa, panel: &Panel<u32>) {
         if isa.vnni() {
-            self.pack_quads(panel)
+            self.pack_quads(isa, panel)
         } else {
             self.pack_pairs(panel)
         }

@@ -51,6 +51,8 @@ pub type Sum<T> = <T as Multiply>::Sum;
 pub enum Left<'a, T> {
     /// In memory.
     View(View<'a, T, 4>),
+    /// In memory as f32, to be rounded to `T`, a float of 16 bits.
+    Wide(View<'a, f32, 4>),
     /// Packed, the same one for the whole batch.
     Packed(&'a PackedLeft<T>),
 }
@@ -223,16 +225,22 @@ fn check_operands<T: Number>(
     let [outer, batch, rows, cols] = shape;
     let inner = match left {
         Left::View(view) => view.shape()[3],
+        Left::Wide(view) => view.shape()[3],
         Left::Packed(packed) => packed.inner,
     };
+    let shape = match left {
+        Left::View(view) => view.shape(),
+        Left::Wide(view) => view.shape(),
+        Left::Packed(_) => [outer, batch, rows, inner],
+    };
+    if shape != [outer, batch, rows, inner] {
+        return Err(mismatch(
+            "left operand of a product",
+            shape,
+            [outer, batch, rows, inner],
+        ));
+    }
     match left {
-        Left::View(view) if view.shape() != [outer, batch, rows, inner] => {
-            return Err(mismatch(
-                "left operand of a product",
-                view.shape(),
-                [outer, batch, rows, inner],
-            ));
-        }
         Left::Packed(packed) if packed.rows != rows => {
             return Err(mismatch("packed left rows", packed.rows, rows));
         }
@@ -335,14 +343,19 @@ impl<T: Number> Problem<'_, T> {
     fn merged(mut self) -> Self {
         for d in [1, 0] {
             let [extent, rows] = [self.shape[d], self.shape[2]];
-            let (Left::View(left), None) = (&self.left, self.epilogue) else {
-                break;
+            let strides = match &self.left {
+                Left::View(left) => left.strides(),
+                Left::Wide(left) => left.strides(),
+                Left::Packed(_) => break,
             };
+            if self.epilogue.is_some() {
+                break;
+            }
             let shared = match &self.right {
                 Right::View(right) => right.strides()[d] == 0,
                 Right::Packed(_) => true,
             };
-            let (mut from, to) = (left.strides(), &mut self.output.strides);
+            let (mut from, to) = (strides, &mut self.output.strides);
             let even = rows == 1 || (from[d] == rows * from[2] && to[d] == rows * to[2]);
             if extent == 1 {
                 continue;
@@ -356,10 +369,15 @@ impl<T: Number> Problem<'_, T> {
             self.shape[d] = 1;
             self.shape[2] = rows * extent;
             let [outer, batch, rows, _] = self.shape;
+            let shape = [outer, batch, rows, self.inner];
             // SAFETY: the same elements in another numbering.
-            self.left = Left::View(unsafe {
-                View::from_raw(left.as_ptr(), [outer, batch, rows, self.inner], from)
-            });
+            self.left = unsafe {
+                match self.left {
+                    Left::View(left) => Left::View(View::from_raw(left.as_ptr(), shape, from)),
+                    Left::Wide(left) => Left::Wide(View::from_raw(left.as_ptr(), shape, from)),
+                    packed @ Left::Packed(_) => packed,
+                }
+            };
         }
         self
     }
@@ -411,6 +429,7 @@ impl<T: Number> Problem<'_, T> {
         let matrix = Matrix {
             left: match &self.left {
                 Left::View(view) => OneLeft::Strided(left_of(view, offset(batch_strides(view)))),
+                Left::Wide(view) => OneLeft::Wide(left_of(view, offset(batch_strides(view)))),
                 Left::Packed(packed) => OneLeft::Packed(&packed.panels),
             },
             right: match &self.right {
@@ -468,6 +487,8 @@ pub(crate) struct Matrix<'a, T: Number> {
 
 enum OneLeft<'a, T> {
     Strided(Strided<T>),
+    /// To be rounded to `T`.
+    Wide(Strided<f32>),
     Packed(&'a AnyPacked),
 }
 

@@ -6,7 +6,7 @@ use half::{bf16, f16};
 use super::dots;
 use super::driver::{self, Epilogue, Finished, Product, Target};
 use super::formats::{BrainPairs, Doubles, Floats, Wrapping};
-use super::pack::{Panel, Strided, pack_elements, pack_floats};
+use super::pack::{Panel, Strided, pack_elements, pack_floats, pack_pairs, pack_rounded};
 use super::packed::Packed;
 use super::tile::{TileSet, Tiles};
 use super::{AnyPacked, Matrix, Number, OneLeft, OneRight, Sum};
@@ -124,7 +124,7 @@ macro_rules! plain_numbers {
                 let pack_left;
                 let left = match &matrix.left {
                     OneLeft::Packed(AnyPacked::$packed(packed)) => driver::Left::Packed(packed),
-                    OneLeft::Packed(_) => unreachable!("{FOREIGN}"),
+                    OneLeft::Packed(_) | OneLeft::Wide(_) => unreachable!("{FOREIGN}"),
                     OneLeft::Strided(source) => {
                         pack_left = move |panel: &Panel<$word>| $pack(isa, source, panel);
                         driver::Left::Pack(&pack_left)
@@ -202,9 +202,44 @@ plain_numbers! {
     u64 as i64: Wrapping<i64>, I64, pack_same, dots no_dots;
 }
 
-fn pack_brain_pairs(source: &Strided<bf16>, panel: &Panel<u32>) {
-    // SAFETY: as for `pack_f32`.
-    unsafe { pack_elements::<bf16, bf16, 2>(source, &panel.with(panel.to.cast()), |_, x| x) }
+/// A left operand of 16-bit floats, in memory as such or as f32.
+#[derive(Clone, Copy)]
+enum Halves<'a, T> {
+    Own(&'a Strided<T>),
+    Wide(&'a Strided<f32>),
+}
+
+impl<'a, T: Float + Number> Halves<'a, T> {
+    /// The left operand of a matrix, unless it is packed.
+    fn of(left: &'a OneLeft<'_, T>) -> Option<Self> {
+        match left {
+            OneLeft::Strided(source) => Some(Halves::Own(source)),
+            OneLeft::Wide(source) => Some(Halves::Wide(source)),
+            OneLeft::Packed(_) => None,
+        }
+    }
+
+    /// Packs as words of two bf16.
+    fn pack_pairs(self, isa: Isa, panel: &Panel<u32>) {
+        // SAFETY: driver and `Packed` ask for panels inside the matrix, with room for them.
+        unsafe {
+            match self {
+                Halves::Own(source) => pack_pairs(isa, source, panel),
+                Halves::Wide(source) => pack_pairs(isa, source, panel),
+            }
+        }
+    }
+
+    /// Packs as f32 words.
+    fn pack_floats(self, isa: Isa, panel: &Panel<f32>) {
+        // SAFETY: as above.
+        unsafe {
+            match self {
+                Halves::Own(source) => pack_floats(isa, source, panel),
+                Halves::Wide(source) => pack_rounded::<T>(isa, source, panel),
+            }
+        }
+    }
 }
 
 /// 16-bit floats: the left operand is widened while packing; a right operand packed ahead of time stays narrow.
@@ -214,17 +249,17 @@ macro_rules! half_numbers {
         impl Multiply for $t {
             type Sum = f32;
             fn pack_left(isa: Isa, source: &Strided<$t>, rows: usize, usage: &Usage) -> Result<AnyPacked> {
-                if let Some(pack) = $pairs(isa) {
-                    let packer = |panel: &Panel<u32>| pack(source, panel);
+                let left = Halves::Own(source);
+                if $pairs(isa) {
+                    let packer = |panel: &Panel<u32>| left.pack_pairs(isa, panel);
                     return pack_left_with(&<BrainPairs>::set(isa), rows, source.inner.div_ceil(2), packer, usage).map(AnyPacked::Words);
                 }
-                // SAFETY: `Packed` asks for panels inside the matrix.
-                let packer = |panel: &Panel<f32>| unsafe { pack_floats(isa, source, panel) };
+                let packer = |panel: &Panel<f32>| left.pack_floats(isa, panel);
                 pack_left_with(&<Floats<f32>>::set(isa), rows, source.inner, packer, usage).map(AnyPacked::F32)
             }
             fn pack_right(isa: Isa, source: &Strided<$t>, cols: usize, usage: &Usage) -> Result<AnyPacked> {
-                if let Some(pack) = $pairs(isa) {
-                    let packer = |panel: &Panel<u32>| pack(source, panel);
+                if $pairs(isa) {
+                    let packer = |panel: &Panel<u32>| Halves::Own(source).pack_pairs(isa, panel);
                     return pack_right_with(&<BrainPairs>::set(isa), cols, source.inner.div_ceil(2), packer, usage).map(AnyPacked::Words);
                 }
                 let packer = |panel: &Panel<$t>| pack_same(isa, source, panel);
@@ -236,49 +271,42 @@ macro_rules! half_numbers {
                     return done;
                 }
                 let isa = cx.isa;
+                let left = Halves::of(&matrix.left);
                 let few_rows = matrix.rows <= Floats::<$t>::set(isa).max_rows();
-                if let (OneRight::Strided(source), OneLeft::Strided(left), true) = (&matrix.right, &matrix.left, few_rows)
+                if let (OneRight::Strided(source), Some(left), true) = (&matrix.right, left, few_rows)
                     && source.across == 1
                 {
-                    // SAFETY: the driver asks for panels inside the matrix.
-                    let pack_left = move |panel: &Panel<f32>| unsafe { pack_floats(isa, left, panel) };
+                    let pack_left = move |panel: &Panel<f32>| left.pack_floats(isa, panel);
                     let pack_right = move |panel: &Panel<$t>| pack_same(isa, source, panel);
                     let from = Shared(source.from.cast_mut());
                     let right = driver::Right::Rows { from, stride: source.along, packer: &pack_right };
                     // SAFETY: passed on.
                     return unsafe { drive::<$t, Floats<$t>>(cx, matrix, matrix.inner, driver::Left::Pack(&pack_left), right) };
                 }
-                if let Some(pack) = $pairs(isa) {
-                    let pack_left;
+                if $pairs(isa) {
+                    let pack_left = move |panel: &Panel<u32>| if let Some(left) = left { left.pack_pairs(isa, panel) };
                     let left = match &matrix.left {
                         OneLeft::Packed(AnyPacked::Words(packed)) => driver::Left::Packed(packed),
                         OneLeft::Packed(_) => unreachable!("{FOREIGN}"),
-                        OneLeft::Strided(source) => {
-                            pack_left = move |panel: &Panel<u32>| pack(source, panel);
-                            driver::Left::Pack(&pack_left)
-                        }
+                        OneLeft::Strided(_) | OneLeft::Wide(_) => driver::Left::Pack(&pack_left),
                     };
                     let pack_right;
                     let right = match &matrix.right {
                         OneRight::Packed(AnyPacked::Words(packed)) => driver::Right::Packed(packed),
                         OneRight::Packed(_) => unreachable!("{FOREIGN}"),
                         OneRight::Strided(source) => {
-                            pack_right = move |panel: &Panel<u32>| pack(source, panel);
+                            pack_right = move |panel: &Panel<u32>| Halves::Own(source).pack_pairs(isa, panel);
                             driver::Right::Pack(&pack_right)
                         }
                     };
                     // SAFETY: passed on.
                     return unsafe { drive::<$t, BrainPairs>(cx, matrix, matrix.inner.div_ceil(2), left, right) };
                 }
-                let pack_left;
+                let pack_left = move |panel: &Panel<f32>| if let Some(left) = left { left.pack_floats(isa, panel) };
                 let left = match &matrix.left {
                     OneLeft::Packed(AnyPacked::F32(packed)) => driver::Left::Packed(packed),
                     OneLeft::Packed(_) => unreachable!("{FOREIGN}"),
-                    OneLeft::Strided(source) => {
-                        // SAFETY: the driver asks for panels inside the matrix.
-                        pack_left = move |panel: &Panel<f32>| unsafe { pack_floats(isa, source, panel) };
-                        driver::Left::Pack(&pack_left)
-                    }
+                    OneLeft::Strided(_) | OneLeft::Wide(_) => driver::Left::Pack(&pack_left),
                 };
                 match &matrix.right {
                     // SAFETY: passed on.
@@ -301,11 +329,9 @@ macro_rules! half_numbers {
     };
 }
 
-type PairPacker = fn(&Strided<bf16>, &Panel<u32>);
-
 half_numbers! {
-    f16: F16, pairs on |_: Isa| None::<fn(&Strided<f16>, &Panel<u32>)>;
-    bf16: Bf16, pairs on |isa: Isa| isa.bf16().then_some(pack_brain_pairs as PairPacker);
+    f16: F16, pairs on |_: Isa| false;
+    bf16: Bf16, pairs on |isa: Isa| isa.bf16();
 }
 
 struct Narrow<T> {

@@ -4,6 +4,7 @@
 //! columns of the right one); the places beyond the matrix are zero.
 
 use bytemuck::Pod;
+use half::bf16;
 
 use crate::isa::Isa;
 use crate::library::simd::{Float, Kernel, MAX_LANES, Simd, dispatch};
@@ -91,10 +92,10 @@ impl<T: Float> Kernel for PackFloats<'_, T> {
         let PackFloats { source, panel } = self;
         // SAFETY: the contract of `pack_floats`.
         unsafe {
-            if source.across == 1 || panel.count == 1 {
-                copy_rows(s, source, panel);
-            } else if source.along == 1 {
+            if source.along == 1 {
                 transpose_blocks(s, source, panel);
+            } else if source.across == 1 || panel.count == 1 {
+                copy_rows(s, source, panel);
             } else {
                 pack_elements::<T, f32, 1>(source, panel, |_, x| x.widen());
             }
@@ -128,9 +129,185 @@ unsafe fn copy_rows<S: Simd, T: Float>(s: S, source: &Strided<T>, panel: &Panel<
     }
 }
 
+/// Packs floats rounded to `N` as f32 words.
+///
+/// # Safety
+/// As [`pack_floats`].
+pub(crate) unsafe fn pack_rounded<N: Float>(isa: Isa, source: &Strided<f32>, panel: &Panel<f32>) {
+    // SAFETY: passed on; the destination has that many words.
+    unsafe {
+        pack_floats(isa, source, panel);
+        let words = std::slice::from_raw_parts_mut(panel.to, panel.words * panel.height);
+        for word in words {
+            *word = N::narrow(*word).widen();
+        }
+    }
+}
+
+/// Packs floats as words of two bf16 each, neighbours along the inner dimension.
+///
+/// # Safety
+/// As [`pack_floats`]; words are counted in pairs.
+pub(crate) unsafe fn pack_pairs<T: Float>(isa: Isa, source: &Strided<T>, panel: &Panel<u32>) {
+    dispatch(isa, PackPairs { source, panel });
+}
+
+struct PackPairs<'a, T> {
+    source: &'a Strided<T>,
+    panel: &'a Panel<u32>,
+}
+
+impl<T: Float> Kernel for PackPairs<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let PackPairs { source, panel } = self;
+        // SAFETY: the contract of `pack_pairs`.
+        unsafe {
+            if source.along == 1 {
+                transpose_blocks(s, Pairs(source), &panel.with(panel.to.cast()));
+            } else if source.across == 1 || panel.count == 1 {
+                pair_rows(s, source, &panel.with(panel.to.cast()));
+            } else {
+                let panel = panel.with(panel.to.cast());
+                pack_elements::<T, bf16, 2>(source, &panel, |_, x| bf16::narrow(x.widen()));
+            }
+        }
+    }
+}
+
+/// As [`copy_rows`], two rows to a word.
+#[inline(always)]
+unsafe fn pair_rows<S: Simd, T: Float>(s: S, source: &Strided<T>, panel: &Panel<f32>) {
+    for word in 0..panel.words {
+        let along = 2 * (panel.start + word);
+        let has_odd = along + 1 < source.inner;
+        for lane in (0..panel.height).step_by(S::LANES) {
+            let there = panel.count.saturating_sub(lane).min(S::LANES);
+            let row = |along| source.at(panel.first + lane, along);
+            let to = panel.to.wrapping_add(word * panel.height + lane);
+            // SAFETY: `there` elements are inside the operand, and the destination has `height` places in this row.
+            unsafe {
+                let even = T::load_first_or_all(s, row(along), there);
+                let odd = match has_odd {
+                    true => T::load_first_or_all(s, row(along + 1), there),
+                    false => s.splat(0.0),
+                };
+                let places = (panel.height - lane).min(S::LANES);
+                f32::store_first_or_all(s, to, places, s.pair_bf16(even, odd));
+            }
+        }
+    }
+}
+
+/// Operands whose neighbours along the inner dimension are neighbours in memory, as vectors of words.
+trait Rows: Copy {
+    /// `len` words of a row from word `word` on; 0 in the other lanes.
+    ///
+    /// # Safety
+    /// The words must lie inside the operand.
+    unsafe fn load<S: Simd>(self, s: S, across: usize, word: usize, len: usize) -> S::F;
+}
+
+impl<T: Float> Rows for &Strided<T> {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(self, s: S, across: usize, word: usize, len: usize) -> S::F {
+        // SAFETY: passed on.
+        unsafe { T::load_first_or_all(s, self.at(across, word), len) }
+    }
+}
+
+/// Two neighbours as bf16 in one word.
+struct Pairs<'a, T>(&'a Strided<T>);
+
+impl<T> Clone for Pairs<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<T> Copy for Pairs<'_, T> {}
+
+impl<T: Float> Rows for Pairs<'_, T> {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(self, s: S, across: usize, word: usize, len: usize) -> S::F {
+        let there = (2 * len).min(self.0.inner - 2 * word);
+        let from = self.0.at(across, 2 * word);
+        // SAFETY: `there` elements lie inside the operand.
+        let (low, high) = unsafe {
+            (
+                T::load_first_or_all(s, from, there.min(S::LANES)),
+                T::load_first_or_all(
+                    s,
+                    from.wrapping_add(S::LANES),
+                    there.saturating_sub(S::LANES),
+                ),
+            )
+        };
+        let (even, odd) = s.unzip(low, high);
+        s.pair_bf16(even, odd)
+    }
+}
+
+/// Packs bytes as words of four, neighbours along the inner dimension, which are neighbours in memory.
+///
+/// # Safety
+/// As [`pack_floats`]; words are counted in fours, and `along` is 1.
+pub(crate) unsafe fn pack_quads(isa: Isa, source: &Strided<u8>, panel: &Panel<u32>) {
+    dispatch(isa, PackQuads { source, panel });
+}
+
+struct PackQuads<'a> {
+    source: &'a Strided<u8>,
+    panel: &'a Panel<u32>,
+}
+
+impl Kernel for PackQuads<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let panel = self.panel.with(self.panel.to.cast());
+        // SAFETY: the contract of `pack_quads`.
+        unsafe { transpose_blocks(s, Quads(self.source), &panel) }
+    }
+}
+
+/// Four bytes in one word.
+#[derive(Clone, Copy)]
+struct Quads<'a>(&'a Strided<u8>);
+
+impl Rows for Quads<'_> {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(self, s: S, across: usize, word: usize, len: usize) -> S::F {
+        let there = (4 * len).min(self.0.inner - 4 * word);
+        let from = self.0.at(across, 4 * word);
+        // SAFETY: `there` bytes lie inside the operand, and the copy holds any vector.
+        unsafe {
+            if there == 4 * S::LANES {
+                return s.load(from.cast());
+            }
+            let mut lanes = [0f32; MAX_LANES];
+            std::ptr::copy_nonoverlapping(from, lanes.as_mut_ptr().cast(), there);
+            s.load(lanes.as_ptr())
+        }
+    }
+}
+
 /// Neighbours along the inner dimension are neighbours in memory: square blocks are transposed in registers.
 #[inline(always)]
-unsafe fn transpose_blocks<S: Simd, T: Float>(s: S, source: &Strided<T>, panel: &Panel<f32>) {
+unsafe fn transpose_blocks<S: Simd, R: Rows>(s: S, source: R, panel: &Panel<f32>) {
+    if panel.height == 1 {
+        for word in (0..panel.words).step_by(S::LANES) {
+            let long = (panel.words - word).min(S::LANES);
+            // SAFETY: the words lie inside the only row, and the destination has as many places.
+            unsafe {
+                let v = source.load(s, panel.first, panel.start + word, long);
+                f32::store_first_or_all(s, panel.to.wrapping_add(word), long, v);
+            }
+        }
+        return;
+    }
     for lane in (0..panel.height).step_by(S::LANES) {
         let there = panel.count.saturating_sub(lane).min(S::LANES);
         let places = (panel.height - lane).min(S::LANES);
@@ -139,15 +316,9 @@ unsafe fn transpose_blocks<S: Simd, T: Float>(s: S, source: &Strided<T>, panel: 
             let mut block = [s.splat(0.0); MAX_LANES];
             for (row, v) in block.iter_mut().enumerate().take(S::LANES) {
                 if row < there {
-                    let from = source.at(panel.first + lane + row, panel.start + word);
-                    // SAFETY: `long` elements from here on are inside the operand.
-                    *v = unsafe {
-                        if long == S::LANES {
-                            T::load(s, from)
-                        } else {
-                            T::load_first(s, from, long)
-                        }
-                    };
+                    let across = panel.first + lane + row;
+                    // SAFETY: `long` words from here on are inside the operand.
+                    *v = unsafe { source.load(s, across, panel.start + word, long) };
                 }
             }
             s.transpose(&mut block);
@@ -155,13 +326,7 @@ unsafe fn transpose_blocks<S: Simd, T: Float>(s: S, source: &Strided<T>, panel: 
                 if row < long {
                     let to = panel.to.wrapping_add((word + row) * panel.height + lane);
                     // SAFETY: the destination has `places` places from here on in this row.
-                    unsafe {
-                        if places == S::LANES {
-                            s.store(to, v);
-                        } else {
-                            s.store_first(to, places, v);
-                        }
-                    }
+                    unsafe { f32::store_first_or_all(s, to, places, v) };
                 }
             }
         }

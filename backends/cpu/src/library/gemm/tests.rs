@@ -526,3 +526,85 @@ fn byte_products() {
         }
     });
 }
+
+/// A left operand of f32 that is rounded while packing, against the same operand rounded before.
+fn check_wide<T: Sample<Sum = f32> + crate::library::simd::Float>(
+    cx: &Context,
+    extents: Extents,
+    seed: u64,
+) {
+    let Extents { rows, inner, cols } = extents;
+    let mut rng = Rng::new(seed);
+    let (strides, len) = layout(seed as usize, rows, inner);
+    let wide = rng.floats(len);
+    let narrow: Vec<T> = wide.iter().map(|x| T::narrow(*x)).collect();
+    let wide = View::new("left", &wide, [rows, inner], strides).expect("fits");
+    let narrow = View::new("left", &narrow, [rows, inner], strides).expect("fits");
+    let right: Vec<T> = (0..inner * cols).map(|_| T::sample(&mut rng)).collect();
+    let right = View::dense("right", &right, [inner, cols]).expect("fits");
+    let packed = PackedRight::new(cx.isa, right, &Usage::unlimited()).expect("memory");
+    for rhs in [Right::View(right.batched()), Right::Packed(&packed)] {
+        let mut out = vec![f32::NAN; rows * cols];
+        let output = ViewMut::dense("out", &mut out, [rows, cols]).expect("fits");
+        let lhs = Left::Wide(wide.batched());
+        multiply(cx, lhs, rhs, Output::Store(output.batched()), None).expect("agrees");
+        for (index, got) in out.into_iter().enumerate() {
+            let (row, col) = (index / cols, index % cols);
+            let pairs = &mut (0..inner).map(|k| (narrow.at([row, k]), right.at([k, col])));
+            let want = T::reference(pairs, 0.0);
+            let ok = T::close(got, want, inner);
+            assert!(ok, "{extents:?} {:?} at {row},{col}: {got} {want}", cx.isa);
+        }
+    }
+}
+
+#[test]
+fn wide_left_operands_are_rounded() {
+    contexts(|cx| {
+        for (index, &(rows, inner, cols)) in SIZES.iter().enumerate() {
+            for seed in [index, index + 1, index + 2] {
+                check_wide::<bf16>(cx, Extents { rows, inner, cols }, seed as u64);
+                check_wide::<f16>(cx, Extents { rows, inner, cols }, seed as u64);
+            }
+        }
+    });
+}
+
+#[test]
+fn levels_and_threads_give_the_same_bits() {
+    let sizes = [
+        (1, 70, 40),
+        (3, 401, 9),
+        (37, 500, 2),
+        (16, 90, 70),
+        (60, 800, 90),
+    ];
+    for (rows, inner, cols) in sizes {
+        let mut rng = Rng::new(5);
+        let left = rng.floats(rows * inner);
+        let right = rng.floats(inner * cols);
+        for right_strides in [[cols, 1], [1, inner]] {
+            let mut first: Option<Vec<f32>> = None;
+            contexts(|cx| {
+                if cx.isa.level() == crate::isa::Level::Baseline {
+                    return;
+                }
+                let left = View::dense("left", &left, [rows, inner]).expect("fits");
+                let right = View::new("right", &right, [inner, cols], right_strides).expect("fits");
+                let packed = PackedRight::new(cx.isa, right, &Usage::unlimited()).expect("memory");
+                let mut all = vec![];
+                for rhs in [Right::View(right.batched()), Right::Packed(&packed)] {
+                    let mut out = vec![f32::NAN; rows * cols];
+                    let view = ViewMut::dense("out", &mut out, [rows, cols]).expect("fits");
+                    let lhs = Left::View(left.batched());
+                    multiply(cx, lhs, rhs, Output::Store(view.batched()), None).expect("agrees");
+                    all.extend(out);
+                }
+                let want = first.get_or_insert_with(|| all.clone());
+                let mut pairs = all.iter().zip(&*want);
+                let same = pairs.all(|(a, b)| a.to_bits() == b.to_bits());
+                assert!(same, "{rows} {inner} {cols} {:?}", cx.isa);
+            });
+        }
+    }
+}

@@ -1,4 +1,5 @@
-//! Recurrent layers, one direction: LSTM, GRU and plain RNN with every variant of the ONNX operators, in f32.
+//! Recurrent layers, one direction: LSTM, GRU and plain RNN with every variant of the ONNX operators, in f32 with weights of f32 or
+//! bf16.
 //!
 //! The part that does not recur, `x W^T` plus biases, is one product over all steps and is given as `inputs`. A step multiplies
 //! the state by the recurrent weights, packed once, and then updates the cell in one pass over gates and state (`cell`).
@@ -6,6 +7,7 @@
 //! Formulas and the order of gates follow the ONNX operator definitions (LSTM, GRU, RNN, opset 22).
 
 mod cell;
+mod weights;
 
 #[cfg(test)]
 mod tests;
@@ -13,11 +15,11 @@ mod tests;
 use crate::error::Result;
 use crate::isa::Isa;
 use crate::library::Context;
-use crate::library::gemm::{Left, Output, PackedRight, Right, multiply};
 use crate::library::simd::dispatch;
 use crate::library::view::{Shared, View, ViewMut, mismatch};
 use crate::memory::{Lent, Usage};
 use cell::{Step, Update};
+pub use weights::{PackedWeights, Weights};
 
 /// A function of the cell. Parameters are the operators' `activation_alpha` (`a`) and `activation_beta` (`b`).
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -94,9 +96,9 @@ impl Cell<'_> {
 #[derive(Debug)]
 pub struct PackedRecurrent {
     /// All gates, or all but the hidden one of a GRU that resets before the product.
-    gates: PackedRight<f32>,
+    gates: PackedWeights,
     /// The hidden gate of such a GRU.
-    hidden_gate: Option<PackedRight<f32>>,
+    hidden_gate: Option<PackedWeights>,
     hidden: usize,
     rows: usize,
 }
@@ -107,7 +109,7 @@ impl PackedRecurrent {
     pub fn new(
         isa: Isa,
         cell: &Cell<'_>,
-        weights: View<'_, f32, 2>,
+        weights: Weights<'_>,
         usage: &Usage,
     ) -> Result<PackedRecurrent> {
         let [rows, hidden] = weights.shape();
@@ -129,18 +131,7 @@ impl PackedRecurrent {
         } else {
             rows
         };
-        let [row, col] = weights.strides();
-        let part = |first: usize, count: usize| {
-            // SAFETY: rows of the weights, seen as columns.
-            let view = unsafe {
-                View::from_raw(
-                    weights.as_ptr().wrapping_add(first * row),
-                    [hidden, count],
-                    [col, row],
-                )
-            };
-            PackedRight::new(isa, view, usage)
-        };
+        let part = |first, count| weights.pack_rows(isa, first, count, usage);
         let hidden_gate = if split < rows {
             Some(part(split, rows - split)?)
         } else {
@@ -156,7 +147,7 @@ impl PackedRecurrent {
 
     /// Bytes taken.
     pub fn size(&self) -> usize {
-        self.gates.size() + self.hidden_gate.as_ref().map_or(0, PackedRight::size)
+        self.gates.size() + self.hidden_gate.as_ref().map_or(0, PackedWeights::size)
     }
 }
 
@@ -304,13 +295,7 @@ fn one_step(cx: &Context, step: &Step<'_>, state: &mut State<'_>) -> Result<()> 
     } else {
         gates
     };
-    multiply(
-        cx,
-        Left::View(left),
-        Right::Packed(&weights.gates),
-        Output::Store(product(0, split)),
-        None,
-    )?;
+    weights.gates.multiply(cx, left, product(0, split), None)?;
     let pointers = cell::Pointers {
         hidden: Shared(state.hidden.as_ptr()),
         next: Shared(state.next.as_ptr()),
@@ -349,8 +334,7 @@ fn one_step(cx: &Context, step: &Step<'_>, state: &mut State<'_>) -> Result<()> 
                 [0, 0, hidden, 1],
             )
         };
-        let to = Output::Store(product(split, hidden));
-        multiply(cx, Left::View(left), Right::Packed(hidden_gate), to, None)?;
+        hidden_gate.multiply(cx, left, product(split, hidden), None)?;
     }
     update(false);
     std::mem::swap(&mut state.hidden, &mut state.next);

@@ -212,13 +212,26 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// As for the other stores.
     #[inline(always)]
     unsafe fn store_bf16(self, to: *mut bf16, v: Self::F) {
+        let narrow = self.narrow_bf16(v);
+        // SAFETY: passed on.
+        unsafe { self.store_u16(to.cast(), narrow) };
+    }
+
+    /// The bits of each lane as bf16, rounded to nearest even, NaN to a quiet NaN.
+    #[inline(always)]
+    fn narrow_bf16(self, v: Self::F) -> Self::I {
         let bits = self.bits(v);
         let odd = self.and(self.shr::<16>(bits), self.int_splat(1));
         let rounded = self.shr::<16>(self.int_add(bits, self.int_add(odd, self.int_splat(0x7FFF))));
         let quiet = self.or(self.shr::<16>(bits), self.int_splat(0x40));
-        let narrow = self.int_select(self.is_nan(v), quiet, rounded);
-        // SAFETY: passed on.
-        unsafe { self.store_u16(to.cast(), narrow) };
+        self.int_select(self.is_nan(v), quiet, rounded)
+    }
+
+    /// In each lane the bits of two bf16: `even` in the lower half, `odd` in the upper one.
+    #[inline(always)]
+    fn pair_bf16(self, even: Self::F, odd: Self::F) -> Self::F {
+        let upper = self.shl::<16>(self.narrow_bf16(odd));
+        self.float_of_bits(self.or(self.narrow_bf16(even), upper))
     }
 }
 

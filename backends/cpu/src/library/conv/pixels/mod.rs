@@ -91,6 +91,33 @@ enum Form {
     Tiles(Tiling),
 }
 
+impl Form {
+    /// The form for weights of a shape, whose channels the groups divide.
+    fn of(shape: [usize; 5], groups: usize, expected: Option<Expected>) -> Form {
+        let tiling = expected
+            .filter(|e| groups == 1 && e.window.kernel == shape[2..])
+            .and_then(|e| winograd::choose(e.window, e.batch, shape));
+        match tiling {
+            Some(tiling) => Form::Tiles(tiling),
+            None if groups > 1 && shape[0] == groups && shape[1] == 1 => Form::Channels,
+            None => Form::Panels,
+        }
+    }
+
+    /// Numbers that weights of a shape take.
+    fn len(self, cx: &Context, shape: [usize; 5], groups: usize) -> usize {
+        match self {
+            Form::Panels => {
+                let columns = dense::padded_columns(cx.isa, shape[0] / groups);
+                let inner: usize = shape[1..].iter().product();
+                columns.saturating_mul(groups).saturating_mul(inner)
+            }
+            Form::Channels => shape.iter().product(),
+            Form::Tiles(tiling) => winograd::packed_len(cx, tiling, shape),
+        }
+    }
+}
+
 /// Images that weights are packed for. Any others can be convolved with them too, but may take longer.
 #[derive(Debug, Clone, Copy)]
 pub struct Expected<'a> {
@@ -116,23 +143,8 @@ impl PixelWeights {
             let wanted = format!("a multiple of {groups}");
             return Err(mismatch("output channels of weights", shape[0], wanted));
         }
-        let tiling = expected
-            .filter(|e| groups == 1 && e.window.kernel == shape[2..])
-            .and_then(|e| winograd::choose(e.window, e.batch, shape));
-        let form = match tiling {
-            Some(tiling) => Form::Tiles(tiling),
-            None if groups > 1 && shape[0] == groups && shape[1] == 1 => Form::Channels,
-            None => Form::Panels,
-        };
-        let len = match form {
-            Form::Panels => {
-                let columns = dense::padded_columns(cx.isa, shape[0] / groups);
-                let inner: usize = shape[1..].iter().product();
-                columns.saturating_mul(groups).saturating_mul(inner)
-            }
-            Form::Channels => shape.iter().product(),
-            Form::Tiles(tiling) => winograd::packed_len(cx, tiling, shape),
-        };
+        let form = Form::of(shape, groups, expected);
+        let len = form.len(cx, shape, groups);
         let packed = PixelWeights {
             isa: cx.isa,
             shape,
@@ -150,6 +162,18 @@ impl PixelWeights {
             Form::Tiles(tiling) => unsafe { winograd::pack(cx, tiling, &weights, to) },
         }
         Ok(packed)
+    }
+
+    /// Bytes that weights of this shape will take; `None` for channels that the groups do not divide.
+    pub fn size_for(
+        cx: &Context,
+        shape: [usize; 5],
+        groups: usize,
+        expected: Option<Expected>,
+    ) -> Option<usize> {
+        let divided = groups > 0 && shape[0].is_multiple_of(groups);
+        let len = divided.then(|| Form::of(shape, groups, expected).len(cx, shape, groups));
+        len?.checked_mul(size_of::<f32>())
     }
 
     /// Bytes taken.
