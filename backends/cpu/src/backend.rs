@@ -11,7 +11,7 @@ use crate::library::probe;
 use crate::memory::{Scratch, Usage};
 use crate::schedule;
 use crate::threads::Pool;
-use crate::vector::{self, Program, Tails};
+use crate::vector::{self, Machine, Program};
 use cupola_backend::{
     Backend, BackendError, Binding, Device, Executable, Rates, Replacement, Result,
 };
@@ -103,18 +103,18 @@ impl CpuBackend {
 
     /// The program of a kernel, and its code where the wide emitter can make it.
     fn program(&self, kernel: &Kernel) -> (Program, Option<Vec<u8>>) {
-        let lower = |tails| {
-            let program = vector::lower(kernel, &schedule::shape(kernel, tails), tails);
+        let lower = |machine| {
+            let program = vector::lower(kernel, &schedule::shape(kernel, machine), machine);
             debug_assert_eq!(vector::verify(&program), Ok(()), "bug: {program}");
             program
         };
         if wide::exists(self.isa) {
-            let program = lower(Tails::Masked);
+            let program = lower(Machine::Wide);
             if let Some(bytes) = wide::emit(&program, self.isa) {
                 return (program, Some(bytes));
             }
         }
-        (lower(Tails::Scalar), None)
+        (lower(Machine::Portable), None)
     }
 
     /// Code for kernels, made by all threads; for each what the code generator said if it could not.

@@ -18,7 +18,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 /// Launches with less work than this (in scalar operations) run on the calling thread: waking another costs as much.
-const SMALL: i64 = 40_000;
+const SMALL: i64 = 100_000;
+
+/// Positions whose elements, of a byte or more, fill whole lines of the cache.
+const LINE: usize = 64;
 
 /// Generated code with what it came from; cheap to clone.
 #[derive(Clone, Debug)]
@@ -268,6 +271,20 @@ impl Generated {
         report(name, &faults)
     }
 
+    /// Whether a result is so large that it will be gone from the cache before anyone reads it.
+    fn streams(&self, sizes: &[i64]) -> bool {
+        let size = |b: &BufferDecl| {
+            let len = schedule::extent(b.len, sizes).max(0) as usize;
+            b.dtype.storage_size(1, len).unwrap_or(usize::MAX)
+        };
+        let results = self
+            .kernel
+            .buffers
+            .iter()
+            .filter(|b| b.access == Access::Write);
+        results.map(size).max().unwrap_or(0) > crate::isa::caches().l3
+    }
+
     fn run(
         &self,
         device: &CpuDevice,
@@ -284,6 +301,7 @@ impl Generated {
                 buffers: pointers.as_ptr(),
                 sizes: sizes.as_ptr(),
                 faults: faults.as_ptr(),
+                streams: self.streams(sizes).into(),
             },
             &self.code,
         );
@@ -299,9 +317,13 @@ impl Generated {
         }
         let grain = (SMALL / 2 / work).max(1) as usize;
         let count = usize::try_from(total).unwrap_or(usize::MAX);
+        // Ranges of cheap positions start where lines of the cache do.
+        let step = if grain >= 4 * LINE { LINE } else { 1 };
         device
             .pool
-            .run_ranges(count, grain, |r| range(r.start as i64, r.end as i64));
+            .run_ranges(count.div_ceil(step), grain.div_ceil(step), |r| {
+                range((r.start * step) as i64, (r.end * step).min(count) as i64)
+            });
     }
 }
 

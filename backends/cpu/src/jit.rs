@@ -23,6 +23,8 @@ pub(crate) struct Arguments {
     pub sizes: *const i64,
     /// Fault bits, added atomically.
     pub faults: *mut u32,
+    /// Not 0 to write whole vectors around the caches, where the code can.
+    pub streams: u64,
 }
 
 type Entry = unsafe extern "C" fn(*const Arguments, i64, i64);

@@ -1,7 +1,7 @@
 //! CPU backend of Cupola: generated code, library kernels, threads and memory.
 //!
 //! A kernel becomes, its axes merged ([`coalesce`]), a vector program ([`vector`]) in a shape chosen by [`schedule`]; [`emit`]
-//! turns that into machine code through Cranelift, [`jit`] owns the code, [`backend`] and [`device`] implement the traits that
+//! turns that into machine code, wide on x86-64 and through Cranelift elsewhere, [`jit`] owns the code, [`backend`] and [`device`] implement the traits that
 //! the runtime sees.
 //!
 //! Reading order: [`isa`] (what the processor can do), [`memory`] (aligned buffers and their accounting), [`threads`] (the

@@ -1,17 +1,18 @@
 //! Which loops of a kernel get lanes, and how many.
 
 use crate::emit::helpers::register;
-use crate::vector::{Shape, Tails};
+use crate::vector::{Machine, Shape};
 use cupola_ir::kernel::{AxisId, Expr, Extent, Index, IndexId, Kernel, Phase};
 use cupola_ir::{DType, Scalar};
 
-/// Chooses a shape. With masked tails also short axes get lanes, and as many as give several wide registers.
-pub(crate) fn shape(kernel: &Kernel, tails: Tails) -> Shape {
-    let lanes = lanes(kernel, tails);
+/// Chooses a shape. In wide code also short axes get lanes, and as many as give several wide registers.
+pub(crate) fn shape(kernel: &Kernel, machine: Machine) -> Shape {
+    let lanes = lanes(kernel, machine);
     let own_axes = kernel.phases.iter().any(|p| !axes(p).is_empty());
     if lanes > 1 && kernel.parallel > 0 && !needs_scalar(kernel) {
         let inner = AxisId(kernel.parallel as u32 - 1);
-        if !own_axes || score(kernel, Some(inner), lanes, tails) > score(kernel, None, lanes, tails)
+        if !own_axes
+            || score(kernel, Some(inner), lanes, machine) > score(kernel, None, lanes, machine)
         {
             return Shape::Parallel { lanes };
         }
@@ -25,7 +26,7 @@ pub(crate) fn shape(kernel: &Kernel, tails: Tails) -> Shape {
         };
     }
     let per_phase = |p: &Phase| match axes(p).last() {
-        Some(axis) if !is_short(kernel.axes[axis.0 as usize], lanes, tails) => lanes,
+        Some(axis) if !is_short(kernel.axes[axis.0 as usize], lanes, machine) => lanes,
         _ => 1,
     };
     Shape::Phases {
@@ -39,10 +40,10 @@ fn axes(phase: &Phase) -> &[AxisId] {
     }
 }
 
-fn is_short(extent: Extent, lanes: u16, tails: Tails) -> bool {
-    let least = match tails {
-        Tails::Scalar => i64::from(lanes),
-        Tails::Masked => 4,
+fn is_short(extent: Extent, lanes: u16, machine: Machine) -> bool {
+    let least = match machine {
+        Machine::Portable => i64::from(lanes),
+        Machine::Wide => 4,
     };
     matches!(extent, Extent::Const(n) if n < least)
 }
@@ -54,7 +55,7 @@ fn needs_scalar(kernel: &Kernel) -> bool {
 }
 
 /// Lanes such that the widest elements fill two machine vectors, of 128 or 512 bits.
-fn lanes(kernel: &Kernel, tails: Tails) -> u16 {
+fn lanes(kernel: &Kernel, machine: Machine) -> u16 {
     let widths = kernel.exprs.iter().filter_map(|e| match e {
         Expr::Load { buffer, .. } => Some(kernel.buffers[buffer.0 as usize].dtype),
         Expr::Cast { to, .. } | Expr::Bitcast { to, .. } => Some(*to),
@@ -68,20 +69,20 @@ fn lanes(kernel: &Kernel, tails: Tails) -> u16 {
         .map(|d| register(d).bits())
         .max()
         .unwrap_or(32);
-    match tails {
-        Tails::Scalar => (256 / widest.max(16)) as u16,
-        Tails::Masked => (1024 / widest.max(16)) as u16,
+    match machine {
+        Machine::Portable => (256 / widest.max(16)) as u16,
+        Machine::Wide => (1024 / widest.max(16)) as u16,
     }
 }
 
 /// How well the accesses suit lanes along one parallel axis, or (none) along each phase's innermost axis.
-fn score(kernel: &Kernel, axis: Option<AxisId>, lanes: u16, tails: Tails) -> i64 {
+fn score(kernel: &Kernel, axis: Option<AxisId>, lanes: u16, machine: Machine) -> i64 {
     let mut total = 0;
     for phase in &kernel.phases {
         let own = axes(phase).last().copied();
         let weight = if own.is_some() { 4 } else { 1 };
         let Some(lane) = axis.or(own) else { continue };
-        if is_short(kernel.axes[lane.0 as usize], lanes, tails) {
+        if is_short(kernel.axes[lane.0 as usize], lanes, machine) {
             total -= 8 * weight;
         }
         let strides = strides(kernel, lane);

@@ -5,63 +5,8 @@ mod common;
 use common::*;
 use cupola_backend::BackendError;
 use cupola_cpu::CpuBackend;
-use cupola_cpu::isa::Isa;
-use cupola_cpu::memory::Usage;
 use cupola_ir::kernel::*;
 use cupola_ir::{DType, Scalar};
-
-/// Backends of every vector level of this machine.
-fn backends() -> Vec<CpuBackend> {
-    Isa::available()
-        .into_iter()
-        .map(|isa| CpuBackend::with_isa(2, isa, Usage::unlimited()))
-        .collect()
-}
-
-fn buffer(dtype: DType, access: Access, len: Extent) -> BufferDecl {
-    BufferDecl { dtype, access, len }
-}
-
-/// `y[i] = f(x[i], ..)` over one axis of run-time size.
-fn elementwise(
-    inputs: &[DType],
-    output: DType,
-    f: impl FnOnce(&mut Kernel, &[ExprId]) -> ExprId,
-) -> Unit {
-    let mut k = Kernel {
-        name: "map".into(),
-        ..Kernel::default()
-    };
-    let n = size(&mut k, "n");
-    k.axes = vec![n];
-    k.parallel = 1;
-    for d in inputs {
-        k.buffers.push(buffer(*d, Access::Read, n));
-    }
-    k.buffers.push(buffer(output, Access::Write, n));
-    let i = axis(&mut k, 0);
-    let loads: Vec<ExprId> = (0..inputs.len() as u32)
-        .map(|b| {
-            k.expr(Expr::Load {
-                buffer: BufferId(b),
-                index: i,
-                guard: None,
-            })
-        })
-        .collect();
-    let value = f(&mut k, &loads);
-    k.phases = vec![Phase::Store {
-        axes: vec![],
-        stores: vec![Store {
-            buffer: BufferId(inputs.len() as u32),
-            index: i,
-            value,
-            guard: None,
-            kind: StoreKind::Set,
-        }],
-    }];
-    Unit::Loops(k)
-}
 
 const LENGTHS: [usize; 12] = [0, 1, 2, 3, 5, 7, 8, 9, 15, 16, 33, 1001];
 

@@ -7,7 +7,7 @@ use cupola_backend::BackendError;
 use cupola_cpu::CpuBackend;
 use cupola_cpu::isa::Isa;
 use cupola_cpu::memory::Usage;
-use cupola_ir::composite::{Conv, ConvTranspose, LayerNorm, RmsNorm, Softmax};
+use cupola_ir::composite::{Conv, ConvChannelsLast, ConvTranspose, LayerNorm, RmsNorm, Softmax};
 use cupola_ir::kernel::*;
 use cupola_ir::ops::Contract;
 use cupola_ir::{CompositeOp, DType, Dim, Op, Scalar, Tensor};
@@ -397,15 +397,23 @@ fn convolutions() {
                 ),
             ];
             for (x, w, groups, strides, dilations, low, high) in cases {
-                let op = Op::Composite(CompositeOp::from(Conv {
+                let conv = Conv {
                     strides: strides.to_vec(),
                     dilations: dilations.to_vec(),
                     pads_low: dims(low),
                     pads_high: dims(high),
                     groups,
-                }));
+                };
+                let op = Op::Composite(CompositeOp::from(conv.clone()));
                 let operands = [tensor(&mut random, l, x), tensor(&mut random, r, w)];
                 check_dense(&backend, &op, &operands, tolerance);
+                // Groups of few channels stay channels first.
+                if l == DType::F32 && groups != 2 {
+                    let op = Op::Composite(CompositeOp::from(ConvChannelsLast::from(conv)));
+                    let x = [&x[..1], &x[2..], &x[1..2]].concat();
+                    let operands = [tensor(&mut random, l, &x), operands[1].clone()];
+                    check_dense(&backend, &op, &operands, tolerance);
+                }
             }
         }
         for (dtype, tolerance) in [(DType::F32, 1e-5), (DType::F16, 3e-3)] {

@@ -145,7 +145,7 @@ pub(crate) fn run(call: &Call, p: &ConvChannelsLast) -> Result<(), Failure> {
     )?;
     let x = &call.operands[0];
     let channels = x.dims.len() - 1;
-    let (x, _copy) = usable(&call.cx, x, channels)?;
+    let (x, _copy) = usable(&call.cx, x, x.dims.len())?;
     let window = window(&x.dims[1..channels], &taps)?;
     let fresh;
     let weights = match call.prepared {
@@ -165,8 +165,9 @@ pub(crate) fn run(call: &Call, p: &ConvChannelsLast) -> Result<(), Failure> {
     let Some(code) = &call.epilogue else {
         return run_into(call, &convolution, result.start);
     };
-    if let Some(tail) = tail(call, code) {
-        convolution.finish = Finish::Tail(tail);
+    if let Some((tail, bias)) = tail(call, code) {
+        let bias = (!bias.is_empty()).then_some(&bias[..]);
+        convolution.finish = Finish::Tail(Tail { bias, ..tail });
         return run_into(call, &convolution, result.start);
     }
     let raw = Raw::new(call, DType::F32)?;
@@ -200,13 +201,13 @@ fn pixels_view(x: &Operand) -> View<'_, f32, 5> {
 
 /// What an epilogue kernel does to each sum, when that is what [`Tail`] can say.
 struct Recognised {
-    bias: Option<BufferId>,
+    biases: Vec<BufferId>,
     residual: Option<BufferId>,
     clamp: [f32; 2],
 }
 
-/// The epilogue as a tail.
-fn tail<'a>(call: &'a Call, code: &super::Epilogue) -> Option<Tail<'a>> {
+/// The epilogue as a tail without its bias, and the sum of all biases; empty without one.
+fn tail(call: &Call, code: &super::Epilogue) -> Option<(Tail<'static>, Vec<f32>)> {
     let kernel = call.unit.epilogue.as_deref()?;
     let found = recognise(kernel)?;
     let buffer = |id: BufferId| (code.buffers[id.0 as usize], code.lens[id.0 as usize]);
@@ -219,21 +220,23 @@ fn tail<'a>(call: &'a Call, code: &super::Epilogue) -> Option<Tail<'a>> {
         None => None,
     };
     let channels = *result.dims.last()?;
-    let bias = match found.bias.map(buffer) {
-        Some((at, len))
-            if len < channels * size_of::<f32>() || overlaps(at, result.start, size) =>
-        {
+    let mut bias = vec![];
+    for (at, len) in found.biases.into_iter().map(buffer) {
+        if len < channels * size_of::<f32>() || overlaps(at, result.start, size) {
             return None;
         }
-        // SAFETY: the buffer holds that many numbers, and nothing writes to it during the call.
-        Some((at, _)) => Some(unsafe { std::slice::from_raw_parts(at.cast::<f32>(), channels) }),
-        None => None,
-    };
-    Some(Tail {
-        bias,
+        bias.resize(channels, 0.0);
+        for (c, sum) in bias.iter_mut().enumerate() {
+            // SAFETY: the buffer holds a number for each channel, and nothing writes to it during the call.
+            *sum += unsafe { *at.cast::<f32>().add(c) };
+        }
+    }
+    let tail = Tail {
         residual,
         clamp: found.clamp,
-    })
+        ..Tail::NONE
+    };
+    Some((tail, bias))
 }
 
 fn overlaps(a: *mut u8, b: *mut u8, size: usize) -> bool {
@@ -252,7 +255,7 @@ fn recognise(kernel: &Kernel) -> Option<Recognised> {
         return None;
     }
     let mut found = Recognised {
-        bias: None,
+        biases: vec![],
         residual: None,
         clamp: [f32::NEG_INFINITY, f32::INFINITY],
     };
@@ -307,14 +310,14 @@ fn added(kernel: &Kernel, id: ExprId, own: IndexId, found: &mut Recognised) -> O
                 return (index == own).then_some(true);
             }
             let channel = Index::Axis(AxisId(kernel.parallel.checked_sub(1)? as u32));
-            let slot = if index == own {
-                &mut found.residual
+            if index == own {
+                found.residual.replace(buffer).is_none().then_some(false)
             } else if kernel.indices[index.0 as usize] == channel {
-                &mut found.bias
+                found.biases.push(buffer);
+                Some(false)
             } else {
-                return None;
-            };
-            slot.replace(buffer).is_none().then_some(false)
+                None
+            }
         }
         _ => None,
     }

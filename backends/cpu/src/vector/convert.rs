@@ -1,6 +1,6 @@
 //! Storage formats and casts.
 
-use super::lower::Lower;
+use super::lower::{Lower, Machine};
 use super::{BinOp, CmpOp, Conv, Elem, Reg, Type, UnOp};
 use crate::emit::helpers::{Helper, register};
 use cupola_ir::{Class, DType};
@@ -14,6 +14,9 @@ impl Lower<'_> {
                 self.b.cmp(CmpOp::Ne, bits, zero)
             }
             DType::F32 | DType::F64 => self.b.convert(Conv::Bits, bits, register(dtype)),
+            DType::F16 if self.machine == Machine::Wide => {
+                self.b.convert(Conv::Half, bits, Elem::F32)
+            }
             DType::F16 => self.f16_to_f32(bits),
             DType::BF16 => {
                 let wide = self.b.convert(Conv::ZExt, bits, Elem::I32);
@@ -42,6 +45,7 @@ impl Lower<'_> {
                 let bits = dtype.bits() as u32;
                 self.b.convert(Conv::Bits, x, Elem::int(bits))
             }
+            DType::F16 if self.machine == Machine::Wide => self.b.convert(Conv::Half, x, Elem::I16),
             DType::F16 => self.f32_to_f16(x),
             DType::BF16 => self.f32_to_bf16(x),
             DType::F8E4M3FN

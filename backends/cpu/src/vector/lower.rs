@@ -24,13 +24,14 @@ pub(crate) enum Shape {
     },
 }
 
-/// What becomes of the positions that do not fill all lanes.
+/// What a program is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Tails {
-    /// A loop without lanes.
-    Scalar,
-    /// All lanes once more, under a mask.
-    Masked,
+pub(crate) enum Machine {
+    /// Vectors of 128 bits; positions that do not fill all lanes run one by one.
+    Portable,
+    /// Vectors of 256 or 512 bits; positions that do not fill all lanes run at once under a mask, and instructions convert
+    /// half precision.
+    Wide,
 }
 
 /// What is known in an open block.
@@ -55,14 +56,14 @@ pub(crate) struct Lower<'k> {
     memo: Vec<Memo>,
     axes: Vec<Option<Reg>>,
     lane: Option<(AxisId, u16)>,
-    tails: Tails,
+    pub(crate) machine: Machine,
     /// Within a masked tail: the number of its positions.
     tail: Option<Reg>,
 }
 
 /// Lowers a kernel.
-pub(crate) fn lower(kernel: &Kernel, shape: &Shape, tails: Tails) -> Program {
-    let mut lower = Lower::new(kernel, tails);
+pub(crate) fn lower(kernel: &Kernel, shape: &Shape, machine: Machine) -> Program {
+    let mut lower = Lower::new(kernel, machine);
     let (begin, end) = (
         lower.b.op(Op::Begin, Type::INDEX),
         lower.b.op(Op::End, Type::INDEX),
@@ -78,7 +79,7 @@ pub(crate) fn lower(kernel: &Kernel, shape: &Shape, tails: Tails) -> Program {
 }
 
 impl<'k> Lower<'k> {
-    fn new(kernel: &'k Kernel, tails: Tails) -> Lower<'k> {
+    fn new(kernel: &'k Kernel, machine: Machine) -> Lower<'k> {
         let mut written = vec![false; kernel.buffers.len()];
         for phase in &kernel.phases {
             if let Phase::Store { stores, .. } = phase {
@@ -98,7 +99,7 @@ impl<'k> Lower<'k> {
             memo: vec![Memo::default()],
             axes: vec![None; kernel.axes.len()],
             lane: None,
-            tails,
+            machine,
             tail: None,
         }
     }
@@ -249,7 +250,7 @@ impl<'k> Lower<'k> {
         {
             return;
         }
-        if lanes > 1 && self.tails == Tails::Masked {
+        if lanes > 1 && self.machine == Machine::Wide {
             return self.masked_tail(axis, middle, to, lanes, body);
         }
         self.one_loop(axis, middle, to, 1, body);
@@ -374,7 +375,7 @@ impl<'k> Lower<'k> {
             accums.iter().map(|a| s.start(a, lanes)).collect()
         };
         let (mut narrow, mut wide) = (vec![], vec![]);
-        if lanes == 1 || self.tails == Tails::Scalar {
+        if lanes == 1 || self.machine == Machine::Portable {
             narrow = all(self, self.lanes());
         }
         if lanes > 1 {

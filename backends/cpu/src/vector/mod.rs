@@ -20,7 +20,7 @@ mod verify;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use lower::{Shape, Tails, lower};
+pub(crate) use lower::{Machine, Shape, lower};
 pub(crate) use verify::verify;
 
 use crate::emit::helpers::Helper;
@@ -197,6 +197,8 @@ pub(crate) enum Conv {
     Bits,
     /// Mask of another width.
     Mask,
+    /// Bits of half precision (in an I16) to f32 or back, nearest.
+    Half,
 }
 
 /// Where the lanes of a load or store lie, in elements from the first one's address.

@@ -1,4 +1,5 @@
-//! Programs as text: `golden/NAME.txt` holds a kernel and, after a line `---`, the program it becomes.
+//! Programs as text: `golden/NAME.txt` holds a kernel and, after a line `---`, the program it becomes; `golden/wide` those
+//! of wide code.
 //!
 //! `BLESS=1 cargo test` writes the second part anew.
 
@@ -11,25 +12,24 @@ use std::path::PathBuf;
 
 const SEPARATOR: &str = "---\n";
 
-fn program(source: &str) -> Program {
+fn program(source: &str, machine: Machine) -> Program {
     let kernel = coalesce(text::parse(source).expect("a kernel"));
     cupola_ir::kernel::verify(&kernel).expect("well formed");
-    lower(
-        &kernel,
-        &schedule::shape(&kernel, Tails::Scalar),
-        Tails::Scalar,
-    )
+    lower(&kernel, &schedule::shape(&kernel, machine), machine)
 }
 
-#[test]
-fn kernels_become_these_programs() {
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src/vector/golden");
+/// Compares all programs of a folder and gives their number.
+fn check_folder(folder: &str, machine: Machine) -> usize {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(folder);
     let mut seen = 0;
     for entry in std::fs::read_dir(folder).expect("the fixtures") {
         let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            continue;
+        }
         let whole = std::fs::read_to_string(&path).expect("readable");
         let source = whole.split(SEPARATOR).next().unwrap_or_default();
-        let program = program(source);
+        let program = program(source, machine);
         assert_eq!(verify(&program), Ok(()), "{}", path.display());
         let now = format!("{source}{SEPARATOR}{program}");
         if std::env::var_os("BLESS").is_some() {
@@ -44,7 +44,17 @@ fn kernels_become_these_programs() {
         }
         seen += 1;
     }
-    assert!(seen >= 12, "only {seen} fixtures");
+    seen
+}
+
+#[test]
+fn kernels_become_these_programs() {
+    let portable = check_folder("src/vector/golden", Machine::Portable);
+    let wide = check_folder("src/vector/golden/wide", Machine::Wide);
+    assert!(
+        portable >= 12 && wide >= 4,
+        "{portable} and {wide} fixtures"
+    );
 }
 
 /// A program of one block whose registers have these types.

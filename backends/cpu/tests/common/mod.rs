@@ -31,6 +31,52 @@ pub fn axis(kernel: &mut Kernel, axis: u32) -> IndexId {
     kernel.index(Index::Axis(AxisId(axis)))
 }
 
+/// Declares a buffer.
+pub fn buffer(dtype: DType, access: Access, len: Extent) -> BufferDecl {
+    BufferDecl { dtype, access, len }
+}
+
+/// `y[i] = f(x[i], ..)` over one axis of run-time size.
+pub fn elementwise(
+    inputs: &[DType],
+    output: DType,
+    f: impl FnOnce(&mut Kernel, &[ExprId]) -> ExprId,
+) -> Unit {
+    let mut k = Kernel {
+        name: "map".into(),
+        ..Kernel::default()
+    };
+    let n = size(&mut k, "n");
+    k.axes = vec![n];
+    k.parallel = 1;
+    for d in inputs {
+        k.buffers.push(buffer(*d, Access::Read, n));
+    }
+    k.buffers.push(buffer(output, Access::Write, n));
+    let i = axis(&mut k, 0);
+    let loads: Vec<ExprId> = (0..inputs.len() as u32)
+        .map(|b| {
+            k.expr(Expr::Load {
+                buffer: BufferId(b),
+                index: i,
+                guard: None,
+            })
+        })
+        .collect();
+    let value = f(&mut k, &loads);
+    k.phases = vec![Phase::Store {
+        axes: vec![],
+        stores: vec![Store {
+            buffer: BufferId(inputs.len() as u32),
+            index: i,
+            value,
+            guard: None,
+            kind: StoreKind::Set,
+        }],
+    }];
+    Unit::Loops(k)
+}
+
 /// `a * extent + b`.
 pub fn row_major(kernel: &mut Kernel, a: IndexId, extent: Extent, b: IndexId) -> IndexId {
     let n = kernel.index(match extent {

@@ -76,13 +76,30 @@ const ERF: [&[f32]; 2] = [
     ],
 ];
 
-/// `x` within bounds; NaN stays.
-pub(super) fn clamp(b: &mut Builder, x: ExprId, low: f32, high: f32) -> ExprId {
-    let (low, high) = (b.f(low), b.f(high));
+/// `x`, but at least `low`; NaN stays.
+fn at_least(b: &mut Builder, low: f32, x: ExprId) -> ExprId {
+    let low = b.f(low);
+    if b.has(Scalar::Max) {
+        return b.binary(Scalar::Max, low, x);
+    }
     let under = b.lt(x, low);
-    let x = b.select(under, low, x);
+    b.select(under, low, x)
+}
+
+/// `x`, but at most `high`; NaN stays.
+fn at_most(b: &mut Builder, x: ExprId, high: f32) -> ExprId {
+    let high = b.f(high);
+    if b.has(Scalar::Min) {
+        return b.binary(Scalar::Min, high, x);
+    }
     let over = b.lt(high, x);
     b.select(over, high, x)
+}
+
+/// `x` within bounds; NaN stays.
+pub(super) fn clamp(b: &mut Builder, x: ExprId, low: f32, high: f32) -> ExprId {
+    let x = at_least(b, low, x);
+    at_most(b, x, high)
 }
 
 /// `k` (an integer as f32) and `r` with `x = k ln 2 + r`. Clamped where `e^x` is 0 or infinite even after one
@@ -266,33 +283,33 @@ pub(super) fn cosh(b: &mut Builder, x: ExprId) -> ExprId {
     b.add(up, down)
 }
 
-/// `x P(x^2) / Q(x^2)`, at most 1, for `|x|` up to `limit`.
-fn odd_quotient(b: &mut Builder, x: ExprId, [p, q]: [&[f32]; 2], limit: f32) -> ExprId {
+/// `a P(a^2) / Q(a^2)` for `a` up to `limit`, at most 1, of `a = |x|`; and that size.
+fn quotient(b: &mut Builder, x: ExprId, [p, q]: [&[f32]; 2], limit: f32) -> (ExprId, ExprId) {
     let size = b.unary(Scalar::Abs, x);
-    let limit = b.f(limit);
-    let over = b.lt(limit, size);
-    let size = b.select(over, limit, size);
-    let square = b.mul(size, size);
+    let near = at_most(b, size, limit);
+    let square = b.mul(near, near);
     let p = b.polynomial(square, p);
     let q = b.polynomial(square, q);
-    let p = b.mul(size, p);
+    let p = b.mul(near, p);
     let y = b.div(p, q);
-    let one = b.f(1.0);
-    let above = b.lt(one, y);
-    let y = b.select(above, one, y);
+    (at_most(b, y, 1.0), size)
+}
+
+/// Beyond 9.02 the result rounds to 1.
+pub(super) fn tanh(b: &mut Builder, x: ExprId) -> ExprId {
+    let (y, size) = quotient(b, x, TANH, 9.02);
+    let (limit, one) = (b.f(9.02), b.f(1.0));
+    let over = b.lt(limit, size);
     let y = b.select(over, one, y);
     let sign = b.sign_bit(x);
     b.flip(y, sign)
 }
 
-/// Beyond 9.02 the result rounds to 1.
-pub(super) fn tanh(b: &mut Builder, x: ExprId) -> ExprId {
-    odd_quotient(b, x, TANH, 9.02)
-}
-
-/// Beyond 3.92 the result rounds to 1.
+/// Beyond 3.92 the result rounds to 1; at 4.15 the quotient is above that.
 pub(super) fn erf(b: &mut Builder, x: ExprId) -> ExprId {
-    odd_quotient(b, x, ERF, 3.93)
+    let (y, _) = quotient(b, x, ERF, 4.15);
+    let sign = b.sign_bit(x);
+    b.flip(y, sign)
 }
 
 /// With `e = e^-|x|`: `1 / (1 + e)`, times `e` for negative `x`.

@@ -29,6 +29,7 @@ impl Emit<'_> {
                     .map(|p| self.f.ins().bitcast(ty, bits(), p))
                     .collect()
             }
+            Conv::Half => unreachable!("bug: half precision in portable code"),
             Conv::SToF if a == 32 && b == 32 => parts
                 .into_iter()
                 .map(|p| self.f.ins().fcvt_from_sint(F32X4, p))
@@ -97,6 +98,7 @@ impl Emit<'_> {
             Conv::Float => self.f.ins().fdemote(F32, v),
             Conv::Bits => self.f.ins().bitcast(ty, bits(), v),
             Conv::Mask => v,
+            Conv::Half => unreachable!("bug: half precision in portable code"),
         }
     }
 

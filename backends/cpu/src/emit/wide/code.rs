@@ -76,6 +76,8 @@ pub(super) enum What {
     Fault(i32),
     LoopStart,
     LoopEnd,
+    /// Orders streamed stores before what follows.
+    Fence,
     /// The arguments of the function: pointer, begin, end.
     Argument(u8),
 }

@@ -410,6 +410,11 @@ impl Assembler {
         self.plain(Some(0xF0), &[0x09], false, reg, rm, 0);
     }
 
+    /// Waits for streamed stores.
+    pub(super) fn sfence(&mut self) {
+        self.bytes.extend_from_slice(&[0x0F, 0xAE, 0xF8]);
+    }
+
     /// Leaves the upper halves clean for code without VEX, and returns.
     pub(super) fn leave(&mut self) {
         self.bytes.extend_from_slice(&[0xC5, 0xF8, 0x77, 0xC3]);

@@ -320,6 +320,8 @@ forms! {
     CVTUQQ2PD = "cvtuqq2pd" PF3 M0F 1 0x7A Rm, bc(8), evex();
     CVTTPD2QQ = "cvttpd2qq" P66 M0F 1 0x7A Rm, bc(8), evex();
     CVTTPD2UQQ = "cvttpd2uqq" P66 M0F 1 0x78 Rm, bc(8), evex();
+    CVTPH2PS = "cvtph2ps" P66 M0F38 0 0x13 Rm;
+    CVTPS2PH = "cvtps2ph" P66 M0F3A 0 0x1D Mr, imm();
     CVTTSD2SI = "cvttsd2si" PF2 M0F 1 0x2C Rm;
     CVTSI2SS = "cvtsi2ss" PF3 M0F 1 0x2A Rvm;
     CVTSI2SD = "cvtsi2sd" PF2 M0F 1 0x2A Rvm;
@@ -336,6 +338,7 @@ forms! {
     ST_UPD = "movupd" P66 M0F 1 0x11 Mr;
     ST_DQU8 = "movdqu8" PF2 M0F 0 0x7F Mr, evex();
     ST_DQU16 = "movdqu16" PF2 M0F 1 0x7F Mr, evex();
+    ST_NTPS = "movntps" NP M0F 0 0x2B Mr;
     LD_SS = "movss" PF3 M0F 0 0x10 Rm;
     LD_SD = "movsd" PF2 M0F 1 0x10 Rm;
     ST_SS = "movss" PF3 M0F 0 0x11 Mr;

@@ -109,8 +109,9 @@ fn forms_are_what_they_are_called() {
                 mask: 0,
                 imm: form.imm.then_some(0x10),
             };
-            let memory_only =
-                form.name.starts_with("pmaskmov") || form.opcode == 0x91 && form.name == "kmovq";
+            let memory_only = form.name.starts_with("pmaskmov")
+                || form.name == "movntps"
+                || form.opcode == 0x91 && form.name == "kmovq";
             if memory_only {
                 continue;
             }
@@ -277,6 +278,7 @@ fn general_instructions() {
     asm.push(12);
     asm.pop(3);
     asm.lock_or(2, 0);
+    asm.sfence();
     asm.leave();
     let mut decoder = Decoder::new(64, &asm.bytes, DecoderOptions::NONE);
     let found: Vec<String> = decoder.iter().map(|i| text(&i)).collect();
@@ -316,6 +318,7 @@ fn general_instructions() {
         "push r12",
         "pop rbx",
         "lock or [rdx],eax",
+        "sfence",
         "vzeroupper",
         "ret",
     ];

@@ -243,7 +243,7 @@ pub(crate) fn prefetch<T>(address: *const T) {
 
 /// Brings the line of an address, which need not be valid, into the second-level cache.
 #[inline(always)]
-fn prefetch_second<T>(address: *const T) {
+pub(crate) fn prefetch_second<T>(address: *const T) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: as in `prefetch`.
     unsafe {

@@ -6,6 +6,7 @@
 #[cfg(test)]
 mod tests;
 
+use super::gemm::tile::prefetch_second;
 use super::gemm::{Epilogue, Finished};
 use super::math::exp;
 use super::simd::loops::{fold_vectors, for_each_vector};
@@ -45,6 +46,8 @@ struct Rows<'a, T> {
 struct Row<T> {
     index: usize,
     from: *const T,
+    /// The row that comes after this one.
+    next: *const T,
     to: *mut T,
     own: *mut f32,
     cols: usize,
@@ -105,6 +108,7 @@ impl<'a, T: Element> Rows<'a, T> {
                 each(Row {
                     index,
                     from: self.from.get().wrapping_add(index * self.from_stride),
+                    next: self.from.get().wrapping_add((index + 1) * self.from_stride),
                     to,
                     own: own.as_ptr(),
                     cols: self.cols,
@@ -121,6 +125,9 @@ impl<'a, T: Element> Rows<'a, T> {
                         cols: self.cols,
                     });
                 }
+            }
+            if self.streams {
+                dispatch(cx.isa, EndStreaming);
             }
             Ok(())
         })
@@ -140,7 +147,6 @@ macro_rules! store_row {
                     T::store_first(s, row.to.add($at), $len, v);
                 }
             });
-            s.end_streaming();
         } else {
             for_each_vector!(s, row.cols, |$at, $len| {
                 let v = $body;
@@ -148,6 +154,18 @@ macro_rules! store_row {
             });
         }
     }};
+}
+
+/// Orders the streamed stores of finished rows before what follows.
+struct EndStreaming;
+
+impl Kernel for EndStreaming {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        s.end_streaming();
+    }
 }
 
 /// Which softmax.
@@ -183,7 +201,11 @@ impl<T: Float> Kernel for SoftmaxRow<T> {
     fn run<S: Simd>(self, s: S) {
         let SoftmaxRow { kind, row } = self;
         let Row {
-            from, own, cols, ..
+            from,
+            next,
+            own,
+            cols,
+            ..
         } = row;
         let lowest = s.splat(f32::NEG_INFINITY);
         // SAFETY: `from` and `to` are rows of `cols` elements of the views, `own` has room for as many.
@@ -204,6 +226,8 @@ impl<T: Float> Kernel for SoftmaxRow<T> {
                 cols,
                 s.splat(0.0),
                 |so_far, at, len| {
+                    // The exponentials leave memory idle.
+                    prefetch_second(next.wrapping_add(at));
                     let v = exp(s, s.sub(T::load_first_or_all(s, from.add(at), len), shift));
                     if kind == Softmax::Plain {
                         f32::store_first_or_all(s, own.add(at), len, v);

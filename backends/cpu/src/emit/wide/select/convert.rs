@@ -5,6 +5,9 @@ use super::*;
 impl Select<'_> {
     pub(super) fn convert(&mut self, f: Conv, x: Reg, to: Type) -> Vec<V> {
         let from = self.ty(x);
+        if let Some(Value::Memory(place)) = self.values[x.0 as usize] {
+            return self.widen_from(f, place, from, to);
+        }
         let parts = self.parts(x);
         if to.lanes == 1 {
             return vec![self.convert_one(f, parts[0], from, to)];
@@ -15,10 +18,31 @@ impl Select<'_> {
             Conv::Wrap => self.narrow(parts, from, to, false),
             Conv::Mask => self.convert_masks(parts, from, to),
             Conv::Bits => parts,
+            Conv::Half if to.elem.is_float() => self.widen_with(&f::CVTPH2PS, &parts, from, to),
+            Conv::Half => self.shrink_with(&f::CVTPS2PH, Some(0), parts, from, to),
             Conv::Float => self.float_to_float(&parts, from, to),
             Conv::SToF | Conv::UToF => self.int_to_float(&parts, from, to, f == Conv::SToF),
             Conv::FToS | Conv::FToU => self.float_to_int(&parts, from, to, f == Conv::FToS),
         }
+    }
+
+    /// Widens elements as they are loaded.
+    fn widen_from(&mut self, f: Conv, place: Place, from: Type, to: Type) -> Vec<V> {
+        let form = match f {
+            Conv::Half => &f::CVTPH2PS,
+            _ => widening(from, to, f == Conv::SExt),
+        };
+        let shape = self.shape(to);
+        let step = shape.lanes * from.elem.bits() as usize / 8;
+        (0..shape.parts)
+            .map(|p| {
+                let part = Place {
+                    disp: place.disp + (p * step) as i32,
+                    ..place
+                };
+                self.load_from(form, shape.width, part, None)
+            })
+            .collect()
     }
 
     /// Of one lane.
@@ -27,6 +51,14 @@ impl Select<'_> {
         match f {
             Conv::SExt | Conv::ZExt => self.extended(v, from.elem, signed),
             Conv::Wrap | Conv::Mask => v,
+            Conv::Half if to.elem.is_float() => {
+                let v = self.in_vector(v, from.elem);
+                self.rm(&f::CVTPH2PS, Width::W128, Class::Vector, v)
+            }
+            Conv::Half => {
+                let v = self.mr(&f::CVTPS2PH, Width::W128, Class::Vector, v, Some(0));
+                self.in_general(v, to.elem)
+            }
             Conv::Bits if to.elem.is_float() => self.in_vector(v, from.elem),
             Conv::Bits => self.in_general(v, from.elem),
             Conv::Float => self.float_to_float(&[v], from, to)[0],
@@ -125,15 +157,7 @@ impl Select<'_> {
 
     /// Integers, or vector masks, with more bits.
     fn widen(&mut self, parts: &[V], from: Type, to: Type, signed: bool) -> Vec<V> {
-        let form: [&'static Form; 2] = match (from.elem.bits(), to.elem.bits()) {
-            (8, 16) => [&f::PMOVZXBW, &f::PMOVSXBW],
-            (8, 32) => [&f::PMOVZXBD, &f::PMOVSXBD],
-            (8, _) => [&f::PMOVZXBQ, &f::PMOVSXBQ],
-            (16, 32) => [&f::PMOVZXWD, &f::PMOVSXWD],
-            (16, _) => [&f::PMOVZXWQ, &f::PMOVSXWQ],
-            _ => [&f::PMOVZXDQ, &f::PMOVSXDQ],
-        };
-        self.widen_with(form[usize::from(signed)], parts, from, to)
+        self.widen_with(widening(from, to, signed), parts, from, to)
     }
 
     /// The low bits of integers, or vector masks with fewer bits.
@@ -149,9 +173,21 @@ impl Select<'_> {
             (32, _) => &f::PMOVDB,
             _ => &f::PMOVWB,
         };
+        self.shrink_with(form, None, parts, from, to)
+    }
+
+    /// Converts part by part to smaller lanes, with a form whose result takes the place of memory.
+    fn shrink_with(
+        &mut self,
+        form: &'static Form,
+        imm: Option<u8>,
+        parts: Vec<V>,
+        from: Type,
+        to: Type,
+    ) -> Vec<V> {
         let shape = self.shape(from);
         let pieces: Vec<V> = (parts.into_iter())
-            .map(|v| self.mr(form, shape.width, Class::Vector, v, None))
+            .map(|v| self.mr(form, shape.width, Class::Vector, v, imm))
             .collect();
         self.side_by_side(pieces, shape.lanes * to.elem.bits() as usize / 8, to)
     }
@@ -460,4 +496,17 @@ impl Select<'_> {
         let most = self.splat_constant(i64::MAX as u64, 64);
         self.saturated(&f::CVTTPD2QQ, v, limit, most, double, to)
     }
+}
+
+/// The form that gives integers more bits.
+fn widening(from: Type, to: Type, signed: bool) -> &'static Form {
+    let forms: [&'static Form; 2] = match (from.elem.bits(), to.elem.bits()) {
+        (8, 16) => [&f::PMOVZXBW, &f::PMOVSXBW],
+        (8, 32) => [&f::PMOVZXBD, &f::PMOVSXBD],
+        (8, _) => [&f::PMOVZXBQ, &f::PMOVSXBQ],
+        (16, 32) => [&f::PMOVZXWD, &f::PMOVSXWD],
+        (16, _) => [&f::PMOVZXWQ, &f::PMOVSXWQ],
+        _ => [&f::PMOVZXDQ, &f::PMOVSXDQ],
+    };
+    forms[usize::from(signed)]
 }

@@ -108,24 +108,17 @@ impl Select<'_> {
         if ty.lanes == 1 {
             return all.to_vec();
         }
-        let shape = self.shape(ty);
-        all.chunks(shape.lanes)
-            .map(|lanes| self.pack_part(lanes, ty.elem, |_, k| Src::Value(lanes[k])))
+        let lane = |s: &mut Self, v: V| match ty.elem.is_float() {
+            true => s.in_general(v, ty.elem),
+            false => v,
+        };
+        all.chunks(self.shape(ty).lanes)
+            .map(|lanes| {
+                self.gathered(lanes.len(), ty.elem, &mut |s, k| {
+                    Src::Value(lane(s, lanes[k]))
+                })
+            })
             .collect()
-    }
-
-    /// A part of lanes that `lane` gives as values or places in memory, in order.
-    pub(super) fn pack_part(
-        &mut self,
-        lanes: &[V],
-        elem: Elem,
-        mut lane: impl FnMut(&mut Self, usize) -> Src,
-    ) -> V {
-        let count = lanes.len();
-        self.gathered(count, elem, &mut |s, k| match lane(s, k) {
-            Src::Value(v) if elem.is_float() => Src::Value(s.in_general(v, elem)),
-            src => src,
-        })
     }
 
     /// A part of so many lanes, each an integer in a general register or memory.

@@ -2,11 +2,11 @@
 
 use super::super::code::Place as Address;
 use super::*;
-use crate::vector::{Pattern, Place};
+use crate::vector::Place;
 
 impl Select<'_> {
     /// The address of a place's first element.
-    fn address(&mut self, place: &Place, size: u32) -> Address {
+    pub(super) fn address(&mut self, place: &Place, size: u32) -> Address {
         let base = self.one(place.base);
         match place.index {
             Some(index) => self.beside(base, index, size),
@@ -95,7 +95,7 @@ impl Select<'_> {
         }
     }
 
-    fn load_dense(&mut self, from: Address, guard: Option<Reg>, ty: Type) -> Vec<V> {
+    pub(super) fn load_dense(&mut self, from: Address, guard: Option<Reg>, ty: Type) -> Vec<V> {
         let shape = self.shape(ty);
         let bits = ty.elem.bits();
         let step = shape.width.bytes() as usize;
@@ -260,24 +260,53 @@ impl Select<'_> {
                 s.at(to, k * bits as usize / 8)
             });
         }
-        let masks = guard.map(|g| self.masks(g, ty));
+        let Some(guard) = guard else {
+            return self.store_all(to, parts, shape);
+        };
+        let masks = self.masks(guard, ty);
+        let form: &'static Form = match (self.wide, bits) {
+            (true, _) => {
+                arithmetic::pick(bits, [&f::ST_DQU8, &f::ST_DQU16, &f::ST_UPS, &f::ST_UPD])
+            }
+            (false, 32) => &f::PMASKSTD,
+            _ => &f::PMASKSTQ,
+        };
+        self.store_parts(form, to, parts, shape, Some(&masks));
+    }
+
+    /// Whole parts: around the caches if the launch asks for it and they are aligned.
+    fn store_all(&mut self, to: Address, parts: &[V], shape: Shape) {
+        let least = if self.wide { Width::W512 } else { Width::W256 };
+        if shape.width < least {
+            return self.store_parts(&f::ST_UPS, to, parts, shape, None);
+        }
+        self.streams = true;
+        let (around, after) = (self.code.label(), self.code.label());
+        let start = self.code.general(What::Lea, &[Src::Mem(to)]);
+        let mask = Src::Int(shape.width.bytes() as i32 - 1);
+        let odd = self.alu(Alu::And, Src::Value(start), mask);
+        let odd = self.alu(Alu::Or, Src::Value(odd), Src::Value(self.cached));
+        let src = [Src::Value(odd), Src::Int(0)];
+        self.code.push(What::JumpIf(Cc::Zero, around), None, &src);
+        self.store_parts(&f::ST_UPS, to, parts, shape, None);
+        self.code.push(What::Jump(after), None, &[]);
+        self.label(around);
+        self.store_parts(&f::ST_NTPS, to, parts, shape, None);
+        self.label(after);
+    }
+
+    fn store_parts(
+        &mut self,
+        form: &'static Form,
+        to: Address,
+        parts: &[V],
+        shape: Shape,
+        masks: Option<&[V]>,
+    ) {
         for (p, v) in parts.iter().enumerate() {
             let place = Src::Mem(self.at(to, p * shape.width.bytes() as usize));
-            let mut src = vec![Src::Value(*v), place];
-            let form: &'static Form = match &masks {
-                None => &f::ST_UPS,
-                Some(masks) => {
-                    src.push(Src::Value(masks[p]));
-                    match (self.wide, bits) {
-                        (true, _) => arithmetic::pick(
-                            bits,
-                            [&f::ST_DQU8, &f::ST_DQU16, &f::ST_UPS, &f::ST_UPD],
-                        ),
-                        (false, 32) => &f::PMASKSTD,
-                        _ => &f::PMASKSTQ,
-                    }
-                }
-            };
+            let mask = masks.map_or(Src::None, |m| Src::Value(m[p]));
+            let src = [Src::Value(*v), place, mask];
             self.code.push(What::Form(form), None, &src).width = shape.width;
         }
     }

@@ -11,7 +11,7 @@ mod scalar;
 use super::code::{Class, Code, Constant, Place, Src, V, What};
 use super::encode::{Alu, Cc, Width};
 use super::forms::{self as f, Form};
-use crate::vector::{self, BinOp, CmpOp, Conv, Elem, Op, Program, Reg, Type, UnOp, Var};
+use crate::vector::{self, BinOp, CmpOp, Conv, Elem, Op, Pattern, Program, Reg, Type, UnOp, Var};
 
 /// The instructions of a program; `None` if it has operations that this emitter lacks.
 pub(super) fn select(program: &Program, wide: bool) -> Option<Code> {
@@ -24,6 +24,8 @@ pub(super) fn select(program: &Program, wide: bool) -> Option<Code> {
         vars: vec![],
         range: [V(0); 2],
         arguments: V(0),
+        cached: V(0),
+        streams: false,
         flow,
         block_start: 0,
         lacking: false,
@@ -36,9 +38,22 @@ pub(super) fn select(program: &Program, wide: bool) -> Option<Code> {
         let all = (0..count).map(|_| s.code.value(class)).collect();
         s.vars.push(all);
     }
+    let streams = s.word(s.arguments, STREAMS);
+    let none = [Src::Value(streams), Src::Int(0)];
+    s.cached = s.code.general(What::Compare(Cc::Zero), &none);
     s.block(&program.body);
+    if s.streams {
+        let end = s.code.label();
+        let src = [Src::Value(s.cached), Src::Int(0)];
+        s.code.push(What::JumpIf(Cc::NotZero, end), None, &src);
+        s.code.push(What::Fence, None, &[]);
+        s.label(end);
+    }
     (!s.lacking).then_some(s.code)
 }
+
+/// Offset of the flag in [`crate::jit::Arguments`].
+const STREAMS: i32 = 24;
 
 /// How a register of lanes is cut into machine registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +70,8 @@ enum Value {
     /// The bits of every lane.
     Constant(u64),
     Parts(Vec<V>),
+    /// Elements next to each other in memory, which their only use loads as it widens them.
+    Memory(Place),
 }
 
 struct Select<'p> {
@@ -66,6 +83,10 @@ struct Select<'p> {
     vars: Vec<Vec<V>>,
     range: [V; 2],
     arguments: V,
+    /// 0 when results are to be written around the caches, else 1.
+    cached: V,
+    /// Whether any store can do that.
+    streams: bool,
     flow: Flow,
     /// First instruction of the open block.
     block_start: usize,
@@ -128,6 +149,7 @@ impl Select<'_> {
         let ty = self.ty(reg);
         match self.values[reg.0 as usize].clone() {
             Some(Value::Parts(all)) => all,
+            Some(Value::Memory(place)) => self.load_dense(place, None, ty),
             Some(Value::Constant(bits)) => {
                 let count = self.shape(ty).parts;
                 let v = match self.class(ty) {
@@ -372,6 +394,9 @@ impl Select<'_> {
             Op::Select(m, x, y) => self.select(*m, *x, *y, ty),
             Op::Fma(x, y, z) => self.fma(*x, *y, *z, ty),
             Op::Convert(f, x) => self.convert(*f, *x, ty),
+            Op::Load(place, None) if self.flow.widened[reg.0 as usize] => {
+                return Value::Memory(self.address(place, ty.elem.bits() / 8));
+            }
             Op::Load(place, guard) => self.load(place, *guard, ty),
             Op::Call(..) => self.lacks(ty),
             Op::Reduce(f, x) => vec![self.reduce(*f, *x)],
@@ -402,18 +427,18 @@ impl Select<'_> {
 
     /// An element of one of the lists in the arguments.
     fn argument(&mut self, list: i32, at: u32) -> V {
-        let from = |base, disp| {
-            Src::Mem(Place {
-                base,
-                index: None,
-                disp,
-            })
-        };
-        let list = self
-            .code
-            .general(What::Extend(8, false), &[from(self.arguments, list)]);
-        self.code
-            .general(What::Extend(8, false), &[from(list, at as i32 * 8)])
+        let list = self.word(self.arguments, list);
+        self.word(list, at as i32 * 8)
+    }
+
+    /// 64 bits in memory.
+    fn word(&mut self, base: V, disp: i32) -> V {
+        let from = Src::Mem(Place {
+            base,
+            index: None,
+            disp,
+        });
+        self.code.general(What::Extend(8, false), &[from])
     }
 }
 
@@ -423,6 +448,8 @@ struct Flow {
     uses: Vec<u32>,
     /// Of a variable's value: whether the variable is set again before its last use.
     overwritten: Vec<bool>,
+    /// Loaded from neighbouring elements only to be widened, before anything is stored.
+    widened: Vec<bool>,
 }
 
 fn flow(program: &Program) -> Flow {
@@ -435,6 +462,9 @@ fn flow(program: &Program) -> Flow {
         sets: vec![],
         gets: vec![],
         loops: vec![],
+        program,
+        loaded: vec![],
+        widened: vec![false; count],
     };
     walk.block(&program.body);
     let mut overwritten = vec![false; count];
@@ -443,13 +473,20 @@ fn flow(program: &Program) -> Flow {
         let during = |at: &u32| *at > walk.born[r] && *at < walk.last[r];
         overwritten[r] = walk.sets.iter().any(|(v, at)| v == var && during(at));
     }
+    let uses = walk.uses;
+    let widened = (walk.widened.into_iter().zip(&uses)).map(|(w, uses)| w && *uses == 1);
     Flow {
-        uses: walk.uses,
+        widened: widened.collect(),
+        uses,
         overwritten,
     }
 }
 
-struct Walk {
+struct Walk<'p> {
+    program: &'p Program,
+    /// Loads of short lanes since a block began or something was stored.
+    loaded: Vec<Reg>,
+    widened: Vec<bool>,
     at: u32,
     uses: Vec<u32>,
     born: Vec<u32>,
@@ -460,7 +497,23 @@ struct Walk {
     loops: Vec<(u32, Vec<Reg>)>,
 }
 
-impl Walk {
+impl Walk<'_> {
+    /// Takes note of loads, and of what becomes of them.
+    fn note(&mut self, reg: Reg, op: &Op) {
+        let ty = self.program.ty(reg);
+        match op {
+            Op::Load(place, None) if place.pattern == Pattern::Dense && ty.lanes > 1 => {
+                self.loaded.push(reg);
+            }
+            Op::Convert(Conv::ZExt | Conv::SExt | Conv::Half, x)
+                if ty.elem.bits() > self.program.ty(*x).elem.bits() && self.loaded.contains(x) =>
+            {
+                self.widened[x.0 as usize] = true;
+            }
+            _ => {}
+        }
+    }
+
     fn touch(&mut self, reg: Reg) {
         let r = reg.0 as usize;
         self.uses[r] += 1;
@@ -473,11 +526,16 @@ impl Walk {
     }
 
     fn block(&mut self, block: &[vector::Inst]) {
+        self.loaded.clear();
         for inst in block {
             self.at += 1;
+            if !matches!(inst, vector::Inst::Let(..) | vector::Inst::Set(..)) {
+                self.loaded.clear();
+            }
             match inst {
                 vector::Inst::Let(reg, op) => {
                     op.for_each_operand(&mut |r| self.touch(r));
+                    self.note(*reg, op);
                     self.born[reg.0 as usize] = self.at;
                     if let Op::Get(var) = op {
                         self.gets.push((*reg, *var));

@@ -200,10 +200,10 @@ impl Select<'_> {
         if self.wide {
             return self.rm(&f::KMOV_RK, Width::W128, Class::General, mask);
         }
-        let (form, _): (&'static Form, ()) = match bits {
-            64 => (&f::MOVMSKPD, ()),
-            32 => (&f::MOVMSKPS, ()),
-            _ => (&f::PMOVMSKB, ()),
+        let form: &'static Form = match bits {
+            64 => &f::MOVMSKPD,
+            32 => &f::MOVMSKPS,
+            _ => &f::PMOVMSKB,
         };
         self.rm(form, Width::W256, Class::General, mask)
     }

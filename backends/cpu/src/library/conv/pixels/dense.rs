@@ -7,6 +7,7 @@ use super::{Job, RawTail, store};
 use crate::error::Result;
 use crate::isa::{Isa, Level, caches};
 use crate::library::Context;
+use crate::library::gemm::tile::prefetch;
 use crate::library::simd::{Kernel, Simd, dispatch};
 use crate::library::view::{Shared, View};
 
@@ -15,6 +16,9 @@ pub(super) const VECTORS: usize = 2;
 
 /// Multiplications below which nothing is divided among threads (about 2 us of work).
 const SERIAL_STEPS: usize = 1 << 17;
+
+/// Channels whose weights are fetched ahead.
+const AHEAD: usize = 12;
 
 /// Tasks for each thread, so that they end together.
 const TASKS: usize = 4;
@@ -270,6 +274,15 @@ impl<const R: usize, const V: usize> Kernel for Rows<R, V> {
     fn run<S: Simd>(self, s: S) {
         let tile = self.0;
         let len = |v: usize| (tile.cols - v * S::LANES).min(S::LANES);
+        for r in 0..R {
+            for v in 0..V {
+                let place = tile.place + r * tile.stride + v * S::LANES;
+                prefetch(tile.output.wrapping_add(place));
+                if !tile.tail.residual.is_null() {
+                    prefetch(tile.tail.residual.wrapping_add(place));
+                }
+            }
+        }
         let mut sums = [[s.splat(0.0); V]; R];
         for v in 0..V {
             // SAFETY: the channels of the tile exist.
@@ -285,6 +298,9 @@ impl<const R: usize, const V: usize> Kernel for Rows<R, V> {
             unsafe {
                 let pixels: [*const f32; R] = *tile.pixels.add(tap * R).cast();
                 for input in 0..tile.inputs {
+                    for v in 0..V {
+                        prefetch(weights.wrapping_add((AHEAD * V + v) * S::LANES));
+                    }
                     let mut panel = [s.load(weights); V];
                     for (v, words) in panel.iter_mut().enumerate().skip(1) {
                         *words = s.load(weights.add(v * S::LANES));

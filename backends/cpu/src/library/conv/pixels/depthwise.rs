@@ -4,6 +4,7 @@ use super::{Job, load, store};
 use crate::error::Result;
 use crate::isa::Isa;
 use crate::library::Context;
+use crate::library::gemm::tile::prefetch;
 use crate::library::simd::{Kernel, Simd, dispatch};
 use crate::library::view::View;
 
@@ -36,30 +37,61 @@ pub(super) unsafe fn pack(weights: &View<'_, f32, 5>, to: *mut f32) {
 /// The addresses of the job must be valid for its extents.
 pub(super) unsafe fn run(cx: &Context, job: &Job) -> Result<()> {
     let taps = job.pixels.taps();
+    let leading = job.pixels.leading_taps();
     let grain = (TASK_STEPS / (taps * job.stride).max(1)).max(ROWS);
     let tasks = job.count.div_ceil(grain);
     cx.try_run(tasks, |index| {
         let pixels = index * job.count / tasks..(index + 1) * job.count / tasks;
-        let table = cx.scratch.take::<usize>(taps * ROWS)?;
-        let table = table.as_ptr::<*const f32>();
-        for first in pixels.clone().step_by(ROWS) {
-            let rows = ROWS.min(pixels.end - first);
-            // SAFETY: the table has room; the rows lie inside the output.
-            unsafe {
-                job.pixels.fill(first, rows, 0, table);
-                run_rows(cx.isa, job, table, first, rows);
-            }
+        let tables = cx.scratch.take::<usize>(2 * taps * ROWS)?;
+        let table = |tile: usize| {
+            let tables = tables.as_ptr::<*const f32>();
+            tables.wrapping_add(tile % 2 * taps * ROWS)
+        };
+        let tile = |index: usize| {
+            let first = (pixels.start + index * ROWS).min(pixels.end);
+            first..(first + ROWS).min(pixels.end)
+        };
+        // SAFETY: a table has room for the taps of a tile.
+        let fill = |index: usize| unsafe {
+            let tile = tile(index);
+            job.pixels.fill(tile.start, tile.len(), 0, table(index));
+        };
+        fill(0);
+        for index in 0..pixels.len().div_ceil(ROWS) {
+            fill(index + 1);
+            let whole = tile(index + 1).len() == tile(index).len();
+            let tile = Tile {
+                job,
+                table: table(index),
+                next: table(index + 1),
+                leading: if whole { &leading } else { &[] },
+                first: tile(index).start,
+            };
+            // SAFETY: passed on; the rows lie inside the output.
+            unsafe { run_rows(cx.isa, tile, (pixels.end - tile.first).min(ROWS)) };
         }
         job.finish(pixels.start, pixels.len(), 0, job.stride);
         Ok(())
     })
 }
 
-unsafe fn run_rows(isa: Isa, job: &Job, table: *const *const f32, first: usize, rows: usize) {
+/// A few pixels, all channels.
+#[derive(Clone, Copy)]
+struct Tile<'a> {
+    job: &'a Job<'a>,
+    /// For each tap, the address of each pixel.
+    table: *const *const f32,
+    /// The same for the pixels that come next, and the taps of theirs to fetch ahead.
+    next: *const *const f32,
+    leading: &'a [usize],
+    first: usize,
+}
+
+unsafe fn run_rows(isa: Isa, tile: Tile, rows: usize) {
     macro_rules! by_rows {
         ($($rows:literal)*) => {
             match rows {
-                $($rows => dispatch(isa, Rows::<$rows> { job, table, first }),)*
+                $($rows => dispatch(isa, Rows::<$rows>(tile)),)*
                 _ => unreachable!("bug: {rows} rows at a time"),
             }
         };
@@ -67,20 +99,15 @@ unsafe fn run_rows(isa: Isa, job: &Job, table: *const *const f32, first: usize, 
     by_rows!(1 2 3 4 5 6 7 8)
 }
 
-/// `R` pixels from `first` on, all channels.
-struct Rows<'a, const R: usize> {
-    job: &'a Job<'a>,
-    /// For each tap, the address of each pixel.
-    table: *const *const f32,
-    first: usize,
-}
+/// A tile of `R` pixels.
+struct Rows<'a, const R: usize>(Tile<'a>);
 
 impl<const R: usize> Kernel for Rows<'_, R> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let channels = self.job.stride;
+        let channels = self.0.job.stride;
         let whole = channels / S::LANES * S::LANES;
         // SAFETY: the channels exist.
         unsafe {
@@ -104,13 +131,18 @@ impl<const R: usize> Rows<'_, R> {
             stride,
             tail,
             ..
-        } = *self.job;
-        // SAFETY: the caller's contract; the table has `R` addresses for each tap.
+        } = *self.0.job;
+        // SAFETY: the caller's contract; the tables have `R` addresses for each tap.
         unsafe {
+            for &tap in self.0.leading {
+                for r in 0..R {
+                    prefetch((*self.0.next.add(tap * R + r)).wrapping_add(channel));
+                }
+            }
             let mut sums = [tail.start(s, channel, len); R];
-            let mut table = self.table;
+            let mut table = self.0.table;
             let mut weights = weights.add(channel);
-            for _ in 0..self.job.pixels.taps() {
+            for _ in 0..self.0.job.pixels.taps() {
                 let w = load(s, weights, len);
                 for r in 0..R {
                     let x = load(s, (*table.add(r)).add(channel), len);
@@ -120,7 +152,7 @@ impl<const R: usize> Rows<'_, R> {
                 weights = weights.add(stride);
             }
             for (r, &sum) in sums.iter().enumerate() {
-                let place = (self.first + r) * stride + channel;
+                let place = (self.0.first + r) * stride + channel;
                 let y = tail.end(s, sum, place, len);
                 store(s, output.add(place), len, y);
             }

@@ -8,6 +8,7 @@
 
 mod dense;
 mod depthwise;
+mod stage;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -60,7 +61,7 @@ pub enum Finish<'a> {
 pub struct Convolution<'a> {
     /// Geometry.
     pub window: &'a Window,
-    /// `[batch, depth, height, width, channels]`; channels must be neighbours in memory.
+    /// `[batch, depth, height, width, channels]`; copied first unless channels are neighbours in memory.
     pub input: View<'a, f32, 5>,
     /// Packed for the context's level.
     pub weights: &'a PixelWeights,
@@ -321,15 +322,20 @@ pub fn convolve_pixels(
     if count == 0 || outputs == 0 {
         return Ok(());
     }
-    let zeros = cx.scratch.take::<f32>(inputs.max(input.shape()[4]))?;
-    let mut zeros = zeros;
-    zeros.as_mut_slice::<f32>()[..inputs.max(input.shape()[4])].fill(0.0);
+    let channels = input.shape()[4];
+    let mut zeros = cx.scratch.take::<f32>(channels)?;
+    zeros.as_mut_slice::<f32>()[..channels].fill(0.0);
+    let staged = stage::stage(cx, window, &input, weights)?;
+    let (taps, image, inputs) = match &staged {
+        Some(staged) => (&staged.window, staged.view(), staged.inputs),
+        None => (window, input, inputs),
+    };
     let (tail, epilogue) = match finish {
         Finish::Tail(tail) => (tail, None),
         Finish::Epilogue(epilogue) => (Tail::NONE, Some(epilogue)),
     };
     let job = Job {
-        pixels: Pixels::new(window, &input, zeros.as_ptr()),
+        pixels: Pixels::new(taps, windows, &image, zeros.as_ptr()),
         count,
         inputs,
         outputs: outputs / weights.groups,
@@ -382,13 +388,6 @@ fn check(cx: &Context, convolution: &Convolution, output: &ViewMut<'_, f32, 5>) 
             "input channels of a convolution",
             channels,
             wanted,
-        ));
-    }
-    if channels > 1 && input.strides()[4] != 1 {
-        return Err(mismatch(
-            "channel stride of the input",
-            input.strides()[4],
-            1,
         ));
     }
     let [depth, height, width] = window.output();

@@ -21,17 +21,23 @@ pub(super) struct Pixels<'a> {
     zeros: *const f32,
 }
 
-/// The windows of dimension `d` that lie in the input with all their taps.
-fn inner_windows(window: &Window, d: usize) -> (usize, usize) {
+/// Of the first `count` windows of dimension `d`, those that lie in the input with all their taps.
+fn inner_windows(window: &Window, count: usize, d: usize) -> (usize, usize) {
     let first = window.pad_begin[d].div_ceil(window.stride[d]);
     let end = (window.input[d] + window.pad_begin[d])
         .checked_sub(window.span(d))
         .map_or(0, |last| last / window.stride[d] + 1);
-    (first, end.min(window.output()[d]))
+    (first, end.min(count))
 }
 
 impl<'a> Pixels<'a> {
-    pub fn new(window: &'a Window, input: &View<'_, f32, 5>, zeros: *const f32) -> Pixels<'a> {
+    /// The first `windows` of a window in each dimension.
+    pub fn new(
+        window: &'a Window,
+        windows: [usize; 3],
+        input: &View<'_, f32, 5>,
+        zeros: *const f32,
+    ) -> Pixels<'a> {
         let [image, depth, height, width, _] = input.strides();
         let strides = [depth, height, width];
         let [kernel_z, kernel_y, kernel_x] = window.kernel;
@@ -46,12 +52,12 @@ impl<'a> Pixels<'a> {
         }
         Pixels {
             window,
-            windows: window.output(),
+            windows,
             from: input.as_ptr(),
             image,
             strides,
             taps,
-            inner: std::array::from_fn(|d| inner_windows(window, d)),
+            inner: std::array::from_fn(|d| inner_windows(window, windows[d], d)),
             zeros,
         }
     }
@@ -59,6 +65,14 @@ impl<'a> Pixels<'a> {
     /// Taps of a window.
     pub fn taps(&self) -> usize {
         self.taps.len()
+    }
+
+    /// The taps that windows one tile further on reach first: the last of each line, as many as windows move by.
+    pub fn leading_taps(&self) -> Vec<usize> {
+        let width = self.window.kernel[2];
+        let moved = self.window.stride[2].min(width);
+        let leads = |tap: &usize| tap % width >= width - moved;
+        (0..self.taps()).filter(leads).collect()
     }
 
     /// Windows in each dimension.

@@ -9,6 +9,7 @@
 use super::dense::{
     MAX_ROWS, Tile, VECTORS, lanes, max_rows, padded_columns, panel_columns, share,
 };
+use super::stage::pixel_step;
 use super::{Job, RawTail, Tail, load, store};
 use crate::error::Result;
 use crate::isa::caches;
@@ -202,6 +203,8 @@ struct Plan<'a> {
     plane: usize,
     /// Tiles that are transformed at a time.
     batch: usize,
+    /// Elements between transformed tiles.
+    step: usize,
 }
 
 /// Tasks for each thread, so that they end together.
@@ -219,7 +222,7 @@ pub(super) unsafe fn run(cx: &Context, job: &Job, tiling: Tiling) -> Result<()> 
     let total = job.count / (height * width) * plane;
     let threads = cx.pool.threads();
     // Tiles whose transforms stay in the second-level cache.
-    let tile_size = tiling.products() * job.inputs.max(1) * size_of::<f32>();
+    let tile_size = tiling.products() * pixel_step(job.inputs.max(1)) * size_of::<f32>();
     let resident = (caches().l2 / 2 / tile_size).max(MAX_ROWS);
     let rounds = total.div_ceil(resident * threads);
     let plan = Plan {
@@ -230,6 +233,7 @@ pub(super) unsafe fn run(cx: &Context, job: &Job, tiling: Tiling) -> Result<()> 
         across,
         plane,
         batch: total.div_ceil(rounds),
+        step: pixel_step(job.inputs),
     };
     let inputs = cx
         .scratch
@@ -249,7 +253,7 @@ pub(super) unsafe fn run(cx: &Context, job: &Job, tiling: Tiling) -> Result<()> 
                     plan.transform(
                         cx,
                         first + tile,
-                        inputs.get().wrapping_add(tile * job.inputs),
+                        inputs.get().wrapping_add(tile * plan.step),
                     )
                 };
             }
@@ -294,7 +298,7 @@ impl Plan<'_> {
             pixels: &pixels,
             channels: self.job.inputs,
             to,
-            step: self.batch * self.job.inputs,
+            step: self.batch * self.step,
         };
         match self.tiling {
             Tiling::Two => dispatch(cx.isa, InputTile::<4>(inputs)),
@@ -318,7 +322,7 @@ impl Plan<'_> {
         for index in 0..places * count {
             let tile = index / count * self.batch + tiles.start + index % count;
             // SAFETY: the table has room for all addresses.
-            unsafe { *table.add(index) = inputs.wrapping_add(tile * job.inputs) };
+            unsafe { *table.add(index) = inputs.wrapping_add(tile * self.step) };
         }
         let sums = cx.scratch.take::<f32>(places * count * width)?;
         let sums = sums.as_ptr::<f32>();

@@ -1,0 +1,143 @@
+//! Copies of images that the kernels could not read as they are, or only slowly.
+
+use super::{Form, PixelWeights};
+use crate::error::Result;
+use crate::library::Context;
+use crate::library::view::{Shared, View, dense_strides};
+use crate::library::window::Window;
+use crate::memory::Lent;
+
+/// Pixels of a line that are copied at a time.
+const RUN: usize = 16;
+
+/// Elements below which a copy is not divided among threads.
+const SERIAL_LEN: usize = 1 << 14;
+
+/// Channels up to which the taps of a line count as channels: a filter of 7x7x3 is one of 7 taps and 21 channels.
+const FEW_CHANNELS: usize = 15;
+
+/// Output channels from which on a copy costs little beside the products.
+const MANY_OUTPUTS: usize = 128;
+
+/// Bytes between pixels, as multiples of which many of a tile's pixels share a set of the first-level cache, and all of them.
+const COLLIDING: usize = 2048;
+const ALL_COLLIDING: usize = 4096;
+
+/// Elements between channels that would collide otherwise.
+pub(super) fn pixel_step(channels: usize) -> usize {
+    let collides = channels > 0 && (channels * size_of::<f32>()).is_multiple_of(COLLIDING);
+    channels + if collides { RUN } else { 0 }
+}
+
+/// An image in scratch memory.
+pub(super) struct Staged<'a> {
+    memory: Lent<'a>,
+    shape: [usize; 5],
+    strides: [usize; 5],
+    /// Geometry over the copy.
+    pub window: Window,
+    /// Channels that a tap reads.
+    pub inputs: usize,
+}
+
+impl Staged<'_> {
+    pub fn view(&self) -> View<'_, f32, 5> {
+        // SAFETY: `stage` took the memory for this shape and filled it.
+        unsafe { View::from_raw(self.memory.as_ptr(), self.shape, self.strides) }
+    }
+}
+
+/// Copies an image if that is needed or pays; with its padding where taps become channels.
+pub(super) fn stage<'a>(
+    cx: &Context<'a>,
+    window: &Window,
+    input: &View<'_, f32, 5>,
+    weights: &PixelWeights,
+) -> Result<Option<Staged<'a>>> {
+    let ([batch, .., channels], strides) = (input.shape(), input.strides());
+    let padded: [usize; 3] =
+        std::array::from_fn(|d| window.input[d] + window.pad_begin[d] + window.pad_end[d]);
+    let is_dense_form = weights.form == Form::Panels;
+    let merges = is_dense_form
+        && weights.groups == 1
+        && (1..=FEW_CHANNELS).contains(&channels)
+        && window.kernel[2] > 1
+        && window.dilation[2] == 1
+        // Not where padding is most of the image.
+        && padded.iter().zip(&window.input).all(|(&p, &i)| p <= 2 * i + RUN);
+    let distance = strides[3] * window.stride[2] * size_of::<f32>();
+    let collides = is_dense_form
+        && weights.shape[0] >= MANY_OUTPUTS
+        && channels >= RUN
+        && distance.is_multiple_of(ALL_COLLIDING);
+    let scattered = channels > 1 && strides[4] != 1;
+    if !merges && !collides && !scattered {
+        return Ok(None);
+    }
+    let (mut to, mut begin, mut step) = (*window, [0; 3], pixel_step(channels));
+    let mut inputs = weights.shape[1];
+    if merges {
+        inputs = window.kernel[2] * channels;
+        to.input = padded;
+        to.kernel[2] = 1;
+        (to.pad_begin, to.pad_end) = ([0; 3], [0; 3]);
+        (begin, step) = (window.pad_begin, channels);
+    }
+    let [depth, height, width] = to.input;
+    let mut strides = dense_strides([batch, depth, height, width, step]).unwrap_or([usize::MAX; 5]);
+    strides[4] = 1;
+    let len = batch.saturating_mul(strides[0]);
+    let mut memory = cx.scratch.take::<f32>(len)?;
+    if merges {
+        memory.as_mut_slice::<f32>()[..len].fill(0.0);
+    }
+    let first = (0..3).map(|d| begin[d] * strides[d + 1]).sum::<usize>();
+    let place = memory.as_ptr::<f32>().wrapping_add(first);
+    // SAFETY: the memory holds the image and its border.
+    unsafe { copy(cx, input, place, [strides[0], strides[1], strides[2], step]) };
+    Ok(Some(Staged {
+        memory,
+        shape: [batch, depth, height, width, channels],
+        strides,
+        window: to,
+        inputs,
+    }))
+}
+
+/// Copies an image to places whose images, planes, lines and pixels are `steps` apart.
+unsafe fn copy(cx: &Context, from: &View<'_, f32, 5>, to: *mut f32, steps: [usize; 4]) {
+    let ([batch, depth, height, width, channels], strides) = (from.shape(), from.strides());
+    let [image, plane, line, pixel, channel] = strides;
+    let (source, target) = (Shared(from.as_ptr().cast_mut()), Shared(to));
+    let grain = (SERIAL_LEN / (width * channels).max(1)).max(1);
+    cx.pool.run_ranges(batch * depth * height, grain, |range| {
+        for index in range {
+            let (n, z, y) = (
+                index / height / depth,
+                index / height % depth,
+                index % height,
+            );
+            let from = source.get().wrapping_add(n * image + z * plane + y * line);
+            let place = n * steps[0] + z * steps[1] + y * steps[2];
+            let to = target.get().wrapping_add(place);
+            for first in (0..width).step_by(RUN) {
+                let run = first..(first + RUN).min(width);
+                // SAFETY: the view vouches for its elements; the line is this range's own.
+                unsafe {
+                    if channel == 1 {
+                        for x in run {
+                            from.add(x * pixel)
+                                .copy_to_nonoverlapping(to.add(x * steps[3]), channels);
+                        }
+                    } else {
+                        for c in 0..channels {
+                            for x in run.clone() {
+                                *to.add(x * steps[3] + c) = *from.add(x * pixel + c * channel);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    });
+}
