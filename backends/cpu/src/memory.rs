@@ -326,6 +326,7 @@ impl Scratch {
             in_use: self.usage.current(),
             limit: self.usage.0.limit,
         })?;
+        let room = size.saturating_add(GUARD.len());
         let mut shelf = self
             .shelf
             .lock()
@@ -333,7 +334,7 @@ impl Scratch {
         let fitting = shelf
             .iter()
             .enumerate()
-            .filter(|(_, buffer)| buffer.size() >= size)
+            .filter(|(_, buffer)| buffer.size() >= room)
             .min_by_key(|(_, b)| b.size());
         let found = fitting.map(|(index, _)| index);
         let reused = found.map(|index| shelf.swap_remove(index));
@@ -341,12 +342,20 @@ impl Scratch {
         let buffer = match reused {
             Some(buffer) => buffer,
             None => Buffer::zeroed(
-                size.checked_next_multiple_of(4096).unwrap_or(size),
+                room.checked_next_multiple_of(4096).unwrap_or(room),
                 &self.usage,
             )?,
         };
+        // SAFETY: the buffer has room for the guard after `size` bytes.
+        unsafe {
+            buffer
+                .as_ptr()
+                .add(size)
+                .copy_from(GUARD.as_ptr(), GUARD.len())
+        };
         Ok(Lent {
             buffer: Some(buffer),
+            size,
             scratch: self,
         })
     }
@@ -365,10 +374,19 @@ impl Scratch {
     }
 }
 
+/// What stands behind lent memory in debug builds: a kernel that writes past what it asked for is found when it returns it.
+const GUARD: &[u8] = if cfg!(debug_assertions) {
+    &[0xa5; 64]
+} else {
+    &[]
+};
+
 /// A buffer on loan from a [`Scratch`].
 #[derive(Debug)]
 pub struct Lent<'a> {
     buffer: Option<Buffer>,
+    /// Bytes asked for.
+    size: usize,
     scratch: &'a Scratch,
 }
 
@@ -385,10 +403,10 @@ impl Lent<'_> {
         self.buffer().as_ptr().cast()
     }
 
-    /// The whole elements that fit, for writing.
+    /// The elements asked for, for writing.
     pub fn as_mut_slice<T: Pod>(&mut self) -> &mut [T] {
         match &mut self.buffer {
-            Some(buffer) => buffer.as_mut_slice(),
+            Some(buffer) => &mut buffer.as_mut_slice()[..self.size / size_of::<T>()],
             None => unreachable!("bug: the buffer is only taken on drop"),
         }
     }
@@ -396,6 +414,14 @@ impl Lent<'_> {
 
 impl Drop for Lent<'_> {
     fn drop(&mut self) {
+        // SAFETY: the guard lies inside the buffer, and nobody else has the buffer any more.
+        let guard =
+            unsafe { std::slice::from_raw_parts(self.as_ptr::<u8>().add(self.size), GUARD.len()) };
+        assert!(
+            guard == GUARD || std::thread::panicking(),
+            "bug: a kernel wrote past {} bytes of scratch memory",
+            self.size
+        );
         let mut shelf = self
             .scratch
             .shelf
@@ -486,7 +512,7 @@ mod tests {
         let usage = Usage::unlimited();
         let scratch = Scratch::new(1, &usage);
         let lent: Vec<_> = (0..20)
-            .map(|_| scratch.take::<u8>(4096).expect("memory"))
+            .map(|_| scratch.take::<u8>(4000).expect("memory"))
             .collect();
         assert_eq!(usage.current(), 20 * 4096);
         drop(lent);

@@ -232,6 +232,8 @@ fn minimal_filtering_is_used_where_it_pays_and_nearly_as_precise() {
     let forms = [
         (case(64, 32, 28), Form::Tiles(Tiling::Four)),
         (case(128, 64, 7), Form::Tiles(Tiling::Two)),
+        // So many channels that pixels stand apart.
+        (case(512, 32, 14), Form::Tiles(Tiling::Two)),
         (case(3, 8, 9), Form::Panels),
         (case(64, 64, 1), Form::Panels),
     ];

@@ -237,7 +237,7 @@ pub(super) unsafe fn run(cx: &Context, job: &Job, tiling: Tiling) -> Result<()> 
     };
     let inputs = cx
         .scratch
-        .take::<f32>(tiling.products() * plan.batch * job.inputs)?;
+        .take::<f32>(tiling.products() * plan.batch * plan.step)?;
     let inputs = Shared(inputs.as_ptr::<f32>());
     for first in (0..total).step_by(plan.batch) {
         let count = plan.batch.min(total - first);
