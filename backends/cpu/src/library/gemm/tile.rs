@@ -192,9 +192,12 @@ pub(crate) unsafe fn run_tile<D: Dot, const R: usize, const V: usize>(
             a = a.add(R);
         }
         b = b.wrapping_add(b_stride);
-        prefetch_second(next);
-        prefetch_second(next.wrapping_add(LINE));
-        next = next.wrapping_add(step);
+        // With fewer rows the right operand streams in as fast as it can already.
+        if R >= 4 {
+            prefetch_second(next);
+            prefetch_second(next.wrapping_add(LINE));
+            next = next.wrapping_add(step);
+        }
     }
     let full = cols == V * D::LANES;
     for (row, sums) in sums.iter().enumerate() {
