@@ -107,6 +107,13 @@ pub enum Unseeing {
 /// Keys of one part when few rows meet many keys.
 const PART_KEYS: usize = 512;
 
+/// Tiles of rows in a block, at least and at most where there are many rows.
+const LEAST_TILES: usize = 4;
+const MOST_TILES: usize = 12;
+
+/// Blocks that are enough for any number of threads.
+const MANY_UNITS: usize = 32;
+
 /// Extents of one attention.
 #[derive(Debug, Clone, Copy)]
 struct Extents {
@@ -147,7 +154,13 @@ pub fn attend<T: FloatWords>(
     let block_rows = if few {
         group_rows
     } else {
-        4 * tiles.max_rows()
+        // Tall blocks pack keys and values less often, short ones can be shared out better.
+        let [least, most] =
+            [LEAST_TILES, MOST_TILES].map(|n| group_rows.div_ceil(n * tiles.max_rows()));
+        let blocks = MANY_UNITS.div_ceil(batch * kv_heads).clamp(most, least);
+        group_rows
+            .div_ceil(blocks)
+            .next_multiple_of(tiles.max_rows())
     };
     let blocks = group_rows.div_ceil(block_rows);
     let parts = if few {
