@@ -180,6 +180,7 @@ fn target() -> Target {
         alignment: ALIGNMENT,
         max_binding: u64::MAX,
         aliasing: true,
+        joins_in_turn: true,
         claim: libcall::claim,
     }
 }
