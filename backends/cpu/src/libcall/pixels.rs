@@ -15,6 +15,7 @@ use cupola_ir::kernel::{
     AxisId, BufferId, Expr, ExprId, Extent, Index, IndexId, Kernel, Library, Phase,
 };
 use cupola_ir::{DType, Dim, Scalar, TensorType};
+use half::bf16;
 use std::sync::OnceLock;
 
 /// Output channels of a group from which on channels-last kernels fill their vectors.
@@ -25,7 +26,8 @@ pub(crate) fn refusal(p: &ConvChannelsLast, operands: &[&TensorType]) -> Option<
     let [x, w] = operands else {
         return Some("takes two operands".into());
     };
-    if x.dtype != DType::F32 || w.dtype != DType::F32 {
+    let narrow = w.dtype == DType::BF16 && p.groups == 1;
+    if x.dtype != DType::F32 || w.dtype != DType::F32 && !narrow {
         return Some(format!(
             "no channels-last convolution of {} by {}",
             x.dtype, w.dtype
@@ -109,7 +111,10 @@ fn pack(
     expected: Option<Expected>,
 ) -> Result<PixelWeights, Failure> {
     let (w, _copy) = usable(cx, w, 0)?;
-    Ok(PixelWeights::new(cx, view::<f32>(&w), p.groups, expected)?)
+    Ok(match w.dtype {
+        DType::BF16 => PixelWeights::narrow(cx, view::<bf16>(&w))?,
+        _ => PixelWeights::new(cx, view::<f32>(&w), p.groups, expected)?,
+    })
 }
 
 /// Runs a convolution.

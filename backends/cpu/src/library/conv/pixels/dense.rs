@@ -203,6 +203,7 @@ unsafe fn task(
                 taps,
                 inputs: job.inputs,
                 weights: job.weights.wrapping_add(group_weights + column * inner),
+                pairs: job.pairs,
                 output: job.output,
                 place: rows.start * job.stride + first_channel + column,
                 stride: job.stride,
@@ -230,6 +231,8 @@ pub(super) struct Tile {
     pub inputs: usize,
     /// The panel.
     pub weights: *const f32,
+    /// Words of pixels and panel are pairs of bf16.
+    pub pairs: bool,
     pub output: *mut f32,
     /// Element of the output where the tile begins.
     pub place: usize,
@@ -249,9 +252,13 @@ impl Tile {
     pub unsafe fn run(self, isa: Isa, rows: usize) {
         macro_rules! by_rows {
             ($($rows:literal)*) => {
-                match (rows, self.cols > lanes(isa)) {
-                    $(($rows, true) => dispatch(isa, Rows::<$rows, 2>(self)),
-                    ($rows, false) => dispatch(isa, Rows::<$rows, 1>(self)),)*
+                match (rows, self.cols > lanes(isa), self.pairs) {
+                    $(($rows, true, false) => dispatch(isa, Rows::<$rows, 2>(self)),
+                    ($rows, false, false) => dispatch(isa, Rows::<$rows, 1>(self)),
+                    // SAFETY: passed on; pairs are only made where there are instructions for them.
+                    ($rows, true, true) => unsafe { pairs::run::<$rows, 2>(self) },
+                    // SAFETY: as above.
+                    ($rows, false, true) => unsafe { pairs::run::<$rows, 1>(self) },)*
                     _ => unreachable!("bug: a tile of {rows} rows"),
                 }
             };
@@ -268,6 +275,70 @@ impl<const R: usize, const V: usize> Kernel for Rows<R, V> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
+        self.sum::<S, Floats>(s);
+    }
+}
+
+/// What words of a pixel and of the weights add to a sum.
+trait Step<S: Simd> {
+    fn step(s: S, x: S::F, w: S::F, sum: S::F) -> S::F;
+}
+
+/// Words are f32.
+struct Floats;
+
+impl<S: Simd> Step<S> for Floats {
+    #[inline(always)]
+    fn step(s: S, x: S::F, w: S::F, sum: S::F) -> S::F {
+        s.mul_add(x, w, sum)
+    }
+}
+
+/// Words are two bf16.
+#[cfg(target_arch = "x86_64")]
+mod pairs {
+    use super::{Rows, Step, Tile};
+    use crate::library::simd::Avx512;
+    use std::arch::x86_64::{__m512, __m512bh, _mm512_dpbf16_ps};
+
+    struct Pairs;
+
+    impl Step<Avx512> for Pairs {
+        #[inline(always)]
+        fn step(_: Avx512, x: __m512, w: __m512, sum: __m512) -> __m512 {
+            // SAFETY: all are 64 bytes of any content; `run` has the feature.
+            unsafe {
+                let [x, w] = std::mem::transmute::<[__m512; 2], [__m512bh; 2]>([x, w]);
+                _mm512_dpbf16_ps(sum, x, w)
+            }
+        }
+    }
+
+    /// Computes a tile of pairs.
+    ///
+    /// # Safety
+    /// As [`Tile::run`]; the processor must have AVX512-BF16.
+    #[target_feature(
+        enable = "avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx2,fma,f16c,avx512bf16"
+    )]
+    pub unsafe fn run<const R: usize, const V: usize>(tile: Tile) {
+        // SAFETY: the features are those of this function.
+        Rows::<R, V>(tile).sum::<Avx512, Pairs>(unsafe { Avx512::new() });
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+mod pairs {
+    use super::Tile;
+
+    pub unsafe fn run<const R: usize, const V: usize>(_: Tile) {
+        unreachable!("bug: pairs of bf16 on another architecture")
+    }
+}
+
+impl<const R: usize, const V: usize> Rows<R, V> {
+    #[inline(always)]
+    fn sum<S: Simd, D: Step<S>>(self, s: S) {
         let tile = self.0;
         let len = |v: usize| (tile.cols - v * S::LANES).min(S::LANES);
         let mut sums = [[s.splat(0.0); V]; R];
@@ -292,7 +363,7 @@ impl<const R: usize, const V: usize> Kernel for Rows<R, V> {
                     for r in 0..R {
                         let x = s.splat(*pixels[r].add(input));
                         for v in 0..V {
-                            sums[r][v] = s.mul_add(x, panel[v], sums[r][v]);
+                            sums[r][v] = D::step(s, x, panel[v], sums[r][v]);
                         }
                     }
                     weights = weights.add(V * S::LANES);

@@ -8,6 +8,7 @@
 
 mod dense;
 mod depthwise;
+mod narrow;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -76,7 +77,20 @@ pub struct PixelWeights {
     shape: [usize; 5],
     groups: usize,
     form: Form,
+    /// What the words are.
+    reading: Reading,
     words: Buffer,
+}
+
+/// What becomes of the input before it is multiplied by the weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reading {
+    /// Nothing.
+    Plain,
+    /// It is rounded to bf16, the type of the weights, which are stored as f32.
+    Rounded,
+    /// Words of input and weights are two neighbouring channels in bf16.
+    Pairs,
 }
 
 /// Arrangement of packed weights.
@@ -137,6 +151,7 @@ impl PixelWeights {
             shape,
             groups,
             form,
+            reading: Reading::Plain,
             words: Buffer::zeroed_for::<f32>(len, cx.scratch.usage())?,
         };
         let to = Shared(packed.words.as_ptr().cast::<f32>());
@@ -172,6 +187,8 @@ struct Job<'a> {
     outputs: usize,
     groups: usize,
     weights: *const f32,
+    /// Words are pairs of bf16.
+    pairs: bool,
     /// Dense, `[pixels, channels]`.
     output: *mut f32,
     /// Elements between output pixels: all channels.
@@ -297,6 +314,11 @@ pub fn convolve_pixels(
     if count == 0 || outputs == 0 {
         return Ok(());
     }
+    let narrow = narrow::input(cx, weights.reading, &input)?;
+    let (input, inputs) = match &narrow {
+        None => (input, inputs),
+        Some(copy) => (copy.view, copy.view.shape()[4]),
+    };
     let zeros = cx.scratch.take::<f32>(inputs.max(input.shape()[4]))?;
     let mut zeros = zeros;
     zeros.as_mut_slice::<f32>()[..inputs.max(input.shape()[4])].fill(0.0);
@@ -311,6 +333,7 @@ pub fn convolve_pixels(
         outputs: outputs / weights.groups,
         groups: weights.groups,
         weights: weights.as_ptr(),
+        pairs: weights.reading == Reading::Pairs,
         output: output.as_ptr(),
         stride: outputs,
         tail: RawTail::new(&tail),
