@@ -332,6 +332,7 @@ impl Plan<'_> {
                 let rows = share(count, parts, part);
                 let row = place * count + rows.start;
                 let tile = Tile {
+                    pairs: false,
                     pixels: table.wrapping_add(row),
                     taps: 1,
                     inputs: job.inputs,
