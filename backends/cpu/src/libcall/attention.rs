@@ -67,6 +67,7 @@ pub(crate) fn run(call: &Call, p: &Attention) -> Result<(), Failure> {
         band,
         key_lens: None,
         unseeing: Unseeing::Zero,
+        narrow: false,
     };
     // SAFETY: the result is dense, lies inside its buffer, and is no other argument's memory.
     let output = unsafe { ViewMut::from_raw(result.start.cast(), shape(result), strides(result)?) };

@@ -3,13 +3,14 @@
 //! The query rows that share a head of keys (several positions, and several heads where queries are grouped) are cut into
 //! blocks; for each of them, blocks of keys and values pass by, and the softmax is kept up to date as they do: largest score so
 //! far, sum of exponentials, and the weighted sum of values, rescaled when the largest score grows. Few rows against many keys
-//! (decoding) are cut along the keys too, and the parts are combined at the end. How the work is cut depends on the shapes and
-//! the [`crate::isa::Isa`] only, so the result does not depend on the number of threads.
+//! (decoding) are cut along the keys too, and the parts are combined at the end. How the keys are cut depends on the shapes only,
+//! so the result depends neither on the number of threads nor on the width of vectors (as long as they multiply and add alike).
 //!
-//! Reading order: this file (contract and division of work), `block` (one block of rows), `vectors`.
+//! Reading order: this file (contract and division of work), `block` (one block of rows), `words`, `vectors`.
 
 mod block;
 mod vectors;
+mod words;
 
 #[cfg(test)]
 mod tests;
@@ -21,6 +22,7 @@ use crate::library::simd::loops::for_each_vector;
 use crate::library::simd::{Kernel, Simd, dispatch};
 use crate::library::view::{Shared, View, ViewMut, mismatch};
 use block::{Part, RowBlock};
+use half::bf16;
 
 /// Operands and options. `heads` must be a multiple of `kv_heads`; query head `h` uses key head `h / (heads / kv_heads)`.
 #[derive(Debug, Clone, Copy)]
@@ -43,6 +45,8 @@ pub struct Attention<'a, T> {
     pub key_lens: Option<&'a [usize]>,
     /// What a row without any visible key yields.
     pub unseeing: Unseeing,
+    /// Queries, keys, weights and values may be rounded to bf16 before they are multiplied, where that is faster.
+    pub narrow: bool,
 }
 
 /// A mask of scores.
@@ -107,12 +111,17 @@ pub enum Unseeing {
 /// Keys of one part when few rows meet many keys.
 const PART_KEYS: usize = 512;
 
-/// Tiles of rows in a block, at least and at most where there are many rows.
-const LEAST_TILES: usize = 4;
-const MOST_TILES: usize = 12;
+const _: () = assert!(PART_KEYS.is_multiple_of(block::BLOCK_KEYS));
 
-/// Blocks that are enough for any number of threads.
-const MANY_UNITS: usize = 32;
+/// Rows of a key head up to which keys are cut into parts, and values used where they are. Not more than a tile of any level.
+const FEW_ROWS: usize = 14;
+
+/// Rows of a key head up to which scores are dot products of rows and keys in memory; more pay for packing the keys.
+const DOT_ROWS: usize = 3;
+
+/// Rows in a block, at least and at most where there are many: packing keys and values then costs a few percent.
+const LEAST_ROWS: usize = 56;
+const MOST_ROWS: usize = 168;
 
 /// Extents of one attention.
 #[derive(Debug, Clone, Copy)]
@@ -124,6 +133,27 @@ struct Extents {
     keys: usize,
     depth: usize,
     value_depth: usize,
+}
+
+impl Extents {
+    /// Rows that share a key head.
+    fn group_rows(&self) -> usize {
+        self.heads / self.kv_heads * self.rows
+    }
+
+    /// Rows of the blocks into which those of a key head are cut.
+    fn block_rows(&self, threads: usize, tile_rows: usize) -> usize {
+        let rows = self.group_rows();
+        if rows <= FEW_ROWS {
+            return rows;
+        }
+        // Tall blocks pack keys and values less often, short ones can be shared out better.
+        let wanted = if threads == 1 { 1 } else { 4 * threads };
+        let blocks = wanted
+            .div_ceil(self.batch * self.kv_heads)
+            .clamp(rows.div_ceil(MOST_ROWS), rows.div_ceil(LEAST_ROWS));
+        rows.div_ceil(blocks).next_multiple_of(tile_rows)
+    }
 }
 
 /// Computes attention into `output`, `[batch, heads, rows, value_depth]`, whose last dimension must be dense. Scores and sums are
@@ -148,22 +178,10 @@ pub fn attend<T: FloatWords>(
     if batch == 0 || heads == 0 || rows == 0 || value_depth == 0 {
         return Ok(());
     }
-    let tiles = T::tiles(cx.isa);
-    let group_rows = heads / kv_heads * rows;
-    let few = group_rows <= tiles.max_rows();
-    let block_rows = if few {
-        group_rows
-    } else {
-        // Tall blocks pack keys and values less often, short ones can be shared out better.
-        let [least, most] =
-            [LEAST_TILES, MOST_TILES].map(|n| group_rows.div_ceil(n * tiles.max_rows()));
-        let blocks = MANY_UNITS.div_ceil(batch * kv_heads).clamp(most, least);
-        group_rows
-            .div_ceil(blocks)
-            .next_multiple_of(tiles.max_rows())
-    };
+    let group_rows = extents.group_rows();
+    let block_rows = extents.block_rows(cx.pool.threads(), T::tiles(cx.isa).max_rows());
     let blocks = group_rows.div_ceil(block_rows);
-    let parts = if few {
+    let parts = if group_rows <= FEW_ROWS {
         keys.div_ceil(PART_KEYS).max(1)
     } else {
         1
@@ -177,6 +195,8 @@ pub fn attend<T: FloatWords>(
     } else {
         None
     };
+    let dots = group_rows <= DOT_ROWS && attention.key.strides()[3] == 1;
+    let narrow = attention.narrow && cx.isa.bf16() && !dots;
     let row_block = |unit: usize| {
         let first = unit % blocks * block_rows;
         RowBlock {
@@ -199,7 +219,11 @@ pub fn attend<T: FloatWords>(
         let result = partial
             .as_ref()
             .map(|lent| lent.as_ptr::<f32>().wrapping_add(index * part_len));
-        block.run(cx, &tiles, span, result, to)
+        if narrow {
+            block.run::<bf16>(cx, span, dots, result, to)
+        } else {
+            block.run::<f32>(cx, span, dots, result, to)
+        }
     })?;
     if let Some(partial) = &partial {
         cx.pool.run(units, |unit| {

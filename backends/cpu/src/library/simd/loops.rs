@@ -18,6 +18,30 @@ macro_rules! for_each_vector {
     }};
 }
 
+/// Runs the body for the vectors of `len` elements, with the number of the vector among those that hold
+/// [`crate::library::simd::PARTS`] parts, the first element and the number of elements:
+/// `for_each_part!(s, len, |vector, at, count| body)`.
+macro_rules! for_each_part {
+    ($s:expr, $len:expr, |$vector:ident, $at:ident, $count:ident| $body:expr) => {{
+        use $crate::library::simd::PARTS;
+        let (lanes, len) = ($crate::library::simd::Simd::lanes($s), $len);
+        let whole = len / PARTS * PARTS;
+        for first in (0..whole).step_by(PARTS) {
+            for $vector in 0..PARTS / lanes {
+                let ($at, $count) = (first + $vector * lanes, lanes);
+                $body;
+            }
+        }
+        for $vector in 0..PARTS / lanes {
+            let $at = whole + $vector * lanes;
+            if $at < len {
+                let $count = lanes.min(len - $at);
+                $body;
+            }
+        }
+    }};
+}
+
 /// Folds vectors of `len` elements in four chains, which are joined at the end by the named method:
 /// `fold_vectors!(s, len, start, |so_far, at, count| next, add)`. The step must leave lanes from `count` on without effect.
 macro_rules! fold_vectors {
@@ -40,4 +64,4 @@ macro_rules! fold_vectors {
     }};
 }
 
-pub(crate) use {fold_vectors, for_each_vector};
+pub(crate) use {fold_vectors, for_each_part, for_each_vector};
