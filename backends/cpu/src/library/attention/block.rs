@@ -16,7 +16,7 @@ use crate::library::Context;
 use crate::library::gemm::formats::FloatWords;
 use crate::library::gemm::pack::{Panel, Strided, pack_floats};
 use crate::library::gemm::tile::{LEFT_ROW, Tile, TileSet};
-use crate::library::simd::dispatch;
+use crate::library::simd::{Float, dispatch};
 use crate::library::view::{Shared, View};
 
 /// Keys in one step. The scores of a tile then fit into the first-level cache, keys and values into the second-level one. Steps
@@ -85,9 +85,9 @@ impl<T: FloatWords> RowBlock<'_, T> {
         )
     }
 
-    /// The keys that any row sees by position.
-    pub fn visible(&self) -> Range<usize> {
-        let ranges = (0..self.count)
+    /// The keys that any of these rows sees by position.
+    pub fn visible(&self, rows: Range<usize>) -> Range<usize> {
+        let ranges = rows
             .map(|row| self.row_range(row))
             .filter(|range| !range.is_empty());
         ranges
@@ -107,7 +107,7 @@ impl<T: FloatWords> RowBlock<'_, T> {
     }
 
     /// First element of an output row.
-    pub fn output_row(&self, row: usize, (to, strides): (Shared<T>, [usize; 4])) -> *mut T {
+    pub fn output_row<O>(&self, row: usize, (to, strides): (Shared<O>, [usize; 4])) -> *mut O {
         let (head, position) = self.place(row);
         to.get()
             .wrapping_add(self.batch * strides[0] + head * strides[1] + position * strides[2])
@@ -124,13 +124,13 @@ impl<T: FloatWords> RowBlock<'_, T> {
 
     /// Attends to the keys in `span`. The state goes to `partial`, if given, else the result to the output. With `dots`, scores
     /// are dot products of rows and keys in memory.
-    pub fn run<W: Words>(
+    pub fn run<W: Words, O: Float>(
         &self,
         cx: &Context,
         span: Range<usize>,
         dots: bool,
         partial: Option<*mut f32>,
-        to: (Shared<T>, [usize; 4]),
+        to: (Shared<O>, [usize; 4]),
     ) -> Result<()> {
         let Extents {
             depth, value_depth, ..
@@ -185,34 +185,40 @@ impl<T: FloatWords> RowBlock<'_, T> {
                 let in_place = self.pack_values::<W>(cx.isa, width, &work, &step);
                 for row in (0..self.count).step_by(height) {
                     let rows = row..self.count.min(row + height);
+                    let seen = self.visible(rows.clone());
+                    let keys = step.keys.start..seen.end.min(step.keys.end);
+                    if keys.is_empty() || seen.start >= keys.end {
+                        if first {
+                            let values = part.values.add(row * value_depth);
+                            values.write_bytes(0, rows.len() * value_depth);
+                        }
+                        continue;
+                    }
+                    let tile = RowTile { rows, keys };
                     if dots {
-                        dispatch(
-                            cx.isa,
-                            DotScores {
-                                block: self,
-                                query: work.query.cast(),
-                                scores: work.scores,
-                                rows: rows.clone(),
-                                keys: step.keys.clone(),
-                            },
-                        );
+                        let scores = DotScores {
+                            block: self,
+                            query: work.query.cast(),
+                            scores: work.scores,
+                            tile: &tile,
+                        };
+                        dispatch(cx.isa, scores);
                     } else {
-                        self.score::<W>(&scorer, &work, &step, rows.clone());
+                        self.score::<W>(&scorer, &work, &tile);
                     }
                     let softmax = Softmax {
                         block: self,
                         scores: work.scores,
                         part,
-                        rows: rows.clone(),
-                        keys: step.keys.clone(),
+                        tile: &tile,
                         first,
                     };
                     if in_place {
                         dispatch(cx.isa, softmax.storing::<f32>());
-                        self.add_values_in_place(cx.isa, &work, part, &step, rows);
+                        self.add_values_in_place(cx.isa, &work, part, &step, &tile);
                     } else {
                         dispatch(cx.isa, softmax.storing::<W>());
-                        self.add_values::<W>(&weigher, &work, part, &step, rows);
+                        self.add_values::<W>(&weigher, &work, part, &step, &tile);
                     }
                 }
                 start = step.keys.end;
@@ -391,13 +397,12 @@ impl<T: FloatWords> RowBlock<'_, T> {
         &self,
         tiles: &TileSet<W::Word, W::Word, f32>,
         work: &Work<W::Word>,
-        step: &Step,
-        rows: Range<usize>,
+        RowTile { rows, keys }: &RowTile,
     ) {
         let words = self.extents.depth.div_ceil(W::GROUP);
         let width = tiles.panel_cols();
-        for at in (0..step.keys.len()).step_by(width) {
-            let cols = width.min(step.keys.len() - at);
+        for at in (0..keys.len()).step_by(width) {
+            let cols = width.min(keys.len() - at);
             let tile = Tile {
                 inner: words,
                 a: work.query.wrapping_add(rows.start * words).cast_const(),
@@ -422,7 +427,7 @@ impl<T: FloatWords> RowBlock<'_, T> {
         work: &Work<W::Word>,
         part: Part,
         step: &Step,
-        rows: Range<usize>,
+        RowTile { rows, keys }: &RowTile,
     ) {
         let depth = self.extents.value_depth;
         let words = step.keys.len().div_ceil(W::GROUP);
@@ -430,7 +435,7 @@ impl<T: FloatWords> RowBlock<'_, T> {
         for col in (0..depth).step_by(width) {
             let cols = width.min(depth - col);
             let tile = Tile {
-                inner: words,
+                inner: keys.len().div_ceil(W::GROUP),
                 a: work.scores.cast_const().cast(),
                 b: work.values.wrapping_add(col * words).cast_const(),
                 b_stride: width,
@@ -447,14 +452,14 @@ impl<T: FloatWords> RowBlock<'_, T> {
         }
     }
 
-    /// Adds values where they are, weighted.
+    /// Adds values where they are, weighted: a few rows at a time, each over all columns, so that memory is read in long runs.
     unsafe fn add_values_in_place(
         &self,
         isa: Isa,
         work: &Work<impl Pod>,
         part: Part,
         step: &Step,
-        rows: Range<usize>,
+        RowTile { rows, keys }: &RowTile,
     ) {
         let depth = self.extents.value_depth;
         let tiles = T::tiles(isa);
@@ -465,41 +470,52 @@ impl<T: FloatWords> RowBlock<'_, T> {
             from: work.scores.cast_const(),
             across: LEFT_ROW,
             along: 1,
-            inner: step.keys.len(),
+            inner: keys.len(),
         };
         let panel = Panel {
             first: 0,
             count: rows.len(),
             height,
             start: 0,
-            words: step.keys.len(),
+            words: keys.len(),
             to: work.rows,
         };
         // SAFETY: the panel lies inside the weights, and the buffer has room for it; columns are whole panels.
         unsafe {
             pack_floats(isa, &weights, &panel);
-            for col in (0..depth).step_by(width) {
-                let tile = Tile {
-                    inner: step.keys.len(),
-                    a: work.rows.cast_const(),
-                    b: from.wrapping_add(step.keys.start * along + col),
-                    b_stride: along,
-                    c: part.values.wrapping_add(rows.start * depth + col),
-                    c_stride: depth,
-                    rows: rows.len(),
-                    cols: width,
-                    add: !step.first,
-                    ahead: None,
-                };
-                tiles.code(height, width)(&tile);
+            for at in (0..keys.len()).step_by(VALUE_ROWS) {
+                for col in (0..depth).step_by(width) {
+                    let tile = Tile {
+                        inner: VALUE_ROWS.min(keys.len() - at),
+                        a: work.rows.wrapping_add(at * height).cast_const(),
+                        b: from.wrapping_add((keys.start + at) * along + col),
+                        b_stride: along,
+                        c: part.values.wrapping_add(rows.start * depth + col),
+                        c_stride: depth,
+                        rows: rows.len(),
+                        cols: width,
+                        add: !step.first || at > 0,
+                        ahead: None,
+                    };
+                    tiles.code(height, width)(&tile);
+                }
             }
         }
     }
 }
+
+/// Rows of values used in place at a time.
+const VALUE_ROWS: usize = 16;
 
 /// A step along the keys.
 struct Step {
     keys: Range<usize>,
     /// Nothing has been added up before.
     first: bool,
+}
+
+/// Rows of a block, and the keys of a step up to the last that any of them sees by position.
+pub(super) struct RowTile {
+    pub rows: Range<usize>,
+    pub keys: Range<usize>,
 }

@@ -17,9 +17,10 @@ mod tests;
 
 use crate::error::{Error, Result};
 use crate::library::Context;
+use crate::library::gemm::driver::IN_PLACE_ROWS;
 use crate::library::gemm::formats::FloatWords;
 use crate::library::simd::loops::for_each_vector;
-use crate::library::simd::{Kernel, Simd, dispatch};
+use crate::library::simd::{Float, Kernel, Simd, dispatch};
 use crate::library::view::{Shared, View, ViewMut, mismatch};
 use block::{Part, RowBlock};
 use half::bf16;
@@ -113,8 +114,8 @@ const PART_KEYS: usize = 512;
 
 const _: () = assert!(PART_KEYS.is_multiple_of(block::BLOCK_KEYS));
 
-/// Rows of a key head up to which keys are cut into parts, and values used where they are. Not more than a tile of any level.
-const FEW_ROWS: usize = 14;
+/// Rows of a key head up to which keys are cut into parts, and values used where they are.
+const FEW_ROWS: usize = IN_PLACE_ROWS;
 
 /// Rows of a key head up to which scores are dot products of rows and keys in memory; more pay for packing the keys.
 const DOT_ROWS: usize = 3;
@@ -157,13 +158,13 @@ impl Extents {
 }
 
 /// Computes attention into `output`, `[batch, heads, rows, value_depth]`, whose last dimension must be dense. Scores and sums are
-/// f32 whatever the type; the result is rounded once.
+/// f32 whatever the types; the result is rounded once.
 ///
 /// Errors: extents that do not agree, an output whose last dimension is not dense, out of memory.
-pub fn attend<T: FloatWords>(
+pub fn attend<T: FloatWords, O: Float>(
     cx: &Context,
     attention: &Attention<'_, T>,
-    output: ViewMut<'_, T, 4>,
+    output: ViewMut<'_, O, 4>,
 ) -> Result<()> {
     let extents = check(attention, &output)?;
     let Extents {
@@ -211,7 +212,7 @@ pub fn attend<T: FloatWords>(
     cx.try_run(units * parts, |index| {
         let (unit, part) = (index / parts, index % parts);
         let block = row_block(unit);
-        let visible = block.visible();
+        let visible = block.visible(0..block.count);
         let span = match parts {
             1 => visible,
             _ => visible.start.max(part * PART_KEYS)..visible.end.min((part + 1) * PART_KEYS),
@@ -220,9 +221,9 @@ pub fn attend<T: FloatWords>(
             .as_ref()
             .map(|lent| lent.as_ptr::<f32>().wrapping_add(index * part_len));
         if narrow {
-            block.run::<bf16>(cx, span, dots, result, to)
+            block.run::<bf16, O>(cx, span, dots, result, to)
         } else {
-            block.run::<f32>(cx, span, dots, result, to)
+            block.run::<f32, O>(cx, span, dots, result, to)
         }
     })?;
     if let Some(partial) = &partial {
@@ -245,7 +246,10 @@ pub fn attend<T: FloatWords>(
     Ok(())
 }
 
-fn check<T: FloatWords>(attention: &Attention<T>, output: &ViewMut<'_, T, 4>) -> Result<Extents> {
+fn check<T: FloatWords, O: Float>(
+    attention: &Attention<T>,
+    output: &ViewMut<'_, O, 4>,
+) -> Result<Extents> {
     let [batch, heads, rows, depth] = attention.query.shape();
     let [key_batch, kv_heads, keys, key_depth] = attention.key.shape();
     let [.., value_depth] = attention.value.shape();
@@ -311,15 +315,15 @@ fn check<T: FloatWords>(attention: &Attention<T>, output: &ViewMut<'_, T, 4>) ->
 }
 
 /// Combines the parts of one block of rows.
-struct Combine<'a, T> {
+struct Combine<'a, T, O> {
     block: &'a RowBlock<'a, T>,
     from: *const f32,
     parts: usize,
     part_len: usize,
-    to: (Shared<T>, [usize; 4]),
+    to: (Shared<O>, [usize; 4]),
 }
 
-impl<T: FloatWords> Kernel for Combine<'_, T> {
+impl<T: FloatWords, O: Float> Kernel for Combine<'_, T, O> {
     type Output = ();
 
     #[inline(always)]
@@ -361,7 +365,7 @@ impl<T: FloatWords> Kernel for Combine<'_, T> {
                         let values = s.load_first(part(p).values.add(row * depth + at), len);
                         v = s.mul_add(values, s.splat(weight(p)), v);
                     }
-                    T::store_first_or_all(s, out.add(at), len, s.mul(v, s.splat(factor)));
+                    O::store_first_or_all(s, out.add(at), len, s.mul(v, s.splat(factor)));
                 });
             }
         }

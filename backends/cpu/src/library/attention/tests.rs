@@ -257,8 +257,8 @@ fn half_attention() {
 fn narrow_attention() {
     contexts(|cx| {
         for (index, &case) in CASES.iter().enumerate() {
-            for choice in 0..6 {
-                check::<f32>(cx, case, index + choice, 4e-2, true);
+            for choice in 0..3 {
+                check::<f32>(cx, case, index + 5 * choice, 4e-2, true);
             }
             check::<bf16>(cx, case, index, 4e-2, true);
         }

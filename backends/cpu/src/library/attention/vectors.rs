@@ -1,10 +1,9 @@
 //! The vector code of a block: scores by dot products, the running softmax, the final division.
 
 use std::marker::PhantomData;
-use std::ops::Range;
 
 use super::Mask;
-use super::block::{Part, RowBlock};
+use super::block::{Part, RowBlock, RowTile};
 use super::words::Words;
 use crate::library::gemm::formats::FloatWords;
 use crate::library::gemm::tile::LEFT_ROW;
@@ -19,8 +18,7 @@ pub(super) struct DotScores<'a, T> {
     /// All rows of the block, `depth` apart.
     pub query: *const f32,
     pub scores: *mut f32,
-    pub rows: Range<usize>,
-    pub keys: Range<usize>,
+    pub tile: &'a RowTile,
 }
 
 impl<T: FloatWords> Kernel for DotScores<'_, T> {
@@ -30,14 +28,15 @@ impl<T: FloatWords> Kernel for DotScores<'_, T> {
     fn run<S: Simd>(self, s: S) {
         let depth = self.block.extents.depth;
         let (from, [across, _]) = self.block.strided(&self.block.attention.key);
-        let mut key = self.keys.start;
-        while key < self.keys.end {
-            let step = if self.keys.end - key >= 4 { 4 } else { 1 };
-            for (index, row) in self.rows.clone().enumerate() {
+        let RowTile { rows, keys } = self.tile;
+        let mut key = keys.start;
+        while key < keys.end {
+            let step = if keys.end - key >= 4 { 4 } else { 1 };
+            for (index, row) in rows.clone().enumerate() {
                 let query = self.query.wrapping_add(row * depth);
                 let to = self
                     .scores
-                    .wrapping_add(index * LEFT_ROW + key - self.keys.start);
+                    .wrapping_add(index * LEFT_ROW + key - keys.start);
                 let from = from.wrapping_add(key * across);
                 // SAFETY: `step` keys from here on are inside the operand, and the scores have room for them.
                 unsafe {
@@ -87,8 +86,7 @@ pub(super) struct Softmax<'a, T> {
     /// Rows [`LEFT_ROW`] apart.
     pub scores: *mut f32,
     pub part: Part,
-    pub rows: Range<usize>,
-    pub keys: Range<usize>,
+    pub tile: &'a RowTile,
     /// There is nothing to be rescaled yet.
     pub first: bool,
 }
@@ -141,10 +139,10 @@ impl<T: FloatWords, W: Words> Kernel for StoringSoftmax<'_, T, W> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let StoringSoftmax(this, _) = self;
-        let len = this.keys.len();
+        let len = this.tile.keys.len();
         let row_scores = |index: usize| this.scores.wrapping_add(index * LEFT_ROW);
         let mut parts: RowParts = [[f32::NEG_INFINITY; PARTS]; PARTS];
-        for (index, row) in this.rows.clone().enumerate() {
+        for (index, row) in this.tile.rows.clone().enumerate() {
             // SAFETY: a row of scores has `len` elements; a vector fits into the parts of a row.
             unsafe {
                 let largest = this.adjust(s, row, row_scores(index));
@@ -154,7 +152,7 @@ impl<T: FloatWords, W: Words> Kernel for StoringSoftmax<'_, T, W> {
         let found = join_parts!(s, parts, max);
         let (shifts, shrinks) = this.advance(s, &found);
         parts = [[0.0; PARTS]; PARTS];
-        for index in 0..this.rows.len() {
+        for index in 0..this.tile.rows.len() {
             let scores = row_scores(index);
             let shift = s.splat(shifts[index]);
             let mut sums = [s.splat(0.0); MAX_VECTORS];
@@ -183,10 +181,10 @@ impl<T: FloatWords> Softmax<'_, T> {
     #[inline(always)]
     fn advance<S: Simd>(&self, s: S, found: &[f32; PARTS]) -> ([f32; PARTS], [f32; PARTS]) {
         let (mut shifts, mut shrinks) = ([0f32; PARTS], [0f32; PARTS]);
-        for_each_vector!(s, self.rows.len(), |at, len| {
+        for_each_vector!(s, self.tile.rows.len(), |at, len| {
             // SAFETY: the state has an entry for each row; arrays hold whole vectors.
             unsafe {
-                let state = self.part.largest.add(self.rows.start + at);
+                let state = self.part.largest.add(self.tile.rows.start + at);
                 let before = f32::load_first_or_all(s, state, len);
                 let largest = s.max(before, s.load(found.as_ptr().add(at)));
                 f32::store_first_or_all(s, state, len, largest);
@@ -203,7 +201,7 @@ impl<T: FloatWords> Softmax<'_, T> {
     #[inline(always)]
     fn add_sums<S: Simd>(&self, s: S, found: &[f32; PARTS], shrinks: &[f32; PARTS]) {
         let depth = self.block.extents.value_depth;
-        for (index, row) in self.rows.clone().enumerate() {
+        for (index, row) in self.tile.rows.clone().enumerate() {
             // SAFETY: the state has a sum and a row of `depth` values for each row.
             unsafe {
                 let sum = self.part.sum.add(row);
@@ -218,7 +216,7 @@ impl<T: FloatWords> Softmax<'_, T> {
     /// Scales the scores of one row, applies softcap, mask and band, and returns the largest of each lane. NaN is passed over.
     #[inline(always)]
     unsafe fn adjust<S: Simd>(&self, s: S, row: usize, scores: *mut f32) -> S::F {
-        let (attention, keys) = (self.block.attention, &self.keys);
+        let (attention, keys) = (self.block.attention, &self.tile.keys);
         let seen = self.block.row_range(row);
         let begin = seen.start.clamp(keys.start, keys.end) - keys.start;
         let end = (seen.end.clamp(keys.start, keys.end) - keys.start).max(begin);
@@ -292,7 +290,7 @@ impl<T: FloatWords> Softmax<'_, T> {
             self.block.batch * strides[0]
                 + head * strides[1]
                 + position * strides[2]
-                + self.keys.start * strides[3],
+                + self.tile.keys.start * strides[3],
         )
     }
 }
@@ -327,13 +325,13 @@ unsafe fn scale<S: Simd>(s: S, numbers: *mut f32, len: usize, factor: f32) {
 }
 
 /// Divides by the sums and writes the output rows.
-pub(super) struct Finish<'a, T> {
+pub(super) struct Finish<'a, T, O> {
     pub block: &'a RowBlock<'a, T>,
     pub part: Part,
-    pub to: (Shared<T>, [usize; 4]),
+    pub to: (Shared<O>, [usize; 4]),
 }
 
-impl<T: FloatWords> Kernel for Finish<'_, T> {
+impl<T: FloatWords, O: Float> Kernel for Finish<'_, T, O> {
     type Output = ();
 
     #[inline(always)]
@@ -349,7 +347,7 @@ impl<T: FloatWords> Kernel for Finish<'_, T> {
                 );
                 for_each_vector!(s, depth, |at, len| {
                     let v = s.mul(f32::load_first_or_all(s, from.add(at), len), factor);
-                    T::store_first_or_all(s, to.add(at), len, v);
+                    O::store_first_or_all(s, to.add(at), len, v);
                 });
             }
         }

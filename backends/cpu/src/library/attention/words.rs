@@ -24,7 +24,8 @@ pub(super) trait Words: 'static {
     /// # Safety
     /// As [`pack_floats`].
     unsafe fn pack<T: Float>(isa: Isa, source: &Strided<T>, panel: &Panel<Self::Word>);
-    /// Stores a vector of weights at element `at` of a row of words, which may be the row they come from.
+    /// Stores a vector of weights at element `at` of a row of words, which may be the row they come from. What NaN becomes is
+    /// open: the sum of the weights tells.
     ///
     /// # Safety
     /// The row must have room for them.
@@ -68,7 +69,10 @@ impl Words for bf16 {
     }
     #[inline(always)]
     unsafe fn store<S: Simd>(s: S, row: *mut f32, at: usize, v: S::F) {
+        let bits = s.bits(v);
+        let odd = s.and(s.shr::<16>(bits), s.int_splat(1));
+        let rounded = s.shr::<16>(s.int_add(bits, s.int_add(odd, s.int_splat(0x7FFF))));
         // SAFETY: passed on; what is overwritten lies before what is still to be read.
-        unsafe { s.store_bf16(row.cast::<bf16>().add(at), v) }
+        unsafe { s.store_u16(row.cast::<u16>().add(at), rounded) }
     }
 }
