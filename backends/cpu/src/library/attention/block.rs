@@ -16,7 +16,7 @@ use crate::library::Context;
 use crate::library::gemm::formats::FloatWords;
 use crate::library::gemm::pack::{Panel, Strided, pack_floats};
 use crate::library::gemm::tile::{LEFT_ROW, Tile, TileSet};
-use crate::library::simd::{Float, dispatch};
+use crate::library::simd::{Float, MAX_LANES, dispatch};
 use crate::library::view::{Shared, View};
 
 /// Keys in one step. The scores of a tile then fit into the first-level cache, keys and values into the second-level one. Steps
@@ -362,7 +362,8 @@ impl<T: FloatWords> RowBlock<'_, T> {
     ) -> bool {
         let depth = self.extents.value_depth;
         let (from, [along, across]) = self.strided(&self.attention.value);
-        if across == 1 && depth.is_multiple_of(T::tiles(isa).panel_cols()) && self.few() {
+        // Whole panels of any level: sums have another order in place.
+        if across == 1 && depth.is_multiple_of(2 * MAX_LANES) && self.few() {
             return true;
         }
         let source = Strided {
