@@ -10,7 +10,7 @@ mod minifloat;
 mod pack;
 mod text;
 
-pub use dequant::{SizeMismatch, dequantize};
+pub use dequant::{BlockCodes, MAX_BLOCK, SizeMismatch, block_codes, dequantize};
 pub(crate) use pack::{pack, unpack};
 
 use crate::dtype::{Class, DType};

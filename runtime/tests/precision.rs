@@ -133,7 +133,7 @@ fn recurrent() -> Graph {
 /// What a precision may cost, in root mean squares of the result.
 fn cost(precision: Precision) -> f32 {
     match precision {
-        Precision::F32 => 1e-5,
+        Precision::Model | Precision::F32 => 1e-5,
         Precision::F16 => 5e-3,
         Precision::Bf16 => 4e-2,
         Precision::Int8 => 6e-2,

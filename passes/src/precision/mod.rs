@@ -21,8 +21,10 @@ use rustc_hash::FxHashMap;
 /// Type in which products with constant weights are computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Precision {
-    /// That of the model.
+    /// That of the model; activations are rounded to 8 bits, 32 sharing a scale, where weights are block-quantised.
     #[default]
+    Model,
+    /// That of the model, activations of block-quantised weights too.
     F32,
     /// Weights and activations are rounded to bf16.
     Bf16,
@@ -55,7 +57,7 @@ pub fn with_precision(graph: Graph, precision: Precision) -> Result<Graph> {
 
 fn apply(work: &mut Work, precision: Precision, target: Option<&Target>) -> Result<()> {
     let dtype = match precision {
-        Precision::F32 => return Ok(()),
+        Precision::Model | Precision::F32 => return Ok(()),
         Precision::Bf16 => DType::BF16,
         Precision::F16 => DType::F16,
         Precision::Int8 => DType::I8,

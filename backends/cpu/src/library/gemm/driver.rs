@@ -563,7 +563,7 @@ const ROW_SLICE: usize = 8;
 const PACK_SERIAL_WORDS: usize = 16 << 10;
 
 /// Range `index` of `count` things divided evenly into `groups`.
-fn share(count: usize, groups: usize, index: usize) -> std::ops::Range<usize> {
+pub(super) fn share(count: usize, groups: usize, index: usize) -> Range<usize> {
     index * count / groups..(index + 1) * count / groups
 }
 

@@ -4,8 +4,10 @@
 //! 2^64, 8-bit integers with zero points in i32 ([`multiply_bytes`]). The result does not depend on the number of threads.
 //!
 //! Reading order: `tile` (the register tile), `formats` (number formats by level), `pack`, `packed`, `driver` (blocking and
-//! threads), `numbers`, `dots` (without packing), this file (operands and batches), `bytes` (8-bit integers).
+//! threads), `numbers`, `dots` (without packing), this file (operands and batches), `bytes` (8-bit integers), `blocks`
+//! (block-quantised weights).
 
+mod blocks;
 mod bytes;
 mod dots;
 pub(crate) mod driver;
@@ -23,6 +25,7 @@ use std::marker::PhantomData;
 
 use half::{bf16, f16};
 
+pub use blocks::{Activations, BlockNumber, BlockOutput, PackedBlocks, multiply_blocks};
 pub use bytes::{
     Bytes, BytesLeft, BytesRight, PackedBytesLeft, PackedBytesRight, ZeroPoints, multiply_bytes,
 };
