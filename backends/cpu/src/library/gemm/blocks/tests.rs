@@ -14,10 +14,9 @@ fn weights(rng: &mut Rng, format: BlockFormat, len: usize) -> (Vec<u8>, Vec<f32>
     while floats.len() < len {
         let codes: Vec<u8> = (0..format.block_size()).map(|_| rng.next() as u8).collect();
         dequantize(format, &codes, &mut block).expect("one block");
-        let largest = block
-            .iter()
-            .fold(0f32, |m, x| if *x == *x { m.max(x.abs()) } else { 1e9 });
-        if (1e-3..1e2).contains(&largest) {
+        let is_number = block.iter().all(|x| x.is_finite());
+        let largest = block.iter().fold(0f32, |m, x| m.max(x.abs()));
+        if is_number && (1e-3..1e2).contains(&largest) {
             bytes.extend(codes);
             floats.extend(&block);
         }
