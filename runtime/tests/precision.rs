@@ -165,8 +165,9 @@ fn narrow_products_agree_with_the_interpreter() {
                     let off = error(&got, &want);
                     let what = format!("{} {precision:?} {rows} rows, level {level}", graph.name);
                     // A sum that rounds the other way moves what follows by a step of the narrow type. Convolutions
-                    // may stay wider than the interpreter makes them.
-                    let wider = graph.name == "convolution";
+                    // may stay wider than the interpreter makes them, which takes the activations of 8-bit products as
+                    // they are.
+                    let wider = graph.name == "convolution" || precision == Precision::Int8;
                     let allowed = if wider { allowed } else { allowed / 3.0 };
                     assert!(off < allowed, "{what}: {off}");
                 }

@@ -30,7 +30,7 @@ pub enum Precision {
     Bf16,
     /// Weights are rounded to f16.
     F16,
-    /// Weights and activations are rounded to 8-bit integers with scales.
+    /// Weights and activations are rounded to 8-bit integers with scales: in matrix products one for each 32 neighbours.
     Int8,
 }
 
@@ -101,8 +101,8 @@ struct Narrower<'a> {
     constants: FxHashMap<ValueId, ValueId>,
     /// Ranges of activations by value and axes, for integers.
     ranges: FxHashMap<(ValueId, Vec<usize>), ValueId>,
-    /// Activations as integers by value, range and type.
-    activations: FxHashMap<(ValueId, ValueId, DType), ValueId>,
+    /// Activations as integers by value and range.
+    activations: FxHashMap<(ValueId, ValueId), ValueId>,
 }
 
 impl Narrower<'_> {

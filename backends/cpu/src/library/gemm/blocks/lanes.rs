@@ -15,9 +15,9 @@ pub(super) trait Lanes: Copy {
     fn simd(self) -> Self::S;
     /// In every lane: adds the products of four unsigned codes and the four signed bytes of `x`, exactly.
     fn dot(self, sums: I<Self>, codes: I<Self>, x: i32) -> I<Self>;
-    /// As [`Lanes::dot`] for codes below 16.
+    /// As [`Lanes::dot`] for codes below 128.
     #[inline(always)]
-    fn dot_nibbles(self, sums: I<Self>, codes: I<Self>, x: i32) -> I<Self> {
+    fn dot_small(self, sums: I<Self>, codes: I<Self>, x: i32) -> I<Self> {
         self.dot(sums, codes, x)
     }
     /// In every byte, which is below 16: that of the table, which is repeated every 16 bytes.
@@ -88,8 +88,8 @@ impl Lanes for Avx2 {
         }
     }
     #[inline(always)]
-    fn dot_nibbles(self, sums: __m256i, codes: __m256i, x: i32) -> __m256i {
-        // SAFETY: the token proves the features. Two products are at most 2 * 15 * 128.
+    fn dot_small(self, sums: __m256i, codes: __m256i, x: i32) -> __m256i {
+        // SAFETY: the token proves the features. Two products are at most 2 * 127 * 128.
         unsafe {
             let pairs = _mm256_maddubs_epi16(codes, _mm256_set1_epi32(x));
             _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
@@ -128,8 +128,8 @@ impl Lanes for Avx512 {
         }
     }
     #[inline(always)]
-    fn dot_nibbles(self, sums: __m512i, codes: __m512i, x: i32) -> __m512i {
-        // SAFETY: the token proves the features. Two products are at most 2 * 15 * 128.
+    fn dot_small(self, sums: __m512i, codes: __m512i, x: i32) -> __m512i {
+        // SAFETY: the token proves the features. Two products are at most 2 * 127 * 128.
         unsafe {
             let pairs = _mm512_maddubs_epi16(codes, _mm512_set1_epi32(x));
             _mm512_add_epi32(sums, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)))

@@ -7,7 +7,7 @@
 //! |---|---|
 //! | steps: what scales (and minima) are multiples of | 16 f32 each; only [`Scales::Steps`] |
 //! | for each tile its scales, then minima: for each group, 16 columns | 1, 2 or 4 each |
-//! | for each tile eight vectors of 64 codes: 16 columns of 4 neighbours | 512; 256 as nibbles, where a byte holds the code of vector `v < 4` low and that of `v + 4` high |
+//! | for each tile eight vectors of 64 codes: 16 columns of 4 neighbours | 512; 256 as nibbles, where a byte holds the code of vector `v < 4` low and that of `v + 4` high; 384 with six bits, the two upper ones of vectors `v % 4` of a half in one byte behind the nibbles |
 
 use cupola_ir::BlockFormat;
 use cupola_ir::convert::{BlockCodes, block_codes};
@@ -32,6 +32,8 @@ pub(super) enum Coding {
     Nibbles,
     /// Four bits that choose from [`Layout::table`].
     Table,
+    /// Six bits: nibbles, then the bits above them.
+    Sixes,
     /// Eight bits.
     Bytes,
 }
@@ -63,9 +65,11 @@ pub(super) struct Layout {
 
 impl Layout {
     pub fn of(format: BlockFormat) -> Layout {
+        use BlockFormat as B;
         const SHIFT: u8 = 128;
         let levels = format.levels();
         let (coding, zero) = match levels {
+            None if matches!(format, B::Q5_0 | B::Q5_1 | B::Q5_K | B::Q6_K) => (Coding::Sixes, 32),
             None => (Coding::Bytes, SHIFT),
             Some([first, .., last]) if i16::from(*last) - i16::from(*first) < 16 => {
                 (Coding::Nibbles, first.unsigned_abs())
@@ -77,7 +81,6 @@ impl Layout {
             let level = levels.and_then(|levels| levels.get(at % 16));
             *slot = level.map_or(0, |level| (*level as u8).wrapping_add(zero));
         }
-        use BlockFormat as B;
         let scales = match format {
             B::Q4_0 | B::Q4_1 | B::Q5_0 | B::Q5_1 | B::Q8_0 | B::Q8_1 | B::IQ4_NL | B::NVFP4 => {
                 Scales::Halves
@@ -141,6 +144,7 @@ impl Layout {
     pub fn codes_size(&self) -> usize {
         match self.coding {
             Coding::Nibbles | Coding::Table => WIDTH * STEP / 2,
+            Coding::Sixes => WIDTH * STEP * 3 / 4,
             Coding::Bytes => WIDTH * STEP,
         }
     }
@@ -319,6 +323,11 @@ impl Place<'_> {
                 return;
             }
             Coding::Nibbles => code,
+            Coding::Sixes => {
+                let above = (STEP / 8 + vector / 4) * 64;
+                tile[above + lane] |= code >> 4 << (2 * (vector % 4));
+                code & 15
+            }
             Coding::Table => {
                 let place = self.layout.table[..16].iter().position(|c| *c == code);
                 place.unwrap_or_default() as u8

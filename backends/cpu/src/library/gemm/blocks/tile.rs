@@ -59,6 +59,7 @@ impl TileSet {
 
 const NIBBLES: u8 = Coding::Nibbles as u8;
 const TABLE: u8 = Coding::Table as u8;
+const SIXES: u8 = Coding::Sixes as u8;
 const BYTES: u8 = Coding::Bytes as u8;
 
 /// Makes the [`TileSet`] of a [`Lanes`] type, compiled with the given features.
@@ -78,9 +79,11 @@ macro_rules! tile_set {
             codes: match ($exact, $coding) {
                 (false, Coding::Nibbles) => &[$(($rows, integers::<$rows, NIBBLES>)),*],
                 (false, Coding::Table) => &[$(($rows, integers::<$rows, TABLE>)),*],
+                (false, Coding::Sixes) => &[$(($rows, integers::<$rows, SIXES>)),*],
                 (false, Coding::Bytes) => &[$(($rows, integers::<$rows, BYTES>)),*],
                 (true, Coding::Nibbles) => &[$(($rows, floats::<$rows, NIBBLES>)),*],
                 (true, Coding::Table) => &[$(($rows, floats::<$rows, TABLE>)),*],
+                (true, Coding::Sixes) => &[$(($rows, floats::<$rows, SIXES>)),*],
                 (true, Coding::Bytes) => &[$(($rows, floats::<$rows, BYTES>)),*],
             },
         }
@@ -223,12 +226,37 @@ impl<'a, L: Lanes> Part<'a, L> {
                 codes[v + VECTORS / 2] = s.and(s.shr::<4>(both), low);
             }
         }
+        if C == SIXES {
+            // SAFETY: passed on.
+            unsafe { self.add_upper_bits(from.add(VECTORS / 2 * WIDTH), &mut codes) };
+        }
         if C == TABLE {
             for codes in &mut codes {
                 *codes = self.l.lookup(self.table, *codes);
             }
         }
         codes
+    }
+}
+
+impl<L: Lanes> Part<'_, L> {
+    /// Puts the fifth and sixth bits to the codes of a tile.
+    ///
+    /// # Safety
+    /// `from` must be those bits.
+    #[inline(always)]
+    unsafe fn add_upper_bits(&self, from: *const i32, codes: &mut [I<L>; VECTORS]) {
+        let s = self.l.simd();
+        let mask = s.int_splat(0x3030_3030);
+        for half in 0..2 {
+            // SAFETY: passed on.
+            let bits = unsafe { s.int_load(from.add(half * WIDTH)) };
+            let upper = [s.shl::<4>(bits), s.shl::<2>(bits), bits, s.shr::<2>(bits)];
+            for (v, upper) in upper.iter().enumerate() {
+                let at = half * (VECTORS / 2) + v;
+                codes[at] = s.or(codes[at], s.and(*upper, mask));
+            }
+        }
     }
 }
 
@@ -287,9 +315,9 @@ unsafe fn run_integers<L: Lanes, const R: usize, const C: u8>(l: L, tile: &Tile)
                         let mut b = s.int_splat(x.start[1]);
                         for v in 0..VECTORS / 2 {
                             let w = v + VECTORS / 2;
-                            if C == NIBBLES {
-                                a = l.dot_nibbles(a, words[v], x.codes[v]);
-                                b = l.dot_nibbles(b, words[w], x.codes[w]);
+                            if C == NIBBLES || C == SIXES {
+                                a = l.dot_small(a, words[v], x.codes[v]);
+                                b = l.dot_small(b, words[w], x.codes[w]);
                             } else {
                                 a = l.dot(a, words[v], x.codes[v]);
                                 b = l.dot(b, words[w], x.codes[w]);
