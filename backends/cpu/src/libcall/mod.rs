@@ -194,13 +194,19 @@ pub(crate) fn replacement(unit: &Library, is_constant: &[bool], cx: &Context) ->
         fixed.collect()
     };
     let size = |at: usize| {
-        let dtype = unit.operands[at].read;
+        let View { dtype, read, .. } = unit.operands[at];
         if let (DType::Block(format), Op::Core(CoreOp::Contract(p))) = (dtype, &unit.op) {
             return Some(PackedBlocks::size_of(
                 format,
                 blocks::extents(p, &extents(at)?),
             ));
         }
+        // Of weights that are converted the narrower form is kept.
+        let dtype = if read.bits() < dtype.bits() {
+            read
+        } else {
+            dtype
+        };
         let len = extents(at)?
             .into_iter()
             .try_fold(1usize, usize::checked_mul);
