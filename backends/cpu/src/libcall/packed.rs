@@ -57,7 +57,7 @@ impl Packed {
     }
 }
 
-/// Whether an operand of these extents is worth packing. One with batch axes stays as it is, blocks never do.
+/// Whether an operand of these extents is worth packing; blocks always are. One with batch axes stays as it is.
 pub(super) fn pays(p: &Contract, side: Side, dtype: DType, extents: &[usize]) -> bool {
     let (batch, free, summed) = axes(p, side, extents.len());
     let len = |axes: &[usize]| -> usize { axes.iter().map(|a| extents[*a]).product() };
