@@ -4,10 +4,10 @@
 //! 2^64, 8-bit integers with zero points in i32 ([`multiply_bytes`]). The result does not depend on the number of threads.
 //!
 //! Reading order: `tile` (the register tile), `formats` (number formats by level), `pack`, `packed`, `driver` (blocking and
-//! threads), `numbers`, `dots` (without packing), this file (operands and batches), `bytes` (8-bit integers), `blocks`
-//! (block-quantised weights).
+//! threads), `block` (the order of tiles), `numbers`, `dots` (without packing), this file (operands and batches), `bytes` (8-bit
+//! integers), `quantised` (block-quantised weights).
 
-mod blocks;
+mod block;
 mod bytes;
 mod dots;
 pub(crate) mod driver;
@@ -15,6 +15,7 @@ pub(crate) mod formats;
 pub(crate) mod numbers;
 pub(crate) mod pack;
 pub(crate) mod packed;
+mod quantised;
 pub(crate) mod tile;
 
 #[cfg(test)]
@@ -25,12 +26,12 @@ use std::marker::PhantomData;
 
 use half::{bf16, f16};
 
-pub use blocks::{Activations, BlockNumber, BlockOutput, PackedBlocks, multiply_blocks};
 pub use bytes::{
     Bytes, BytesLeft, BytesRight, PackedBytesLeft, PackedBytesRight, ZeroPoints, multiply_bytes,
 };
 pub use dots::few;
 pub use driver::{Epilogue, Finished};
+pub use quantised::{Activations, BlockNumber, BlockOutput, PackedBlocks, multiply_blocks};
 
 use crate::error::Result;
 use crate::isa::Isa;

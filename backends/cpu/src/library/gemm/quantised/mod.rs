@@ -16,7 +16,8 @@ mod tests;
 use std::ops::Range;
 
 use super::Number;
-use super::driver::{Epilogue, Finished, share};
+use super::block::share;
+use super::driver::{Epilogue, Finished};
 use super::numbers::Multiply;
 use super::pack::Strided;
 use crate::error::Result;
