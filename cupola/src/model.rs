@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 use crate::runner::{Options, Runner};
 use cupola_ir::{DType, Dim, Graph, Tensor, TensorType, Value, ValueType};
 use cupola_onnx::{ImportError, ImportOptions};
-use cupola_runtime::{Host, Release};
+use cupola_runtime::{Host, Identify, Key, Release};
 use cupola_source::{Format, Source};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -334,6 +334,15 @@ impl Model {
     pub(crate) fn release(&self) -> Release {
         let files = self.files.clone();
         Release::new(move |bytes| files.iter().for_each(|f| f.release(bytes)))
+    }
+
+    /// Names constants by the files they lie in.
+    pub(crate) fn identify(&self) -> Identify {
+        let files = self.files.clone();
+        Identify::new(move |bytes| {
+            let name = files.iter().find_map(|f| f.identify(bytes));
+            name.map(|name| Key(name.0))
+        })
     }
 
     /// A runner of this model on a device of the host.

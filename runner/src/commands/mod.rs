@@ -18,7 +18,7 @@ use crate::args::{Command, CompileArgs, Precision};
 use crate::fail::{Failure, Outcome};
 use crate::inputs::parse_set;
 use crate::outputs;
-use cupola::{DeviceSpec, Host, Model, ModelOptions, Options};
+use cupola::{Cache, DeviceSpec, Host, Keep, Model, ModelOptions, Options};
 use serde_json::json;
 use std::path::Path;
 use std::sync::Arc;
@@ -84,6 +84,10 @@ pub fn options(args: &CompileArgs) -> Outcome<Options> {
         memory: args.memory,
         deterministic: args.deterministic,
         fault: args.fault,
+        keep: Keep {
+            cache: Cache::from_environment(),
+            ..Keep::default()
+        },
         ..Options::default()
     })
 }

@@ -144,24 +144,26 @@ impl PixelWeights {
             return Err(mismatch("output channels of weights", shape[0], wanted));
         }
         let form = Form::of(shape, groups, expected);
-        let len = form.len(cx, shape, groups);
-        let packed = PixelWeights {
+        let size = form.len(cx, shape, groups).saturating_mul(size_of::<f32>());
+        let all = (form, shape, groups);
+        let words = Buffer::made(size, cx.scratch.usage(), all, |words| {
+            let to = Shared(words.as_ptr().cast::<f32>());
+            match form {
+                // SAFETY: the weights are dense and the buffer has the length of that form.
+                Form::Panels => unsafe { dense::pack(cx, &weights, groups, to) },
+                // SAFETY: as above.
+                Form::Channels => unsafe { depthwise::pack(&weights, to.get()) },
+                // SAFETY: as above.
+                Form::Tiles(tiling) => unsafe { winograd::pack(cx, tiling, &weights, to) },
+            }
+        })?;
+        Ok(PixelWeights {
             isa: cx.isa,
             shape,
             groups,
             form,
-            words: Buffer::zeroed_for::<f32>(len, cx.scratch.usage())?,
-        };
-        let to = Shared(packed.words.as_ptr().cast::<f32>());
-        match form {
-            // SAFETY: the weights are dense and the buffer has the length of that form.
-            Form::Panels => unsafe { dense::pack(cx, &weights, groups, to) },
-            // SAFETY: as above.
-            Form::Channels => unsafe { depthwise::pack(&weights, to.get()) },
-            // SAFETY: as above.
-            Form::Tiles(tiling) => unsafe { winograd::pack(cx, tiling, &weights, to) },
-        }
-        Ok(packed)
+            words,
+        })
     }
 
     /// Bytes that weights of this shape will take; `None` for channels that the groups do not divide.

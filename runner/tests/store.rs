@@ -1,0 +1,144 @@
+//! The cache of machine code and packed weights, as processes share it.
+
+mod support;
+
+use serde_json::Value as Json;
+use std::path::{Path, PathBuf};
+use support::{Folder, cupola, text};
+
+const MODEL: &str = "examples/digits/digits.onnx";
+const INPUT: &str = "image=examples/digits/seven.png";
+
+/// Statistics of a run with a cache, whose outputs go to a folder.
+fn run(model: &str, cache: &str, outputs: &str) -> Json {
+    let args = ["run", model, "-i", INPUT, "--outputs", outputs, "--stats", "json"];
+    let out = cupola(&args).env("CUPOLA_CACHE", cache).output();
+    let out = out.expect("cupola starts");
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    assert_eq!(text(&out.stderr), "", "a cache is not talked about");
+    let stdout = text(&out.stdout);
+    serde_json::from_str(stdout.lines().last().expect("statistics")).expect("JSON")
+}
+
+/// All files of a folder with their bytes.
+fn contents(folder: &str) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut all: Vec<(PathBuf, Vec<u8>)> = std::fs::read_dir(folder)
+        .expect("a folder")
+        .map(|entry| entry.expect("an entry").path())
+        .map(|path| (path.file_name().expect("a name").into(), std::fs::read(path).expect("bytes")))
+        .collect();
+    all.sort();
+    all
+}
+
+/// The only file of a cache.
+fn store(cache: &str) -> PathBuf {
+    let files = contents(cache);
+    assert_eq!(files.len(), 1, "one program, one store");
+    Path::new(cache).join(&files[0].0)
+}
+
+#[test]
+fn the_second_start_compiles_nothing_and_gives_the_same_bits() {
+    let folder = Folder::new("store-hit");
+    let path = |name: &str| folder.path(name);
+    let cache = path("cache");
+    let first = run(MODEL, &cache, &path("a"));
+    assert_eq!(first["compiles"], 1);
+    let second = run(MODEL, &cache, &path("b"));
+    assert_eq!(second["compiles"], 0);
+    assert_eq!(second["weight_bytes"], first["weight_bytes"]);
+    let without = run(MODEL, "off", &path("c"));
+    assert_eq!(without["compiles"], 1);
+    assert_eq!(contents(&path("a")), contents(&path("b")));
+    assert_eq!(contents(&path("a")), contents(&path("c")));
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = |p: &Path| p.metadata().expect("facts").permissions().mode() & 0o777;
+        assert_eq!(mode(Path::new(&cache)), 0o700);
+        assert_eq!(mode(&store(&cache)), 0o600);
+    }
+}
+
+#[test]
+fn damaged_stores_are_replaced() {
+    let folder = Folder::new("store-damage");
+    let path = |name: &str| folder.path(name);
+    let cache = path("cache");
+    run(MODEL, &cache, &path("good"));
+    let store = store(&cache);
+    let whole = std::fs::read(&store).expect("a store");
+    let damaged = |cut: usize, flip: Option<usize>| {
+        let mut bytes = whole[..cut].to_vec();
+        if let Some(at) = flip {
+            bytes[at] ^= 0x10;
+        }
+        std::fs::write(&store, bytes).expect("written");
+        let stats = run(MODEL, &cache, &path("out"));
+        assert_eq!(contents(&path("good")), contents(&path("out")), "{cut} {flip:?}");
+        assert_eq!(std::fs::read(&store).expect("a store"), whole, "{cut} {flip:?}");
+        assert_eq!(stats["compiles"], 1, "{cut} {flip:?}");
+    };
+    for cut in [0, 7, 63, 64, 100, whole.len() / 2, whole.len() - 1] {
+        damaged(cut, None);
+    }
+    // Magic, version, count, key, size, hash, table; then pieces, the last of which may be padding in between.
+    for at in [0, 8, 12, 20, 33, 50, 70, 90, 100, whole.len() - 1] {
+        damaged(whole.len(), Some(at));
+    }
+    assert_eq!(run(MODEL, &cache, &path("out"))["compiles"], 0);
+}
+
+#[test]
+fn processes_that_start_at_once_share_a_cache() {
+    let folder = Folder::new("store-race");
+    let cache = folder.path("cache");
+    let names: Vec<String> = (0..4).map(|i| folder.path(&format!("out{i}"))).collect();
+    std::thread::scope(|scope| {
+        for name in &names {
+            scope.spawn(|| run(MODEL, &cache, name));
+        }
+    });
+    for name in &names[1..] {
+        assert_eq!(contents(&names[0]), contents(name));
+    }
+    store(&cache);
+    assert_eq!(run(MODEL, &cache, &names[0])["compiles"], 0);
+}
+
+#[test]
+fn other_options_and_other_models_have_stores_of_their_own() {
+    let folder = Folder::new("store-keys");
+    let cache = folder.path("cache");
+    run(MODEL, &cache, &folder.path("out"));
+    for flags in [["-O", "0"], ["--precision", "bf16"]] {
+        let args = ["run", MODEL, "-i", INPUT, "--stats", "json", flags[0], flags[1]];
+        let out = cupola(&args).env("CUPOLA_CACHE", &cache).output().expect("starts");
+        let stats: Json = serde_json::from_str(text(&out.stdout).trim()).expect("JSON");
+        assert_eq!(stats["compiles"], 1, "{flags:?}");
+    }
+    let copy = folder.path("copy.onnx");
+    std::fs::copy(format!("{}/../{MODEL}", env!("CARGO_MANIFEST_DIR")), &copy).expect("copied");
+    run(&copy, &cache, &folder.path("out"));
+    assert!(contents(&cache).len() >= 3);
+}
+
+#[test]
+fn a_cache_that_cannot_be_written_is_done_without() {
+    let folder = Folder::new("store-refused");
+    let file = folder.path("file");
+    std::fs::write(&file, "no folder").expect("written");
+    assert_eq!(run(MODEL, &file, &folder.path("a"))["compiles"], 1);
+    assert_eq!(run(MODEL, &format!("{file}/below"), &folder.path("a"))["compiles"], 1);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let open = folder.path("open");
+        std::fs::create_dir(&open).expect("a folder");
+        let everybody = std::fs::Permissions::from_mode(0o777);
+        std::fs::set_permissions(&open, everybody).expect("permissions");
+        run(MODEL, &open, &folder.path("a"));
+        assert_eq!(contents(&open), vec![], "code is not kept where others can replace it");
+    }
+}
