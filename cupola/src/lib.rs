@@ -70,6 +70,7 @@
 #[doc = include_str!("../../README.md")]
 struct Readme;
 
+mod artifact;
 mod check;
 mod cut;
 mod error;
@@ -78,6 +79,7 @@ mod profile;
 mod runner;
 mod tools;
 
+pub use artifact::Artifact;
 pub use check::{FileSummary, check_file};
 pub use cupola_ir as ir;
 pub use cupola_ir::{Bindings, DType, Dim, Graph, Tensor, TensorType, Value, ValueType};

@@ -27,8 +27,7 @@ pub struct Runner {
 
 impl Runner {
     pub(crate) fn new(model: Model, host: Arc<Host>, mut options: Options) -> Runner {
-        options.release.get_or_insert_with(|| model.release());
-        options.identify.get_or_insert_with(|| model.identify());
+        model.complete(&mut options);
         Runner {
             model,
             host,

@@ -11,7 +11,16 @@ const INPUT: &str = "image=examples/digits/seven.png";
 
 /// Statistics of a run with a cache, whose outputs go to a folder.
 fn run(model: &str, cache: &str, outputs: &str) -> Json {
-    let args = ["run", model, "-i", INPUT, "--outputs", outputs, "--stats", "json"];
+    let args = [
+        "run",
+        model,
+        "-i",
+        INPUT,
+        "--outputs",
+        outputs,
+        "--stats",
+        "json",
+    ];
     let out = cupola(&args).env("CUPOLA_CACHE", cache).output();
     let out = out.expect("cupola starts");
     assert!(out.status.success(), "{}", text(&out.stderr));
@@ -25,7 +34,12 @@ fn contents(folder: &str) -> Vec<(PathBuf, Vec<u8>)> {
     let mut all: Vec<(PathBuf, Vec<u8>)> = std::fs::read_dir(folder)
         .expect("a folder")
         .map(|entry| entry.expect("an entry").path())
-        .map(|path| (path.file_name().expect("a name").into(), std::fs::read(path).expect("bytes")))
+        .map(|path| {
+            (
+                path.file_name().expect("a name").into(),
+                std::fs::read(path).expect("bytes"),
+            )
+        })
         .collect();
     all.sort();
     all
@@ -76,8 +90,16 @@ fn damaged_stores_are_replaced() {
         }
         std::fs::write(&store, bytes).expect("written");
         let stats = run(MODEL, &cache, &path("out"));
-        assert_eq!(contents(&path("good")), contents(&path("out")), "{cut} {flip:?}");
-        assert_eq!(std::fs::read(&store).expect("a store"), whole, "{cut} {flip:?}");
+        assert_eq!(
+            contents(&path("good")),
+            contents(&path("out")),
+            "{cut} {flip:?}"
+        );
+        assert_eq!(
+            std::fs::read(&store).expect("a store"),
+            whole,
+            "{cut} {flip:?}"
+        );
         assert_eq!(stats["compiles"], 1, "{cut} {flip:?}");
     };
     for cut in [0, 7, 63, 64, 100, whole.len() / 2, whole.len() - 1] {
@@ -113,8 +135,13 @@ fn other_options_and_other_models_have_stores_of_their_own() {
     let cache = folder.path("cache");
     run(MODEL, &cache, &folder.path("out"));
     for flags in [["-O", "0"], ["--precision", "bf16"]] {
-        let args = ["run", MODEL, "-i", INPUT, "--stats", "json", flags[0], flags[1]];
-        let out = cupola(&args).env("CUPOLA_CACHE", &cache).output().expect("starts");
+        let args = [
+            "run", MODEL, "-i", INPUT, "--stats", "json", flags[0], flags[1],
+        ];
+        let out = cupola(&args)
+            .env("CUPOLA_CACHE", &cache)
+            .output()
+            .expect("starts");
         let stats: Json = serde_json::from_str(text(&out.stdout).trim()).expect("JSON");
         assert_eq!(stats["compiles"], 1, "{flags:?}");
     }
@@ -130,7 +157,10 @@ fn a_cache_that_cannot_be_written_is_done_without() {
     let file = folder.path("file");
     std::fs::write(&file, "no folder").expect("written");
     assert_eq!(run(MODEL, &file, &folder.path("a"))["compiles"], 1);
-    assert_eq!(run(MODEL, &format!("{file}/below"), &folder.path("a"))["compiles"], 1);
+    assert_eq!(
+        run(MODEL, &format!("{file}/below"), &folder.path("a"))["compiles"],
+        1
+    );
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
@@ -139,6 +169,93 @@ fn a_cache_that_cannot_be_written_is_done_without() {
         let everybody = std::fs::Permissions::from_mode(0o777);
         std::fs::set_permissions(&open, everybody).expect("permissions");
         run(MODEL, &open, &folder.path("a"));
-        assert_eq!(contents(&open), vec![], "code is not kept where others can replace it");
+        assert_eq!(
+            contents(&open),
+            vec![],
+            "code is not kept where others can replace it"
+        );
+    }
+}
+
+/// The shipped model, compiled ahead of time.
+fn compiled(folder: &Folder, flags: &[&str]) -> String {
+    let artifact = folder.path("digits.program");
+    let args = [&["compile", MODEL, "-o", &artifact], flags].concat();
+    let out = cupola(&args).output().expect("cupola starts");
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    artifact
+}
+
+#[test]
+fn a_compiled_program_starts_without_compiling() {
+    let folder = Folder::new("artifact");
+    let path = |name: &str| folder.path(name);
+    let artifact = compiled(&folder, &[]);
+    assert!(!Path::new(&format!("{artifact}.part")).exists());
+    run(MODEL, "off", &path("model"));
+    assert_eq!(run(&artifact, "off", &path("program"))["compiles"], 0);
+    assert_eq!(contents(&path("model")), contents(&path("program")));
+    let moved = path("moved");
+    std::fs::rename(&artifact, &moved).expect("moved");
+    assert_eq!(run(&moved, "off", &path("program"))["compiles"], 0);
+    for command in ["inspect", "check", "explain"] {
+        let out = cupola(&[command, &moved]).output().expect("cupola starts");
+        assert!(out.status.success(), "{command}: {}", text(&out.stderr));
+    }
+}
+
+#[test]
+fn a_program_for_another_processor_is_compiled_anew() {
+    let folder = Folder::new("artifact-other");
+    let artifact = compiled(&folder, &["--precision", "bf16"]);
+    let stats = |level: &str, flags: &[&str]| -> (Json, String) {
+        let args = [&["run", &artifact, "-i", INPUT, "--stats", "json", "-v"], flags].concat();
+        let out = cupola(&args).env("CUPOLA_CPU", level).output().expect("starts");
+        assert!(out.status.success(), "{}", text(&out.stderr));
+        let stats = serde_json::from_str(text(&out.stdout).trim()).expect("JSON");
+        (stats, text(&out.stderr))
+    };
+    let (same, _) = stats("native", &[]);
+    assert_eq!(same["compiles"], 0, "its own precision is taken");
+    for (level, flags) in [("native", ["-O", "1"]), ("native", ["--precision", "f16"])] {
+        let (other, said) = stats(level, &flags);
+        assert_eq!(other["compiles"], 1, "{flags:?}");
+        assert!(said.contains("compiling it anew"), "{said}");
+    }
+    if cfg!(target_arch = "x86_64") {
+        let (other, said) = stats("x86-64-v2", &[]);
+        let same = said.contains("compiling it anew");
+        assert_eq!(other["compiles"] == 1, same, "{said}");
+    }
+}
+
+#[test]
+fn a_damaged_program_is_one_error_or_none() {
+    let folder = Folder::new("artifact-damage");
+    let artifact = compiled(&folder, &[]);
+    run(&artifact, "off", &folder.path("good"));
+    let whole = std::fs::read(&artifact).expect("an artifact");
+    let bad = folder.path("bad");
+    let outputs = folder.path("bad-outputs");
+    let start = |bytes: &[u8]| {
+        std::fs::write(&bad, bytes).expect("written");
+        let args = ["run", &bad, "-i", INPUT, "--outputs", &outputs];
+        cupola(&args).output().expect("cupola starts")
+    };
+    for cut in [8, 11, 40, 63, 4095, 4096, 5000, whole.len() / 2, whole.len() - 1] {
+        let out = start(&whole[..cut]);
+        assert_eq!(out.status.code(), Some(3), "cut at {cut}");
+        let said = text(&out.stderr);
+        assert!(said.starts_with("error[") && said.lines().count() == 1, "{said}");
+    }
+    for at in (8..64).step_by(5).chain([whole.len() - 1]) {
+        let mut flipped = whole.clone();
+        flipped[at] ^= 4;
+        let out = start(&flipped);
+        let said = text(&out.stderr);
+        match out.status.code() {
+            Some(0) => assert_eq!(contents(&folder.path("good")), contents(&outputs), "{at}"),
+            code => assert_eq!((code, said.lines().count()), (Some(3), 1), "{at}: {said}"),
+        }
     }
 }

@@ -200,7 +200,6 @@ impl Keeping {
 
 impl Drop for Keeping {
     fn drop(&mut self) {
-        self.write();
         if let Some(writer) = lock(&self.writer).take()
             && writer.join().is_err()
         {

@@ -5,6 +5,7 @@ mod bench_compare;
 mod bisect;
 mod check;
 mod compare;
+mod compile;
 mod conformance;
 mod convert;
 mod devices;
@@ -49,7 +50,7 @@ fn json_target(command: &Command) -> Option<&str> {
         Command::Bisect(a) => &a.json,
         Command::Check(a) => &a.json,
         Command::Run(a) => &a.json,
-        Command::Convert(_) | Command::Conformance(_) => return None,
+        Command::Compile(_) | Command::Convert(_) | Command::Conformance(_) => return None,
     };
     json.as_deref()
 }
@@ -65,6 +66,7 @@ fn start(command: Command) -> Outcome {
         Command::Profile(a) => profile::profile(&a),
         Command::Compare(a) => compare::compare(&a),
         Command::Bisect(a) => bisect::bisect(&a),
+        Command::Compile(a) => compile::compile(&a),
         Command::Convert(a) => convert::convert(&a),
         Command::Check(a) => check::check(&a),
         Command::Run(a) => run::run(&a),
