@@ -150,6 +150,13 @@ impl Profile {
         self.steps.iter().map(|s| s.time).sum()
     }
 
+    /// The least time that the measured limits allow for the work of all steps; `None` where nothing is measured.
+    pub fn limit(&self) -> Option<Duration> {
+        let limits = self.steps.iter().filter_map(|s| s.limit);
+        self.rates.as_ref()?;
+        Some(limits.map(|(limit, _)| limit).sum())
+    }
+
     /// Time of a run outside of all steps: checking and binding inputs, laying out memory, dispatching, reading results.
     pub fn overhead(&self) -> Duration {
         self.run.saturating_sub(self.in_steps())

@@ -259,6 +259,10 @@ fn every_document_is_json_on_standard_output() {
             &["bench", model, "--iterations", "2", "--warmup", "0"],
             "/median_ms",
         ),
+        (
+            &["bench", model, "--iterations", "2", "--warmup", "0"],
+            "/roofline/limit_ms",
+        ),
     ];
     for (command, pointer) in cases {
         let out = run(&[command, &["--json"][..]].concat());

@@ -8,7 +8,7 @@ use cupola_backend::BackendError;
 use cupola_cpu::CpuBackend;
 use cupola_cpu::isa::Isa;
 use cupola_cpu::memory::Usage;
-use cupola_ir::composite::{Cell, Conv, Recurrent};
+use cupola_ir::composite::{Cell, Conv, ConvChannelsLast, Recurrent};
 use cupola_ir::kernel::*;
 use cupola_ir::ops::{Bounds, Scatter, ScatterKind, Sort};
 use cupola_ir::{CompositeOp, DType, Dim, Op, Tensor, convert};
@@ -260,6 +260,27 @@ fn recurrent_layers() {
                         check_recurrent(&backend, &p, extents, weights, &mut random);
                     }
                 }
+            }
+        }
+    }
+}
+
+#[test]
+fn channels_last_convolutions_by_bf16() {
+    let mut random = Random(12);
+    for backend in backends() {
+        for (inputs, outputs, kernel, stride) in [(5, 40, 3, 1), (16, 17, 1, 2), (3, 8, 2, 2)] {
+            let x = tensor(&mut random, DType::F32, &[2, 9, 7, inputs]);
+            let w = tensor(&mut random, DType::BF16, &[outputs, inputs, kernel, kernel]);
+            let op = Op::Composite(CompositeOp::from(ConvChannelsLast {
+                strides: vec![stride, 1],
+                dilations: vec![1, 1],
+                pads_low: vec![1usize.into(), 0usize.into()],
+                pads_high: vec![0usize.into(), 1usize.into()],
+                groups: 1,
+            }));
+            for constants in [&[][..], &[1]] {
+                check_bound(&backend, &op, &[x.clone(), w.clone()], constants, 1e-6);
             }
         }
     }

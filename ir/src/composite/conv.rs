@@ -3,16 +3,19 @@
 
 use super::CompositeDef;
 use crate::attr::payload;
+use crate::convert;
 use crate::dim::Dim;
+use crate::dtype::DType;
 use crate::error::{IrError, Result};
 use crate::graph::{Graph, ValueId};
 use crate::ops::{Contract, Fold, Op, Window};
-use crate::tensor::Value;
+use crate::tensor::{Tensor, Value};
 
 payload! {
     /// Operands `(x: [batch, groups * in, spatial..], w: [out, in, kernel..])`, `out` a multiple of `groups`.
     /// `y[b, o, p] = sum over i, r of xpad[b, g(o) * in + i, p * stride + r * dilation] * w[o, i, r]`, with zeros
-    /// around x. Accumulates in f32 (f64 for f64, i32 for integers). Bias and activation are ops of their own that
+    /// around x. Accumulates in f32 (f64 for f64, i32 for integers). `w` may be of a narrower float type than x, which is
+    /// then rounded to it; the result is of x's type. Bias and activation are ops of their own that
     /// fuse as an epilogue.
     Conv {
         /// Distance of windows, per spatial axis.
@@ -49,6 +52,11 @@ impl CompositeDef for Conv {
         )?;
         let (xd, wd) = (g.dims(*x), g.dims(*w));
         let (groups, inner) = (Dim::from(self.groups), wd[1].clone());
+        let dtype = g.dtype(*x);
+        let x = &match is_narrower(g.dtype(*w), dtype) {
+            true => g.cast_like(*x, *w)?,
+            false => *x,
+        };
         let zero = g.number_like(0.0, *x)?;
         let two = [Dim::ZERO, Dim::ZERO];
         let x = g.pad(
@@ -74,7 +82,6 @@ impl CompositeDef for Conv {
         let w = g.reshape(*w, &[&[groups, out, inner], &wd[2..]].concat())?;
         // x: [batch, groups, in, out spatial.., kernel..]; w: [groups, out, in, kernel..]
         let kernel_axes = |first: usize| (first..first + spatial).collect::<Vec<_>>();
-        let dtype = g.dtype(x);
         let accum = g.accumulator(dtype);
         let contract = Contract {
             lhs_batch: vec![1],
@@ -97,8 +104,18 @@ impl CompositeDef for Conv {
         let [Value::Tensor(x), Value::Tensor(w)] = operands else {
             return None;
         };
-        Some(crate::eval::product::conv(self, x, w).map(|y| vec![y.into()]))
+        let rounded = |x: &Tensor| match is_narrower(w.dtype(), x.dtype()) {
+            true => convert::cast(&convert::cast(x, w.dtype(), true)?, x.dtype(), true),
+            false => Ok(x.clone()),
+        };
+        let y = rounded(x).and_then(|x| crate::eval::product::conv(self, &x, w));
+        Some(y.map(|y| vec![y.into()]))
     }
+}
+
+/// Whether weights of this type are floats of fewer bits than what they multiply.
+fn is_narrower(weights: DType, x: DType) -> bool {
+    weights.is_float() && x.is_float() && weights.bits() < x.bits()
 }
 
 payload! {

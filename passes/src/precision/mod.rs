@@ -125,6 +125,13 @@ impl Narrower<'_> {
     fn floats(&mut self, node: &Node, side: usize) -> Result<ValueId, IrError> {
         let (x, w) = (node.operands[1 - side], node.operands[side]);
         let in_order = |x, w| if side == 1 { [x, w] } else { [w, x] };
+        if let Op::Composite(_) = &node.op
+            && self.dtype == DType::BF16
+            && self.is_claimed(&node.op, [DType::F32, self.dtype], node)
+        {
+            let w = self.weights(w)?;
+            return self.graph.one(node.op.clone(), &[x, w]);
+        }
         let product =
             if self.dtype == DType::BF16 && self.is_claimed(&node.op, [self.dtype; 2], node) {
                 let (x, w) = (self.graph.cast(x, self.dtype)?, self.weights(w)?);

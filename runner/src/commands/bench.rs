@@ -10,7 +10,8 @@ use crate::args::{BenchAction, BenchArgs};
 use crate::fail::{Failure, Outcome};
 use crate::{inputs, outputs};
 use cupola::ir::convert::{self, Lanes};
-use cupola::{DType, Model, Runner, Tensor, Value};
+use cupola::{DType, Model, ProfileOptions, Runner, StepProfile, Tensor, Value};
+use serde::Serialize;
 use serde_json::{Value as Json, json};
 use std::collections::BTreeMap;
 use std::io::{BufRead, Write};
@@ -41,6 +42,8 @@ pub fn bench(args: &BenchArgs) -> Outcome {
     let mut document = summary(&samples);
     document["name"] = json!(job.runner.model().name());
     document["machine"] = machine();
+    let roofline = job.roofline()?;
+    document["roofline"] = json!(roofline);
     match &args.json {
         // One line: harnesses read the last one.
         Some(to) if to == "-" => println!("{document}"),
@@ -53,6 +56,9 @@ pub fn bench(args: &BenchArgs) -> Outcome {
                 get("min_ms"),
                 get("p90_ms")
             );
+            if let Some(found) = roofline {
+                println!("{}", found.line(get("median_ms")));
+            }
             println!("{document}");
         }
     }
@@ -74,6 +80,26 @@ fn summary(samples: &[f64]) -> Json {
     json!({ "samples_ms": samples, "median_ms": at(0.5), "min_ms": at(0.0), "p90_ms": at(0.9) })
 }
 
+/// What a run computes and moves, and the least time that the machine's measured limits allow for it.
+#[derive(Serialize)]
+struct Roofline {
+    limit_ms: f64,
+    flops: u64,
+    bytes: u64,
+}
+
+impl Roofline {
+    fn line(&self, median_ms: f64) -> String {
+        format!(
+            "roofline {:.3} ms, {:.0} % of it reached: {:.3} GFLOP, {:.3} MB",
+            self.limit_ms,
+            100.0 * self.limit_ms / median_ms,
+            self.flops as f64 / 1e9,
+            self.bytes as f64 / 1e6
+        )
+    }
+}
+
 /// A model with its inputs.
 struct Job {
     runner: Runner,
@@ -88,6 +114,27 @@ impl Job {
             .map(|(n, v)| (n.as_str(), v.clone()))
             .collect();
         Ok(self.runner.run(named)?)
+    }
+
+    /// `None` where nothing is measured: the reference interpreter.
+    fn roofline(&mut self) -> Outcome<Option<Roofline>> {
+        let session = self.runner.session(&self.inputs)?;
+        let options = ProfileOptions { warmup: 0, runs: 1 };
+        let profile = cupola::profile(session, &self.inputs, options)?;
+        Ok(profile.and_then(|profile| {
+            let total = |amount: fn(&StepProfile) -> u64| {
+                profile
+                    .steps
+                    .iter()
+                    .map(amount)
+                    .fold(0, u64::saturating_add)
+            };
+            Some(Roofline {
+                limit_ms: profile.limit()?.as_secs_f64() * 1e3,
+                flops: total(|step| step.flops),
+                bytes: total(|step| step.bytes),
+            })
+        }))
     }
 
     /// Milliseconds of up to `n` runs within `max_s` (one at least), after a warm-up.

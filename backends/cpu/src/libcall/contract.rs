@@ -72,14 +72,14 @@ impl Matrices<'_> {
 }
 
 /// Brings an operand into the form of matrices with these axes, copying it when its strides do not allow a view, or when it
-/// has to be converted to another type and the kernel (`rounds`) does not round it from f32 itself.
+/// has to be converted to another type and the kernel does not take it as it is (`as_is`).
 pub(super) fn matrices<'a>(
     cx: &Context<'a>,
     x: &Operand,
     batch: &[usize],
     free: &[usize],
     summed: &[usize],
-    rounds: bool,
+    as_is: bool,
 ) -> Result<Matrices<'a>, Failure> {
     let axes = [batch, free, summed].concat();
     let mut x = x.permuted(&axes);
@@ -90,8 +90,7 @@ pub(super) fn matrices<'a>(
         Some((across, along))
     };
     let mut copy = None;
-    let wide = rounds && x.dtype == DType::F32 && x.read.bits() == 16;
-    if x.read != x.dtype && !wide {
+    if x.read != x.dtype && !as_is {
         let (dense, lent) = x.converted(cx, b)?;
         x = dense;
         copy = Some(lent);
@@ -119,7 +118,7 @@ pub(super) fn matrices<'a>(
         batch: batch.collect(),
         across,
         along,
-        wide,
+        wide: x.dtype == DType::F32 && x.read.bits() == 16,
         _copy: copy,
     })
 }
@@ -186,7 +185,8 @@ pub(crate) fn run(call: &Call, p: &Contract) -> Result<(), Failure> {
         if packed.is_some_and(|k| k.side == side) {
             return Ok(Matrices::packed(x, &free, &summed));
         }
-        matrices(&call.cx, x, batch, &free, &summed, side == Side::Left)
+        let rounded = side == Side::Left && x.dtype == DType::F32;
+        matrices(&call.cx, x, batch, &free, &summed, rounded)
     };
     let product = Product::new(operand(Side::Left, l)?, operand(Side::Right, r)?, packed);
     match (l.read, r.read) {

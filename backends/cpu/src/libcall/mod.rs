@@ -192,7 +192,13 @@ pub(crate) fn replacement(unit: &Library, is_constant: &[bool], cx: &Context) ->
         fixed.collect()
     };
     let size = |at: usize| {
-        let dtype = unit.operands[at].read;
+        // Of weights that are converted the narrower form is kept.
+        let View { dtype, read, .. } = unit.operands[at];
+        let dtype = if read.bits() < dtype.bits() {
+            read
+        } else {
+            dtype
+        };
         let len = extents(at)?
             .into_iter()
             .try_fold(1usize, usize::checked_mul);

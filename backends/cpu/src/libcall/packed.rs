@@ -5,7 +5,7 @@ use super::contract::{axes, matrices, plain_bytes};
 use super::operand::Operand;
 use crate::library::Context;
 use crate::library::gemm::{
-    Number, PackedBytesLeft, PackedBytesRight, PackedLeft, PackedRight, few,
+    Half, Number, PackedBytesLeft, PackedBytesRight, PackedLeft, PackedRight, few,
 };
 use crate::library::view::{Element, View};
 use cupola_ir::DType;
@@ -86,13 +86,16 @@ pub(super) fn prepare(
     order.sort_by_key(|i| other[*i]);
     let (batch, free, summed) = axes(p, side, x.dims.len());
     let summed: Vec<usize> = order.iter().map(|i| summed[*i]).collect();
-    let matrix = matrices(cx, x, batch, &free, &summed, false)?;
+    // Narrow weights stay narrow and are widened as they are used.
+    let narrow = side == Side::Right && x.dtype.bits() == 16 && x.read == DType::F32;
+    let matrix = matrices(cx, x, batch, &free, &summed, narrow)?;
     let ((across, step), (along, next)) = (matrix.across, matrix.along);
     let source = Source {
         start: matrix.start,
         extents: [across, along],
         strides: [step as usize, next as usize],
-        dtype: x.read,
+        dtype: if narrow { x.dtype } else { x.read },
+        narrow,
         side,
         cx,
     };
@@ -111,6 +114,8 @@ struct Source<'a> {
     extents: [usize; 2],
     strides: [usize; 2],
     dtype: DType,
+    /// Goes with f32.
+    narrow: bool,
     side: Side,
     cx: &'a Context<'a>,
 }
@@ -122,6 +127,8 @@ impl Source<'_> {
         match self.dtype {
             DType::F32 => self.numbers::<f32>(),
             DType::F64 => self.numbers::<f64>(),
+            DType::F16 if self.narrow => self.narrow::<f16>(),
+            DType::BF16 if self.narrow => self.narrow::<bf16>(),
             DType::F16 => self.numbers::<f16>(),
             DType::BF16 => self.numbers::<bf16>(),
             DType::I32 => self.numbers::<i32>(),
@@ -158,6 +165,13 @@ impl Source<'_> {
                 (Box::new(packed), size)
             }
         })
+    }
+
+    fn narrow<T: Half>(&self) -> crate::Result<Panels> {
+        let (isa, usage) = (self.cx.isa, self.cx.scratch.usage());
+        let packed = PackedRight::<f32>::narrow::<T>(isa, self.view(), usage)?;
+        let size = packed.size();
+        Ok((Box::new(packed), size))
     }
 
     fn bytes(&self) -> crate::Result<Panels> {

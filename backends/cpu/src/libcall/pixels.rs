@@ -15,6 +15,7 @@ use cupola_ir::kernel::{
     AxisId, BufferId, Expr, ExprId, Extent, Index, IndexId, Kernel, Library, Phase,
 };
 use cupola_ir::{DType, Dim, Scalar, TensorType};
+use half::bf16;
 use std::sync::OnceLock;
 
 /// Output channels of a group from which on channels-last kernels fill their vectors.
@@ -25,7 +26,9 @@ pub(crate) fn refusal(p: &ConvChannelsLast, operands: &[&TensorType]) -> Option<
     let [x, w] = operands else {
         return Some("takes two operands".into());
     };
-    if x.dtype != DType::F32 || w.dtype != DType::F32 {
+    let by_channel = p.groups > 1 && w.dims[1].is(1);
+    let narrow = w.dtype == DType::BF16 && !by_channel;
+    if x.dtype != DType::F32 || w.dtype != DType::F32 && !narrow {
         return Some(format!(
             "no channels-last convolution of {} by {}",
             x.dtype, w.dtype
@@ -69,15 +72,19 @@ pub(super) fn packed_size(
 ) -> Option<usize> {
     let window = expected_window(unit, p, weights).ok()?;
     let expected = expected(unit, window.as_ref());
+    let dtype = unit.operands[1].read;
     let operand = Operand {
-        dtype: DType::F32,
-        read: DType::F32,
+        dtype,
+        read: dtype,
         start: std::ptr::null_mut(),
         dims: weights.to_vec(),
         strides: vec![0; weights.len()],
     };
     let (shape, _) = five(&operand);
-    PixelWeights::size_for(cx, shape, p.groups, expected)
+    match dtype {
+        DType::BF16 => PixelWeights::size_for::<bf16>(cx, shape, p.groups, expected),
+        _ => PixelWeights::size_for::<f32>(cx, shape, p.groups, expected),
+    }
 }
 
 /// What calls of a unit are expected to look like.
@@ -133,7 +140,10 @@ fn pack(
     expected: Option<Expected>,
 ) -> Result<PixelWeights, Failure> {
     let (w, _copy) = usable(cx, w, 0)?;
-    Ok(PixelWeights::new(cx, view::<f32>(&w), p.groups, expected)?)
+    Ok(match w.dtype {
+        DType::BF16 => PixelWeights::new(cx, view::<bf16>(&w), p.groups, expected)?,
+        _ => PixelWeights::new(cx, view::<f32>(&w), p.groups, expected)?,
+    })
 }
 
 /// Runs a convolution.

@@ -62,8 +62,13 @@ fn refusal(op: &Op, operands: &[&TensorType]) -> Option<String> {
         }
         Op::Composite(CompositeOp::Conv(_) | CompositeOp::ConvTranspose(_)) => {
             let spatial = operands.first()?.rank().saturating_sub(2);
+            let mixed = operands
+                .windows(2)
+                .any(|pair| pair[0].dtype.is_float() && pair[0].dtype != pair[1].dtype);
             operands.iter().find_map(number).or_else(|| {
-                (spatial > SPATIAL_AXES).then(|| format!("no convolution over {spatial} axes"))
+                (spatial > SPATIAL_AXES)
+                    .then(|| format!("no convolution over {spatial} axes"))
+                    .or_else(|| mixed.then(|| "no convolution of two float types".into()))
             })
         }
         Op::Composite(CompositeOp::Attention(_)) => {

@@ -43,6 +43,10 @@ use packed::Packed;
 pub trait Number: Element + Multiply {}
 impl<T: Element + Multiply> Number for T {}
 
+/// A 16-bit float that f32 is multiplied by: `f16` or `bf16`.
+pub trait Half: Element + numbers::Narrow {}
+impl<T: Element + numbers::Narrow> Half for T {}
+
 /// The accumulator and result type of a [`Number`]: `f32` for the 16-bit floats, else the number itself.
 pub type Sum<T> = <T as Multiply>::Sum;
 
@@ -161,6 +165,25 @@ impl<T: Number> PackedRight<T> {
     /// Bytes taken.
     pub fn size(&self) -> usize {
         self.panels.size()
+    }
+}
+
+impl PackedRight<f32> {
+    /// Packs `source`, `[inner, cols]`, as it is, to be widened when it is multiplied by f32. Error: out of memory.
+    pub fn narrow<T: Half>(
+        isa: Isa,
+        source: View<'_, T, 2>,
+        usage: &Usage,
+    ) -> Result<PackedRight<f32>> {
+        let [inner, cols] = source.shape();
+        let panels = T::pack_narrow(isa, &right_of(&source.batched(), 0), cols, usage)?;
+        Ok(PackedRight {
+            panels,
+            isa,
+            inner,
+            cols,
+            number: PhantomData,
+        })
     }
 }
 

@@ -188,18 +188,60 @@ fn pack_same<T: Element, W: Element>(_: Isa, source: &Strided<T>, panel: &Panel<
     unsafe { pack_elements::<T, T, 1>(source, &panel.with(panel.to.cast()), |_, x| x) }
 }
 
+/// Products of f32 that need no packing, or whose right operand is packed as a narrower float.
+unsafe fn f32_otherwise(cx: &Context, matrix: &Matrix<f32>) -> Option<Result<()>> {
+    // SAFETY: passed on.
+    unsafe {
+        match &matrix.right {
+            OneRight::Packed(AnyPacked::F16(packed)) => Some(by_narrow(cx, matrix, packed)),
+            OneRight::Packed(AnyPacked::Bf16(packed)) => Some(by_narrow(cx, matrix, packed)),
+            OneRight::Packed(_) | OneRight::Strided(_) => dots::multiply(cx, matrix),
+        }
+    }
+}
+
+/// f32 by panels of a narrower float.
+unsafe fn by_narrow<B>(cx: &Context, matrix: &Matrix<f32>, right: &Packed<B>) -> Result<()>
+where
+    Floats<B>: Tiles<A = f32, B = B, C = f32>,
+{
+    let pack_left;
+    let left = match &matrix.left {
+        OneLeft::Packed(AnyPacked::F32(packed)) => driver::Left::Packed(packed),
+        OneLeft::Packed(_) | OneLeft::Wide(_) => unreachable!("{FOREIGN}"),
+        OneLeft::Strided(source) => {
+            pack_left = move |panel: &Panel<f32>| pack_f32(cx.isa, source, panel);
+            driver::Left::Pack(&pack_left)
+        }
+    };
+    let right = driver::Right::Packed(right);
+    // SAFETY: passed on.
+    unsafe { drive::<f32, Floats<B>>(cx, matrix, matrix.inner, left, right) }
+}
+
 /// Number types without dot products from memory.
 unsafe fn no_dots<T: Number>(_: &Context, _: &Matrix<T>) -> Option<Result<()>> {
     None
 }
 
 plain_numbers! {
-    f32 as f32: Floats<f32>, F32, pack_f32, dots dots::multiply;
+    f32 as f32: Floats<f32>, F32, pack_f32, dots f32_otherwise;
     f64 as f64: Doubles, F64, pack_same, dots no_dots;
     i32 as i32: Wrapping<i32>, I32, pack_same, dots no_dots;
     u32 as i32: Wrapping<i32>, I32, pack_same, dots no_dots;
     i64 as i64: Wrapping<i64>, I64, pack_same, dots no_dots;
     u64 as i64: Wrapping<i64>, I64, pack_same, dots no_dots;
+}
+
+/// Packing of 16-bit floats that f32 is multiplied by.
+#[allow(private_interfaces, reason = "sealed: callable in this module only")]
+pub trait Narrow: Sized {
+    fn pack_narrow(
+        isa: Isa,
+        source: &Strided<Self>,
+        cols: usize,
+        usage: &Usage,
+    ) -> Result<AnyPacked>;
 }
 
 /// A left operand of 16-bit floats, in memory as such or as f32.
@@ -246,6 +288,13 @@ impl<'a, T: Float + Number> Halves<'a, T> {
 macro_rules! half_numbers {
     ($($t:ty: $packed:ident, pairs on $pairs:expr;)*) => {
         $(#[allow(private_interfaces, reason = "sealed: callable in this module only")]
+        impl Narrow for $t {
+            fn pack_narrow(isa: Isa, source: &Strided<$t>, cols: usize, usage: &Usage) -> Result<AnyPacked> {
+                let packer = |panel: &Panel<$t>| pack_same(isa, source, panel);
+                pack_right_with(&<Floats<$t>>::set(isa), cols, source.inner, packer, usage).map(AnyPacked::$packed)
+            }
+        }
+        #[allow(private_interfaces, reason = "sealed: callable in this module only")]
         impl Multiply for $t {
             type Sum = f32;
             fn pack_left(isa: Isa, source: &Strided<$t>, rows: usize, usage: &Usage) -> Result<AnyPacked> {
@@ -262,8 +311,7 @@ macro_rules! half_numbers {
                     let packer = |panel: &Panel<u32>| Halves::Own(source).pack_pairs(isa, panel);
                     return pack_right_with(&<BrainPairs>::set(isa), cols, source.inner.div_ceil(2), packer, usage).map(AnyPacked::Words);
                 }
-                let packer = |panel: &Panel<$t>| pack_same(isa, source, panel);
-                pack_right_with(&<Floats<$t>>::set(isa), cols, source.inner, packer, usage).map(AnyPacked::$packed)
+                Self::pack_narrow(isa, source, cols, usage)
             }
             unsafe fn multiply(cx: &Context, matrix: &Matrix<$t>) -> Result<()> {
                 // SAFETY: passed on.
@@ -323,7 +371,7 @@ macro_rules! half_numbers {
                 }
             }
             unsafe fn narrow_row(isa: Isa, from: *const f32, to: *mut $t, len: usize) {
-                dispatch(isa, Narrow { from, to, len });
+                dispatch(isa, NarrowRow { from, to, len });
             }
         })*
     };
@@ -334,13 +382,13 @@ half_numbers! {
     bf16: Bf16, pairs on |isa: Isa| isa.bf16();
 }
 
-struct Narrow<T> {
+struct NarrowRow<T> {
     from: *const f32,
     to: *mut T,
     len: usize,
 }
 
-impl<T: Float> Kernel for Narrow<T> {
+impl<T: Float> Kernel for NarrowRow<T> {
     type Output = ();
 
     #[inline(always)]

@@ -608,3 +608,42 @@ fn levels_and_threads_give_the_same_bits() {
         }
     }
 }
+
+/// f32 by a right operand that is packed as a narrower float, against the same one widened before.
+fn check_narrow<T: Half + crate::library::simd::Float>(cx: &Context, extents: Extents, seed: u64) {
+    let Extents { rows, inner, cols } = extents;
+    let mut rng = Rng::new(seed);
+    let (strides, len) = layout(seed as usize, inner, cols);
+    let narrow: Vec<T> = rng.floats(len).into_iter().map(T::narrow).collect();
+    let narrow = View::new("right", &narrow, [inner, cols], strides).expect("fits");
+    let left = rng.floats(rows * inner);
+    let left = View::dense("left", &left, [rows, inner]).expect("fits");
+    let usage = Usage::unlimited();
+    let packed = PackedRight::<f32>::narrow(cx.isa, narrow, &usage).expect("memory");
+    let packed_left = PackedLeft::new(cx.isa, left, &usage).expect("memory");
+    for lhs in [Left::View(left.batched()), Left::Packed(&packed_left)] {
+        let mut out = vec![f32::NAN; rows * cols];
+        let view = ViewMut::dense("out", &mut out, [rows, cols]).expect("fits");
+        let output = Output::Store(view.batched());
+        multiply(cx, lhs, Right::Packed(&packed), output, None).expect("agrees");
+        for (index, got) in out.into_iter().enumerate() {
+            let (row, col) = (index / cols, index % cols);
+            let pairs = (0..inner).map(|k| (left.at([row, k]), narrow.at([k, col]).widen()));
+            let want = f32::reference(&mut pairs.into_iter(), 0.0);
+            let ok = f32::close(got, want, inner);
+            assert!(ok, "{extents:?} {:?} at {row},{col}: {got} {want}", cx.isa);
+        }
+    }
+}
+
+#[test]
+fn narrow_right_operands_are_widened() {
+    contexts(|cx| {
+        for (index, &(rows, inner, cols)) in SIZES.iter().enumerate() {
+            for seed in [index, index + 1, index + 2] {
+                check_narrow::<bf16>(cx, Extents { rows, inner, cols }, seed as u64);
+                check_narrow::<f16>(cx, Extents { rows, inner, cols }, seed as u64);
+            }
+        }
+    });
+}

@@ -3,12 +3,13 @@
 //! A task is a range of output pixels by a range of panels. Within it a panel of weights meets the pixels, a few at a time,
 //! whose sums over all taps and channels stay in registers; the input pixels of the task stay in the second-level cache.
 
+use super::words::{Reading, Weight, WordKernel, Words, dispatch_words};
 use super::{Job, RawTail, store};
 use crate::error::Result;
 use crate::isa::{Isa, Level, caches};
 use crate::library::Context;
 use crate::library::gemm::tile::prefetch;
-use crate::library::simd::{Kernel, Simd, dispatch};
+use crate::library::simd::Simd;
 use crate::library::view::{Shared, View};
 
 /// Vectors of channels in a panel.
@@ -63,16 +64,18 @@ pub(super) fn padded_columns(isa: Isa, outputs: usize) -> usize {
 /// Packs weights; places beyond the channels are left alone.
 ///
 /// # Safety
-/// The weights must be dense, `to` have `padded_columns * groups` times the elements of a filter.
-pub(super) unsafe fn pack(
+/// The weights must be dense, `to` have `padded_columns * groups` times the words of a filter.
+pub(super) unsafe fn pack<T: Weight>(
     cx: &Context,
-    weights: &View<'_, f32, 5>,
+    reading: Reading,
+    weights: &View<'_, T, 5>,
     groups: usize,
     to: Shared<f32>,
 ) {
     let [all, inputs, taps @ ..] = weights.shape();
     let taps: usize = taps.iter().product();
     let (outputs, inner) = (all / groups, inputs * taps);
+    let words = reading.words(inputs);
     let width = VECTORS * lanes(cx.isa);
     let panels = outputs.div_ceil(width);
     let padded = padded_columns(cx.isa, outputs);
@@ -83,14 +86,20 @@ pub(super) unsafe fn pack(
         let (group, first) = (index / panels, index % panels * width);
         let columns = panel_columns(cx.isa, outputs - first);
         let from = from.get().wrapping_add((group * outputs + first) * inner);
-        let to = to.get().wrapping_add((group * padded + first) * inner);
+        let to = to
+            .get()
+            .wrapping_add((group * padded + first) * words * taps);
         for begin in (0..inputs).step_by(run) {
             for lane in 0..columns.min(outputs - first) {
                 for input in begin..(begin + run).min(inputs) {
+                    let (word, part) = (input / reading.channels(), input % reading.channels());
                     for tap in 0..taps {
-                        let place = (tap * inputs + input) * columns + lane;
+                        let place = (tap * words + word) * columns + lane;
                         // SAFETY: the caller's contract.
-                        unsafe { *to.add(place) = *from.add(lane * inner + input * taps + tap) };
+                        unsafe {
+                            let weight = *from.add(lane * inner + input * taps + tap);
+                            reading.set(to.add(place), part, weight.widen());
+                        }
                     }
                 }
             }
@@ -207,6 +216,7 @@ unsafe fn task(
                 taps,
                 inputs: job.inputs,
                 weights: job.weights.wrapping_add(group_weights + column * inner),
+                reading: job.reading,
                 output: job.output,
                 place: rows.start * job.stride + first_channel + column,
                 stride: job.stride,
@@ -230,10 +240,12 @@ pub(super) struct Tile {
     /// For each tap, the address of each pixel.
     pub pixels: *const *const f32,
     pub taps: usize,
-    /// Channels of a pixel.
+    /// Words of a pixel.
     pub inputs: usize,
     /// The panel.
     pub weights: *const f32,
+    /// What words are.
+    pub reading: Reading,
     pub output: *mut f32,
     /// Element of the output where the tile begins.
     pub place: usize,
@@ -249,13 +261,16 @@ impl Tile {
     /// Computes the tile for `rows` pixels.
     ///
     /// # Safety
-    /// The addresses must be valid for the extents.
+    /// The addresses must be valid for the extents; words are pairs only where there are instructions for them.
     pub unsafe fn run(self, isa: Isa, rows: usize) {
+        let two = self.cols > lanes(isa);
         macro_rules! by_rows {
             ($($rows:literal)*) => {
-                match (rows, self.cols > lanes(isa)) {
-                    $(($rows, true) => dispatch(isa, Rows::<$rows, 2>(self)),
-                    ($rows, false) => dispatch(isa, Rows::<$rows, 1>(self)),)*
+                match (rows, two) {
+                    // SAFETY: passed on.
+                    $(($rows, true) => unsafe { dispatch_words(isa, self.reading, Rows::<$rows, 2>(self)) },
+                    // SAFETY: as above.
+                    ($rows, false) => unsafe { dispatch_words(isa, self.reading, Rows::<$rows, 1>(self)) },)*
                     _ => unreachable!("bug: a tile of {rows} rows"),
                 }
             };
@@ -267,11 +282,9 @@ impl Tile {
 /// A tile of `R` pixels by `V` vectors of channels.
 struct Rows<const R: usize, const V: usize>(Tile);
 
-impl<const R: usize, const V: usize> Kernel for Rows<R, V> {
-    type Output = ();
-
+impl<const R: usize, const V: usize> WordKernel for Rows<R, V> {
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
+    fn run<S: Simd, W: Words<S>>(self, s: S) {
         let tile = self.0;
         let len = |v: usize| (tile.cols - v * S::LANES).min(S::LANES);
         for r in 0..R {
@@ -308,7 +321,7 @@ impl<const R: usize, const V: usize> Kernel for Rows<R, V> {
                     for r in 0..R {
                         let x = s.splat(*pixels[r].add(input));
                         for v in 0..V {
-                            sums[r][v] = s.mul_add(x, panel[v], sums[r][v]);
+                            sums[r][v] = W::step(s, x, panel[v], sums[r][v]);
                         }
                     }
                     weights = weights.add(V * S::LANES);

@@ -1,6 +1,6 @@
 //! One input and one output channel in each group: vectors of channels, a few pixels at a time so that they share the weights.
 
-use super::{Job, load, store};
+use super::{Job, Weight, load, store};
 use crate::error::Result;
 use crate::isa::Isa;
 use crate::library::Context;
@@ -18,15 +18,16 @@ const TASK_STEPS: usize = 1 << 18;
 ///
 /// # Safety
 /// The weights must be dense, `to` have as many elements.
-pub(super) unsafe fn pack(weights: &View<'_, f32, 5>, to: *mut f32) {
+pub(super) unsafe fn pack<T: Weight>(weights: &View<'_, T, 5>, to: *mut f32) {
     let [channels, _, taps @ ..] = weights.shape();
     let taps: usize = taps.iter().product();
     for channel in 0..channels {
         for tap in 0..taps {
             // SAFETY: the caller's contract.
             unsafe {
-                *to.add(tap * channels + channel) = *weights.as_ptr().add(channel * taps + tap)
-            };
+                let weight = *weights.as_ptr().add(channel * taps + tap);
+                *to.add(tap * channels + channel) = weight.widen();
+            }
         }
     }
 }

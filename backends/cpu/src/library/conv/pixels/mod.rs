@@ -1,4 +1,4 @@
-//! Convolution of channels-last images, `[batch, depth, height, width, channels]`, in `f32`.
+//! Convolution of channels-last images, `[batch, depth, height, width, channels]`, of `f32` by weights of `f32` or `bf16`.
 //!
 //! Nothing is packed but the weights: for every tap of every output pixel a table holds the address of the input pixel (or of
 //! zeros in the padding), and the kernels read the channels from there. [`dense`] multiplies pixels by panels of weights,
@@ -13,6 +13,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 mod winograd;
+mod words;
 
 use super::check_dense;
 use crate::error::Result;
@@ -25,6 +26,8 @@ use crate::library::window::Window;
 use crate::memory::Buffer;
 use table::Pixels;
 use winograd::Tiling;
+use words::Reading;
+pub use words::Weight;
 
 /// What is done to every sum before it is stored, in this order.
 #[derive(Debug, Clone, Copy)]
@@ -77,26 +80,32 @@ pub struct PixelWeights {
     shape: [usize; 5],
     groups: usize,
     form: Form,
+    reading: Reading,
     words: Buffer,
 }
 
-/// Arrangement of packed weights.
+/// Arrangement of packed weights. "Inputs" are input channels, or words of them ([`Reading`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Form {
-    /// For each group, for each panel of output channels, for each tap, for each input channel: the panel's channels.
+    /// For each group, for each panel of output channels, for each tap, for each input: the panel's channels.
     Panels,
     /// For each tap, the channels: one input and one output channel in each group.
     Channels,
-    /// For each panel of output channels, for each place in a tile, for each input channel: the panel's channels.
+    /// For each panel of output channels, for each place in a tile, for each input: the panel's channels.
     Tiles(Tiling),
 }
 
 impl Form {
     /// The form for weights of a shape, whose channels the groups divide.
-    fn of(shape: [usize; 5], groups: usize, expected: Option<Expected>) -> Form {
+    fn of<T: Weight>(
+        isa: Isa,
+        shape: [usize; 5],
+        groups: usize,
+        expected: Option<Expected>,
+    ) -> Form {
         let tiling = expected
             .filter(|e| groups == 1 && e.window.kernel == shape[2..])
-            .and_then(|e| winograd::choose(e.window, e.batch, shape));
+            .and_then(|e| winograd::choose(e.window, e.batch, shape, T::reading(isa)));
         match tiling {
             Some(tiling) => Form::Tiles(tiling),
             None if groups > 1 && shape[0] == groups && shape[1] == 1 => Form::Channels,
@@ -104,16 +113,30 @@ impl Form {
         }
     }
 
-    /// Numbers that weights of a shape take.
-    fn len(self, cx: &Context, shape: [usize; 5], groups: usize) -> usize {
+    /// What weights of this form multiply.
+    fn reading<T: Weight>(self, isa: Isa, inputs: usize, groups: usize) -> Reading {
+        let reading = T::reading(isa);
+        let divides = groups == 1 || reading.fills(inputs);
+        match self {
+            Form::Panels | Form::Tiles(_) if divides => reading,
+            _ => T::WIDE,
+        }
+    }
+
+    /// Words that weights of a shape take.
+    fn len(self, isa: Isa, reading: Reading, shape: [usize; 5], groups: usize) -> usize {
+        let [outputs, inputs, taps @ ..] = shape;
+        let inputs = reading.words(inputs);
+        let taps: usize = taps.iter().product();
         match self {
             Form::Panels => {
-                let columns = dense::padded_columns(cx.isa, shape[0] / groups);
-                let inner: usize = shape[1..].iter().product();
-                columns.saturating_mul(groups).saturating_mul(inner)
+                let columns = dense::padded_columns(isa, outputs / groups);
+                columns
+                    .saturating_mul(groups)
+                    .saturating_mul(inputs.saturating_mul(taps))
             }
             Form::Channels => shape.iter().product(),
-            Form::Tiles(tiling) => winograd::packed_len(cx, tiling, shape),
+            Form::Tiles(tiling) => winograd::packed_len(isa, tiling, [outputs, inputs]),
         }
     }
 }
@@ -130,10 +153,10 @@ pub struct Expected<'a> {
 impl PixelWeights {
     /// Packs dense weights `[out_channels, in_channels / groups, depth, height, width]`, for minimal filtering where that pays
     /// for what is `expected`; without it every product is computed. Errors: channels that the groups do not divide, weights
-    /// that are not dense, out of memory.
-    pub fn new(
+    /// that are not dense, out of memory. The input of convolutions is rounded to the weights' type.
+    pub fn new<T: Weight>(
         cx: &Context,
-        weights: View<'_, f32, 5>,
+        weights: View<'_, T, 5>,
         groups: usize,
         expected: Option<Expected>,
     ) -> Result<PixelWeights> {
@@ -143,18 +166,20 @@ impl PixelWeights {
             let wanted = format!("a multiple of {groups}");
             return Err(mismatch("output channels of weights", shape[0], wanted));
         }
-        let form = Form::of(shape, groups, expected);
-        let size = form.len(cx, shape, groups).saturating_mul(size_of::<f32>());
-        let all = (form, shape, groups);
+        let form = Form::of::<T>(cx.isa, shape, groups, expected);
+        let reading = form.reading::<T>(cx.isa, shape[1], groups);
+        let len = form.len(cx.isa, reading, shape, groups);
+        let all = (form, reading, shape, groups);
+        let size = len.saturating_mul(size_of::<f32>());
         let words = Buffer::made(size, cx.scratch.usage(), all, |words| {
             let to = Shared(words.as_ptr().cast::<f32>());
             match form {
                 // SAFETY: the weights are dense and the buffer has the length of that form.
-                Form::Panels => unsafe { dense::pack(cx, &weights, groups, to) },
+                Form::Panels => unsafe { dense::pack(cx, reading, &weights, groups, to) },
                 // SAFETY: as above.
                 Form::Channels => unsafe { depthwise::pack(&weights, to.get()) },
                 // SAFETY: as above.
-                Form::Tiles(tiling) => unsafe { winograd::pack(cx, tiling, &weights, to) },
+                Form::Tiles(tiling) => unsafe { winograd::pack(cx, tiling, reading, &weights, to) },
             }
         })?;
         Ok(PixelWeights {
@@ -162,19 +187,24 @@ impl PixelWeights {
             shape,
             groups,
             form,
+            reading,
             words,
         })
     }
 
     /// Bytes that weights of this shape will take; `None` for channels that the groups do not divide.
-    pub fn size_for(
+    pub fn size_for<T: Weight>(
         cx: &Context,
         shape: [usize; 5],
         groups: usize,
         expected: Option<Expected>,
     ) -> Option<usize> {
         let divided = groups > 0 && shape[0].is_multiple_of(groups);
-        let len = divided.then(|| Form::of(shape, groups, expected).len(cx, shape, groups));
+        let len = divided.then(|| {
+            let form = Form::of::<T>(cx.isa, shape, groups, expected);
+            let reading = form.reading::<T>(cx.isa, shape[1], groups);
+            form.len(cx.isa, reading, shape, groups)
+        });
         len?.checked_mul(size_of::<f32>())
     }
 
@@ -194,11 +224,12 @@ struct Job<'a> {
     pixels: Pixels<'a>,
     /// Output pixels over all images.
     count: usize,
-    /// Channels of the input and the output in a group.
+    /// Words that a tap reads of an input pixel, and channels of the output, in a group.
     inputs: usize,
     outputs: usize,
     groups: usize,
     weights: *const f32,
+    reading: Reading,
     /// Dense, `[pixels, channels]`.
     output: *mut f32,
     /// Elements between output pixels: all channels.
@@ -318,7 +349,7 @@ pub fn convolve_pixels(
         finish,
     } = *convolution;
     check(cx, convolution, &output)?;
-    let [outputs, inputs, ..] = weights.shape;
+    let outputs = weights.shape[0];
     let windows = window.output();
     let count = input.shape()[0] * windows.iter().product::<usize>();
     if count == 0 || outputs == 0 {
@@ -330,7 +361,7 @@ pub fn convolve_pixels(
     let staged = stage::stage(cx, window, &input, weights)?;
     let (taps, image, inputs) = match &staged {
         Some(staged) => (&staged.window, staged.view(), staged.inputs),
-        None => (window, input, inputs),
+        None => (window, input, weights.shape[1]),
     };
     let (tail, epilogue) = match finish {
         Finish::Tail(tail) => (tail, None),
@@ -343,6 +374,7 @@ pub fn convolve_pixels(
         outputs: outputs / weights.groups,
         groups: weights.groups,
         weights: weights.as_ptr(),
+        reading: weights.reading,
         output: output.as_ptr(),
         stride: outputs,
         tail: RawTail::new(&tail),

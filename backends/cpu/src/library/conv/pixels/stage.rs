@@ -1,7 +1,9 @@
-//! Copies of images that the kernels could not read as they are, or only slowly.
+//! Copies of images that the kernels could not read as they are, or only slowly, in the words that they multiply.
 
+use super::words::Reading;
 use super::{Form, PixelWeights};
 use crate::error::Result;
+use crate::isa::Isa;
 use crate::library::Context;
 use crate::library::view::{Shared, View, dense_strides};
 use crate::library::window::Window;
@@ -23,20 +25,20 @@ const MANY_OUTPUTS: usize = 128;
 const COLLIDING: usize = 2048;
 const ALL_COLLIDING: usize = 4096;
 
-/// Elements between channels that would collide otherwise.
-pub(super) fn pixel_step(channels: usize) -> usize {
-    let collides = channels > 0 && (channels * size_of::<f32>()).is_multiple_of(COLLIDING);
-    channels + if collides { RUN } else { 0 }
+/// Words between pixels that would collide otherwise.
+pub(super) fn pixel_step(words: usize) -> usize {
+    let collides = words > 0 && (words * size_of::<f32>()).is_multiple_of(COLLIDING);
+    words + if collides { RUN } else { 0 }
 }
 
-/// An image in scratch memory.
+/// An image of words in scratch memory.
 pub(super) struct Staged<'a> {
     memory: Lent<'a>,
     shape: [usize; 5],
     strides: [usize; 5],
     /// Geometry over the copy.
     pub window: Window,
-    /// Channels that a tap reads.
+    /// Words that a tap reads.
     pub inputs: usize,
 }
 
@@ -47,7 +49,8 @@ impl Staged<'_> {
     }
 }
 
-/// Copies an image if that is needed or pays; with its padding where taps become channels.
+/// Copies an image if that is needed or pays; with its padding where taps become channels. Where the input is transformed
+/// after this, words are `f32`.
 pub(super) fn stage<'a>(
     cx: &Context<'a>,
     window: &Window,
@@ -71,17 +74,22 @@ pub(super) fn stage<'a>(
         && channels >= RUN
         && distance.is_multiple_of(ALL_COLLIDING);
     let scattered = channels > 1 && strides[4] != 1;
-    if !merges && !collides && !scattered {
+    let reading = match (weights.reading, weights.form) {
+        (Reading::Pairs, Form::Tiles(_)) => Reading::Plain,
+        (reading, _) => reading,
+    };
+    if !merges && !collides && !scattered && reading == Reading::Plain {
         return Ok(None);
     }
-    let (mut to, mut begin, mut step) = (*window, [0; 3], pixel_step(channels));
-    let mut inputs = weights.shape[1];
+    let words = reading.words(channels);
+    let (mut to, mut begin, mut step) = (*window, [0; 3], pixel_step(words));
+    let mut inputs = reading.words(weights.shape[1]);
     if merges {
-        inputs = window.kernel[2] * channels;
+        inputs = window.kernel[2] * words;
         to.input = padded;
         to.kernel[2] = 1;
         (to.pad_begin, to.pad_end) = ([0; 3], [0; 3]);
-        (begin, step) = (window.pad_begin, channels);
+        (begin, step) = (window.pad_begin, words);
     }
     let [depth, height, width] = to.input;
     let mut strides = dense_strides([batch, depth, height, width, step]).unwrap_or([usize::MAX; 5]);
@@ -94,22 +102,44 @@ pub(super) fn stage<'a>(
     let first = (0..3).map(|d| begin[d] * strides[d + 1]).sum::<usize>();
     let place = memory.as_ptr::<f32>().wrapping_add(first);
     // SAFETY: the memory holds the image and its border.
-    unsafe { copy(cx, input, place, [strides[0], strides[1], strides[2], step]) };
+    unsafe {
+        copy(
+            cx,
+            reading,
+            input,
+            place,
+            [strides[0], strides[1], strides[2], step],
+        );
+    }
     Ok(Some(Staged {
         memory,
-        shape: [batch, depth, height, width, channels],
+        shape: [batch, depth, height, width, words],
         strides,
         window: to,
         inputs,
     }))
 }
 
-/// Copies an image to places whose images, planes, lines and pixels are `steps` apart.
-unsafe fn copy(cx: &Context, from: &View<'_, f32, 5>, to: *mut f32, steps: [usize; 4]) {
+/// Copies an image to places whose images, planes, lines and pixels are `steps` words apart.
+unsafe fn copy(
+    cx: &Context,
+    reading: Reading,
+    from: &View<'_, f32, 5>,
+    to: *mut f32,
+    steps: [usize; 4],
+) {
     let ([batch, depth, height, width, channels], strides) = (from.shape(), from.strides());
-    let [image, plane, line, pixel, channel] = strides;
+    let [image, plane, line, pixel, _] = strides;
     let (source, target) = (Shared(from.as_ptr().cast_mut()), Shared(to));
     let grain = (SERIAL_LEN / (width * channels).max(1)).max(1);
+    let lines = Line {
+        isa: cx.isa,
+        reading,
+        width,
+        channels,
+        strides: [pixel, strides[4]],
+        step: steps[3],
+    };
     cx.pool.run_ranges(batch * depth * height, grain, |range| {
         for index in range {
             let (n, z, y) = (
@@ -119,25 +149,62 @@ unsafe fn copy(cx: &Context, from: &View<'_, f32, 5>, to: *mut f32, steps: [usiz
             );
             let from = source.get().wrapping_add(n * image + z * plane + y * line);
             let place = n * steps[0] + z * steps[1] + y * steps[2];
-            let to = target.get().wrapping_add(place);
+            // SAFETY: the view vouches for its elements; the line is this range's own.
+            unsafe { lines.copy(from, target.get().wrapping_add(place)) };
+        }
+    });
+}
+
+/// How lines are copied.
+struct Line {
+    isa: Isa,
+    reading: Reading,
+    width: usize,
+    channels: usize,
+    /// Elements between pixels and channels of the source.
+    strides: [usize; 2],
+    /// Words between pixels of the copy.
+    step: usize,
+}
+
+impl Line {
+    /// # Safety
+    /// The addresses must be those of a line.
+    unsafe fn copy(&self, from: *const f32, to: *mut f32) {
+        let Line {
+            isa,
+            reading,
+            width,
+            channels,
+            strides: [pixel, channel],
+            step,
+        } = *self;
+        let per_word = reading.channels();
+        // SAFETY: the caller's contract.
+        unsafe {
+            if channels == 1 || channel == 1 {
+                if pixel == channels && step * per_word == channels {
+                    return reading.convert(isa, from, to, width * channels);
+                }
+                for x in 0..width {
+                    reading.convert(isa, from.add(x * pixel), to.add(x * step), channels);
+                }
+                return;
+            }
             for first in (0..width).step_by(RUN) {
-                let run = first..(first + RUN).min(width);
-                // SAFETY: the view vouches for its elements; the line is this range's own.
-                unsafe {
-                    if channel == 1 {
-                        for x in run {
-                            from.add(x * pixel)
-                                .copy_to_nonoverlapping(to.add(x * steps[3]), channels);
-                        }
-                    } else {
-                        for c in 0..channels {
-                            for x in run.clone() {
-                                *to.add(x * steps[3] + c) = *from.add(x * pixel + c * channel);
-                            }
-                        }
+                for c in 0..reading.words(channels) * per_word {
+                    for x in first..(first + RUN).min(width) {
+                        let there = c < channels;
+                        let value = if there {
+                            *from.add(x * pixel + c * channel)
+                        } else {
+                            0.0
+                        };
+                        let word = to.add(x * step + c / per_word);
+                        reading.set(word, c % per_word, reading.round(value));
                     }
                 }
             }
         }
-    });
+    }
 }

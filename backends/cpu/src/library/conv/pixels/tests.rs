@@ -5,6 +5,7 @@ use super::*;
 use crate::isa::Level;
 use crate::library::testing::{Rng, contexts};
 use crate::library::window::Taps;
+use half::bf16;
 
 /// A case with its operands, images channels first and last.
 struct Images {
@@ -340,6 +341,111 @@ fn refuses_what_does_not_fit() {
             };
             let output = ViewMut::dense("output", &mut y, [1, 1, 2, 2, 6]).expect("fits");
             assert_eq!(convolve_pixels(cx, &convolution, output).is_ok(), fits);
+        }
+    });
+}
+
+/// Rounded to bf16.
+fn narrow(x: &[f64]) -> Vec<f64> {
+    let rounded = x.iter().map(|&x| bf16::from_f32(x as f32).to_f64());
+    rounded.collect()
+}
+
+#[test]
+fn weights_of_bf16_multiply_rounded_input() {
+    let mut rng = Rng::new(11);
+    for case in more_cases() {
+        let mut images = images(&case, &mut rng);
+        images.w = narrow(&images.w);
+        let rounded = Images {
+            x: narrow(&images.x),
+            ..images
+        };
+        let wanted = rounded.expected(&case);
+        let w: Vec<bf16> = rounded
+            .w
+            .iter()
+            .map(|&w| bf16::from_f32(w as f32))
+            .collect();
+        let [depth, height, width] = rounded.window.kernel;
+        let shape = [
+            case.groups * case.outputs,
+            case.inputs,
+            depth,
+            height,
+            width,
+        ];
+        let rms = (wanted.iter().map(|x| x * x).sum::<f64>() / wanted.len() as f64).sqrt();
+        for minimal in [false, true] {
+            contexts(|cx| {
+                let view = View::dense("weights", &w, shape).expect("fits");
+                let expected = Expected {
+                    window: &rounded.window,
+                    batch: case.batch,
+                };
+                let weights = PixelWeights::new(cx, view, case.groups, minimal.then_some(expected));
+                let weights = weights.expect("packs");
+                let size = PixelWeights::size_for::<bf16>(
+                    cx,
+                    shape,
+                    case.groups,
+                    minimal.then_some(expected),
+                );
+                assert_eq!(
+                    size.map(|n| n.next_multiple_of(64)),
+                    Some(weights.size().next_multiple_of(64))
+                );
+                let mut y = vec![f32::NAN; wanted.len()];
+                rounded.run_with(cx, &weights, Finish::Tail(Tail::NONE), &mut y);
+                // Transformed tiles are rounded instead of the input.
+                let is_transformed =
+                    weights.reading == Reading::Pairs && weights.form != Form::Panels;
+                for (&found, &wanted) in y.iter().zip(&wanted) {
+                    if is_transformed {
+                        let off = (f64::from(found) - wanted).abs();
+                        assert!(off <= 0.03 * rms, "{found} instead of {wanted} in {case:?}");
+                    } else {
+                        close(
+                            found,
+                            wanted,
+                            &format!("by bf16 on {:?} {:?}", cx.isa, weights.form),
+                            &case,
+                        );
+                    }
+                }
+            });
+        }
+    }
+}
+
+#[test]
+fn neighbours_of_pixels_in_bf16_stay_apart() {
+    let case = Case {
+        batch: 1,
+        groups: 1,
+        inputs: 3,
+        outputs: 20,
+        input: vec![9, 9],
+        taps: vec![
+            Taps {
+                kernel: 3,
+                ..Taps::ONE
+            };
+            2
+        ],
+    };
+    let mut images = images(&case, &mut Rng::new(7));
+    images.x_last[(4 * 9 + 4) * 3] = f32::NAN;
+    let w: Vec<bf16> = images.w.iter().map(|&w| bf16::from_f32(w as f32)).collect();
+    contexts(|cx| {
+        let view = View::dense("weights", &w, [20, 3, 1, 3, 3]).expect("fits");
+        let weights = PixelWeights::new(cx, view, 1, None).expect("packs");
+        let mut y = vec![0f32; images.residual.len()];
+        images.run_with(cx, &weights, Finish::Tail(Tail::NONE), &mut y);
+        for (at, y) in y.iter().enumerate() {
+            let (row, col) = (at / 20 / 7, at / 20 % 7);
+            let reads = (2..=4).contains(&row) && (2..=4).contains(&col);
+            assert_eq!(y.is_nan(), reads, "pixel {row}, {col}: {y}");
         }
     });
 }

@@ -10,9 +10,10 @@ use super::dense::{
     MAX_ROWS, Tile, VECTORS, lanes, max_rows, padded_columns, panel_columns, share,
 };
 use super::stage::pixel_step;
+use super::words::{Reading, Weight, WordKernel, Words, dispatch_words};
 use super::{Job, RawTail, Tail, load, store};
 use crate::error::Result;
-use crate::isa::caches;
+use crate::isa::{Isa, caches};
 use crate::library::Context;
 use crate::library::simd::{Kernel, Simd, dispatch};
 use crate::library::view::{Shared, View};
@@ -85,7 +86,12 @@ impl Tiling {
 /// The cheapest way to convolve `batch` images with weights of this shape; None: directly.
 ///
 /// Costs are in multiplications at full speed. What a weight's way from memory costs was measured on Zen 4: about ten of them.
-pub(super) fn choose(window: &Window, batch: usize, shape: [usize; 5]) -> Option<Tiling> {
+pub(super) fn choose(
+    window: &Window,
+    batch: usize,
+    shape: [usize; 5],
+    reading: Reading,
+) -> Option<Tiling> {
     let [outputs, inputs, ..] = shape;
     if !applies(window) {
         return None;
@@ -94,6 +100,8 @@ pub(super) fn choose(window: &Window, batch: usize, shape: [usize; 5]) -> Option
     let weights = inputs.saturating_mul(outputs) as f64;
     let images = batch.saturating_mul(depth) as f64;
     const FETCH: f64 = 10.0;
+    // Products of a word count as one.
+    let weights = weights / reading.channels() as f64;
     let direct = 9.0 * weights * (images * height as f64 * width as f64 + FETCH);
     let cost = |tiling: Tiling| {
         let side = tiling.outputs();
@@ -103,8 +111,12 @@ pub(super) fn choose(window: &Window, batch: usize, shape: [usize; 5]) -> Option
         let transforms = 4.0 * products * tiles * (inputs + outputs) as f64;
         products * weights * (tiles + FETCH) + transforms
     };
-    // The larger tile needs more memory and is less precise.
-    let (two, four) = (cost(Tiling::Two), cost(Tiling::Four) * 1.1);
+    // The larger tile needs more memory and is less precise: too little so for a narrow type.
+    let surcharge = match reading {
+        Reading::Pairs => f64::INFINITY,
+        Reading::Plain | Reading::Rounded => 1.1,
+    };
+    let (two, four) = (cost(Tiling::Two), cost(Tiling::Four) * surcharge);
     let (best, least) = if two <= four {
         (Tiling::Two, two)
     } else {
@@ -118,11 +130,11 @@ pub(super) fn applies(window: &Window) -> bool {
     window.kernel == [1, 3, 3] && window.stride == [1; 3] && window.dilation == [1; 3]
 }
 
-/// Elements of transformed weights.
-pub(super) fn packed_len(cx: &Context, tiling: Tiling, shape: [usize; 5]) -> usize {
-    let columns = padded_columns(cx.isa, shape[0]);
+/// Words of transformed weights for so many output channels and input words.
+pub(super) fn packed_len(isa: Isa, tiling: Tiling, [outputs, inputs]: [usize; 2]) -> usize {
+    let columns = padded_columns(isa, outputs);
     columns
-        .saturating_mul(shape[1])
+        .saturating_mul(inputs)
         .saturating_mul(tiling.products())
 }
 
@@ -130,23 +142,25 @@ pub(super) fn packed_len(cx: &Context, tiling: Tiling, shape: [usize; 5]) -> usi
 const MAX_COLUMNS: usize = VECTORS * crate::library::simd::MAX_LANES;
 
 /// Transforms and packs weights `[outputs, inputs, 1, 3, 3]`: for each panel of outputs, for each place in a tile, for each
-/// input, the panel's channels.
+/// word of inputs, the panel's channels.
 ///
 /// # Safety
-/// The weights must be dense, `to` have [`packed_len`] elements.
-pub(super) unsafe fn pack(
+/// The weights must be dense, `to` have [`packed_len`] words.
+pub(super) unsafe fn pack<T: Weight>(
     cx: &Context,
     tiling: Tiling,
-    weights: &View<'_, f32, 5>,
+    reading: Reading,
+    weights: &View<'_, T, 5>,
     to: Shared<f32>,
 ) {
     let [outputs, inputs, ..] = weights.shape();
+    let words = reading.words(inputs);
     let width = VECTORS * lanes(cx.isa);
     let from = Shared(weights.as_ptr().cast_mut());
     cx.pool.run(outputs.div_ceil(width), |panel| {
         let first = panel * width;
         let columns = panel_columns(cx.isa, outputs - first);
-        let to = to.get().wrapping_add(first * inputs * tiling.products());
+        let to = to.get().wrapping_add(first * words * tiling.products());
         for input in 0..inputs {
             let mut filters = [[0f64; MAX_COLUMNS]; 9];
             for lane in 0..columns.min(outputs - first) {
@@ -155,15 +169,16 @@ pub(super) unsafe fn pack(
                     .wrapping_add(((first + lane) * inputs + input) * 9);
                 for (tap, lanes) in filters.iter_mut().enumerate() {
                     // SAFETY: the caller's contract.
-                    lanes[lane] = f64::from(unsafe { *filter.add(tap) });
+                    lanes[lane] = f64::from(unsafe { *filter.add(tap) }.widen());
                 }
             }
             let transformed = transform_weights(tiling, &filters);
+            let (word, half) = (input / reading.channels(), input % reading.channels());
             for (place, lanes) in transformed.iter().enumerate().take(tiling.products()) {
                 for (lane, &weight) in lanes.iter().enumerate().take(columns) {
-                    let at = (place * inputs + input) * columns + lane;
+                    let to = to.wrapping_add((place * words + word) * columns + lane);
                     // SAFETY: the caller's contract.
-                    unsafe { *to.add(at) = weight as f32 };
+                    unsafe { reading.set(to, half, weight as f32) };
                 }
             }
         }
@@ -203,7 +218,8 @@ struct Plan<'a> {
     plane: usize,
     /// Tiles that are transformed at a time.
     batch: usize,
-    /// Elements between transformed tiles.
+    /// Words of a transformed pixel, and between transformed tiles.
+    words: usize,
     step: usize,
 }
 
@@ -222,7 +238,8 @@ pub(super) unsafe fn run(cx: &Context, job: &Job, tiling: Tiling) -> Result<()> 
     let total = job.count / (height * width) * plane;
     let threads = cx.pool.threads();
     // Tiles whose transforms stay in the second-level cache.
-    let tile_size = tiling.products() * pixel_step(job.inputs.max(1)) * size_of::<f32>();
+    let words = job.reading.words(job.inputs);
+    let tile_size = tiling.products() * pixel_step(words.max(1)) * size_of::<f32>();
     let resident = (caches().l2 / 2 / tile_size).max(MAX_ROWS);
     let rounds = total.div_ceil(resident * threads);
     let plan = Plan {
@@ -233,7 +250,8 @@ pub(super) unsafe fn run(cx: &Context, job: &Job, tiling: Tiling) -> Result<()> 
         across,
         plane,
         batch: total.div_ceil(rounds),
-        step: pixel_step(job.inputs),
+        words,
+        step: pixel_step(words),
     };
     let inputs = cx
         .scratch
@@ -300,9 +318,13 @@ impl Plan<'_> {
             to,
             step: self.batch * self.step,
         };
-        match self.tiling {
-            Tiling::Two => dispatch(cx.isa, InputTile::<4>(inputs)),
-            Tiling::Four => dispatch(cx.isa, InputTile::<6>(inputs)),
+        let reading = self.job.reading;
+        // SAFETY: passed on.
+        unsafe {
+            match self.tiling {
+                Tiling::Two => dispatch_words(cx.isa, reading, InputTile::<4>(inputs)),
+                Tiling::Four => dispatch_words(cx.isa, reading, InputTile::<6>(inputs)),
+            }
         }
     }
 
@@ -329,7 +351,7 @@ impl Plan<'_> {
         for panel in panels.clone() {
             let channel = panel * width;
             let columns = panel_columns(cx.isa, job.outputs - channel);
-            let weights = job.weights.wrapping_add(channel * job.inputs * places);
+            let weights = job.weights.wrapping_add(channel * self.words * places);
             let parts = count.div_ceil(max_rows(cx.isa));
             for index in 0..places * parts {
                 let (place, part) = (index / parts, index % parts);
@@ -338,8 +360,9 @@ impl Plan<'_> {
                 let tile = Tile {
                     pixels: table.wrapping_add(row),
                     taps: 1,
-                    inputs: job.inputs,
-                    weights: weights.wrapping_add(place * job.inputs * columns),
+                    inputs: self.words,
+                    weights: weights.wrapping_add(place * self.words * columns),
+                    reading: job.reading,
                     output: sums,
                     place: row * columns,
                     stride: columns,
@@ -397,11 +420,9 @@ struct Inputs<'a> {
 /// Transforms a tile of `P` by `P` inputs.
 struct InputTile<'a, const P: usize>(Inputs<'a>);
 
-impl<const P: usize> Kernel for InputTile<'_, P> {
-    type Output = ();
-
+impl<const P: usize> WordKernel for InputTile<'_, P> {
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
+    fn run<S: Simd, W: Words<S>>(self, s: S) {
         let Inputs {
             pixels,
             channels,
@@ -424,9 +445,9 @@ impl<const P: usize> Kernel for InputTile<'_, P> {
             }
             for (y, line) in half.iter().enumerate() {
                 for (x, &value) in transform_inputs(s, *line).iter().enumerate() {
-                    let to = to.wrapping_add((y * P + x) * step + channel);
-                    // SAFETY: every place has all channels.
-                    unsafe { store(s, to, len, value) };
+                    let to = to.wrapping_add((y * P + x) * step);
+                    // SAFETY: every place has all channels; what lies beyond them is zero.
+                    unsafe { W::put(s, to, channel, len, value) };
                 }
             }
         }
