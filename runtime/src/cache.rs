@@ -182,3 +182,82 @@ fn is_private(folder: &Metadata) -> bool {
 fn is_private(folder: &Metadata) -> bool {
     folder.is_dir()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A folder that is removed at the end.
+    struct Scene(PathBuf);
+
+    impl Scene {
+        fn new(name: &str) -> Scene {
+            let path = format!("cupola-cache-{name}-{}", std::process::id());
+            let path = std::env::temp_dir().join(path);
+            let _ = fs::remove_dir_all(&path);
+            Scene(path)
+        }
+    }
+
+    impl Drop for Scene {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn pieces(size: usize) -> Vec<(Key, Bytes)> {
+        vec![(Key(5), vec![3; size].into())]
+    }
+
+    fn used(cache: &Cache, key: Key, seconds_ago: u64) {
+        let file = OpenOptions::new().write(true).open(cache.path(key));
+        let then = SystemTime::now() - Duration::from_secs(seconds_ago);
+        file.and_then(|f| f.set_modified(then)).expect("a time");
+    }
+
+    #[test]
+    fn the_least_recently_used_goes() {
+        let scene = Scene::new("evict");
+        let cache = Cache::new(&scene.0, 100_000);
+        for (key, age) in [(1, 30), (2, 90), (3, 60)] {
+            cache.put(Key(key), &pieces(30_000));
+            used(&cache, Key(key), age);
+        }
+        assert!(cache.open(Key(2)).is_some(), "it counts as used now");
+        cache.put(Key(4), &pieces(30_000));
+        let left = [1, 2, 3, 4].map(|key| cache.open(Key(key)).is_some());
+        assert_eq!(left, [true, true, false, true]);
+        cache.put(Key(9), &pieces(60_000));
+        assert!(cache.open(Key(9)).is_none(), "more than half of all");
+    }
+
+    #[test]
+    fn abandoned_files_go_and_foreign_ones_stay() {
+        let scene = Scene::new("abandoned");
+        let cache = Cache::new(&scene.0, 100_000);
+        cache.put(Key(1), &pieces(10));
+        let file = |name: &str, age: Duration| {
+            let path = scene.0.join(name);
+            fs::write(&path, "begun").expect("written");
+            let file = OpenOptions::new().write(true).open(&path).expect("a file");
+            file.set_modified(SystemTime::now() - age).expect("a time");
+            path
+        };
+        let old = file("1-2-3.part", 2 * ABANDONED);
+        let young = file("1-2-4.part", Duration::ZERO);
+        let foreign = file("notes.txt", 2 * ABANDONED);
+        cache.put(Key(2), &pieces(10));
+        assert_eq!([old, young, foreign].map(|p| p.exists()), [false, true, true]);
+    }
+
+    #[test]
+    fn a_store_of_another_program_is_none() {
+        let scene = Scene::new("foreign");
+        let cache = Cache::new(&scene.0, 100_000);
+        cache.put(Key(1), &pieces(10));
+        fs::rename(cache.path(Key(1)), cache.path(Key(2))).expect("renamed");
+        assert!(cache.open(Key(2)).is_none());
+        cache.put(Key(2), &pieces(10));
+        assert_eq!(cache.open(Key(2)).and_then(|s| s.find(Key(5))).map(|b| b.len()), Some(10));
+    }
+}

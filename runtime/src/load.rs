@@ -8,6 +8,7 @@ use cupola_backend::{Backend, Binding, Buffer, Device, Executable};
 use cupola_ir::kernel::Unit;
 use cupola_passes::{Compiled, DeviceId, Slot, SlotId, Step, Storage};
 use rustc_hash::{FxHashMap, FxHashSet};
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
@@ -206,7 +207,7 @@ pub(crate) fn constant_bytes(slot: &Slot) -> Option<Bytes> {
 
 /// Most bytes of constants that executables are given at a time: enough to keep several threads busy, few enough not to
 /// matter beside the weights.
-const GROUP: usize = 16 << 20;
+const GROUP: usize = 8 << 20;
 
 /// Lets executables prepare the operands that are constants, and lets go of the memory these were read from. A unit is
 /// launched by one step, so its executable may hold what belongs to that step.
@@ -241,6 +242,9 @@ fn prepare(
             continue;
         }
         size = 0;
+        // The largest first: what is lent for copies of them serves all others, and threads end together.
+        let total = |b: &Binding| b.constants.iter().flatten().map(Bytes::len).sum::<usize>();
+        waiting.sort_by_key(|(_, binding)| Reverse(total(binding)));
         for (d, backend) in devices.iter().enumerate() {
             let of_device =
                 |(unit, _): &mut (usize, Binding)| compiled.units[*unit].device.0 as usize == d;
