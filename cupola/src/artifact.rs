@@ -49,7 +49,8 @@ impl Artifact {
     /// What import and compilation find; a model whose structure inputs decide; a device other than the CPU, of which
     /// nothing can be kept.
     pub fn compile(model: &Model, host: &Host, options: &Options) -> Result<Artifact> {
-        let graph = Bytes::from(cupola_native::write(&*model.graph()?));
+        let graph = model.graph()?;
+        let graph = Bytes::from(cupola_native::write(&graph));
         let id = ContentHash::of(&graph);
         let options = Options {
             keep: Keep {

@@ -4,13 +4,13 @@ mod support;
 
 use serde_json::Value as Json;
 use std::path::{Path, PathBuf};
-use support::{Folder, cupola, text};
+use support::{Folder, cupola, run, text};
 
 const MODEL: &str = "examples/digits/digits.onnx";
 const INPUT: &str = "image=examples/digits/seven.png";
 
 /// Statistics of a run with a cache, whose outputs go to a folder.
-fn run(model: &str, cache: &str, outputs: &str) -> Json {
+fn start(model: &str, cache: &str, outputs: &str) -> Json {
     let args = [
         "run",
         model,
@@ -57,12 +57,12 @@ fn the_second_start_compiles_nothing_and_gives_the_same_bits() {
     let folder = Folder::new("store-hit");
     let path = |name: &str| folder.path(name);
     let cache = path("cache");
-    let first = run(MODEL, &cache, &path("a"));
+    let first = start(MODEL, &cache, &path("a"));
     assert_eq!(first["compiles"], 1);
-    let second = run(MODEL, &cache, &path("b"));
+    let second = start(MODEL, &cache, &path("b"));
     assert_eq!(second["compiles"], 0);
     assert_eq!(second["weight_bytes"], first["weight_bytes"]);
-    let without = run(MODEL, "off", &path("c"));
+    let without = start(MODEL, "off", &path("c"));
     assert_eq!(without["compiles"], 1);
     assert_eq!(contents(&path("a")), contents(&path("b")));
     assert_eq!(contents(&path("a")), contents(&path("c")));
@@ -80,7 +80,7 @@ fn damaged_stores_are_replaced() {
     let folder = Folder::new("store-damage");
     let path = |name: &str| folder.path(name);
     let cache = path("cache");
-    run(MODEL, &cache, &path("good"));
+    start(MODEL, &cache, &path("good"));
     let store = store(&cache);
     let whole = std::fs::read(&store).expect("a store");
     let damaged = |cut: usize, flip: Option<usize>| {
@@ -89,7 +89,7 @@ fn damaged_stores_are_replaced() {
             bytes[at] ^= 0x10;
         }
         std::fs::write(&store, bytes).expect("written");
-        let stats = run(MODEL, &cache, &path("out"));
+        let stats = start(MODEL, &cache, &path("out"));
         assert_eq!(
             contents(&path("good")),
             contents(&path("out")),
@@ -109,7 +109,7 @@ fn damaged_stores_are_replaced() {
     for at in [0, 8, 12, 20, 33, 50, 70, 90, 100, whole.len() - 1] {
         damaged(whole.len(), Some(at));
     }
-    assert_eq!(run(MODEL, &cache, &path("out"))["compiles"], 0);
+    assert_eq!(start(MODEL, &cache, &path("out"))["compiles"], 0);
 }
 
 #[test]
@@ -119,21 +119,21 @@ fn processes_that_start_at_once_share_a_cache() {
     let names: Vec<String> = (0..4).map(|i| folder.path(&format!("out{i}"))).collect();
     std::thread::scope(|scope| {
         for name in &names {
-            scope.spawn(|| run(MODEL, &cache, name));
+            scope.spawn(|| start(MODEL, &cache, name));
         }
     });
     for name in &names[1..] {
         assert_eq!(contents(&names[0]), contents(name));
     }
     store(&cache);
-    assert_eq!(run(MODEL, &cache, &names[0])["compiles"], 0);
+    assert_eq!(start(MODEL, &cache, &names[0])["compiles"], 0);
 }
 
 #[test]
 fn other_options_and_other_models_have_stores_of_their_own() {
     let folder = Folder::new("store-keys");
     let cache = folder.path("cache");
-    run(MODEL, &cache, &folder.path("out"));
+    start(MODEL, &cache, &folder.path("out"));
     for flags in [["-O", "0"], ["--precision", "bf16"]] {
         let args = [
             "run", MODEL, "-i", INPUT, "--stats", "json", flags[0], flags[1],
@@ -147,18 +147,17 @@ fn other_options_and_other_models_have_stores_of_their_own() {
     }
     let copy = folder.path("copy.onnx");
     std::fs::copy(format!("{}/../{MODEL}", env!("CARGO_MANIFEST_DIR")), &copy).expect("copied");
-    run(&copy, &cache, &folder.path("out"));
+    start(&copy, &cache, &folder.path("out"));
     assert!(contents(&cache).len() >= 3);
 }
 
 #[test]
 fn a_cache_that_cannot_be_written_is_done_without() {
     let folder = Folder::new("store-refused");
-    let file = folder.path("file");
-    std::fs::write(&file, "no folder").expect("written");
-    assert_eq!(run(MODEL, &file, &folder.path("a"))["compiles"], 1);
+    let file = folder.write("file", "no folder");
+    assert_eq!(start(MODEL, &file, &folder.path("a"))["compiles"], 1);
     assert_eq!(
-        run(MODEL, &format!("{file}/below"), &folder.path("a"))["compiles"],
+        start(MODEL, &format!("{file}/below"), &folder.path("a"))["compiles"],
         1
     );
     #[cfg(unix)]
@@ -168,7 +167,7 @@ fn a_cache_that_cannot_be_written_is_done_without() {
         std::fs::create_dir(&open).expect("a folder");
         let everybody = std::fs::Permissions::from_mode(0o777);
         std::fs::set_permissions(&open, everybody).expect("permissions");
-        run(MODEL, &open, &folder.path("a"));
+        start(MODEL, &open, &folder.path("a"));
         assert_eq!(
             contents(&open),
             vec![],
@@ -180,8 +179,8 @@ fn a_cache_that_cannot_be_written_is_done_without() {
 /// The shipped model, compiled ahead of time.
 fn compiled(folder: &Folder, flags: &[&str]) -> String {
     let artifact = folder.path("digits.program");
-    let args = [&["compile", MODEL, "-o", &artifact], flags].concat();
-    let out = cupola(&args).output().expect("cupola starts");
+    let args = [&["compile", MODEL, "-o", &artifact][..], flags].concat();
+    let out = run(&args);
     assert!(out.status.success(), "{}", text(&out.stderr));
     artifact
 }
@@ -192,14 +191,14 @@ fn a_compiled_program_starts_without_compiling() {
     let path = |name: &str| folder.path(name);
     let artifact = compiled(&folder, &[]);
     assert!(!Path::new(&format!("{artifact}.part")).exists());
-    run(MODEL, "off", &path("model"));
-    assert_eq!(run(&artifact, "off", &path("program"))["compiles"], 0);
+    start(MODEL, "off", &path("model"));
+    assert_eq!(start(&artifact, "off", &path("program"))["compiles"], 0);
     assert_eq!(contents(&path("model")), contents(&path("program")));
     let moved = path("moved");
     std::fs::rename(&artifact, &moved).expect("moved");
-    assert_eq!(run(&moved, "off", &path("program"))["compiles"], 0);
+    assert_eq!(start(&moved, "off", &path("program"))["compiles"], 0);
     for command in ["inspect", "check", "explain"] {
-        let out = cupola(&[command, &moved]).output().expect("cupola starts");
+        let out = run(&[command, &moved]);
         assert!(out.status.success(), "{command}: {}", text(&out.stderr));
     }
 }
@@ -209,8 +208,15 @@ fn a_program_for_another_processor_is_compiled_anew() {
     let folder = Folder::new("artifact-other");
     let artifact = compiled(&folder, &["--precision", "bf16"]);
     let stats = |level: &str, flags: &[&str]| -> (Json, String) {
-        let args = [&["run", &artifact, "-i", INPUT, "--stats", "json", "-v"], flags].concat();
-        let out = cupola(&args).env("CUPOLA_CPU", level).output().expect("starts");
+        let args = [
+            &["run", &artifact, "-i", INPUT, "--stats", "json", "-v"],
+            flags,
+        ]
+        .concat();
+        let out = cupola(&args)
+            .env("CUPOLA_CPU", level)
+            .output()
+            .expect("starts");
         assert!(out.status.success(), "{}", text(&out.stderr));
         let stats = serde_json::from_str(text(&out.stdout).trim()).expect("JSON");
         (stats, text(&out.stderr))
@@ -233,25 +239,38 @@ fn a_program_for_another_processor_is_compiled_anew() {
 fn a_damaged_program_is_one_error_or_none() {
     let folder = Folder::new("artifact-damage");
     let artifact = compiled(&folder, &[]);
-    run(&artifact, "off", &folder.path("good"));
+    start(&artifact, "off", &folder.path("good"));
     let whole = std::fs::read(&artifact).expect("an artifact");
     let bad = folder.path("bad");
     let outputs = folder.path("bad-outputs");
-    let start = |bytes: &[u8]| {
+    let read = |bytes: &[u8]| {
         std::fs::write(&bad, bytes).expect("written");
         let args = ["run", &bad, "-i", INPUT, "--outputs", &outputs];
-        cupola(&args).output().expect("cupola starts")
+        run(&args)
     };
-    for cut in [8, 11, 40, 63, 4095, 4096, 5000, whole.len() / 2, whole.len() - 1] {
-        let out = start(&whole[..cut]);
+    for cut in [
+        8,
+        11,
+        40,
+        63,
+        4095,
+        4096,
+        5000,
+        whole.len() / 2,
+        whole.len() - 1,
+    ] {
+        let out = read(&whole[..cut]);
         assert_eq!(out.status.code(), Some(3), "cut at {cut}");
         let said = text(&out.stderr);
-        assert!(said.starts_with("error[") && said.lines().count() == 1, "{said}");
+        assert!(
+            said.starts_with("error[") && said.lines().count() == 1,
+            "{said}"
+        );
     }
     for at in (8..64).step_by(5).chain([whole.len() - 1]) {
         let mut flipped = whole.clone();
         flipped[at] ^= 4;
-        let out = start(&flipped);
+        let out = read(&flipped);
         let said = text(&out.stderr);
         match out.status.code() {
             Some(0) => assert_eq!(contents(&folder.path("good")), contents(&outputs), "{at}"),

@@ -220,11 +220,11 @@ mod tests {
         let scene = Scene::new("evict");
         let cache = Cache::new(&scene.0, 100_000);
         for (key, age) in [(1, 30), (2, 90), (3, 60)] {
-            cache.put(Key(key), &pieces(30_000));
+            cache.put(Key(key), &pieces(25_000));
             used(&cache, Key(key), age);
         }
         assert!(cache.open(Key(2)).is_some(), "it counts as used now");
-        cache.put(Key(4), &pieces(30_000));
+        cache.put(Key(4), &pieces(25_000));
         let left = [1, 2, 3, 4].map(|key| cache.open(Key(key)).is_some());
         assert_eq!(left, [true, true, false, true]);
         cache.put(Key(9), &pieces(60_000));
@@ -247,7 +247,10 @@ mod tests {
         let young = file("1-2-4.part", Duration::ZERO);
         let foreign = file("notes.txt", 2 * ABANDONED);
         cache.put(Key(2), &pieces(10));
-        assert_eq!([old, young, foreign].map(|p| p.exists()), [false, true, true]);
+        assert_eq!(
+            [old, young, foreign].map(|p| p.exists()),
+            [false, true, true]
+        );
     }
 
     #[test]
@@ -258,6 +261,12 @@ mod tests {
         fs::rename(cache.path(Key(1)), cache.path(Key(2))).expect("renamed");
         assert!(cache.open(Key(2)).is_none());
         cache.put(Key(2), &pieces(10));
-        assert_eq!(cache.open(Key(2)).and_then(|s| s.find(Key(5))).map(|b| b.len()), Some(10));
+        assert_eq!(
+            cache
+                .open(Key(2))
+                .and_then(|s| s.find(Key(5)))
+                .map(|b| b.len()),
+            Some(10)
+        );
     }
 }
