@@ -61,7 +61,10 @@ pub(crate) struct Keeping {
     cache: Option<Cache>,
     all: bool,
     pieces: Mutex<FxHashMap<Key, Bytes>>,
+    /// Whether pieces were made that the store lacks.
     made: AtomicBool,
+    /// Whether there are units of devices that keep nothing.
+    others: bool,
     writer: Mutex<Option<JoinHandle<()>>>,
     written: AtomicBool,
 }
@@ -93,6 +96,7 @@ impl Keeping {
             all: keep.all,
             pieces: Mutex::default(),
             made: AtomicBool::new(false),
+            others: false,
             writer: Mutex::default(),
             written: AtomicBool::new(false),
         };
@@ -117,6 +121,7 @@ impl Keeping {
         let placed = compiled.units.iter();
         let keys: Vec<Key> = placed
             .map(|placed| {
+                self.others |= identities[placed.device.0 as usize].is_none();
                 let mut hasher = KeyHasher::default();
                 identities[placed.device.0 as usize].hash(&mut hasher);
                 describe(&placed.unit, &mut hasher);
@@ -169,7 +174,7 @@ impl Keeping {
 
     /// Whether nothing had to be made.
     pub fn is_complete(&self) -> bool {
-        !self.made.load(Relaxed)
+        !self.others && !self.made.load(Relaxed)
     }
 
     /// Key and pieces of the program, all of them if that was asked for.
@@ -186,7 +191,7 @@ impl Keeping {
             true => lock(&self.pieces).clone(),
             false => std::mem::take(&mut *lock(&self.pieces)),
         });
-        let (Some(cache), false) = (self.cache.clone(), self.is_complete()) else {
+        let (Some(cache), false) = (self.cache.clone(), !self.made.load(Relaxed)) else {
             return;
         };
         let key = self.key;
