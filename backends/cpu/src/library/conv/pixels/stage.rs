@@ -191,16 +191,36 @@ impl Line {
                 }
                 return;
             }
-            for first in (0..width).step_by(RUN) {
-                for c in 0..reading.words(channels) * per_word {
-                    for x in first..(first + RUN).min(width) {
+            // The loops exist once for each kind of words.
+            match reading {
+                Reading::Plain => self.arrange(Reading::Plain, from, to),
+                Reading::Rounded => self.arrange(Reading::Rounded, from, to),
+                Reading::Pairs => self.arrange(Reading::Pairs, from, to),
+            }
+        }
+    }
+
+    /// A line whose channels are apart.
+    ///
+    /// # Safety
+    /// As for [`Line::copy`].
+    #[inline(always)]
+    unsafe fn arrange(&self, reading: Reading, from: *const f32, to: *mut f32) {
+        let [pixel, channel] = self.strides;
+        let (width, channels, per_word) = (self.width, self.channels, reading.channels());
+        for first in (0..width).step_by(RUN) {
+            let run = first..(first + RUN).min(width);
+            for c in 0..channels.next_multiple_of(per_word) {
+                for x in run.clone() {
+                    let word = to.wrapping_add(x * self.step + c / per_word);
+                    // SAFETY: the caller's contract.
+                    unsafe {
                         let there = c < channels;
                         let value = if there {
                             *from.add(x * pixel + c * channel)
                         } else {
                             0.0
                         };
-                        let word = to.add(x * step + c / per_word);
                         reading.set(word, c % per_word, reading.round(value));
                     }
                 }

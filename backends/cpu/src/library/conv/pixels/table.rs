@@ -3,6 +3,16 @@
 use crate::library::view::View;
 use crate::library::window::Window;
 
+/// Where a line of a window's taps lies for neighbouring output pixels.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct TapLine {
+    /// The first tap of the first pixel.
+    pub from: *const f32,
+    /// Elements from one output pixel to the next, and from one tap to the next; 0 in the padding.
+    pub step: usize,
+    pub across: usize,
+}
+
 /// Where the taps of output pixels lie in a channels-last input.
 #[derive(Clone)]
 pub(super) struct Pixels<'a> {
@@ -67,12 +77,51 @@ impl<'a> Pixels<'a> {
         self.taps.len()
     }
 
-    /// The taps that windows one tile further on reach first: the last of each line, as many as windows move by.
-    pub fn leading_taps(&self) -> Vec<usize> {
-        let width = self.window.kernel[2];
-        let moved = self.window.stride[2].min(width);
-        let leads = |tap: &usize| tap % width >= width - moved;
-        (0..self.taps()).filter(leads).collect()
+    /// Taps of a line of a window.
+    pub fn width(&self) -> usize {
+        self.window.kernel[2]
+    }
+
+    /// Whether neighbouring windows of a line share their taps but for one.
+    pub fn slides(&self) -> bool {
+        self.window.stride[2] == self.window.dilation[2]
+    }
+
+    /// How many output pixels from `first` on lie in one line, at most `most`; and into `lines` those of their windows, unless a
+    /// window reaches into the padding before or after a line: then there are none.
+    pub fn neighbours(&self, first: usize, most: usize, lines: &mut Vec<TapLine>) -> usize {
+        lines.clear();
+        let [depth, height, width] = self.windows;
+        let (x, row) = (first % width, first / width);
+        let (y, z, image) = (row % height, row / height % depth, row / height / depth);
+        let count = most.min(width - x);
+        let (inner, end) = self.inner[2];
+        if x < inner || x + count > end {
+            return count;
+        }
+        let window = self.window;
+        let begin = x * window.stride[2] - window.pad_begin[2];
+        let start = image * self.image + begin * self.strides[2];
+        for tap_z in 0..window.kernel[0] {
+            for tap_y in 0..window.kernel[1] {
+                let inside = window.at(0, z, tap_z).zip(window.at(1, y, tap_y));
+                lines.push(match inside {
+                    Some((z, y)) => TapLine {
+                        from: self
+                            .from
+                            .wrapping_add(start + z * self.strides[0] + y * self.strides[1]),
+                        step: window.stride[2] * self.strides[2],
+                        across: window.dilation[2] * self.strides[2],
+                    },
+                    None => TapLine {
+                        from: self.zeros,
+                        step: 0,
+                        across: 0,
+                    },
+                });
+            }
+        }
+        count
     }
 
     /// Windows in each dimension.
