@@ -1,22 +1,12 @@
 //! Products in narrower types: every device against the interpreter, and what the narrower type costs.
 
-use cupola_ir::composite::{Cell, Conv, Recurrent};
-use cupola_ir::{CompositeOp, DType, Dim, Graph, Op, Scalar, Tensor, TensorType, Value};
+mod common;
+
+use common::{attention, convolution, numbers, perceptron, recurrent, weights_left};
+use cupola_ir::{Graph, Tensor, Value};
 use cupola_passes::Precision;
 use cupola_runtime::{CompileOptions, DeviceSpec, Host, Program, Session};
 use std::sync::Arc;
-
-/// Numbers between -1 and 1, the same at every run.
-fn numbers(shape: &[usize], seed: u32) -> Tensor {
-    let len: usize = shape.iter().product();
-    let mut state = seed;
-    let mut next = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-    };
-    let values: Vec<f32> = (0..len).map(|_| next()).collect();
-    Tensor::from_slice(shape, &values).expect("the shape's length")
-}
 
 /// Runs a graph of one input `x`, whose first extent is a symbol.
 fn run(graph: &Graph, device: DeviceSpec, precision: Precision, level: u8, x: &Tensor) -> Vec<f32> {
@@ -46,90 +36,6 @@ fn error(got: &[f32], want: &[f32]) -> f32 {
     largest.fold(0.0, f32::max) / (squares / want.len().max(1) as f32).sqrt()
 }
 
-/// Two products with something between, a residual connection around them, weights in both orders.
-fn perceptron() -> Graph {
-    let mut g = Graph::new("perceptron");
-    let ty = TensorType::new(DType::F32, [Dim::sym("n"), 72usize.into()]);
-    let x = g.input("x", ty).expect("input");
-    let first = g.constant(numbers(&[72, 130], 1)).expect("weights");
-    let second = g.constant(numbers(&[72, 130], 2)).expect("weights");
-    let y = g.matmul(x, first).expect("product");
-    let y = g.unary(Scalar::Tanh, y).expect("tanh");
-    let y = g.matmul_nt(y, second).expect("product");
-    let y = g.binary(Scalar::Add, x, y).expect("sum");
-    let y = g.matmul(y, first).expect("product");
-    g.output("y", y);
-    g
-}
-
-/// A product whose weights are the left operand.
-fn weights_left() -> Graph {
-    let mut g = Graph::new("left");
-    let ty = TensorType::new(DType::F32, [Dim::sym("n"), 80usize.into()]);
-    let x = g.input("x", ty).expect("input");
-    let x = g.permute(x, &[1, 0]).expect("transposed");
-    let weights = g.constant(numbers(&[64, 80], 3)).expect("weights");
-    let y = g.matmul(weights, x).expect("product");
-    g.output("y", y);
-    g
-}
-
-fn convolution() -> Graph {
-    let mut g = Graph::new("convolution");
-    let ty = TensorType::new(
-        DType::F32,
-        [Dim::sym("n"), 16usize.into(), 9usize.into(), 7usize.into()],
-    );
-    let x = g.input("x", ty).expect("input");
-    let w = g.constant(numbers(&[36, 16, 3, 3], 4)).expect("weights");
-    let op = Op::Composite(CompositeOp::Conv(Conv {
-        strides: vec![1, 2],
-        dilations: vec![1, 1],
-        pads_low: vec![1usize.into(), 0usize.into()],
-        pads_high: vec![1usize.into(), 1usize.into()],
-        groups: 1,
-    }));
-    let y = g.one(op, &[x, w]).expect("convolution");
-    let zero = g.number_like(0.0, y).expect("zero");
-    let y = g.binary(Scalar::Max, y, zero).expect("relu");
-    g.output("y", y);
-    g
-}
-
-/// A layer of long short-term memory over the first axis.
-fn recurrent() -> Graph {
-    let (input, hidden) = (24usize, 48usize);
-    let mut g = Graph::new("recurrent");
-    let ty = TensorType::new(DType::F32, [Dim::sym("n"), 2usize.into(), input.into()]);
-    let x = g.input("x", ty).expect("input");
-    let mut weights = |shape: &[usize], seed| {
-        let t = numbers(shape, seed).to_vec::<f32>().expect("f32");
-        let small: Vec<f32> = t.iter().map(|w| w / 4.0).collect();
-        g.constant(Tensor::from_slice(shape, &small).expect("shape"))
-            .expect("weights")
-    };
-    let w = weights(&[4 * hidden, input], 5);
-    let r = weights(&[4 * hidden, hidden], 6);
-    let state = weights(&[2, hidden], 7);
-    let op = Op::Composite(CompositeOp::Recurrent(Recurrent {
-        cell: Cell::Lstm,
-        activations: ["sigmoid", "tanh", "tanh"].map(String::from).to_vec(),
-        alpha: vec![0.0; 3],
-        beta: vec![0.0; 3],
-        clip: 0.0,
-        input_forget: false,
-        linear_before_reset: false,
-        reverse: false,
-        bias: false,
-        lens: false,
-        peephole: false,
-        quantized: false,
-    }));
-    let y = g.push(op, &[x, w, r, state, state]).expect("layer");
-    g.output("y", y[0]);
-    g
-}
-
 /// What a precision may cost, in root mean squares of the result.
 fn cost(precision: Precision) -> f32 {
     match precision {
@@ -147,6 +53,7 @@ fn narrow_products_agree_with_the_interpreter() {
         (weights_left(), vec![80]),
         (convolution(), vec![16, 9, 7]),
         (recurrent(), vec![2, 24]),
+        (attention(), vec![96]),
     ];
     for (graph, rest) in cases {
         for rows in [1, 5, 40] {

@@ -1,4 +1,5 @@
-//! Speed of attention, recurrent, row and sorting kernels: `cargo run --release -p cupola-cpu --example layers [THREADS]`.
+//! Speed of attention, recurrent, row and sorting kernels: `cargo run --release -p cupola-cpu --example layers
+//! [THREADS] [attention|rows|lstm|sort]`.
 //!
 //! Prints the best time of each, and what it means per second.
 
@@ -35,7 +36,12 @@ fn numbers(len: usize) -> Buffer {
     buffer
 }
 
-fn attention(cx: &Context, [heads, kv_heads, rows, keys, depth]: [usize; 5], causal: bool) {
+fn attention(
+    cx: &Context,
+    [heads, kv_heads, rows, keys, depth]: [usize; 5],
+    causal: bool,
+    narrow: bool,
+) {
     let (q, k, v) = (
         numbers(heads * rows * depth),
         numbers(kv_heads * keys * depth),
@@ -56,6 +62,7 @@ fn attention(cx: &Context, [heads, kv_heads, rows, keys, depth]: [usize; 5], cau
         },
         key_lens: None,
         unseeing: Unseeing::Zero,
+        narrow,
     };
     let time = best(|| {
         let output = ViewMut::dense("out", out.as_mut_slice::<f32>(), [1, heads, rows, depth])
@@ -66,7 +73,7 @@ fn attention(cx: &Context, [heads, kv_heads, rows, keys, depth]: [usize; 5], cau
         4.0 * (heads * rows * keys * depth) as f64 * if causal && rows > 1 { 0.5 } else { 1.0 };
     let bytes = 8.0 * (kv_heads * keys * depth) as f64;
     println!(
-        "attention {heads}/{kv_heads} heads, {rows} rows, {keys} keys, depth {depth}, causal {causal}: {:.1} us, {:.1} GFLOP/s, {:.1} GB/s of keys and values",
+        "attention {heads}/{kv_heads} heads, {rows} rows, {keys} keys, depth {depth}, causal {causal}, narrow {narrow}: {:.1} us, {:.1} GFLOP/s, {:.1} GB/s of keys and values",
         time * 1e6,
         flops / time / 1e9,
         bytes / time / 1e9
@@ -186,19 +193,33 @@ fn main() {
         scratch: &scratch,
     };
     println!("{isa:?}, {threads} threads");
-    attention(&cx, [12, 12, 128, 128, 32], false);
-    attention(&cx, [12, 12, 512, 512, 64], false);
-    attention(&cx, [32, 8, 1024, 1024, 128], true);
-    attention(&cx, [9, 3, 1, 1024, 64], true);
-    attention(&cx, [32, 8, 1, 4096, 128], true);
-    attention(&cx, [32, 32, 1, 4096, 128], true);
-    rows(&cx, 16, 512);
-    rows(&cx, 64, 4096);
-    rows(&cx, 4096, 4096);
-    lstm(&cx, 128, 1, 1024);
-    lstm(&cx, 128, 16, 1024);
-    lstm(&cx, 128, 1, 128);
-    sort(&cx, 1, 1 << 16, 1 << 16);
-    sort(&cx, 64, 1000, 5);
-    sort(&cx, 1, 50_000, 40);
+    let chosen = std::env::args().nth(2);
+    let wanted = |name: &str| chosen.as_ref().is_none_or(|chosen| chosen == name);
+    if wanted("attention") {
+        for narrow in [false, true] {
+            attention(&cx, [12, 12, 128, 128, 32], false, narrow);
+            attention(&cx, [12, 12, 512, 512, 32], false, narrow);
+            attention(&cx, [12, 12, 512, 512, 64], false, narrow);
+            attention(&cx, [32, 8, 1024, 1024, 128], true, narrow);
+        }
+        attention(&cx, [9, 3, 1, 1024, 64], true, false);
+        attention(&cx, [32, 8, 1, 4096, 128], true, false);
+        attention(&cx, [32, 32, 1, 4096, 128], true, false);
+    }
+    if wanted("rows") {
+        rows(&cx, 16, 512);
+        rows(&cx, 64, 4096);
+        rows(&cx, 4096, 4096);
+        rows(&cx, 4096, 1024);
+    }
+    if wanted("lstm") {
+        lstm(&cx, 128, 1, 1024);
+        lstm(&cx, 128, 16, 1024);
+        lstm(&cx, 128, 1, 128);
+    }
+    if wanted("sort") {
+        sort(&cx, 1, 1 << 16, 1 << 16);
+        sort(&cx, 64, 1000, 5);
+        sort(&cx, 1, 50_000, 40);
+    }
 }

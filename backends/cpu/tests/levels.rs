@@ -9,23 +9,6 @@ use cupola_ir::convert::{self, Lanes};
 use cupola_ir::kernel::*;
 use cupola_ir::{Class, DType, Scalar, Tensor};
 
-const DTYPES: [DType; 14] = [
-    DType::F32,
-    DType::F64,
-    DType::F16,
-    DType::BF16,
-    DType::I8,
-    DType::I16,
-    DType::I32,
-    DType::I64,
-    DType::U8,
-    DType::U16,
-    DType::U32,
-    DType::U64,
-    DType::Bool,
-    DType::I4,
-];
-
 const SPECIAL: [f64; 16] = [
     0.0,
     -0.0,

@@ -11,24 +11,10 @@ use cupola_cpu::memory::Usage;
 use cupola_ir::kernel::*;
 use cupola_ir::{Class, DType, Dim, Scalar, Tensor, convert};
 
-const DTYPES: [DType; 16] = [
-    DType::F32,
-    DType::F32,
-    DType::F32,
-    DType::F64,
-    DType::F16,
-    DType::BF16,
-    DType::I8,
-    DType::I16,
-    DType::I32,
-    DType::I64,
-    DType::U8,
-    DType::U16,
-    DType::U32,
-    DType::U64,
-    DType::Bool,
-    DType::I4,
-];
+/// The types to draw from: f32 more often than others.
+fn drawn() -> Vec<DType> {
+    [DType::F32; 2].into_iter().chain(DTYPES).collect()
+}
 
 /// An index with its range.
 #[derive(Clone, Copy)]
@@ -262,7 +248,7 @@ impl Maker {
         let class = dtype.class();
         match self.r.below(8) {
             0 => {
-                let from = self.pick(&DTYPES);
+                let from = self.pick(&drawn());
                 let x = sub(self, from);
                 self.k.expr(Expr::Cast {
                     x,
@@ -276,7 +262,7 @@ impl Maker {
                 self.k.expr(Expr::Ternary(Scalar::Select, c, x, y))
             }
             2 if class == Class::Bool => {
-                let of = self.pick(&DTYPES);
+                let of = self.pick(&drawn());
                 let f = self.pick(&[Scalar::Eq, Scalar::Lt, Scalar::Le]);
                 let (x, y) = (sub(self, of), sub(self, of));
                 self.k.expr(Expr::Binary(f, x, y))
@@ -324,7 +310,7 @@ impl Maker {
             _ => AccumKind::Sum,
         };
         let sums = matches!(kind, AccumKind::Sum | AccumKind::Prod);
-        let dtypes: Vec<DType> = DTYPES
+        let dtypes: Vec<DType> = drawn()
             .into_iter()
             .filter(|d| match kind {
                 AccumKind::Sum => matches!(d, DType::F32 | DType::F64) || d.is_int(),
@@ -383,7 +369,7 @@ fn random_kernel(seed: u64) -> (Kernel, Vec<i64>, Vec<Vec<u8>>) {
     let all = [&outer[..], &own[..]].concat();
     let mut stores = vec![];
     for _ in 0..1 + m.r.below(2) {
-        let dtype = m.pick(&DTYPES);
+        let dtype = m.pick(&drawn());
         let value = match m.r.below(3) {
             0 if !accums.is_empty() => {
                 let (x, from) = m.pick(&accums);

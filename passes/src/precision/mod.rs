@@ -1,4 +1,4 @@
-//! Computes products with constant weights in a narrower type than the model's.
+//! Computes products with constant weights, and for bf16 attention, in a narrower type than the model's.
 //!
 //! Rules: weights are converted once, here; activations by an ordinary conversion, which a device's kernel makes as it reads or
 //! the kernel before as it writes; sums and results stay f32, and so does everything that is no product. Where the device has
@@ -110,6 +110,9 @@ impl Narrower<'_> {
         if let Op::Composite(CompositeOp::Recurrent(p)) = &node.op {
             return self.recurrent(&node, p);
         }
+        if let Op::Composite(CompositeOp::Attention(_)) = &node.op {
+            return self.attention(&node);
+        }
         let Some(side) = self.weight_side(&node) else {
             return Ok(None);
         };
@@ -171,6 +174,30 @@ impl Narrower<'_> {
             }
         }
         Ok(Some(self.graph.push(node.op.clone(), &operands)?.to_vec()))
+    }
+
+    /// Attention over queries, keys and values of the narrower type.
+    fn attention(&mut self, node: &Node) -> Result<Replaced, IrError> {
+        let inputs = &node.operands[..3];
+        let is_wide = |v: &ValueId| self.graph.dtype(*v) == DType::F32;
+        let mut types: Vec<TensorType> =
+            (node.operands.iter().map(|v| self.graph.tensor(*v))).collect();
+        for ty in &mut types[..3] {
+            ty.dtype = self.dtype;
+        }
+        let types: Vec<&TensorType> = types.iter().collect();
+        let claim = self.target.map(|t| (t.claim)(&node.op, &types));
+        let has_kernel = matches!(claim, None | Some(Claim::Yes { .. }));
+        if self.dtype != DType::BF16 || !has_kernel || !inputs.iter().all(is_wide) {
+            return Ok(None);
+        }
+        self.graph.set_origin(node.origins.first().cloned());
+        let mut operands = node.operands.to_vec();
+        for v in &mut operands[..3] {
+            *v = self.graph.cast(*v, self.dtype)?;
+        }
+        let result = self.graph.one(node.op.clone(), &operands)?;
+        Ok(Some(vec![self.graph.cast(result, DType::F32)?]))
     }
 
     /// Which operand of a product of f32 holds the weights.

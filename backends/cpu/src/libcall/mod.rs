@@ -63,7 +63,10 @@ pub(crate) fn claim(op: &Op, operands: &[&TensorType]) -> Claim {
         None => Claim::Yes {
             strided,
             epilogue,
-            converts: matches!(op, Op::Core(O::Contract(_))),
+            converts: matches!(
+                op,
+                Op::Core(O::Contract(_)) | Op::Composite(C::Attention(_))
+            ),
         },
     }
 }

@@ -11,6 +11,24 @@ use cupola_ir::kernel::*;
 use cupola_ir::ops::Contract;
 use cupola_ir::{Class, DType, Dim, Op, Tensor, Value, ValueType, eval};
 
+/// The types that kernels compute with.
+pub const DTYPES: [DType; 14] = [
+    DType::F32,
+    DType::F64,
+    DType::F16,
+    DType::BF16,
+    DType::I8,
+    DType::I16,
+    DType::I32,
+    DType::I64,
+    DType::U8,
+    DType::U16,
+    DType::U32,
+    DType::U64,
+    DType::Bool,
+    DType::I4,
+];
+
 /// Little-endian bytes of numbers.
 pub fn bytes<T: bytemuck::Pod>(values: &[T]) -> Vec<u8> {
     bytemuck::cast_slice(values).to_vec()

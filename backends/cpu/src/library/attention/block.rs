@@ -1,23 +1,29 @@
 //! One block of query rows against a range of keys.
+//!
+//! For each block of keys, which is packed once, the rows pass by in tiles: the scores of a tile stay in the first-level cache,
+//! where they become weights, which are the left operand of the second product as they are.
 
 use std::ops::Range;
 
-use super::vectors::{DotScores, Finish, Update};
+use bytemuck::Pod;
+
+use super::vectors::{DotScores, Finish, Softmax};
+use super::words::Words;
 use super::{Attention, Extents, Unseeing};
 use crate::error::Result;
 use crate::isa::Isa;
 use crate::library::Context;
-use crate::library::gemm::formats::{FloatWords, Floats};
+use crate::library::gemm::formats::FloatWords;
 use crate::library::gemm::pack::{Panel, Strided, pack_floats};
-use crate::library::gemm::tile::{Tile, TileSet, Tiles};
-use crate::library::simd::dispatch;
-use crate::library::view::Shared;
+use crate::library::gemm::tile::{LEFT_ROW, Tile, TileSet};
+use crate::library::simd::{Float, MAX_LANES, dispatch};
+use crate::library::view::{Shared, View};
 
-/// Keys in one step. Scores, keys and values of a block then fit into the second-level cache.
-pub(super) const BLOCK_KEYS: usize = 128;
+/// Keys in one step. The scores of a tile then fit into the first-level cache, keys and values into the second-level one. Steps
+/// begin at multiples of this, so that sums do not depend on the rows of a block.
+pub(super) const BLOCK_KEYS: usize = 256;
 
-/// Rows up to which scores are dot products of rows and keys in memory; more pay for packing the keys.
-const DOT_ROWS: usize = 3;
+const _: () = assert!(BLOCK_KEYS <= LEFT_ROW);
 
 /// Rows that share a key head, numbered head by head: `row = head in group * rows + position`.
 pub(super) struct RowBlock<'a, T> {
@@ -55,17 +61,17 @@ impl Part {
 
 /// Temporary memory of a block.
 #[derive(Clone, Copy)]
-pub(super) struct Work {
-    /// Rows of queries, scaled: left panels, or `[count, depth]` for dot products.
-    pub query: *mut f32,
+struct Work<W> {
+    /// Left panels of queries, or their rows for dot products.
+    query: *mut W,
     /// Right panels of keys.
-    pub keys: *mut f32,
+    keys: *mut W,
     /// Right panels of values.
-    pub values: *mut f32,
-    /// `[count, BLOCK_KEYS]`
-    pub scores: *mut f32,
-    /// One left panel of exponentials.
-    pub weights: *mut f32,
+    values: *mut W,
+    /// Scores, then weights of a tile: rows [`LEFT_ROW`] apart.
+    scores: *mut f32,
+    /// A tile's rows of queries, or a left panel of weights.
+    rows: *mut f32,
 }
 
 impl<T: FloatWords> RowBlock<'_, T> {
@@ -79,9 +85,9 @@ impl<T: FloatWords> RowBlock<'_, T> {
         )
     }
 
-    /// The keys that any row sees by position.
-    pub fn visible(&self) -> Range<usize> {
-        let ranges = (0..self.count)
+    /// The keys that any of these rows sees by position.
+    pub fn visible(&self, rows: Range<usize>) -> Range<usize> {
+        let ranges = rows
             .map(|row| self.row_range(row))
             .filter(|range| !range.is_empty());
         ranges
@@ -101,7 +107,7 @@ impl<T: FloatWords> RowBlock<'_, T> {
     }
 
     /// First element of an output row.
-    pub fn output_row(&self, row: usize, (to, strides): (Shared<T>, [usize; 4])) -> *mut T {
+    pub fn output_row<O>(&self, row: usize, (to, strides): (Shared<O>, [usize; 4])) -> *mut O {
         let (head, position) = self.place(row);
         to.get()
             .wrapping_add(self.batch * strides[0] + head * strides[1] + position * strides[2])
@@ -116,84 +122,107 @@ impl<T: FloatWords> RowBlock<'_, T> {
         }
     }
 
-    /// Attends to the keys in `span`. The state goes to `partial`, if given, else the result to the output.
-    pub fn run(
+    /// Attends to the keys in `span`. The state goes to `partial`, if given, else the result to the output. With `dots`, scores
+    /// are dot products of rows and keys in memory.
+    pub fn run<W: Words, O: Float>(
         &self,
         cx: &Context,
-        tiles: &TileSet<f32, T, f32>,
         span: Range<usize>,
+        dots: bool,
         partial: Option<*mut f32>,
-        to: (Shared<T>, [usize; 4]),
+        to: (Shared<O>, [usize; 4]),
     ) -> Result<()> {
         let Extents {
             depth, value_depth, ..
         } = self.extents;
-        let width = tiles.panel_cols();
-        let height = tiles.max_rows();
-        let padded_rows = self.count.next_multiple_of(height);
-        let padded_depth = value_depth.next_multiple_of(width);
-        let padded_keys = BLOCK_KEYS.next_multiple_of(width);
+        let (scorer, weigher) = (W::packed(cx.isa), W::over_rows(cx.isa));
+        let (height, width) = (scorer.max_rows(), scorer.panel_cols());
         let sizes = [
-            padded_rows * depth,
-            padded_keys * depth,
-            BLOCK_KEYS * padded_depth,
-            self.count * BLOCK_KEYS,
-            BLOCK_KEYS * height,
+            self.count.next_multiple_of(height) * depth,
+            BLOCK_KEYS.next_multiple_of(width) * depth.next_multiple_of(W::GROUP),
+            BLOCK_KEYS * value_depth.next_multiple_of(width),
+            LEFT_ROW * height,
+            height * depth.max(BLOCK_KEYS),
             self.count * (value_depth + 2),
-        ];
-        let lent = cx
-            .scratch
-            .take::<f32>(sizes.iter().map(|size| size.next_multiple_of(16)).sum())?;
+        ]
+        .map(|size| size.next_multiple_of(16));
+        let lent = cx.scratch.take::<f32>(sizes.iter().sum())?;
         let mut next = lent.as_ptr::<f32>();
-        let mut take = |size: usize| {
+        let [query, keys, values, scores, rows, state] = sizes.map(|size| {
             let start = next;
-            next = next.wrapping_add(size.next_multiple_of(16));
+            next = next.wrapping_add(size);
             start
-        };
-        let [query, keys, values, scores, weights, state] = sizes.map(&mut take);
-        let work = Work {
-            query,
-            keys,
-            values,
+        });
+        let work = Work::<W::Word> {
+            query: query.cast(),
+            keys: keys.cast(),
+            values: values.cast(),
             scores,
-            weights,
+            rows,
         };
         let part = Part::at(partial.unwrap_or(state), self.count, value_depth);
-        let dots = self.count <= DOT_ROWS && self.attention.key.strides()[3] == 1;
         // SAFETY: the buffers have the sizes taken above; spans are inside the operands.
         unsafe {
-            part.values.write_bytes(0, self.count * value_depth);
             std::slice::from_raw_parts_mut(part.largest, self.count).fill(f32::NEG_INFINITY);
             std::slice::from_raw_parts_mut(part.sum, self.count).fill(0.0);
-            if !span.is_empty() {
-                self.gather_query(work.query, height, dots);
+            if span.is_empty() {
+                part.values.write_bytes(0, self.count * value_depth);
+            } else if dots {
+                self.copy_query(cx.isa, 0, self.count, work.query.cast());
+            } else {
+                self.pack_query::<W>(cx.isa, height, &work);
             }
-            let whole = partial.is_none() && span.len() <= BLOCK_KEYS;
-            for start in span.clone().step_by(BLOCK_KEYS) {
-                let keys = start..span.end.min(start + BLOCK_KEYS);
-                if dots {
-                    dispatch(
-                        cx.isa,
-                        DotScores {
-                            block: self,
-                            work,
-                            keys: keys.clone(),
-                        },
-                    );
-                } else {
-                    self.tile_scores(cx.isa, height, &work, keys.clone());
+            let mut start = span.start / BLOCK_KEYS * BLOCK_KEYS;
+            let mut first = true;
+            while start < span.end {
+                let step = Step {
+                    keys: start..span.end.min(start + BLOCK_KEYS),
+                    first,
+                };
+                if !dots {
+                    self.pack_keys::<W>(cx.isa, width, &work, &step);
                 }
-                dispatch(
-                    cx.isa,
-                    Update {
+                let in_place = self.pack_values::<W>(cx.isa, width, &work, &step);
+                for row in (0..self.count).step_by(height) {
+                    let rows = row..self.count.min(row + height);
+                    let seen = self.visible(rows.clone());
+                    let keys = step.keys.start..seen.end.min(step.keys.end);
+                    if keys.is_empty() || seen.start >= keys.end {
+                        if first {
+                            let values = part.values.add(row * value_depth);
+                            values.write_bytes(0, rows.len() * value_depth);
+                        }
+                        continue;
+                    }
+                    let tile = RowTile { rows, keys };
+                    if dots {
+                        let scores = DotScores {
+                            block: self,
+                            query: work.query.cast(),
+                            scores: work.scores,
+                            tile: &tile,
+                        };
+                        dispatch(cx.isa, scores);
+                    } else {
+                        self.score::<W>(&scorer, &work, &tile);
+                    }
+                    let softmax = Softmax {
                         block: self,
-                        work,
+                        scores: work.scores,
                         part,
-                        keys: keys.clone(),
-                        whole,
-                    },
-                );
-                self.add_values(cx.isa, tiles, &work, part, keys);
+                        tile: &tile,
+                        first,
+                    };
+                    if in_place {
+                        dispatch(cx.isa, softmax.storing::<f32>());
+                        self.add_values_in_place(cx.isa, &work, part, &step, &tile);
+                    } else {
+                        dispatch(cx.isa, softmax.storing::<W>());
+                        self.add_values::<W>(&weigher, &work, part, &step, &tile);
+                    }
+                }
+                start = step.keys.end;
+                first = false;
             }
             if partial.is_none() {
                 dispatch(
@@ -209,32 +238,82 @@ impl<T: FloatWords> RowBlock<'_, T> {
         Ok(())
     }
 
-    /// Copies the query rows, scaled: interleaved in panels of `height` rows, or row by row for dot products.
-    unsafe fn gather_query(&self, to: *mut f32, height: usize, dots: bool) {
-        let depth = self.extents.depth;
+    /// The query rows from `first` on as an operand, if they are equally far apart.
+    fn query_rows(&self, first: usize, count: usize) -> Option<Strided<T>> {
         let strides = self.attention.query.strides();
-        let height = if dots { 1 } else { height };
-        if !self.count.is_multiple_of(height) {
-            let last = self.count / height * height;
-            // SAFETY: the last panel has room for `height` rows.
-            unsafe { to.add(last * depth).write_bytes(0, height * depth) };
+        let (head, position) = self.place(first);
+        let across = if self.extents.rows == 1 {
+            strides[1]
+        } else {
+            strides[2]
+        };
+        let alike = self.extents.rows == 1 || position + count <= self.extents.rows;
+        alike.then(|| Strided {
+            from: self
+                .attention
+                .query
+                .as_ptr()
+                .wrapping_add(self.batch * strides[0] + head * strides[1] + position * strides[2]),
+            across,
+            along: strides[3],
+            inner: self.extents.depth,
+        })
+    }
+
+    /// Copies query rows to rows that follow each other.
+    unsafe fn copy_query(&self, isa: Isa, first: usize, count: usize, to: *mut f32) {
+        let depth = self.extents.depth;
+        for row in 0..count {
+            let Some(source) = self.query_rows(first + row, 1) else {
+                unreachable!("bug: one row is not like itself");
+            };
+            let panel = Panel {
+                first: 0,
+                count: 1,
+                height: 1,
+                start: 0,
+                words: depth,
+                to: to.wrapping_add(row * depth),
+            };
+            // SAFETY: the row lies inside the operand; there is room for `count` rows.
+            unsafe { pack_floats(isa, &source, &panel) };
         }
-        for row in 0..self.count {
-            let (head, position) = self.place(row);
-            let offset = self.batch * strides[0] + head * strides[1] + position * strides[2];
-            let panel = to.wrapping_add(row / height * height * depth + row % height);
-            for d in 0..depth {
-                // SAFETY: inside the query operand and the panel.
-                unsafe {
-                    let x = (*self.attention.query.as_ptr().add(offset + d * strides[3])).widen();
-                    *panel.add(d * height) = x * self.attention.scale;
+    }
+
+    /// Packs the queries in panels of `height` rows.
+    unsafe fn pack_query<W: Words>(&self, isa: Isa, height: usize, work: &Work<W::Word>) {
+        let depth = self.extents.depth;
+        let words = depth.div_ceil(W::GROUP);
+        for first in (0..self.count).step_by(height) {
+            let count = height.min(self.count - first);
+            let panel = Panel {
+                first: 0,
+                count,
+                height,
+                start: 0,
+                words,
+                to: work.query.wrapping_add(first * words),
+            };
+            // SAFETY: the rows lie inside the operand or the copy, and the buffer has room for the panels.
+            unsafe {
+                if let Some(source) = self.query_rows(first, count) {
+                    W::pack(isa, &source, &panel);
+                } else {
+                    self.copy_query(isa, first, count, work.rows);
+                    let copy = Strided {
+                        from: work.rows.cast_const(),
+                        across: depth,
+                        along: 1,
+                        inner: depth,
+                    };
+                    W::pack(isa, &copy, &panel);
                 }
             }
         }
     }
 
-    /// First key (or value) row of this head.
-    pub fn strided(&self, view: &crate::library::View<'_, T, 4>) -> (*const T, [usize; 2]) {
+    /// First key (or value) row of this head, and the distances of rows and of elements.
+    pub fn strided(&self, view: &View<'_, T, 4>) -> (*const T, [usize; 2]) {
         let strides = view.strides();
         (
             view.as_ptr()
@@ -243,155 +322,201 @@ impl<T: FloatWords> RowBlock<'_, T> {
         )
     }
 
-    /// Scores of all rows by tiles.
-    unsafe fn tile_scores(&self, isa: Isa, height: usize, work: &Work, keys: Range<usize>) {
-        let tiles = Floats::<f32>::set(isa);
-        let (depth, width) = (self.extents.depth, tiles.panel_cols());
+    /// Packs the keys of a step in panels of `width` keys.
+    unsafe fn pack_keys<W: Words>(
+        &self,
+        isa: Isa,
+        width: usize,
+        work: &Work<W::Word>,
+        step: &Step,
+    ) {
         let (from, [across, along]) = self.strided(&self.attention.key);
         let source = Strided {
             from,
             across,
             along,
-            inner: depth,
+            inner: self.extents.depth,
         };
-        for (index, start) in keys.clone().step_by(width).enumerate() {
-            let count = width.min(keys.end - start);
-            let to = work.keys.wrapping_add(index * width * depth);
-            // SAFETY: the panel lies inside the keys, and the buffer has room for it.
-            unsafe {
-                pack_floats(
-                    isa,
-                    &source,
-                    &Panel {
-                        first: start,
-                        count,
-                        height: width,
-                        start: 0,
-                        words: depth,
-                        to,
-                    },
-                )
+        let words = self.extents.depth.div_ceil(W::GROUP);
+        for first in step.keys.clone().step_by(width) {
+            let panel = Panel {
+                first,
+                count: width.min(step.keys.end - first),
+                height: width,
+                start: 0,
+                words,
+                to: work.keys.wrapping_add((first - step.keys.start) * words),
             };
-        }
-        for row in (0..self.count).step_by(height) {
-            let rows = height.min(self.count - row);
-            let a = work.query.wrapping_add(row * depth);
-            for (index, start) in keys.clone().step_by(width).enumerate() {
-                let cols = width.min(keys.end - start);
-                let b = work.keys.wrapping_add(index * width * depth);
-                let c = work.scores.wrapping_add(row * BLOCK_KEYS + index * width);
-                let tile = Tile {
-                    inner: depth,
-                    a,
-                    b,
-                    b_stride: width,
-                    c,
-                    c_stride: BLOCK_KEYS,
-                    rows,
-                    cols,
-                    add: false,
-                    ahead: None,
-                };
-                // SAFETY: the panels were packed above, for tiles of `height` rows.
-                unsafe { tiles.code(height, cols)(&tile) };
-            }
+            // SAFETY: the panel lies inside the keys, and the buffer has room for it.
+            unsafe { W::pack(isa, &source, &panel) };
         }
     }
 
-    /// Adds the values of a block of keys, weighted by the exponentials.
-    unsafe fn add_values(
+    /// Packs the values of a step in panels of `width` columns, unless few rows use them; tells whether they are used in place.
+    unsafe fn pack_values<W: Words>(
         &self,
         isa: Isa,
-        tiles: &TileSet<f32, T, f32>,
-        work: &Work,
+        width: usize,
+        work: &Work<W::Word>,
+        step: &Step,
+    ) -> bool {
+        let depth = self.extents.value_depth;
+        let (from, [along, across]) = self.strided(&self.attention.value);
+        // Whole panels of any level: sums have another order in place.
+        if across == 1 && depth.is_multiple_of(2 * MAX_LANES) && self.few() {
+            return true;
+        }
+        let source = Strided {
+            from,
+            across,
+            along,
+            inner: step.keys.end,
+        };
+        let words = step.keys.len().div_ceil(W::GROUP);
+        for first in (0..depth).step_by(width) {
+            let panel = Panel {
+                first,
+                count: width.min(depth - first),
+                height: width,
+                start: step.keys.start / W::GROUP,
+                words,
+                to: work.values.wrapping_add(first * words),
+            };
+            // SAFETY: the panel lies inside the values, and the buffer has room for it.
+            unsafe { W::pack(isa, &source, &panel) };
+        }
+        false
+    }
+
+    /// Whether all rows of the key head are few, see [`super::FEW_ROWS`].
+    fn few(&self) -> bool {
+        self.extents.group_rows() <= super::FEW_ROWS
+    }
+
+    /// Scores of a tile of rows.
+    unsafe fn score<W: Words>(
+        &self,
+        tiles: &TileSet<W::Word, W::Word, f32>,
+        work: &Work<W::Word>,
+        RowTile { rows, keys }: &RowTile,
+    ) {
+        let words = self.extents.depth.div_ceil(W::GROUP);
+        let width = tiles.panel_cols();
+        for at in (0..keys.len()).step_by(width) {
+            let cols = width.min(keys.len() - at);
+            let tile = Tile {
+                inner: words,
+                a: work.query.wrapping_add(rows.start * words).cast_const(),
+                b: work.keys.wrapping_add(at * words).cast_const(),
+                b_stride: width,
+                c: work.scores.wrapping_add(at),
+                c_stride: LEFT_ROW,
+                rows: rows.len(),
+                cols,
+                add: false,
+                ahead: None,
+            };
+            // SAFETY: the panels are packed, the left ones for the tallest tiles; a row of scores has room for all keys.
+            unsafe { tiles.code(tiles.max_rows(), cols)(&tile) };
+        }
+    }
+
+    /// Adds packed values, weighted.
+    unsafe fn add_values<W: Words>(
+        &self,
+        tiles: &TileSet<W::Word, W::Word, f32>,
+        work: &Work<W::Word>,
         part: Part,
-        keys: Range<usize>,
+        step: &Step,
+        RowTile { rows, keys }: &RowTile,
     ) {
         let depth = self.extents.value_depth;
-        let (width, height) = (tiles.panel_cols(), tiles.max_rows());
-        let (from, [along, across]) = self.strided(&self.attention.value);
-        let in_place = across == 1 && depth.is_multiple_of(width) && self.count <= height;
-        let words = keys.len();
-        if !in_place {
-            let source = Strided {
-                from,
-                across,
-                along,
-                inner: self.extents.keys,
+        let words = step.keys.len().div_ceil(W::GROUP);
+        let width = tiles.panel_cols();
+        for col in (0..depth).step_by(width) {
+            let cols = width.min(depth - col);
+            let tile = Tile {
+                inner: keys.len().div_ceil(W::GROUP),
+                a: work.scores.cast_const().cast(),
+                b: work.values.wrapping_add(col * words).cast_const(),
+                b_stride: width,
+                c: part.values.wrapping_add(rows.start * depth + col),
+                c_stride: depth,
+                rows: rows.len(),
+                cols,
+                add: !step.first,
+                ahead: None,
             };
-            for first in (0..depth).step_by(width) {
-                let to = work.values.wrapping_add(first * words);
-                let count = width.min(depth - first);
-                let panel = Panel {
-                    first,
-                    count,
-                    height: width,
-                    start: keys.start,
-                    words,
-                    to,
-                };
-                // SAFETY: the panel lies inside the values, and the buffer has room for it.
-                unsafe { pack_floats(isa, &source, &panel) };
-            }
+            // SAFETY: the values are packed; a tile reads rows that exist, as `scores` has room for the tallest, and writes
+            // inside the block's state.
+            unsafe { tiles.code(tiles.tile_rows(rows.len()), cols)(&tile) };
         }
-        let wide = Floats::<f32>::set(isa);
-        for row in (0..self.count).step_by(height) {
-            let rows = height.min(self.count - row);
-            let tile_rows = tiles.tile_rows(rows);
-            let scores = Strided {
-                from: work.scores.cast_const(),
-                across: BLOCK_KEYS,
-                along: 1,
-                inner: words,
-            };
-            let panel = Panel {
-                first: row,
-                count: rows,
-                height: tile_rows,
-                start: 0,
-                words,
-                to: work.weights,
-            };
-            // SAFETY: the panel lies inside the scores; tiles write inside the block's state.
-            unsafe {
-                pack_floats(isa, &scores, &panel);
+    }
+
+    /// Adds values where they are, weighted: a few rows at a time, each over all columns, so that memory is read in long runs.
+    unsafe fn add_values_in_place(
+        &self,
+        isa: Isa,
+        work: &Work<impl Pod>,
+        part: Part,
+        step: &Step,
+        RowTile { rows, keys }: &RowTile,
+    ) {
+        let depth = self.extents.value_depth;
+        let tiles = T::tiles(isa);
+        let width = tiles.panel_cols();
+        let (from, [along, _]) = self.strided(&self.attention.value);
+        let height = tiles.tile_rows(rows.len());
+        let weights = Strided {
+            from: work.scores.cast_const(),
+            across: LEFT_ROW,
+            along: 1,
+            inner: keys.len(),
+        };
+        let panel = Panel {
+            first: 0,
+            count: rows.len(),
+            height,
+            start: 0,
+            words: keys.len(),
+            to: work.rows,
+        };
+        // SAFETY: the panel lies inside the weights, and the buffer has room for it; columns are whole panels.
+        unsafe {
+            pack_floats(isa, &weights, &panel);
+            for at in (0..keys.len()).step_by(VALUE_ROWS) {
                 for col in (0..depth).step_by(width) {
-                    let cols = width.min(depth - col);
-                    let c = part.values.add(row * depth + col);
-                    let (inner, a, c_stride, add) = (words, work.weights.cast_const(), depth, true);
-                    if in_place {
-                        let b = from.wrapping_add(keys.start * along + col);
-                        let tile = Tile {
-                            inner,
-                            a,
-                            b,
-                            b_stride: along,
-                            c,
-                            c_stride,
-                            rows,
-                            cols,
-                            add,
-                            ahead: None,
-                        };
-                        tiles.code(tile_rows, cols)(&tile);
-                    } else {
-                        let b = work.values.cast_const().add(col * words);
-                        let tile = Tile {
-                            inner,
-                            a,
-                            b,
-                            b_stride: width,
-                            c,
-                            c_stride,
-                            rows,
-                            cols,
-                            add,
-                            ahead: None,
-                        };
-                        wide.code(tile_rows, cols)(&tile);
-                    }
+                    let tile = Tile {
+                        inner: VALUE_ROWS.min(keys.len() - at),
+                        a: work.rows.wrapping_add(at * height).cast_const(),
+                        b: from.wrapping_add((keys.start + at) * along + col),
+                        b_stride: along,
+                        c: part.values.wrapping_add(rows.start * depth + col),
+                        c_stride: depth,
+                        rows: rows.len(),
+                        cols: width,
+                        add: !step.first || at > 0,
+                        ahead: None,
+                    };
+                    tiles.code(height, width)(&tile);
                 }
             }
         }
     }
+}
+
+/// Rows of values used in place at a time.
+const VALUE_ROWS: usize = 16;
+
+/// A step along the keys.
+struct Step {
+    keys: Range<usize>,
+    /// Nothing has been added up before.
+    first: bool,
+}
+
+/// Rows of a block, and the keys of a step up to the last that any of them sees by position.
+pub(super) struct RowTile {
+    pub rows: Range<usize>,
+    pub keys: Range<usize>,
 }

@@ -3,24 +3,27 @@
 //! The query rows that share a head of keys (several positions, and several heads where queries are grouped) are cut into
 //! blocks; for each of them, blocks of keys and values pass by, and the softmax is kept up to date as they do: largest score so
 //! far, sum of exponentials, and the weighted sum of values, rescaled when the largest score grows. Few rows against many keys
-//! (decoding) are cut along the keys too, and the parts are combined at the end. How the work is cut depends on the shapes and
-//! the [`crate::isa::Isa`] only, so the result does not depend on the number of threads.
+//! (decoding) are cut along the keys too, and the parts are combined at the end. How the keys are cut depends on the shapes only,
+//! so the result depends neither on the number of threads nor on the width of vectors (as long as they multiply and add alike).
 //!
-//! Reading order: this file (contract and division of work), `block` (one block of rows), `vectors`.
+//! Reading order: this file (contract and division of work), `block` (one block of rows), `words`, `vectors`.
 
 mod block;
 mod vectors;
+mod words;
 
 #[cfg(test)]
 mod tests;
 
 use crate::error::{Error, Result};
 use crate::library::Context;
+use crate::library::gemm::driver::IN_PLACE_ROWS;
 use crate::library::gemm::formats::FloatWords;
 use crate::library::simd::loops::for_each_vector;
-use crate::library::simd::{Kernel, Simd, dispatch};
+use crate::library::simd::{Float, Kernel, Simd, dispatch};
 use crate::library::view::{Shared, View, ViewMut, mismatch};
 use block::{Part, RowBlock};
+use half::bf16;
 
 /// Operands and options. `heads` must be a multiple of `kv_heads`; query head `h` uses key head `h / (heads / kv_heads)`.
 #[derive(Debug, Clone, Copy)]
@@ -43,6 +46,8 @@ pub struct Attention<'a, T> {
     pub key_lens: Option<&'a [usize]>,
     /// What a row without any visible key yields.
     pub unseeing: Unseeing,
+    /// Queries, keys, weights and values may be rounded to bf16 before they are multiplied, where that is faster.
+    pub narrow: bool,
 }
 
 /// A mask of scores.
@@ -107,12 +112,17 @@ pub enum Unseeing {
 /// Keys of one part when few rows meet many keys.
 const PART_KEYS: usize = 512;
 
-/// Tiles of rows in a block, at least and at most where there are many rows.
-const LEAST_TILES: usize = 4;
-const MOST_TILES: usize = 12;
+const _: () = assert!(PART_KEYS.is_multiple_of(block::BLOCK_KEYS));
 
-/// Blocks that are enough for any number of threads.
-const MANY_UNITS: usize = 32;
+/// Rows of a key head up to which keys are cut into parts, and values used where they are.
+const FEW_ROWS: usize = IN_PLACE_ROWS;
+
+/// Rows of a key head up to which scores are dot products of rows and keys in memory; more pay for packing the keys.
+const DOT_ROWS: usize = 3;
+
+/// Rows in a block, at least and at most where there are many: packing keys and values then costs a few percent.
+const LEAST_ROWS: usize = 56;
+const MOST_ROWS: usize = 168;
 
 /// Extents of one attention.
 #[derive(Debug, Clone, Copy)]
@@ -126,14 +136,35 @@ struct Extents {
     value_depth: usize,
 }
 
+impl Extents {
+    /// Rows that share a key head.
+    fn group_rows(&self) -> usize {
+        self.heads / self.kv_heads * self.rows
+    }
+
+    /// Rows of the blocks into which those of a key head are cut.
+    fn block_rows(&self, threads: usize, tile_rows: usize) -> usize {
+        let rows = self.group_rows();
+        if rows <= FEW_ROWS {
+            return rows;
+        }
+        // Tall blocks pack keys and values less often, short ones can be shared out better.
+        let wanted = if threads == 1 { 1 } else { 4 * threads };
+        let blocks = wanted
+            .div_ceil(self.batch * self.kv_heads)
+            .clamp(rows.div_ceil(MOST_ROWS), rows.div_ceil(LEAST_ROWS));
+        rows.div_ceil(blocks).next_multiple_of(tile_rows)
+    }
+}
+
 /// Computes attention into `output`, `[batch, heads, rows, value_depth]`, whose last dimension must be dense. Scores and sums are
-/// f32 whatever the type; the result is rounded once.
+/// f32 whatever the types; the result is rounded once.
 ///
 /// Errors: extents that do not agree, an output whose last dimension is not dense, out of memory.
-pub fn attend<T: FloatWords>(
+pub fn attend<T: FloatWords, O: Float>(
     cx: &Context,
     attention: &Attention<'_, T>,
-    output: ViewMut<'_, T, 4>,
+    output: ViewMut<'_, O, 4>,
 ) -> Result<()> {
     let extents = check(attention, &output)?;
     let Extents {
@@ -148,22 +179,10 @@ pub fn attend<T: FloatWords>(
     if batch == 0 || heads == 0 || rows == 0 || value_depth == 0 {
         return Ok(());
     }
-    let tiles = T::tiles(cx.isa);
-    let group_rows = heads / kv_heads * rows;
-    let few = group_rows <= tiles.max_rows();
-    let block_rows = if few {
-        group_rows
-    } else {
-        // Tall blocks pack keys and values less often, short ones can be shared out better.
-        let [least, most] =
-            [LEAST_TILES, MOST_TILES].map(|n| group_rows.div_ceil(n * tiles.max_rows()));
-        let blocks = MANY_UNITS.div_ceil(batch * kv_heads).clamp(most, least);
-        group_rows
-            .div_ceil(blocks)
-            .next_multiple_of(tiles.max_rows())
-    };
+    let group_rows = extents.group_rows();
+    let block_rows = extents.block_rows(cx.pool.threads(), T::tiles(cx.isa).max_rows());
     let blocks = group_rows.div_ceil(block_rows);
-    let parts = if few {
+    let parts = if group_rows <= FEW_ROWS {
         keys.div_ceil(PART_KEYS).max(1)
     } else {
         1
@@ -177,6 +196,8 @@ pub fn attend<T: FloatWords>(
     } else {
         None
     };
+    let dots = group_rows <= DOT_ROWS && attention.key.strides()[3] == 1;
+    let narrow = attention.narrow && cx.isa.bf16() && !dots;
     let row_block = |unit: usize| {
         let first = unit % blocks * block_rows;
         RowBlock {
@@ -191,7 +212,7 @@ pub fn attend<T: FloatWords>(
     cx.try_run(units * parts, |index| {
         let (unit, part) = (index / parts, index % parts);
         let block = row_block(unit);
-        let visible = block.visible();
+        let visible = block.visible(0..block.count);
         let span = match parts {
             1 => visible,
             _ => visible.start.max(part * PART_KEYS)..visible.end.min((part + 1) * PART_KEYS),
@@ -199,7 +220,11 @@ pub fn attend<T: FloatWords>(
         let result = partial
             .as_ref()
             .map(|lent| lent.as_ptr::<f32>().wrapping_add(index * part_len));
-        block.run(cx, &tiles, span, result, to)
+        if narrow {
+            block.run::<bf16, O>(cx, span, dots, result, to)
+        } else {
+            block.run::<f32, O>(cx, span, dots, result, to)
+        }
     })?;
     if let Some(partial) = &partial {
         cx.pool.run(units, |unit| {
@@ -221,7 +246,10 @@ pub fn attend<T: FloatWords>(
     Ok(())
 }
 
-fn check<T: FloatWords>(attention: &Attention<T>, output: &ViewMut<'_, T, 4>) -> Result<Extents> {
+fn check<T: FloatWords, O: Float>(
+    attention: &Attention<T>,
+    output: &ViewMut<'_, O, 4>,
+) -> Result<Extents> {
     let [batch, heads, rows, depth] = attention.query.shape();
     let [key_batch, kv_heads, keys, key_depth] = attention.key.shape();
     let [.., value_depth] = attention.value.shape();
@@ -287,15 +315,15 @@ fn check<T: FloatWords>(attention: &Attention<T>, output: &ViewMut<'_, T, 4>) ->
 }
 
 /// Combines the parts of one block of rows.
-struct Combine<'a, T> {
+struct Combine<'a, T, O> {
     block: &'a RowBlock<'a, T>,
     from: *const f32,
     parts: usize,
     part_len: usize,
-    to: (Shared<T>, [usize; 4]),
+    to: (Shared<O>, [usize; 4]),
 }
 
-impl<T: FloatWords> Kernel for Combine<'_, T> {
+impl<T: FloatWords, O: Float> Kernel for Combine<'_, T, O> {
     type Output = ();
 
     #[inline(always)]
@@ -337,7 +365,7 @@ impl<T: FloatWords> Kernel for Combine<'_, T> {
                         let values = s.load_first(part(p).values.add(row * depth + at), len);
                         v = s.mul_add(values, s.splat(weight(p)), v);
                     }
-                    T::store_first_or_all(s, out.add(at), len, s.mul(v, s.splat(factor)));
+                    O::store_first_or_all(s, out.add(at), len, s.mul(v, s.splat(factor)));
                 });
             }
         }

@@ -8,7 +8,8 @@ use super::pack::{Panel, Strided, pack_elements};
 use super::{Matrix, Number, OneLeft, OneRight, Sum};
 use crate::error::Result;
 use crate::library::Context;
-use crate::library::simd::{Float, Kernel, MAX_LANES, Simd, dispatch};
+use crate::library::simd::loops::for_each_part;
+use crate::library::simd::{Float, Kernel, MAX_VECTORS, PARTS, Simd, dispatch, sum_parts};
 use crate::library::view::Shared;
 
 /// Rows or columns up to which dot products beat packing, measured against the tiles at 2048 by 2048.
@@ -170,44 +171,32 @@ impl<T: Float> Kernel for Dots<'_, T> {
     }
 }
 
-/// Partial sums of every element, whatever the width of vectors, so that levels agree.
-const PARTS: usize = MAX_LANES;
-/// Most vectors that hold them.
-const MAX_VECTORS: usize = 4;
-
 impl<T: Float> Dots<'_, T> {
     /// `R` rows by `C` columns of the part.
     #[inline(always)]
     fn block<S: Simd, const R: usize, const C: usize>(&self, s: S, row: usize, col: usize) {
         let inner = self.left.inner;
         let mut sums = [[[s.splat(0.0); MAX_VECTORS]; C]; R];
-        for first in (0..inner).step_by(PARTS) {
-            for vector in 0..PARTS / S::LANES {
-                let at = first + vector * S::LANES;
-                let len = inner.saturating_sub(at).min(S::LANES);
-                if len == 0 {
-                    break;
+        for_each_part!(s, inner, |vector, at, len| {
+            // SAFETY: `len` elements from `at` on lie inside the rows and columns.
+            unsafe {
+                let mut right = [s.splat(0.0); C];
+                for (c, v) in right.iter_mut().enumerate() {
+                    let from = self.right.at(self.part.col + col + c, at);
+                    *v = T::load_first_or_all(s, from, len);
                 }
-                // SAFETY: `len` elements from `at` on lie inside the rows and columns.
-                unsafe {
-                    let mut right = [s.splat(0.0); C];
-                    for (c, v) in right.iter_mut().enumerate() {
-                        let from = self.right.at(self.part.col + col + c, at);
-                        *v = T::load_first_or_all(s, from, len);
-                    }
-                    for (r, sums) in sums.iter_mut().enumerate() {
-                        let from = self.left.at(self.part.row + row + r, at);
-                        let left = T::load_first_or_all(s, from, len);
-                        for (sum, right) in sums.iter_mut().zip(right) {
-                            sum[vector] = s.mul_add(left, right, sum[vector]);
-                        }
+                for (r, sums) in sums.iter_mut().enumerate() {
+                    let from = self.left.at(self.part.row + row + r, at);
+                    let left = T::load_first_or_all(s, from, len);
+                    for (sum, right) in sums.iter_mut().zip(right) {
+                        sum[vector] = s.mul_add(left, right, sum[vector]);
                     }
                 }
             }
-        }
+        });
         for (r, sums) in sums.iter().enumerate() {
             for (c, sum) in sums.iter().enumerate() {
-                let sum = joined(s, sum);
+                let sum = sum_parts(s, sum);
                 // SAFETY: the element is inside the part, which is ours.
                 unsafe {
                     let to = self.part.start;
@@ -217,15 +206,4 @@ impl<T: Float> Dots<'_, T> {
             }
         }
     }
-}
-
-/// The sum of [`PARTS`] lanes: halves are added to halves.
-#[inline(always)]
-fn joined<S: Simd>(s: S, vectors: &[S::F; MAX_VECTORS]) -> f32 {
-    let [a, b, c, d] = *vectors;
-    s.sum(match PARTS / S::LANES {
-        1 => a,
-        2 => s.add(a, b),
-        _ => s.add(s.add(a, c), s.add(b, d)),
-    })
 }

@@ -6,13 +6,12 @@
 //! together fit into half of the second-level cache, pass by. The result of every element is the same sequence of operations
 //! however the work is divided.
 
-use std::ops::Range;
-
 use bytemuck::Pod;
 
+use super::block::{Block, BlockWork, Panels, share, task_grid};
 use super::pack::Panel;
 use super::packed::Packed;
-use super::tile::{Ahead, Tile, TileSet};
+use super::tile::TileSet;
 use crate::error::Result;
 use crate::isa::caches;
 use crate::library::Context;
@@ -127,6 +126,10 @@ const DISCARD_BLOCK: usize = 1 << 20;
 /// Multiplications below which a product is not divided among threads (about 2 us of work).
 const SERIAL_STEPS: usize = 1 << 17;
 
+/// Rows of the left operand up to which rows of the right one are read in place. Those of the tallest tile, but the same at every
+/// level, because it decides the order of sums.
+pub(crate) const IN_PLACE_ROWS: usize = 14;
+
 /// Words along the inner dimension in each block but the last. Depends on `inner` only, so that packed operands agree.
 pub(crate) fn inner_block(inner: usize) -> usize {
     let blocks = inner.div_ceil(INNER_BLOCK).max(1);
@@ -137,32 +140,6 @@ pub(crate) fn inner_block(inner: usize) -> usize {
 pub(crate) fn panel_rows<A, B, C>(tiles: &TileSet<A, B, C>, rows: usize) -> usize {
     let panels = rows.div_ceil(tiles.max_rows()).max(1);
     tiles.tile_rows(rows.div_ceil(panels)).max(1)
-}
-
-/// The part of the product that one pair of regions computes.
-#[derive(Debug, Clone, Copy)]
-struct Block {
-    row: usize,
-    rows: usize,
-    col: usize,
-    cols: usize,
-    start: usize,
-    words: usize,
-    last: bool,
-}
-
-/// Left and right panels of a block in memory.
-#[derive(Clone, Copy)]
-struct Panels<A, B> {
-    left: Shared<A>,
-    right: Shared<B>,
-    /// Words between right panels, and between the rows of one.
-    right_panel: usize,
-    right_row: usize,
-    /// The last panel, where it does not follow the others.
-    right_last: Option<Shared<B>>,
-    /// Whether the right rows are read in place by few left rows.
-    sliced: bool,
 }
 
 impl<A: Pod + Send + Sync, B: Pod + Send + Sync, C: Pod + Send + Sync> Product<'_, A, B, C> {
@@ -313,10 +290,10 @@ impl<A: Pod + Send + Sync, B: Pod + Send + Sync, C: Pod + Send + Sync> Product<'
                 from,
                 stride,
                 packer,
-            } if self.reads_rows(tiles) => {
+            } if self.reads_rows() => {
                 panels.right = Shared(from.get().wrapping_add(block.start * stride + block.col));
                 (panels.right_panel, panels.right_row) = (width, stride);
-                panels.sliced = self.rows <= tiles.max_rows();
+                panels.sliced = self.rows <= IN_PLACE_ROWS;
                 let ragged = !block.cols.is_multiple_of(width);
                 panels.right_last = ragged.then_some(Shared(scratch_right));
                 (
@@ -376,233 +353,18 @@ impl<A: Pod + Send + Sync, B: Pod + Send + Sync, C: Pod + Send + Sync> Product<'
     }
 
     /// Whether the right operand is read where it is: when few left panels use it, or when it is small.
-    fn reads_rows(&self, tiles: &TileSet<A, B, C>) -> bool {
+    fn reads_rows(&self) -> bool {
         let small = self
             .inner
             .saturating_mul(self.cols)
             .saturating_mul(size_of::<B>())
             <= caches().l1;
-        self.rows <= tiles.max_rows() || small
+        self.rows <= IN_PLACE_ROWS || small
     }
 }
-
-/// A block whose panels are packed.
-struct BlockWork<'a, A: 'static, B: 'static, C: 'static> {
-    product: &'a Product<'a, A, B, C>,
-    tiles: &'a TileSet<A, B, C>,
-    height: usize,
-    block: &'a Block,
-    panels: &'a Panels<A, B>,
-    /// First element of the block in the target, and the distance of rows there.
-    to: Shared<C>,
-    row_stride: usize,
-    add: bool,
-}
-
-/// A part of the inner dimension of a block, and what to fetch meanwhile.
-#[derive(Clone, Copy)]
-struct Steps<B> {
-    start: usize,
-    len: usize,
-    /// Read next; None: nothing that would not come by itself.
-    ahead: Option<Ahead<B>>,
-}
-
-impl<A: Pod + Send + Sync, B: Pod + Send + Sync, C: Pod + Send + Sync> BlockWork<'_, A, B, C> {
-    /// A range of left panels by a range of right panels, epilogue included.
-    ///
-    /// # Safety
-    /// The panels are packed, and nobody else touches this part of the target.
-    unsafe fn task(&self, left: Range<usize>, right: Range<usize>) {
-        let Block { words, .. } = *self.block;
-        let few_rows = is_resident::<A>(left.len() * self.height, words);
-        // SAFETY: passed on.
-        unsafe {
-            if self.panels.sliced {
-                // Rows read in place come a few at a time, each over all columns, so that memory is read in long runs.
-                for panel in left.clone() {
-                    for start in (0..words.max(1)).step_by(ROW_SLICE) {
-                        let len = ROW_SLICE.min(words - start);
-                        let steps = Steps {
-                            start,
-                            len,
-                            ahead: None,
-                        };
-                        right
-                            .clone()
-                            .for_each(|other| self.tile(panel, other, steps));
-                    }
-                }
-            } else if few_rows {
-                // The left panels stay in the second-level cache and every right panel is read once, the next one being
-                // fetched while this one is used.
-                for panel in right.clone() {
-                    for (pass, other) in left.clone().enumerate() {
-                        let ahead = Some(self.ahead(panel, pass, left.len()));
-                        self.tile(
-                            other,
-                            panel,
-                            Steps {
-                                start: 0,
-                                len: words,
-                                ahead,
-                            },
-                        );
-                    }
-                }
-            } else {
-                for (pass, panel) in left.clone().enumerate() {
-                    for other in right.clone() {
-                        let ahead = (pass == 0).then(|| self.ahead(other, 0, 1));
-                        self.tile(
-                            panel,
-                            other,
-                            Steps {
-                                start: 0,
-                                len: words,
-                                ahead,
-                            },
-                        );
-                    }
-                    self.finish(panel..panel + 1, right.clone());
-                }
-                return;
-            }
-            self.finish(left, right);
-        }
-    }
-
-    /// The part of the right panel after `panel` that is to be fetched in pass `pass` of `passes` over `panel`.
-    fn ahead(&self, panel: usize, pass: usize, passes: usize) -> Ahead<B> {
-        let next = self
-            .panels
-            .right
-            .get()
-            .wrapping_add((panel + 1) * self.panels.right_panel);
-        let row = self.panels.right_row;
-        let step = row.div_ceil(passes);
-        Ahead {
-            from: next.wrapping_add(pass * step * self.block.words),
-            step,
-        }
-    }
-
-    /// One tile.
-    #[inline]
-    unsafe fn tile(&self, left_panel: usize, right_panel: usize, steps: Steps<B>) {
-        let BlockWork {
-            tiles,
-            height,
-            block,
-            panels,
-            row_stride,
-            ..
-        } = *self;
-        let width = tiles.panel_cols();
-        let row = left_panel * height;
-        let rows = height.min(block.rows - row);
-        let tile_rows = tiles.tile_rows(rows);
-        let cols = width.min(block.cols - right_panel * width);
-        let a = panels
-            .left
-            .get()
-            .wrapping_add(row * block.words + steps.start * tile_rows);
-        let (b, b_stride) = match panels.right_last {
-            Some(last) if cols < width => (last.get(), width),
-            _ => (
-                panels
-                    .right
-                    .get()
-                    .wrapping_add(right_panel * panels.right_panel),
-                panels.right_row,
-            ),
-        };
-        let b = b.wrapping_add(steps.start * b_stride);
-        let tile = Tile {
-            inner: steps.len,
-            a,
-            b,
-            b_stride,
-            c: self
-                .to
-                .get()
-                .wrapping_add(row * row_stride + right_panel * width),
-            c_stride: row_stride,
-            rows,
-            cols,
-            add: self.add || steps.start > 0,
-            ahead: steps.ahead,
-        };
-        // SAFETY: the tile's operands are packed, its target lies inside the product; the set was made for this processor.
-        unsafe { tiles.code(tile_rows, cols)(&tile) };
-    }
-
-    /// Hands a finished part to the epilogue.
-    fn finish(&self, left: Range<usize>, right: Range<usize>) {
-        let (true, Some(epilogue)) = (self.block.last, self.product.epilogue) else {
-            return;
-        };
-        let width = self.tiles.panel_cols();
-        let (row, col) = (left.start * self.height, right.start * width);
-        epilogue(Finished {
-            start: self.to.get().wrapping_add(row * self.row_stride + col),
-            row_stride: self.row_stride,
-            batch: self.product.batch,
-            row: self.block.row + row,
-            rows: (left.end * self.height).min(self.block.rows) - row,
-            col: self.block.col + col,
-            cols: (right.end * width).min(self.block.cols) - col,
-        });
-    }
-}
-
-/// Rows of the right operand read in place at a time.
-const ROW_SLICE: usize = 8;
 
 /// Words below which packing is not divided among threads (about 2 us).
 const PACK_SERIAL_WORDS: usize = 16 << 10;
-
-/// Range `index` of `count` things divided evenly into `groups`.
-fn share(count: usize, groups: usize, index: usize) -> std::ops::Range<usize> {
-    index * count / groups..(index + 1) * count / groups
-}
-
-/// Whether rows of the left operand stay in the second-level cache while right panels pass by.
-fn is_resident<A>(rows: usize, words: usize) -> bool {
-    rows * words * size_of::<A>() <= caches().l2 / 4
-}
-
-/// Into how many groups of left and right panels a block is divided.
-fn task_grid<A, B, C>(
-    tiles: &TileSet<A, B, C>,
-    block: &Block,
-    left_panels: usize,
-    right_panels: usize,
-    threads: usize,
-    panels: &Panels<A, B>,
-) -> (usize, usize) {
-    // What stays in a cache while a task runs: rows of the product when sliced, else the right panels.
-    let resident = if panels.sliced {
-        caches().l1 / 2 / (block.rows * tiles.panel_cols() * size_of::<C>())
-    } else {
-        caches().l2 / 2 / (block.words * tiles.panel_cols() * size_of::<B>()).max(1)
-    }
-    .max(1);
-    let mut col_groups = right_panels.div_ceil(resident);
-    if threads == 1 {
-        return (1, col_groups);
-    }
-    let wanted = 4 * threads;
-    if !panels.sliced && right_panels >= wanted && is_resident::<A>(block.rows, block.words) {
-        // Neighbouring panels follow each other on a thread, so that fetching ahead is never in vain.
-        return (1, right_panels.min(4 * wanted).max(col_groups));
-    }
-    let row_groups = wanted.div_ceil(col_groups).min(left_panels);
-    if row_groups * col_groups < wanted {
-        col_groups = wanted.div_ceil(row_groups).min(right_panels);
-    }
-    (row_groups, col_groups)
-}
 
 /// Temporary memory of one product.
 struct Scratches<'a, A, B, C> {
@@ -625,7 +387,7 @@ impl<'a, A: Pod + Send + Sync, B: Pod + Send + Sync, C: Pod + Send + Sync> Scrat
         let left_len = row_block.next_multiple_of(height) * words;
         let right_cols = match product.right {
             Right::Packed(_) => 0,
-            Right::Rows { .. } if product.reads_rows(tiles) => tiles.panel_cols(),
+            Right::Rows { .. } if product.reads_rows() => tiles.panel_cols(),
             _ => col_block.next_multiple_of(tiles.panel_cols()),
         };
         let packs_left = matches!(product.left, Left::Pack(_));

@@ -13,7 +13,7 @@ use std::marker::PhantomData;
 
 use half::{bf16, f16};
 
-use super::tile::{Dot, Tile, TileSet, Tiles, run_tile, tile_set};
+use super::tile::{Dot, LEFT_ROW, Tile, TileSet, Tiles, run_tile, tile_set};
 use crate::isa::{Isa, Level};
 use crate::library::simd::{Baseline, Float, Simd};
 #[cfg(target_arch = "x86_64")]
@@ -81,14 +81,14 @@ impl<S: Simd, B: Float> Dot for FloatDot<S, B> {
 
 /// Lists the tile sets of a format; needs names `DotOn512`, `DotOn256` of types and constructors.
 macro_rules! by_level {
-    ($isa:expr, $wide:ty: $wide_token:expr, $half:ty: $half_token:expr, $base:ty: $base_token:expr) => {
+    ($left:ident, $isa:expr, $wide:ty: $wide_token:expr, $half:ty: $half_token:expr, $base:ty: $base_token:expr) => {
         match $isa.level() {
-            Level::Baseline => tile_set!($base, $base_token, rows: 1 2 4),
+            Level::Baseline => tile_set!($left, $base, $base_token, rows: 1 2 4),
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => tile_set!($half, $half_token, "avx2,fma,f16c", rows: 1 2 4 6),
+            Level::Avx2 => tile_set!($left, $half, $half_token, "avx2,fma,f16c", rows: 1 2 4 6),
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => {
-                tile_set!($wide, $wide_token, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c", rows: 1 2 4 6 8 10 12 14)
+                tile_set!($left, $wide, $wide_token, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c", rows: 1 2 4 6 8 10 12 14)
             }
             #[cfg(not(target_arch = "x86_64"))]
             Level::Avx2 | Level::Avx512 => unreachable!("{NO_SUCH_LEVEL}"),
@@ -104,6 +104,7 @@ macro_rules! float_tiles {
             type C = f32;
             fn set(isa: Isa) -> TileSet<f32, $b, f32> {
                 by_level!(
+                    packed,
                     isa,
                     FloatDot<Avx512, $b>: FloatDot(Avx512::new(), PhantomData),
                     FloatDot<Avx2, $b>: FloatDot(Avx2::new(), PhantomData),
@@ -114,6 +115,19 @@ macro_rules! float_tiles {
     };
 }
 float_tiles!(f32, f16, bf16);
+
+impl Floats<f32> {
+    /// Tiles whose left operand is not packed.
+    pub fn over_rows(isa: Isa) -> TileSet<f32, f32, f32> {
+        by_level!(
+            rows,
+            isa,
+            FloatDot<Avx512, f32>: FloatDot(Avx512::new(), PhantomData),
+            FloatDot<Avx2, f32>: FloatDot(Avx2::new(), PhantomData),
+            FloatDot<Baseline, f32>: FloatDot(Baseline, PhantomData)
+        )
+    }
+}
 
 /// A float that can be the right operand's word.
 pub trait FloatWords: Float + words::Words {}
@@ -252,6 +266,7 @@ impl Tiles for Doubles {
     type C = f64;
     fn set(isa: Isa) -> TileSet<f64, f64, f64> {
         by_level!(
+            packed,
             isa,
             Double512: Double512::new(),
             Double256: Double256::new(),
@@ -282,6 +297,17 @@ fn into_brains(v: __m512i) -> __m512bh {
     unsafe { std::mem::transmute(v) }
 }
 
+impl BrainPairs {
+    /// Tiles whose left operand is not packed.
+    pub fn over_rows(isa: Isa) -> TileSet<u32, u32, f32> {
+        assert!(isa.bf16(), "bug: BF16 tiles without BF16");
+        #[cfg(target_arch = "x86_64")]
+        return tile_set!(rows, BrainPair512, BrainPair512::new(), "avx512f,avx512bw,avx512vl,avx512bf16", rows: 1 2 4 6 8 10 12 14);
+        #[cfg(not(target_arch = "x86_64"))]
+        unreachable!("{NO_SUCH_LEVEL}")
+    }
+}
+
 impl Tiles for BrainPairs {
     type A = u32;
     type B = u32;
@@ -289,7 +315,7 @@ impl Tiles for BrainPairs {
     fn set(isa: Isa) -> TileSet<u32, u32, f32> {
         assert!(isa.bf16(), "bug: BF16 tiles without BF16");
         #[cfg(target_arch = "x86_64")]
-        return tile_set!(BrainPair512, BrainPair512::new(), "avx512f,avx512bw,avx512vl,avx512bf16", rows: 1 2 4 6 8 10 12 14);
+        return tile_set!(packed, BrainPair512, BrainPair512::new(), "avx512f,avx512bw,avx512vl,avx512bf16", rows: 1 2 4 6 8 10 12 14);
         #[cfg(not(target_arch = "x86_64"))]
         unreachable!("{NO_SUCH_LEVEL}")
     }
@@ -326,6 +352,7 @@ impl Tiles for BytePairs {
     type C = i32;
     fn set(isa: Isa) -> TileSet<u32, u32, i32> {
         by_level!(
+            packed,
             isa,
             BytePair512: BytePair512::new(),
             BytePair256: BytePair256::new(),
@@ -356,7 +383,7 @@ impl Tiles for ByteQuads {
     fn set(isa: Isa) -> TileSet<u32, u32, i32> {
         assert!(isa.vnni(), "bug: VNNI tiles without VNNI");
         #[cfg(target_arch = "x86_64")]
-        return tile_set!(ByteQuad512, ByteQuad512::new(), "avx512f,avx512bw,avx512vl,avx512vnni", rows: 1 2 4 6 8 10 12 14);
+        return tile_set!(packed, ByteQuad512, ByteQuad512::new(), "avx512f,avx512bw,avx512vl,avx512vnni", rows: 1 2 4 6 8 10 12 14);
         #[cfg(not(target_arch = "x86_64"))]
         unreachable!("{NO_SUCH_LEVEL}")
     }
@@ -482,6 +509,7 @@ macro_rules! wrapping_tiles {
             type C = $t;
             fn set(isa: Isa) -> TileSet<$t, $t, $t> {
                 by_level!(
+                    packed,
                     isa,
                     ScalarDot<$t>: ScalarDot(PhantomData),
                     ScalarDot<$t>: ScalarDot(PhantomData),

@@ -4,8 +4,9 @@
 //! 2^64, 8-bit integers with zero points in i32 ([`multiply_bytes`]). The result does not depend on the number of threads.
 //!
 //! Reading order: `tile` (the register tile), `formats` (number formats by level), `pack`, `packed`, `driver` (blocking and
-//! threads), `numbers`, `dots` (without packing), this file (operands and batches), `bytes` (8-bit integers).
+//! threads), `block` (the order of tiles), `numbers`, `dots` (without packing), this file (operands and batches), `bytes` (8-bit integers).
 
+mod block;
 mod bytes;
 mod dots;
 pub(crate) mod driver;

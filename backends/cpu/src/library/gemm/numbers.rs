@@ -320,7 +320,7 @@ macro_rules! half_numbers {
                 }
                 let isa = cx.isa;
                 let left = Halves::of(&matrix.left);
-                let few_rows = matrix.rows <= Floats::<$t>::set(isa).max_rows();
+                let few_rows = matrix.rows <= driver::IN_PLACE_ROWS;
                 if let (OneRight::Strided(source), Some(left), true) = (&matrix.right, left, few_rows)
                     && source.across == 1
                 {

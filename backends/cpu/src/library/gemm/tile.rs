@@ -51,7 +51,8 @@ pub(crate) trait Dot: Copy {
 pub(crate) struct Tile<A, B, C> {
     /// Steps.
     pub inner: usize,
-    /// Packed left panel: `inner` groups of `R` words.
+    /// Left operand: a packed panel, `inner` groups of `R` words; or, for tiles over rows, `R` rows of `inner` words that are
+    /// [`LEFT_ROW`] apart.
     pub a: *const A,
     /// Right panel: `inner` rows of `V * LANES` words, `b_stride` apart.
     pub b: *const B,
@@ -68,6 +69,10 @@ pub(crate) struct Tile<A, B, C> {
     /// What is read after this tile and would not come by itself.
     pub ahead: Option<Ahead<B>>,
 }
+
+/// Words between the rows of a left operand that is not packed. A constant, so that rows need no addresses of their own; not a
+/// multiple of a page, so that rows share no place in the cache.
+pub(crate) const LEFT_ROW: usize = 272;
 
 /// Memory to be brought into the second-level cache while a tile is computed: `step` words in each step, at most two lines.
 #[derive(Debug, Clone, Copy)]
@@ -143,12 +148,18 @@ pub(crate) trait Tiles: 'static {
     fn set(isa: Isa) -> TileSet<Self::A, Self::B, Self::C>;
 }
 
-/// Computes one tile.
+/// Computes one tile. In the left operand rows are `ROW` words apart and steps `STEP`.
 ///
 /// # Safety
 /// As [`TileFn`].
 #[inline(always)]
-pub(crate) unsafe fn run_tile<D: Dot, const R: usize, const V: usize>(
+pub(crate) unsafe fn run_tile<
+    D: Dot,
+    const R: usize,
+    const V: usize,
+    const ROW: usize,
+    const STEP: usize,
+>(
     d: D,
     tile: &Tile<D::A, D::B, D::C>,
 ) {
@@ -169,11 +180,8 @@ pub(crate) unsafe fn run_tile<D: Dot, const R: usize, const V: usize>(
         prefetch(c);
         prefetch(c.wrapping_add(cols - 1));
     }
-    let here = Ahead {
-        from: b,
-        step: b_stride,
-    };
-    let Ahead { from, step } = ahead.unwrap_or(here);
+    // Without anything to fetch, lines that are there are asked for again: cheaper than a branch in the loop.
+    let Ahead { from, step } = ahead.unwrap_or(Ahead { from: b, step: 0 });
     let (mut next, step) = (from.cast::<u8>(), step * size_of::<D::B>());
     let mut sums = [[d.zero(); V]; R];
     for _ in 0..inner {
@@ -184,12 +192,12 @@ pub(crate) unsafe fn run_tile<D: Dot, const R: usize, const V: usize>(
                 *word = d.load_words(b.add(v * D::LANES));
             }
             for (row, sums) in sums.iter_mut().enumerate() {
-                let left = *a.add(row);
+                let left = *a.add(row * ROW);
                 for (word, sum) in words.iter().zip(sums) {
                     *sum = d.dot(left, *word, *sum);
                 }
             }
-            a = a.add(R);
+            a = a.add(STEP);
         }
         b = b.wrapping_add(b_stride);
         // With fewer rows the right operand streams in as fast as it can already.
@@ -234,37 +242,47 @@ const LINE: usize = 64;
 /// Brings the line of an address, which need not be valid, into the first-level cache.
 #[inline(always)]
 pub(crate) fn prefetch<T>(address: *const T) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a prefetch does not access memory as far as the program can tell, and SSE is part of the baseline.
-    unsafe {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(address.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = address;
+    fetch::<T, FIRST_LEVEL>(address);
 }
 
 /// Brings the line of an address, which need not be valid, into the second-level cache.
 #[inline(always)]
 pub(crate) fn prefetch_second<T>(address: *const T) {
+    fetch::<T, SECOND_LEVEL>(address);
+}
+
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::{_MM_HINT_T0 as FIRST_LEVEL, _MM_HINT_T1 as SECOND_LEVEL};
+#[cfg(not(target_arch = "x86_64"))]
+const FIRST_LEVEL: i32 = 1;
+#[cfg(not(target_arch = "x86_64"))]
+const SECOND_LEVEL: i32 = 2;
+
+#[inline(always)]
+fn fetch<T, const LEVEL: i32>(address: *const T) {
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: as in `prefetch`.
+    // SAFETY: a prefetch does not access memory as far as the program can tell, and SSE is part of the baseline.
     unsafe {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T1>(address.cast());
+        std::arch::x86_64::_mm_prefetch::<LEVEL>(address.cast());
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = address;
 }
 
-/// Makes the [`TileSet`] of a [`Dot`] type, compiled with the given features.
+/// Makes the [`TileSet`] of a [`Dot`] type, compiled with the given features: for packed left operands, or for rows.
 macro_rules! tile_set {
-    ($dot:ty, $token:expr, $($feature:literal,)? rows: $($rows:literal)*) => {{
+    (packed, $($rest:tt)*) => {
+        tile_set!(@ 1, R, $($rest)*)
+    };
+    (rows, $($rest:tt)*) => {
+        tile_set!(@ LEFT_ROW, 1, $($rest)*)
+    };
+    (@ $row:tt, $step:tt, $dot:ty, $token:expr, $($feature:literal,)? rows: $($rows:literal)*) => {{
         type Args = Tile<<$dot as Dot>::A, <$dot as Dot>::B, <$dot as Dot>::C>;
         $(#[target_feature(enable = $feature)])?
         unsafe fn code<const R: usize, const V: usize>(tile: &Args) {
             // SAFETY: the caller's contract; the features are those of this function.
-            unsafe { run_tile::<$dot, R, V>($token, tile) }
+            unsafe { run_tile::<$dot, R, V, $row, $step>($token, tile) }
         }
         TileSet {
             lanes: <$dot as Dot>::LANES,

@@ -1,7 +1,7 @@
 //! Kernels over rows: softmax, log-softmax, layer and RMS normalisation.
 //!
 //! A row is read from memory once and written once; the passes between work on it in the cache. Sums are accumulated in f32 in
-//! four vectors of partial sums, so in an order that depends on the length of the row and the level only.
+//! partial sums whose number does not depend on the width of vectors, so in an order that the length of the row alone decides.
 
 #[cfg(test)]
 mod tests;
@@ -37,7 +37,8 @@ struct Rows<'a, T> {
     epilogue: Option<Epilogue<'a, T>>,
     rows: usize,
     cols: usize,
-    /// The result is so large that it will be gone from the cache before anyone reads it: write around the cache.
+    /// Input and result are so large together that the result will be gone from the cache before anyone reads it: write around
+    /// the cache.
     streams: bool,
 }
 
@@ -80,7 +81,7 @@ impl<'a, T: Element> Rows<'a, T> {
             from: Shared(input.as_ptr().cast_mut()),
             from_stride,
             to: view.map(|view| (Shared(view.as_ptr()), view.strides()[0])),
-            streams: epilogue.is_none() && size > crate::isa::caches().l3,
+            streams: epilogue.is_none() && size.saturating_mul(2) >= crate::isa::caches().l3,
             epilogue,
             rows,
             cols,

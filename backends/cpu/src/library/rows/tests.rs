@@ -203,3 +203,34 @@ fn disagreement_is_an_error() {
         assert!(softmax(cx, Softmax::Log, input, RowsOutput::Store(output)).is_err());
     });
 }
+
+#[test]
+fn levels_and_threads_give_the_same_bits() {
+    let mut rng = Rng::new(6);
+    for cols in [1, 15, 40, 200, 769, 1024] {
+        let data = rng.floats(7 * cols);
+        let mut first: Option<Vec<f32>> = None;
+        contexts(|cx| {
+            if cx.isa.level() == crate::isa::Level::Baseline {
+                return;
+            }
+            let input = View::dense("x", &data, [7, cols]).expect("fits");
+            let mut all = vec![0f32; 3 * 7 * cols];
+            let [soft, layer, rms] = all
+                .get_disjoint_mut([0..7 * cols, 7 * cols..14 * cols, 14 * cols..21 * cols])
+                .expect("apart");
+            let output = |to| RowsOutput::Store(ViewMut::dense("y", to, [7, cols]).expect("fits"));
+            softmax(cx, Softmax::Plain, input, output(soft)).expect("agrees");
+            for (norm, to) in [(Norm::Layer, layer), (Norm::Rms, rms)] {
+                let extras = NormExtras::default();
+                normalize(cx, norm, 1e-5, extras, input, output(to)).expect("agrees");
+            }
+            let want = first.get_or_insert_with(|| all.clone());
+            let same = all
+                .iter()
+                .zip(&*want)
+                .all(|(a, b)| a.to_bits() == b.to_bits());
+            assert!(same, "{cols} {:?}", cx.isa);
+        });
+    }
+}

@@ -18,26 +18,71 @@ macro_rules! for_each_vector {
     }};
 }
 
-/// Folds vectors of `len` elements in four chains, which are joined at the end by the named method:
-/// `fold_vectors!(s, len, start, |so_far, at, count| next, add)`. The step must leave lanes from `count` on without effect.
+/// Runs the body for the vectors of `len` elements, with the number of the vector among those that hold
+/// [`crate::library::simd::PARTS`] parts, the first element and the number of elements:
+/// `for_each_part!(s, len, |vector, at, count| body)`.
+macro_rules! for_each_part {
+    ($s:expr, $len:expr, |$vector:ident, $at:ident, $count:ident| $body:expr) => {{
+        use $crate::library::simd::PARTS;
+        let (lanes, len) = ($crate::library::simd::Simd::lanes($s), $len);
+        let whole = len / PARTS * PARTS;
+        for first in (0..whole).step_by(PARTS) {
+            for $vector in 0..PARTS / lanes {
+                let ($at, $count) = (first + $vector * lanes, lanes);
+                $body;
+            }
+        }
+        for $vector in 0..PARTS / lanes {
+            let $at = whole + $vector * lanes;
+            if $at < len {
+                let $count = lanes.min(len - $at);
+                $body;
+            }
+        }
+    }};
+}
+
+/// Folds vectors of `len` elements into one, by the named method, so that the order does not depend on the width of vectors:
+/// `fold_vectors!(s, len, start, |so_far, at, count| next, add)`. Element `i` belongs to part `i % (4 * PARTS)`, in the rest that
+/// does not fill as many to part `i % PARTS`; parts are joined in pairs. The step must leave lanes from `count` on without effect.
 macro_rules! fold_vectors {
     ($s:expr, $len:expr, $start:expr, |$so_far:ident, $at:ident, $count:ident| $step:expr, $join:ident) => {{
+        use $crate::library::simd::{MAX_VECTORS, PARTS};
+        const CHAINS: usize = 4;
         let (lanes, len) = ($crate::library::simd::Simd::lanes($s), $len);
-        let mut chains = [$start; 4];
-        let four = len / (4 * lanes) * (4 * lanes);
-        for first in (0..four).step_by(4 * lanes) {
-            for (index, chain) in chains.iter_mut().enumerate() {
+        let vectors = PARTS / lanes;
+        let mut chains = [$start; CHAINS * MAX_VECTORS];
+        let four = len / (CHAINS * PARTS) * (CHAINS * PARTS);
+        for first in (0..four).step_by(CHAINS * PARTS) {
+            for (index, chain) in chains.iter_mut().enumerate().take(CHAINS * vectors) {
                 let ($so_far, $at, $count) = (*chain, first + index * lanes, lanes);
                 *chain = $step;
             }
         }
-        for $at in (four..len).step_by(lanes) {
-            let ($so_far, $count) = (chains[0], lanes.min(len - $at));
-            chains[0] = $step;
+        for first in (four..len).step_by(PARTS) {
+            for (vector, chain) in chains.iter_mut().enumerate().take(vectors) {
+                let $at = first + vector * lanes;
+                if $at < len {
+                    let ($so_far, $count) = (*chain, lanes.min(len - $at));
+                    *chain = $step;
+                }
+            }
         }
-        let [a, b, c, d] = chains;
-        $s.$join($s.$join(a, b), $s.$join(c, d))
+        // Neighbouring chains are joined first, then what is left of them, then the halves of what the widest vector holds.
+        for chain in 0..vectors {
+            let of = |index: usize| chains[index * vectors + chain];
+            let [a, b, c, d] = [of(0), of(1), of(2), of(3)];
+            chains[chain] = $s.$join($s.$join(a, b), $s.$join(c, d));
+        }
+        let mut half = vectors / 2;
+        while half > 0 {
+            for chain in 0..half {
+                chains[chain] = $s.$join(chains[chain], chains[chain + half]);
+            }
+            half /= 2;
+        }
+        chains[0]
     }};
 }
 
-pub(crate) use {fold_vectors, for_each_vector};
+pub(crate) use {fold_vectors, for_each_part, for_each_vector};

@@ -238,6 +238,23 @@ pub trait Simd: Copy + Send + Sync + 'static {
 /// The widest vector of any level.
 pub const MAX_LANES: usize = 16;
 
+/// Partial sums that are kept whatever the width of vectors, so that levels agree: element `i` belongs to part `i % PARTS`.
+pub const PARTS: usize = MAX_LANES;
+
+/// Most vectors that hold them.
+pub const MAX_VECTORS: usize = 4;
+
+/// The sum of [`PARTS`] lanes in as many vectors as hold them: halves are added to halves.
+#[inline(always)]
+pub(crate) fn sum_parts<S: Simd>(s: S, vectors: &[S::F; MAX_VECTORS]) -> f32 {
+    let [a, b, c, d] = *vectors;
+    s.sum(match PARTS / S::LANES {
+        1 => a,
+        2 => s.add(a, b),
+        _ => s.add(s.add(a, c), s.add(b, d)),
+    })
+}
+
 /// A storage type that vectors of `f32` are loaded from and stored to.
 #[allow(
     clippy::missing_safety_doc,
