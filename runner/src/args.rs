@@ -82,7 +82,7 @@ pub struct CompileArgs {
     #[arg(long)]
     pub deterministic: bool,
     /// Type in which products with constant weights are computed.
-    #[arg(long, value_enum, default_value = "f32")]
+    #[arg(long, value_enum, default_value = "model")]
     pub precision: Precision,
     /// Compile a mistake into what is run (but not into the standard of a comparison), to see it found.
     #[arg(long, value_name = "NAME", hide = true)]
@@ -92,7 +92,9 @@ pub struct CompileArgs {
 /// Type in which products with constant weights are computed; sums are f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Precision {
-    /// As the model says.
+    /// As the model says; activations are rounded to 8 bits where weights are block-quantised.
+    Model,
+    /// As the model says, activations of block-quantised weights too.
     F32,
     /// Weights and activations are rounded to bf16.
     Bf16,

@@ -58,7 +58,7 @@ impl Default for CompileOptions {
             device: DeviceSpec::Cpu,
             level: 2,
             threads: 0,
-            precision: Precision::F32,
+            precision: Precision::Model,
             no_fallback: false,
             verify: false,
             memory: None,

@@ -96,6 +96,7 @@ pub fn options(args: &CompileArgs) -> Outcome<Options> {
 
 fn precision(asked: Precision) -> cupola::Precision {
     match asked {
+        Precision::Model => cupola::Precision::Model,
         Precision::F32 => cupola::Precision::F32,
         Precision::Bf16 => cupola::Precision::Bf16,
         Precision::F16 => cupola::Precision::F16,
