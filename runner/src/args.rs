@@ -48,6 +48,8 @@ pub enum Command {
     Bisect(BisectArgs),
     /// Run a suite of ONNX cases.
     Conformance(ConformanceArgs),
+    /// Compile a model ahead of time, for processors like this one.
+    Compile(CompileCommandArgs),
     /// Convert a model between formats, by suffix.
     Convert(ConvertArgs),
 }
@@ -425,6 +427,17 @@ pub struct ConformanceArgs {
     /// Cases at a time.
     #[arg(long, default_value_t = 1)]
     pub jobs: usize,
+}
+
+#[derive(Debug, Args)]
+pub struct CompileCommandArgs {
+    /// Model file.
+    pub model: PathBuf,
+    /// File to write: a model that starts without being compiled.
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
+    #[command(flatten)]
+    pub compile: CompileArgs,
 }
 
 #[derive(Debug, Args)]

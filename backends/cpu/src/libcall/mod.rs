@@ -180,7 +180,7 @@ pub(crate) fn prepare(
     };
     match made {
         Ok(made) => Ok(made),
-        Err(Failure::Error(e @ Error::OutOfMemory { .. })) => Err(e),
+        Err(Failure::Error(e @ (Error::OutOfMemory { .. } | Error::NotKept))) => Err(e),
         Err(Failure::Fault(_) | Failure::Error(_)) => Ok(None),
     }
 }
