@@ -11,8 +11,16 @@ const INPUT: &str = "image=examples/digits/seven.png";
 
 /// Statistics of a run with a cache, whose outputs go to a folder.
 fn start(model: &str, cache: &str, outputs: &str) -> Json {
-    let what = ["run", model, "-i", INPUT, "-O", "0"];
-    let args = [&what[..], &["--outputs", outputs, "--stats", "json"]].concat();
+    let args = [
+        "run",
+        model,
+        "-i",
+        INPUT,
+        "--outputs",
+        outputs,
+        "--stats",
+        "json",
+    ];
     let out = cupola(&args).env("CUPOLA_CACHE", cache).output();
     let out = out.expect("cupola starts");
     assert!(out.status.success(), "{}", text(&out.stderr));
@@ -126,7 +134,7 @@ fn other_options_and_other_models_have_stores_of_their_own() {
     let folder = Folder::new("store-keys");
     let cache = folder.path("cache");
     start(MODEL, &cache, &folder.path("out"));
-    for flags in [["-O", "1"], ["--precision", "bf16"]] {
+    for flags in [["-O", "0"], ["--precision", "bf16"]] {
         let args = [
             "run", MODEL, "-i", INPUT, "--stats", "json", flags[0], flags[1],
         ];
@@ -181,7 +189,7 @@ fn compiled(folder: &Folder, flags: &[&str]) -> String {
 fn a_compiled_program_starts_without_compiling() {
     let folder = Folder::new("artifact");
     let path = |name: &str| folder.path(name);
-    let artifact = compiled(&folder, &["-O", "0"]);
+    let artifact = compiled(&folder, &[]);
     assert!(!Path::new(&format!("{artifact}.part")).exists());
     start(MODEL, "off", &path("model"));
     assert_eq!(start(&artifact, "off", &path("program"))["compiles"], 0);
@@ -215,7 +223,7 @@ fn a_program_for_another_processor_is_compiled_anew() {
     };
     let (same, _) = stats("native", &[]);
     assert_eq!(same["compiles"], 0, "its own precision is taken");
-    for (level, flags) in [("native", ["-O", "0"]), ("native", ["--precision", "f16"])] {
+    for (level, flags) in [("native", ["-O", "1"]), ("native", ["--precision", "f16"])] {
         let (other, said) = stats(level, &flags);
         assert_eq!(other["compiles"], 1, "{flags:?}");
         assert!(said.contains("compiling it anew"), "{said}");
@@ -230,7 +238,7 @@ fn a_program_for_another_processor_is_compiled_anew() {
 #[test]
 fn a_damaged_program_is_one_error_or_none() {
     let folder = Folder::new("artifact-damage");
-    let artifact = compiled(&folder, &["-O", "0"]);
+    let artifact = compiled(&folder, &[]);
     start(&artifact, "off", &folder.path("good"));
     let whole = std::fs::read(&artifact).expect("an artifact");
     let bad = folder.path("bad");
