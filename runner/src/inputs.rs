@@ -172,7 +172,7 @@ fn parse_shape(
         ));
     }
     let mut parts: Vec<&str> = spec.split('x').collect();
-    let dtype = match parts.last().and_then(|p| DType::from_name(p)) {
+    let dtype = match parts.last().and_then(|p| dtype_of(p)) {
         Some(d) => {
             parts.pop();
             d
@@ -181,6 +181,19 @@ fn parse_shape(
     };
     let shape: Option<Vec<usize>> = parts.into_iter().map(|p| p.parse().ok()).collect();
     Some((shape?, dtype))
+}
+
+/// The dtype of a name of ours (`f32`) or NumPy's (`float32`).
+fn dtype_of(name: &str) -> Option<DType> {
+    let long = [
+        ("bfloat", "bf"),
+        ("float", "f"),
+        ("uint", "u"),
+        ("int", "i"),
+    ];
+    let short = |(long, short)| Some(format!("{short}{}", name.strip_prefix(long)?));
+    let short = long.into_iter().find_map(short);
+    DType::from_name(short.as_deref().unwrap_or(name))
 }
 
 fn element_count(name: &str, dtype: DType, shape: &[usize]) -> Outcome<usize> {
@@ -362,4 +375,25 @@ fn fit(picture: &image::DynamicImage, channels: usize, width: u32, height: u32) 
         }
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn types_have_two_names() {
+        let same = [
+            ("f32", "float32"),
+            ("bf16", "bfloat16"),
+            ("u8", "uint8"),
+            ("i64", "int64"),
+            ("bool", "bool"),
+        ];
+        for (ours, numpy) in same {
+            assert!(dtype_of(ours).is_some(), "{ours}");
+            assert_eq!(dtype_of(ours), dtype_of(numpy), "{numpy}");
+        }
+        assert_eq!(dtype_of("float31"), None);
+    }
 }
