@@ -73,10 +73,6 @@ unsafe fn run_line(isa: Isa, job: &Job, lines: &[TapLine], first: usize, rows: u
     // SAFETY: passed on.
     unsafe {
         match width {
-            3 if job.pixels.slides() => {
-                let taps = Sliding::<3>(lines);
-                run_rows(isa, Tile { job, taps, first }, rows);
-            }
             MAX_SLIDING if job.pixels.slides() => {
                 let taps = Sliding::<MAX_SLIDING>(lines);
                 run_rows(isa, Tile { job, taps, first }, rows);
@@ -186,8 +182,8 @@ impl Taps for Striding<'_> {
 #[derive(Clone, Copy)]
 struct Sliding<'a, const W: usize>(&'a [TapLine]);
 
-/// Most taps of a sliding line, and pixels that they reach.
-const MAX_SLIDING: usize = 5;
+/// Most taps of a sliding line, of which more than three would not fit into the registers, and pixels that they reach.
+const MAX_SLIDING: usize = 3;
 const REACH: usize = ROWS + MAX_SLIDING - 1;
 
 impl<const W: usize> Taps for Sliding<'_, W> {
