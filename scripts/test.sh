@@ -3,7 +3,7 @@
 #
 #   scripts/test.sh [--strict]
 #
-# First it brings what the tests read into .cache (or $CUPOLA_CACHE): the official ONNX suite from the Python package `onnx`, the models of
+# First it brings what the tests read into .cache (or $CUPOLA_DOWNLOADS): the official ONNX suite from the Python package `onnx`, the models of
 # tests/models/catalog.json with the tag `ci` (240 MB), and the unpacked corpora of this repository. That needs python3 and its
 # package index once. Where something cannot be had, it says so and the tests that read it pass without checking; with --strict
 # it fails instead. For the software adapter, run scripts/soft_vulkan.sh once.
@@ -25,8 +25,8 @@ case "${1-}" in
     exit 2
     ;;
 esac
-mkdir -p "${CUPOLA_CACHE:-.cache}"
-cache=$(cd "${CUPOLA_CACHE:-.cache}" && pwd)
+mkdir -p "${CUPOLA_DOWNLOADS:-.cache}"
+cache=$(cd "${CUPOLA_DOWNLOADS:-.cache}" && pwd)
 conformance=$PWD/tests/conformance malformed=$PWD/tests/malformed
 
 say() { printf '== %s (%d s)\n' "$*" "$SECONDS"; }

@@ -39,7 +39,7 @@ pub fn check_file(path: impl AsRef<Path>) -> Result<FileSummary> {
             let file = cupola_safetensors::SafeTensors::read(&source)?;
             vec![fact("tensors", file.tensors().len().to_string())]
         }
-        Format::Onnx | Format::CupolaText | Format::CupolaBinary => {
+        Format::Onnx | Format::CupolaText | Format::CupolaBinary | Format::CupolaProgram => {
             graph_facts(&Model::open(path)?)?
         }
         _ => {

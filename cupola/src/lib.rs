@@ -70,6 +70,7 @@
 #[doc = include_str!("../../README.md")]
 struct Readme;
 
+mod artifact;
 mod check;
 mod cut;
 mod error;
@@ -78,6 +79,7 @@ mod profile;
 mod runner;
 mod tools;
 
+pub use artifact::Artifact;
 pub use check::{FileSummary, check_file};
 pub use cupola_ir as ir;
 pub use cupola_ir::{Bindings, DType, Dim, Graph, Tensor, TensorType, Value, ValueType};
@@ -86,8 +88,8 @@ pub use cupola_passes as passes;
 pub use cupola_passes::Precision;
 pub use cupola_runtime as runtime;
 pub use cupola_runtime::{
-    Cancel, DeviceSpec, DeviceTensor, Fault, Host, Pending, Place, Program, Request, RunLimits,
-    RunStats, RunValue, Session, State, Weights,
+    Cache, Cancel, DeviceSpec, DeviceTensor, Fault, Host, Keep, Pending, Place, Program, Request,
+    RunLimits, RunStats, RunValue, Session, State, Weights,
 };
 pub use cut::{Cut, can_cut, cut};
 pub use error::{Class, Error, Result};

@@ -1,10 +1,11 @@
 //! Models: files told by their content, imported to graphs.
 
+use crate::artifact::{self, Prepared};
 use crate::error::{Error, Result};
 use crate::runner::{Options, Runner};
 use cupola_ir::{DType, Dim, Graph, Tensor, TensorType, Value, ValueType};
 use cupola_onnx::{ImportError, ImportOptions};
-use cupola_runtime::{Host, Release};
+use cupola_runtime::{Host, Identify, Key, Release};
 use cupola_source::{Format, Source};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -142,6 +143,8 @@ pub struct Model {
     name: String,
     /// The files whose bytes the graph's constants are.
     files: Vec<Source>,
+    /// What was compiled ahead of time.
+    prepared: Option<Prepared>,
     plain: OnceLock<Arc<Graph>>,
 }
 
@@ -178,6 +181,7 @@ impl Model {
         };
         let format = source.format();
         let mut files = vec![source.clone()];
+        let mut prepared = None;
         let source = match format {
             Format::Onnx => {
                 let model = cupola_onnx::Model::read(&source)?;
@@ -189,6 +193,11 @@ impl Model {
                 let text =
                     text.map_err(|e| Error::Format(format!("the text graph is not UTF-8: {e}")))?;
                 ModelSource::Graph(Arc::new(cupola_ir::graph::text::parse(text)?))
+            }
+            Format::CupolaProgram => {
+                let opened = artifact::read(&source)?;
+                prepared = Some(opened.prepared);
+                ModelSource::Graph(Arc::new(opened.graph))
             }
             Format::CupolaBinary => {
                 ModelSource::Graph(Arc::new(cupola_native::read(source.bytes())?))
@@ -210,6 +219,7 @@ impl Model {
             options,
             name,
             files,
+            prepared,
             plain: OnceLock::new(),
         })
     }
@@ -222,6 +232,7 @@ impl Model {
             options: ModelOptions::default(),
             name,
             files: vec![],
+            prepared: None,
             plain: OnceLock::new(),
         }
     }
@@ -331,9 +342,29 @@ impl Model {
     }
 
     /// Lets pages of the model's files go that compiled programs do not need any more.
-    pub(crate) fn release(&self) -> Release {
+    fn release(&self) -> Release {
         let files = self.files.clone();
         Release::new(move |bytes| files.iter().for_each(|f| f.release(bytes)))
+    }
+
+    /// Options for running the model: what is known of its files and of what was compiled before is added.
+    pub(crate) fn complete(&self, options: &mut Options) {
+        options.release.get_or_insert_with(|| self.release());
+        match &self.prepared {
+            Some(prepared) => prepared.apply(options),
+            None => {
+                options.identify.get_or_insert_with(|| self.identify());
+            }
+        }
+    }
+
+    /// Names constants by the files they lie in.
+    fn identify(&self) -> Identify {
+        let files = self.files.clone();
+        Identify::new(move |bytes| {
+            let name = files.iter().find_map(|f| f.identify(bytes));
+            name.map(|name| Key(name.0))
+        })
     }
 
     /// A runner of this model on a device of the host.

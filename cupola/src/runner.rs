@@ -27,7 +27,7 @@ pub struct Runner {
 
 impl Runner {
     pub(crate) fn new(model: Model, host: Arc<Host>, mut options: Options) -> Runner {
-        options.release.get_or_insert_with(|| model.release());
+        model.complete(&mut options);
         Runner {
             model,
             host,
@@ -61,7 +61,7 @@ impl Runner {
             }
             let key = key_of(&self.structural, inputs);
             let program = Program::compile(graph, &self.host, &self.options)?;
-            self.compiles += 1;
+            self.compiles += usize::from(!program.was_kept());
             self.compile_time += program.compile_time;
             if self.variants.len() == MOST_VARIANTS {
                 self.variants.remove(0);
@@ -91,7 +91,7 @@ impl Runner {
         Ok(session.run(named)?)
     }
 
-    /// Programs compiled so far.
+    /// Programs compiled so far; those whose code and weights had been kept do not count.
     pub fn compiles(&self) -> usize {
         self.compiles
     }

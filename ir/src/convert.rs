@@ -1,17 +1,20 @@
 //! Elements as wide numbers: every dtype decodes to `f64`, `i64` or `u64` lanes and encodes back with the rounding
 //! and saturation that [`crate::ops::Cast`] defines.
 //!
-//! `minifloat` has the floats of 16 bits and fewer, `pack` the sub-byte integers, `dequant` block formats, `text`
+//! `minifloat` has the floats of 16 bits and fewer, `pack` the sub-byte integers, `dequant` and
+//! `quant` block formats, `text`
 //! numbers as strings.
 
 mod dequant;
 mod dequant_codebook;
 mod minifloat;
 mod pack;
+mod quant;
 mod text;
 
-pub use dequant::{SizeMismatch, dequantize};
+pub use dequant::{BlockCodes, MAX_BLOCK, SizeMismatch, block_codes, dequantize};
 pub(crate) use pack::{pack, unpack};
+pub use quant::quantize_q8_0;
 
 use crate::dtype::{Class, DType};
 use crate::eval::scalar::Num;

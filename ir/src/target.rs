@@ -41,6 +41,8 @@ pub struct Target {
     pub max_binding: u64,
     /// Whether two arguments of a unit may be the same buffer, one read and one written.
     pub aliasing: bool,
+    /// Whether a unit that joins parts best writes one part after the other; otherwise every element chooses its part.
+    pub joins_in_turn: bool,
     /// Whether the backend has a library kernel for an op on these operands.
     pub claim: fn(&Op, &[&TensorType]) -> Claim,
 }

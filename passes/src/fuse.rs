@@ -3,7 +3,8 @@
 //! Walks the graph from its outputs backwards. A value joins the unit of its users when that is one unit, or when
 //! computing it again costs less than storing it; otherwise it is stored and becomes the root of a unit of its own.
 //! A reduction joins if it is needed once per parallel index of the unit (softmax, norms: the rows); a library op
-//! joins an elementwise unit as its anchor, which then is the op's epilogue.
+//! joins an elementwise unit as its anchor, which then is the op's epilogue. Where a device wants it, the parts of a join
+//! (concat) along an axis of the root are stored in turn, so that no element computes or chooses among several.
 //!
 //! Rules: views are free; every value that does not join is recorded as a [`Miss`]. Not here: how the index
 //! arithmetic works out (`lower`, which may send a value back as one that must be stored).
@@ -15,13 +16,15 @@ use crate::alias::{alias, is_multiple};
 use crate::place::{Place, unsupported};
 use crate::plan::{DeviceId, Miss, MissCode};
 use crate::{Context, Level, Result, Work};
-use coords::{Coord, cost, operand_coords};
-use cupola_ir::{CoreOp, Dim, Graph, NodeId, Op, OpClass, ValueId};
+use coords::{Coord, cost, differ, operand_coords};
+use cupola_ir::{CoreOp, Dim, Graph, Node, NodeId, Op, OpClass, ValueId};
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 
 /// Cost up to which a value is computed again rather than stored: about what a store and a load cost, in additions.
 const CHEAP: u32 = 8;
+/// Parts up to which every element of a join may choose among them.
+const FEW: u32 = 4;
 /// Most nodes in a unit; bounds the recursion of `lower` too.
 const MAX_MEMBERS: usize = 256;
 
@@ -38,6 +41,8 @@ pub(crate) struct Group {
     pub members: Vec<NodeId>,
     /// Axes of the root that are parallel; `None` for all.
     pub parallel: Option<Vec<u32>>,
+    /// A join whose parts the unit writes one after the other, and the axis of the root along which they lie.
+    pub parts: Option<(u32, NodeId)>,
     /// A reduction has joined or is the root.
     reduces: bool,
 }
@@ -64,8 +69,11 @@ pub(crate) struct Fusion {
 struct Use {
     root: ValueId,
     coords: Vec<Coord>,
-    /// Elements are computed more than once.
+    /// Elements are computed as often as something that no node says.
     repeated: bool,
+    /// How often every element is computed besides: for so many places in which it is used, and the parts of joins in which
+    /// it is not.
+    times: u32,
     user: NodeId,
 }
 
@@ -196,6 +204,7 @@ impl<'a> Fuser<'a> {
                                 anchor: Some(id),
                                 members: vec![id],
                                 parallel: None,
+                                parts: None,
                                 reduces: false,
                             },
                         );
@@ -329,6 +338,7 @@ impl<'a> Fuser<'a> {
             anchor: None,
             members: vec![id],
             parallel: None,
+            parts: None,
             reduces,
         };
         self.groups.insert(value, group);
@@ -337,6 +347,7 @@ impl<'a> Fuser<'a> {
             root: value,
             coords,
             repeated: false,
+            times: 1,
             user: id,
         };
         self.pass_on(id, &[own]);
@@ -379,13 +390,30 @@ impl<'a> Fuser<'a> {
         }
         match class {
             OpClass::Reduction | OpClass::Contraction => self.may_reduce(value),
-            OpClass::Leaf | OpClass::View => Ok(()),
+            OpClass::Leaf => Ok(()),
+            OpClass::View => {
+                let choices = uses.iter().map(|u| self.choices(id, u)).max();
+                let in_turn = |u: &Use| {
+                    let device = self.groups[&u.root].device;
+                    self.context.target(device).joins_in_turn
+                };
+                // Parts that elements would have to choose from are written in turn by a unit of their own.
+                match uses.iter().all(in_turn) && choices > Some(FEW) {
+                    true => fail(MissCode::Recompute),
+                    false => Ok(()),
+                }
+            }
             OpClass::Elementwise
             | OpClass::Indexed
             | OpClass::Effect
             | OpClass::Control
             | OpClass::Host
             | OpClass::Composite => {
+                let cost = self.costs[value.index()];
+                let again = |u: &Use| u.times > 1 && cost.saturating_mul(u.times) > 2 * CHEAP;
+                if uses.iter().any(again) {
+                    return fail(MissCode::Recompute);
+                }
                 let repeated: Vec<Use> = uses.iter().filter(|u| u.repeated).cloned().collect();
                 if cheap || repeated.is_empty() {
                     return Ok(());
@@ -412,7 +440,7 @@ impl<'a> Fuser<'a> {
         let (Some(mut own), Some(group)) = (axes(&u.coords), self.groups.get_mut(&u.root)) else {
             return fail;
         };
-        if group.anchor.is_some() {
+        if group.anchor.is_some() || group.parts.is_some() {
             return fail;
         }
         own.sort_unstable();
@@ -459,6 +487,12 @@ impl<'a> Fuser<'a> {
     fn pass_on(&mut self, id: NodeId, uses: &[Use]) {
         let node = self.graph.node(id);
         for u in uses {
+            let times = u.times.saturating_mul(self.choices(id, u));
+            if let Some(axis) = self.axis_of_parts(id, u)
+                && let Some(group) = self.groups.get_mut(&u.root)
+            {
+                group.parts = Some((axis, id));
+            }
             for k in 0..node.operands.len() {
                 let (coords, repeats) = operand_coords(self.graph, id, k, &u.coords);
                 let once = matches!(
@@ -469,11 +503,47 @@ impl<'a> Fuser<'a> {
                     root: u.root,
                     coords,
                     repeated: repeats || u.repeated && !once,
+                    times,
                     user: id,
                 };
                 merge(&mut self.uses[node.operands[k].index()], next);
             }
         }
+    }
+
+    /// How many parts of a join a unit computes for every element: all of them, where it does not write them in turn.
+    fn choices(&self, id: NodeId, u: &Use) -> u32 {
+        let node = self.graph.node(id);
+        match (&node.op, self.axis_of_parts(id, u)) {
+            (Op::Core(CoreOp::Concat(p)), None) => self.parts(node, p.axis),
+            _ => 1,
+        }
+    }
+
+    /// Parts that have elements.
+    fn parts(&self, join: &Node, axis: usize) -> u32 {
+        let filled = |v: &&ValueId| !self.graph.dims(**v)[axis].is(0);
+        join.operands.iter().filter(filled).count() as u32
+    }
+
+    /// The axis of the root along which the unit can write the parts of a join in turn.
+    fn axis_of_parts(&self, id: NodeId, u: &Use) -> Option<u32> {
+        let node = self.graph.node(id);
+        let Op::Core(CoreOp::Concat(p)) = &node.op else {
+            return None;
+        };
+        let Coord::Axis(axis) = u.coords[p.axis] else {
+            return None;
+        };
+        let group = self.groups.get(&u.root)?;
+        let in_turn = self.context.target(group.device).joins_in_turn;
+        let free = match group.parts {
+            None => !group.reduces && group.anchor.is_none(),
+            Some((_, own)) => own == id,
+        };
+        let root = self.graph.dims(u.root);
+        let parts = self.parts(node, p.axis);
+        (in_turn && free && worthwhile(&root, axis as usize, parts)).then_some(axis)
     }
 
     /// Joins a library node to the elementwise unit that uses it, if that is possible.
@@ -503,7 +573,7 @@ impl<'a> Fuser<'a> {
                 let same = got
                     .map(|(c, d)| match c {
                         Coord::Axis(a) => Some((*a, d.clone())),
-                        Coord::Zero | Coord::Other => None,
+                        Coord::Zero | Coord::Derived(_) | Coord::Other => None,
                     })
                     .eq(expected.map(Some));
                 let free = node.results.len() == 1
@@ -557,19 +627,28 @@ fn axes(coords: &[Coord]) -> Option<Vec<u32>> {
         match c {
             Coord::Zero => {}
             Coord::Axis(a) if !out.contains(a) => out.push(*a),
-            Coord::Axis(_) | Coord::Other => return None,
+            Coord::Axis(_) | Coord::Derived(_) | Coord::Other => return None,
         }
     }
     Some(out)
 }
 
+/// Whether to write parts along an axis in turn: not a few of them one behind the other, of which the unit then would not
+/// write whole rows.
+fn worthwhile(root: &[Dim], axis: usize, parts: u32) -> bool {
+    let is_one = |dims: &[Dim]| dims.iter().all(|d| d.is(1));
+    parts > 1 && (parts > FEW || is_one(&root[axis + 1..]) || !is_one(&root[..axis]))
+}
+
 fn merge(uses: &mut Vec<Use>, next: Use) {
     match uses.iter_mut().find(|u| u.root == next.root) {
         Some(known) => {
+            known.times = match differ(&known.coords, &next.coords) {
+                true => known.times.saturating_add(next.times),
+                false => known.times.max(next.times),
+            };
             for (a, b) in known.coords.iter_mut().zip(&next.coords) {
-                if a != b {
-                    *a = Coord::Other;
-                }
+                *a = a.join(*b);
             }
             known.repeated |= next.repeated;
         }

@@ -5,10 +5,10 @@ mod support;
 use cupola_ir::composite::{
     Attention, Conv, ConvTranspose, Gelu, LayerNorm, RmsNorm, Rope, Softmax, Swiglu, Swish,
 };
-use cupola_ir::kernel::Unit;
+use cupola_ir::kernel::{Expr, Unit};
 use cupola_ir::ops::*;
-use cupola_ir::{CompositeOp, DType, Dim, Graph, Op, Scalar, Tensor, TensorType, ValueId};
-use cupola_passes::{DeviceId, Level};
+use cupola_ir::{CompositeOp, CoreOp, DType, Dim, Graph, Op, Scalar, Tensor, TensorType, ValueId};
+use cupola_passes::{DeviceId, Level, MissCode};
 use support::*;
 
 fn composite(g: &mut Graph, op: impl Into<CompositeOp>, xs: &[ValueId]) -> ValueId {
@@ -476,6 +476,76 @@ fn joins_of_many_parts_fit_the_device() {
         assert!(u.device == DeviceId(1) && u.unit.accesses().len() <= device.max_buffers);
     }
     check_compiled(c, &g, &inputs, &[]);
+}
+
+#[test]
+fn joined_parts_are_stored_in_turn() {
+    let rows = Dim::sym("n");
+    for (axis, lengths) in [(1, vec![3, 1, 1, 4]), (2, vec![2, 1, 5]), (0, vec![1; 6])] {
+        let mut g = Graph::new("join");
+        let parts = lengths.iter().enumerate().map(|(k, len)| {
+            let mut dims = [rows.clone(), n(3), n(5)];
+            dims[axis] = n(*len);
+            let x = g.input(&format!("x{k}"), f32s(&dims)).unwrap();
+            g.unary(Scalar::Exp, x).unwrap()
+        });
+        let parts: Vec<ValueId> = parts.collect();
+        let join = g.concat(&parts, axis).unwrap();
+        let y = g.unary(Scalar::Neg, join).unwrap();
+        g.output("y", y);
+        let mut rng = Rng(9);
+        let inputs = lengths.iter().map(|len| {
+            let mut shape = [2, 3, 5];
+            shape[axis] = *len as usize;
+            rng.tensor(DType::F32, &shape)
+        });
+        let inputs: Vec<T> = inputs.collect();
+        let c = check(&g, &target(nothing), &inputs, &[("n", 2)]);
+        let [unit] = &c.units[..] else {
+            panic!("{:#?}", c.misses)
+        };
+        let Unit::Loops(k) = &unit.unit else {
+            panic!("loops")
+        };
+        assert_eq!(k.phases.len(), lengths.len());
+        let choices = k.exprs.iter().filter(|e| matches!(e, Expr::Ternary(..)));
+        assert_eq!(choices.count(), 0, "{k:#?}");
+    }
+}
+
+#[test]
+fn what_many_places_use_is_computed_once() {
+    let mut g = Graph::new("shifted");
+    let x = g.input("x", f32s(&[n(6), n(40)])).unwrap();
+    let heavy = g.unary(Scalar::Log, x).unwrap();
+    let light = g.unary(Scalar::Neg, x).unwrap();
+    let mut shifted = |of: ValueId| {
+        let parts = (0..5).map(|k| {
+            let slice = Slice {
+                starts: vec![n(0), n(k)],
+                steps: vec![1, 1],
+                dims: vec![n(6), n(36)],
+            };
+            g.one(Op::Core(CoreOp::Slice(slice)), &[of]).unwrap()
+        });
+        let parts: Vec<ValueId> = parts.collect();
+        let mut sum = parts[0];
+        for part in &parts[1..] {
+            sum = g.binary(Scalar::Add, sum, *part).unwrap();
+        }
+        sum
+    };
+    let (y, z) = (shifted(heavy), shifted(light));
+    g.output("y", y);
+    g.output("z", z);
+    let x = T {
+        v: (1..=240).map(|i| V::F(f64::from(i))).collect(),
+        ..Rng(3).tensor(DType::F32, &[6, 40])
+    };
+    let c = check(&g, &target(nothing), &[x], &[]);
+    assert_eq!(launches(&c), 3, "{:#?}", c.misses);
+    let missed = c.misses.iter().filter(|m| m.code == MissCode::Recompute);
+    assert_eq!(missed.count(), 1);
 }
 
 /// A random graph over small shapes.

@@ -48,6 +48,8 @@ pub enum Command {
     Bisect(BisectArgs),
     /// Run a suite of ONNX cases.
     Conformance(ConformanceArgs),
+    /// Compile a model ahead of time, for processors like this one.
+    Compile(CompileCommandArgs),
     /// Convert a model between formats, by suffix.
     Convert(ConvertArgs),
 }
@@ -80,7 +82,7 @@ pub struct CompileArgs {
     #[arg(long)]
     pub deterministic: bool,
     /// Type in which products with constant weights are computed.
-    #[arg(long, value_enum, default_value = "f32")]
+    #[arg(long, value_enum, default_value = "model")]
     pub precision: Precision,
     /// Compile a mistake into what is run (but not into the standard of a comparison), to see it found.
     #[arg(long, value_name = "NAME", hide = true)]
@@ -90,7 +92,9 @@ pub struct CompileArgs {
 /// Type in which products with constant weights are computed; sums are f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Precision {
-    /// As the model says.
+    /// As the model says; activations are rounded to 8 bits where weights are block-quantised.
+    Model,
+    /// As the model says, activations of block-quantised weights too.
     F32,
     /// Weights and activations are rounded to bf16.
     Bf16,
@@ -423,6 +427,17 @@ pub struct ConformanceArgs {
     /// Cases at a time.
     #[arg(long, default_value_t = 1)]
     pub jobs: usize,
+}
+
+#[derive(Debug, Args)]
+pub struct CompileCommandArgs {
+    /// Model file.
+    pub model: PathBuf,
+    /// File to write: a model that starts without being compiled.
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
+    #[command(flatten)]
+    pub compile: CompileArgs,
 }
 
 #[derive(Debug, Args)]

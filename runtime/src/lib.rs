@@ -5,27 +5,33 @@
 //! state: devices live in a [`Host`]. Inputs and outputs may stay in a device's memory ([`DeviceTensor`], [`Place`]), and
 //! [`Session::submit`] returns before the run has ended.
 //!
-//! Reading order: `devices`, `program`, `load`, `state`, `value`, `exec`, `frame`, `session`; then `record`, `auto` and `fault`.
+//! Reading order: `devices`, `program`, `load`, `state`, `value`, `exec`, `frame`, `session`; then `store`, `cache` and `keeping`
+//! (code and packed weights on disk), `record`, `auto` and `fault`.
 
 mod auto;
+mod cache;
 mod devices;
 mod error;
 mod exec;
 mod fault;
 mod frame;
+mod keeping;
 mod load;
 mod pool;
 mod program;
 mod record;
 mod session;
 mod state;
+pub mod store;
 mod value;
 
-pub use cupola_backend::{BackendError, Rates};
+pub use cache::{Cache, USUAL_LIMIT};
+pub use cupola_backend::{BackendError, Key, Rates};
 pub use cupola_ir::eval::Stop;
 pub use devices::{DeviceInfo, DeviceSpec, Host, list_devices, processor};
 pub use error::{Result, RuntimeError};
 pub use fault::Fault;
+pub use keeping::{Identify, Keep};
 pub use load::{Release, weight_size};
 pub use program::{CompileOptions, Program};
 pub use record::{Event, Recording};

@@ -1,12 +1,14 @@
 //! Compiled graphs made ready to run: executables and weights on their devices.
 
 use crate::error::Result;
+use crate::keeping::Keeping;
 use crate::value::whole;
 use bytes::Bytes;
 use cupola_backend::{Backend, Binding, Buffer, Device, Executable};
 use cupola_ir::kernel::Unit;
 use cupola_passes::{Compiled, DeviceId, Slot, SlotId, Step, Storage};
 use rustc_hash::{FxHashMap, FxHashSet};
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
@@ -48,12 +50,14 @@ pub(crate) struct WeightCache {
     /// Plans loaded so far.
     plans: usize,
     release: Option<Release>,
+    keeping: Option<Arc<Keeping>>,
 }
 
 impl WeightCache {
-    pub fn new(release: Option<Release>) -> WeightCache {
+    pub fn new(release: Option<Release>, keeping: Option<Arc<Keeping>>) -> WeightCache {
         WeightCache {
             release,
+            keeping,
             ..WeightCache::default()
         }
     }
@@ -117,8 +121,8 @@ impl Loaded {
     ) -> Result<Loaded> {
         let number = weights.plans;
         weights.plans += 1;
-        let mut executables = compile_units(&compiled, devices)?;
-        prepare(&compiled, devices, &mut executables, weights)?;
+        let mut executables = compile_units(&compiled, devices, weights.keeping.as_deref())?;
+        prepare(number, &compiled, devices, &mut executables, weights)?;
         // Copies of weights on their way are larger than what runs will need.
         devices.iter().for_each(|d| d.device().trim());
         let read = constants_read(&compiled, |unit, argument| {
@@ -194,7 +198,7 @@ impl Loaded {
 }
 
 /// The bytes of a slot that holds a constant.
-fn constant_bytes(slot: &Slot) -> Option<Bytes> {
+pub(crate) fn constant_bytes(slot: &Slot) -> Option<Bytes> {
     match &slot.storage {
         Storage::Const(tensor) => tensor.shared_bytes(),
         _ => None,
@@ -203,11 +207,12 @@ fn constant_bytes(slot: &Slot) -> Option<Bytes> {
 
 /// Most bytes of constants that executables are given at a time: enough to keep several threads busy, few enough not to
 /// matter beside the weights.
-const GROUP: usize = 16 << 20;
+const GROUP: usize = 8 << 20;
 
 /// Lets executables prepare the operands that are constants, and lets go of the memory these were read from. A unit is
 /// launched by one step, so its executable may hold what belongs to that step.
 fn prepare(
+    number: usize,
     compiled: &Compiled,
     devices: &Devices,
     executables: &mut [Arc<dyn Executable>],
@@ -223,19 +228,23 @@ fn prepare(
             if constants.iter().any(Option::is_some) {
                 size += constants.iter().flatten().map(Bytes::len).sum::<usize>();
                 let executable = executables[*unit].clone();
-                waiting.push((
-                    *unit,
-                    Binding {
-                        executable,
-                        constants,
-                    },
-                ));
+                let keeping = weights.keeping.as_ref();
+                let kept = keeping.map(|k| k.kept(number, *unit, &constants));
+                let binding = Binding {
+                    executable,
+                    constants,
+                    kept,
+                };
+                waiting.push((*unit, binding));
             }
         }
         if size < GROUP && at + 1 < last {
             continue;
         }
         size = 0;
+        // The largest first: what is lent for copies of them serves all others, and threads end together.
+        let total = |b: &Binding| b.constants.iter().flatten().map(Bytes::len).sum::<usize>();
+        waiting.sort_by_key(|(_, binding)| Reverse(total(binding)));
         for (d, backend) in devices.iter().enumerate() {
             let of_device =
                 |(unit, _): &mut (usize, Binding)| compiled.units[*unit].device.0 as usize == d;
@@ -322,7 +331,11 @@ pub fn weight_size(compiled: &Compiled, devices: &[Arc<dyn Backend>]) -> u64 {
     add(compiled, devices, &mut FxHashSet::default())
 }
 
-fn compile_units(compiled: &Compiled, devices: &Devices) -> Result<Vec<Arc<dyn Executable>>> {
+fn compile_units(
+    compiled: &Compiled,
+    devices: &Devices,
+    keeping: Option<&Keeping>,
+) -> Result<Vec<Arc<dyn Executable>>> {
     let mut done: Vec<Option<Arc<dyn Executable>>> = vec![None; compiled.units.len()];
     for (d, backend) in devices.iter().enumerate() {
         let mine: Vec<usize> = (0..done.len())
@@ -332,7 +345,11 @@ fn compile_units(compiled: &Compiled, devices: &Devices) -> Result<Vec<Arc<dyn E
         if units.is_empty() {
             continue;
         }
-        for (i, result) in mine.into_iter().zip(backend.compile(&units)) {
+        let results = match keeping {
+            Some(keeping) => backend.compile_kept(&units, keeping),
+            None => backend.compile(&units),
+        };
+        for (i, result) in mine.into_iter().zip(results) {
             done[i] = Some(result?);
         }
     }

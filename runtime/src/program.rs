@@ -4,12 +4,14 @@ use crate::devices::{DeviceSpec, Host};
 use crate::error::{Result, RuntimeError};
 use crate::exec::{self, RunCx};
 use crate::fault::Fault;
+use crate::keeping::{Identify, Keep, Keeping};
 use crate::load::{Loaded, Release, WeightCache};
 use crate::pool::Pool;
 use crate::record::Recording;
 use crate::state::{RunStats, State, Weights};
 use crate::value::{DeviceTensor, Place, RunValue};
-use cupola_backend::{Backend, Rates};
+use bytes::Bytes;
+use cupola_backend::{Backend, Key, Rates};
 use cupola_ir::eval::{self, Env, Limits, Stop};
 use cupola_ir::kernel::{Phase, StoreKind, Unit};
 use cupola_ir::{Bindings, DType, Graph, IrError, Op, Tensor, Value, ValueId};
@@ -44,6 +46,10 @@ pub struct CompileOptions {
     pub fault: Option<Fault>,
     /// Told of constants that need not stay in memory where the graph has them.
     pub release: Option<Release>,
+    /// Where machine code and packed weights come from and go to; by default they are made anew and kept nowhere.
+    pub keep: Keep,
+    /// Names constants for what is kept; those it does not know are named by their contents.
+    pub identify: Option<Identify>,
 }
 
 impl Default for CompileOptions {
@@ -52,13 +58,15 @@ impl Default for CompileOptions {
             device: DeviceSpec::Cpu,
             level: 2,
             threads: 0,
-            precision: Precision::F32,
+            precision: Precision::Model,
             no_fallback: false,
             verify: false,
             memory: None,
             deterministic: false,
             fault: None,
             release: None,
+            keep: Keep::default(),
+            identify: None,
         }
     }
 }
@@ -82,6 +90,7 @@ enum Engine {
         devices: Vec<Arc<dyn Backend>>,
         primary: DeviceId,
         weight_bytes: u64,
+        keeping: Option<Arc<Keeping>>,
     },
 }
 
@@ -123,13 +132,15 @@ impl Engine {
                 return Err(RuntimeError::Memory { need, budget });
             }
         }
-        let mut weights = WeightCache::new(options.release.clone());
+        let keeping = Keeping::new(&compiled, &devices, &options.keep, options.identify.clone());
+        let mut weights = WeightCache::new(options.release.clone(), keeping.clone());
         let loaded = Box::new(Loaded::new(compiled, &devices, &mut weights)?);
         Ok(Engine::Compiled {
             loaded,
             devices,
             primary,
             weight_bytes: weights.bytes,
+            keeping,
         })
     }
 }
@@ -239,6 +250,24 @@ impl Program {
             Engine::Reference(_) => 0,
             Engine::Compiled { weight_bytes, .. } => *weight_bytes,
         }
+    }
+
+    fn keeping(&self) -> Option<&Arc<Keeping>> {
+        match &self.engine {
+            Engine::Reference(_) => None,
+            Engine::Compiled { keeping, .. } => keeping.as_ref(),
+        }
+    }
+
+    /// Whether all code and packed weights had been kept, so that nothing was compiled.
+    pub fn was_kept(&self) -> bool {
+        self.keeping().is_some_and(|k| k.is_complete())
+    }
+
+    /// The key of the program and what was made for it, for [`crate::store::write`]; complete until the first run, and
+    /// ever with [`Keep::all`].
+    pub fn pieces(&self) -> Option<(Key, Vec<(Key, Bytes)>)> {
+        Some(self.keeping()?.pieces())
     }
 
     /// Listings of the generated code of all units at the top level, with their names.
@@ -407,6 +436,10 @@ impl Program {
         state.run += 1;
         if let (Some(recording), Some(began)) = (&mut state.recording, began) {
             recording.runs.push((began, recording.now()));
+        }
+        if let Some(keeping) = self.keeping() {
+            // Not before there is a result: whoever waits for the first one is not to wait for this.
+            keeping.write();
         }
         state.stats = RunStats {
             time: start.elapsed(),

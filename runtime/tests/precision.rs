@@ -39,7 +39,7 @@ fn error(got: &[f32], want: &[f32]) -> f32 {
 /// What a precision may cost, in root mean squares of the result.
 fn cost(precision: Precision) -> f32 {
     match precision {
-        Precision::F32 => 1e-5,
+        Precision::Model | Precision::F32 => 1e-5,
         Precision::F16 => 5e-3,
         Precision::Bf16 => 4e-2,
         Precision::Int8 => 6e-2,
@@ -72,8 +72,9 @@ fn narrow_products_agree_with_the_interpreter() {
                     let off = error(&got, &want);
                     let what = format!("{} {precision:?} {rows} rows, level {level}", graph.name);
                     // A sum that rounds the other way moves what follows by a step of the narrow type. Convolutions
-                    // may stay wider than the interpreter makes them.
-                    let wider = graph.name == "convolution";
+                    // may stay wider than the interpreter makes them, which takes the activations of 8-bit products as
+                    // they are.
+                    let wider = graph.name == "convolution" || precision == Precision::Int8;
                     let allowed = if wider { allowed } else { allowed / 3.0 };
                     assert!(off < allowed, "{what}: {off}");
                 }

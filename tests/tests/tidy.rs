@@ -23,6 +23,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "cupola-backend",
             "cupola-cpu",
             "cupola-wgpu",
+            "cupola-source",
         ],
     ),
     ("frontends/source", &[]),

@@ -3,7 +3,10 @@
 //! A [`Backend`] turns kernel units into [`Executable`]s and owns a [`Device`] that holds memory and runs launches in
 //! order. Handles are opaque; tensors, shapes and names do not exist here.
 
+mod keep;
 pub mod testing;
+
+pub use keep::{Forgetful, Keeper, Key, KeyHasher};
 
 use cupola_ir::kernel::Unit;
 use cupola_ir::target::Target;
@@ -108,6 +111,17 @@ pub struct Binding {
     pub executable: Arc<dyn Executable>,
     /// One entry per buffer argument; bytes of a constant at any address.
     pub constants: Vec<Option<bytes::Bytes>>,
+    /// Where forms of these constants are kept.
+    pub kept: Option<Kept>,
+}
+
+/// Where what is made of a unit's constants is kept.
+#[derive(Clone, Debug)]
+pub struct Kept {
+    /// The place.
+    pub keeper: Arc<dyn Keeper>,
+    /// Names the unit and the contents of its constants.
+    pub key: Key,
 }
 
 /// One run of an executable.
@@ -246,6 +260,21 @@ pub trait Backend: Send + Sync {
 
     /// Compiles units; one result each, in order. A backend may compile them in parallel or into one module.
     fn compile(&self, units: &[&Unit]) -> Vec<Result<Arc<dyn Executable>>>;
+
+    /// As [`Backend::compile`], with code that is kept where there is some; what had to be made is given to be kept.
+    fn compile_kept(
+        &self,
+        units: &[&Unit],
+        _keeper: &dyn Keeper,
+    ) -> Vec<Result<Arc<dyn Executable>>> {
+        self.compile(units)
+    }
+
+    /// Names all that what the backend makes depends on beside units and constants: its own sources, the instructions it
+    /// uses, its settings. `None` when nothing it makes can be kept.
+    fn identity(&self) -> Option<Key> {
+        None
+    }
 
     /// Executables made ready for operands that never change: the same code with what is worth computing from them once
     /// (packed weights). Launches pass all buffers as before, and at these places the same bytes. One result each, in

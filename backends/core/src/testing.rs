@@ -47,6 +47,7 @@ pub fn run_with_constants(
     let binding = Binding {
         executable,
         constants: buffers.iter().enumerate().map(known).collect(),
+        kept: None,
     };
     let launch = Launch {
         executable: backend.bind_constants(&[binding]).remove(0)?,

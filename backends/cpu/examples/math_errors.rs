@@ -89,33 +89,45 @@ fn error(got: f32, exact: f64) -> f64 {
     (f64::from(got) - exact).abs() / unit
 }
 
-/// Largest error and its argument over every `step`-th bit pattern.
-fn worst(backend: &CpuBackend, f: Scalar, step: usize) -> (f64, f32) {
+/// Largest error and its argument over every `step`-th bit pattern, for each of the backends.
+fn worst(backends: &[CpuBackend], f: Scalar, step: usize) -> Vec<(f64, f32)> {
     let unit = kernel(f);
     let mut all = (0..1u64 << 32)
         .step_by(step)
         .map(|bits| f32::from_bits(bits as u32));
-    let mut worst = (0.0, 0.0);
+    let mut worst = vec![(0.0, 0.0); backends.len()];
     loop {
         let mut inputs: Vec<f32> = all.by_ref().take(CHUNK).collect();
         if inputs.is_empty() {
             return worst;
         }
         inputs.resize(CHUNK, 1.0);
-        let bytes = inputs.iter().flat_map(|x| x.to_le_bytes()).collect();
-        let mut buffers = vec![bytes, vec![0; 4 * CHUNK]];
-        if let Err(e) = run(backend, &unit, &[], &mut buffers) {
-            println!("{}: {e}", f.name());
-            return (f64::INFINITY, 0.0);
-        }
-        for (x, y) in inputs.iter().zip(buffers[1].as_chunks::<4>().0) {
-            let exact = eval_one(f, DType::F32, &[Num::F(f64::from(*x))]);
-            let Some(Num::F(exact)) = exact else { continue };
-            let e = error(f32::from_le_bytes(*y), exact);
-            if e > worst.0 {
-                worst = (e, *x);
+        let exact: Vec<Option<f64>> = inputs.iter().map(|x| exact(f, *x)).collect();
+        let bytes: Vec<u8> = inputs.iter().flat_map(|x| x.to_le_bytes()).collect();
+        for (backend, worst) in backends.iter().zip(&mut worst) {
+            let mut buffers = vec![bytes.clone(), vec![0; 4 * CHUNK]];
+            if let Err(e) = run(backend, &unit, &[], &mut buffers) {
+                println!("{}: {e}", f.name());
+                *worst = (f64::INFINITY, 0.0);
+                continue;
+            }
+            let results = buffers[1].as_chunks::<4>().0;
+            for ((x, exact), y) in inputs.iter().zip(&exact).zip(results) {
+                let Some(exact) = exact else { continue };
+                let e = error(f32::from_le_bytes(*y), *exact);
+                if e > worst.0 {
+                    *worst = (e, *x);
+                }
             }
         }
+    }
+}
+
+/// The function in f64, where it is defined.
+fn exact(f: Scalar, x: f32) -> Option<f64> {
+    match eval_one(f, DType::F32, &[Num::F(f64::from(x))])? {
+        Num::F(exact) => Some(exact),
+        _ => None,
     }
 }
 
@@ -123,6 +135,12 @@ fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
     let step = args.next().and_then(|s| s.parse().ok()).unwrap_or(1).max(1);
     let only = args.next();
+    let levels: Vec<Isa> = Isa::available()
+        .into_iter()
+        .filter(|isa| !isa.bf16())
+        .collect();
+    let backend = |isa: &Isa| CpuBackend::with_isa(1, *isa, Usage::unlimited());
+    let backends: Vec<CpuBackend> = levels.iter().map(backend).collect();
     let mut good = true;
     println!(
         "{:8} {:>6}  largest error at each level",
@@ -134,9 +152,7 @@ fn main() -> ExitCode {
         }
         let bound = error_bound(f);
         let mut line = format!("{:8} {bound:6.1}", f.name());
-        for isa in Isa::available().into_iter().filter(|isa| !isa.bf16()) {
-            let backend = CpuBackend::with_isa(1, isa, Usage::unlimited());
-            let (error, at) = worst(&backend, f, step);
+        for (isa, (error, at)) in levels.iter().zip(worst(&backends, f, step)) {
             good &= error <= bound;
             line += &format!("  {:?} {error:.2} ({at:e})", isa.level());
         }

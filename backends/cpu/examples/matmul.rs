@@ -1,17 +1,20 @@
 //! Speed of matrix products: `cargo run --release -p cupola-cpu --example matmul [THREADS] [MxNxK ...]`.
 //!
-//! Prints the best GFLOP/s (Gop/s for integers) of products in memory and with a right operand packed ahead of time.
+//! Prints the best GFLOP/s (Gop/s for integers) of products in memory and with a right operand packed ahead of time; with
+//! block-quantised weights, of activations rounded to 8 bits and as they are, and the rate at which weights are read.
 
 use std::time::{Duration, Instant};
 
 use cupola_cpu::isa::Isa;
 use cupola_cpu::library::gemm::{
-    Bytes, BytesLeft, BytesRight, Left, Number, Output, PackedBytesRight, PackedRight, Right, Sum,
-    ZeroPoints, multiply, multiply_bytes,
+    Activations, BlockOutput, Bytes, BytesLeft, BytesRight, Left, Number, Output, PackedBlocks,
+    PackedBytesRight, PackedRight, Right, Sum, ZeroPoints, multiply, multiply_blocks,
+    multiply_bytes,
 };
 use cupola_cpu::library::{Context, View, ViewMut};
 use cupola_cpu::memory::{Buffer, Scratch, Usage};
 use cupola_cpu::threads::Pool;
+use cupola_ir::BlockFormat;
 
 fn rate(rows: usize, cols: usize, inner: usize, mut run: impl FnMut()) -> f64 {
     let begin = Instant::now();
@@ -70,6 +73,31 @@ fn measure_bytes(cx: &Context, rows: usize, cols: usize, inner: usize) -> [f64; 
     })
 }
 
+/// Rates with activations rounded to 8 bits and as they are, and the bytes of a weight.
+fn measure_blocks(cx: &Context, format: BlockFormat, m: usize, n: usize, k: usize) -> String {
+    if !k.is_multiple_of(format.block_len()) {
+        return format!("{} -", format.name());
+    }
+    let bytes = vec![1u8; n * k / format.block_len() * format.block_size()];
+    let packed = PackedBlocks::new(cx, format, &bytes, [k, n]).expect("memory");
+    let left: Vec<f32> = (0..m * k).map(|at| (at % 97) as f32 - 48.0).collect();
+    let left = View::dense("left", &left, [m, k]).expect("fits");
+    let mut out = vec![0f32; m * n];
+    let [rounded, exact] = [Activations::Rounded, Activations::Exact].map(|how| {
+        rate(m, n, k, || {
+            let view = ViewMut::dense("out", &mut out, [m, n]).expect("fits");
+            let output = BlockOutput::Store(view);
+            multiply_blocks(cx, left, &packed, how, output, None).expect("agrees");
+        })
+    });
+    let bytes = packed.size() as f64 / (2 * m * n * k) as f64;
+    format!(
+        "{} {rounded:.1} / {exact:.1} ({:.1} GB/s)",
+        format.name(),
+        rounded * bytes
+    )
+}
+
 fn main() {
     let mut arguments = std::env::args().skip(1);
     let threads = arguments
@@ -113,5 +141,9 @@ fn main() {
             .map(|(name, [plain, packed])| format!("{name} {plain:.1} / {packed:.1}"))
             .collect();
         println!("{m}x{n}x{k}: {}", text.join(", "));
+        use BlockFormat as B;
+        let formats = [B::Q4_0, B::Q4_1, B::Q8_0, B::Q4_K, B::Q6_K, B::IQ4_XS];
+        let text = formats.map(|format| measure_blocks(&cx, format, m, n, k));
+        println!("    {}", text.join(", "));
     }
 }

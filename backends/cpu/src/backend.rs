@@ -2,18 +2,19 @@
 
 use crate::coalesce::coalesce;
 use crate::device::{ALIGNMENT, CpuDevice};
-use crate::emit::wide;
 use crate::executable::{CpuExecutable, Generated};
 use crate::isa::Isa;
-use crate::jit::{self, Source};
+use crate::jit::{self, CompiledProgram, Source};
 use crate::libcall;
 use crate::library::probe;
 use crate::memory::{Scratch, Usage};
 use crate::schedule;
 use crate::threads::Pool;
-use crate::vector::{self, Machine, Program};
+use crate::vector::Program;
+use bytes::Bytes;
 use cupola_backend::{
-    Backend, BackendError, Binding, Device, Executable, Rates, Replacement, Result,
+    Backend, BackendError, Binding, Device, Executable, Forgetful, Keeper, Key, Rates, Replacement,
+    Result,
 };
 use cupola_ir::kernel::{Expr, Kernel, Phase, StoreKind, Unit, legalize};
 use cupola_ir::target::Target;
@@ -97,61 +98,20 @@ impl CpuBackend {
         let Some(own) = binding.executable.as_any().downcast_ref::<CpuExecutable>() else {
             return Ok(binding.executable.clone());
         };
-        let ready = own.with_constants(&self.device, &binding.constants)?;
+        let ready = own.with_constants(&self.device, binding)?;
         Ok(ready.map_or_else(|| binding.executable.clone(), |e| Arc::new(e)))
     }
 
-    /// The program of a kernel, and its code where the wide emitter can make it.
-    fn program(&self, kernel: &Kernel) -> (Program, Option<Vec<u8>>) {
-        let lower = |machine| {
-            let program = vector::lower(kernel, &schedule::shape(kernel, machine), machine);
-            debug_assert_eq!(vector::verify(&program), Ok(()), "bug: {program}");
-            program
-        };
-        if wide::exists(self.isa) {
-            let program = lower(Machine::Wide);
-            if let Some(bytes) = wide::emit(&program, self.isa) {
-                return (program, Some(bytes));
-            }
-        }
-        (lower(Machine::Portable), None)
-    }
-
     /// Code for kernels, made by all threads; for each what the code generator said if it could not.
-    fn generate(&self, kernels: &[Kernel]) -> Vec<Result<Generated, String>> {
+    fn generate(&self, kernels: &[Kernel], keeper: &dyn Keeper) -> Vec<Result<Generated, String>> {
         let parts = kernels.len().min(PARTS * self.device.pool.threads());
         let done: Vec<OnceLock<Vec<Result<Generated, String>>>> =
             (0..parts).map(|_| OnceLock::new()).collect();
-        // Every so many kernels: neighbours are often alike, and expensive together.
-        let part = |first: usize| kernels.iter().skip(first).step_by(parts);
         self.device.pool.run(parts, |first| {
-            let made = part(first).map(|kernel| {
-                let kernel = legalize(&coalesce(kernel.clone()), &self.native);
-                let (program, bytes) = self.program(&kernel);
-                (Arc::new(kernel), Arc::new(program), bytes)
-            });
-            let mut made: Vec<(Arc<Kernel>, Arc<Program>, Option<Vec<u8>>)> = made.collect();
-            let sources: Vec<Source> = (made.iter_mut())
-                .map(|(_, program, bytes)| match bytes.take() {
-                    Some(bytes) => Source::Bytes(bytes),
-                    None => Source::Portable(program),
-                })
-                .collect();
-            let all = match jit::compile(&sources, self.isa) {
-                Ok(codes) => (made.into_iter().zip(codes))
-                    .map(|((kernel, program, _), code)| {
-                        Ok(Generated {
-                            name: kernel.name.clone(),
-                            kernel,
-                            program,
-                            code,
-                            isa: self.isa,
-                        })
-                    })
-                    .collect(),
-                Err(what) => made.iter().map(|_| Err(what.clone())).collect(),
-            };
-            let fresh = done[first].set(all).is_ok();
+            // Every so many kernels: neighbours are often alike, and expensive together.
+            let part = kernels.iter().skip(first).step_by(parts);
+            let drafts = part.map(|kernel| self.draft(kernel, keeper)).collect();
+            let fresh = done[first].set(self.finish(drafts, keeper)).is_ok();
             debug_assert!(fresh, "bug: a part made twice");
         });
         let mut parts: Vec<_> = (done.into_iter())
@@ -161,6 +121,75 @@ impl CpuBackend {
         (0..kernels.len())
             .filter_map(|i| parts[i % count].next())
             .collect()
+    }
+
+    /// The code of a kernel as it is kept, or all that is needed to make it.
+    fn draft(&self, kernel: &Kernel, keeper: &dyn Keeper) -> Draft {
+        let unnamed = Kernel {
+            name: String::new(),
+            ..kernel.clone()
+        };
+        let key = Key::of(&unnamed);
+        let kernel = legalize(&coalesce(kernel.clone()), &self.native);
+        let code = match keeper.find(key) {
+            Some(bytes) => Code::Kept(bytes),
+            None => match schedule::lower(&kernel, self.isa) {
+                (_, Some(bytes)) => Code::Wide(bytes),
+                (program, None) => Code::Portable(program),
+            },
+        };
+        Draft { key, kernel, code }
+    }
+
+    /// Functions of drafts; those that were not kept are given to be.
+    fn finish(&self, drafts: Vec<Draft>, keeper: &dyn Keeper) -> Vec<Result<Generated, String>> {
+        let sources: Vec<Source> = drafts.iter().map(|d| d.code.source()).collect();
+        let codes = match jit::compile(&sources, self.isa) {
+            Ok(codes) => codes,
+            Err(what) => return drafts.iter().map(|_| Err(what.clone())).collect(),
+        };
+        let finished = drafts.into_iter().zip(codes);
+        let one = |(draft, (code, movable)): (Draft, (CompiledProgram, Option<Vec<u8>>))| {
+            let made = match draft.code {
+                Code::Kept(_) => None,
+                Code::Wide(bytes) => Some(bytes),
+                Code::Portable(_) => movable,
+            };
+            if let Some(bytes) = made {
+                keeper.keep(draft.key, bytes.into());
+            }
+            Ok(Generated {
+                name: draft.kernel.name.clone(),
+                kernel: Arc::new(draft.kernel),
+                code,
+                isa: self.isa,
+            })
+        };
+        finished.map(one).collect()
+    }
+}
+
+/// A kernel on its way to a function.
+struct Draft {
+    key: Key,
+    /// As code is generated for it.
+    kernel: Kernel,
+    code: Code,
+}
+
+enum Code {
+    Kept(Bytes),
+    Wide(Vec<u8>),
+    Portable(Program),
+}
+
+impl Code {
+    fn source(&self) -> Source<'_> {
+        match self {
+            Code::Kept(bytes) => Source::Bytes(bytes),
+            Code::Wide(bytes) => Source::Bytes(bytes),
+            Code::Portable(program) => Source::Portable(program),
+        }
     }
 }
 
@@ -180,6 +209,7 @@ fn target() -> Target {
         alignment: ALIGNMENT,
         max_binding: u64::MAX,
         aliasing: true,
+        joins_in_turn: true,
         claim: libcall::claim,
     }
 }
@@ -247,9 +277,30 @@ impl Backend for CpuBackend {
     }
 
     fn compile(&self, units: &[&Unit]) -> Vec<Result<Arc<dyn Executable>>> {
+        self.compile_kept(units, &Forgetful)
+    }
+
+    fn identity(&self) -> Option<Key> {
+        let settings = std::env::var_os("CUPOLA_WINOGRAD");
+        let checked = cfg!(debug_assertions);
+        Some(Key::of(&(
+            env!("CUPOLA_CPU_SOURCES"),
+            std::env::consts::ARCH,
+            std::env::consts::OS,
+            self.isa,
+            settings,
+            checked,
+        )))
+    }
+
+    fn compile_kept(
+        &self,
+        units: &[&Unit],
+        keeper: &dyn Keeper,
+    ) -> Vec<Result<Arc<dyn Executable>>> {
         let kernels: Vec<Result<Option<Kernel>>> = units.iter().map(|u| self.kernel(u)).collect();
         let (distinct, places) = distinct(&kernels);
-        let generated = self.generate(&distinct);
+        let generated = self.generate(&distinct, keeper);
         let finish = |(i, (kernel, unit)): (usize, (Result<Option<Kernel>>, &&Unit))| {
             let code = match (kernel?, places[i]) {
                 (Some(kernel), Some(at)) => {

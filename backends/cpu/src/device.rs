@@ -68,10 +68,15 @@ pub struct CpuDevice {
 impl CpuDevice {
     /// What library kernels may use.
     pub(crate) fn context(&self) -> Context<'_> {
+        self.context_with(&self.scratch)
+    }
+
+    /// As [`CpuDevice::context`], with other temporary memory.
+    pub(crate) fn context_with<'a>(&'a self, scratch: &'a Scratch) -> Context<'a> {
         Context {
             isa: self.isa,
             pool: &self.pool,
-            scratch: &self.scratch,
+            scratch,
         }
     }
 }

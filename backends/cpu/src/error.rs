@@ -14,6 +14,9 @@ pub enum Error {
         /// The budget; `usize::MAX` when there is none.
         limit: usize,
     },
+    /// *Neither*: only what was kept was wanted, and it was not. Never leaves the crate.
+    #[error("not kept")]
+    NotKept,
     /// *User input*: `CUPOLA_CPU` names a level that does not exist or that this processor lacks.
     #[error("CUPOLA_CPU={name}: {reason} (known levels: x86-64-v2, x86-64-v3, x86-64-v4, native)")]
     CpuLevel {

@@ -7,11 +7,11 @@ use crate::isa::Isa;
 use crate::jit::{self, Arguments, CompiledProgram};
 use crate::libcall::{self, Call, Failure, Prepared, epilogue::Epilogue};
 use crate::library::Context;
-use crate::memory::Lent;
+use crate::memory::{Lent, Recall, Scratch};
 use crate::schedule;
-use crate::vector::{Fault, Program};
+use crate::vector::Fault;
 use bytes::Bytes;
-use cupola_backend::{BackendError, Executable, Result};
+use cupola_backend::{BackendError, Binding, Executable, Result};
 use cupola_ir::kernel::{Access, BufferDecl, Kernel, Library};
 use std::any::Any;
 use std::sync::Arc;
@@ -29,7 +29,6 @@ pub(crate) struct Generated {
     /// Name for messages; kernels that are alike but for their names share the rest.
     pub name: String,
     pub kernel: Arc<Kernel>,
-    pub program: Arc<Program>,
     pub code: CompiledProgram,
     pub isa: Isa,
 }
@@ -60,8 +59,9 @@ impl Executable for CpuExecutable {
             Kind::Library { epilogue, .. } => epilogue.as_ref(),
         };
         code.map_or(String::new(), |c| {
-            let machine = jit::listing(&c.program, c.isa).unwrap_or_else(|e| e);
-            format!("{}\n{machine}", c.program)
+            let (program, _) = schedule::lower(&c.kernel, c.isa);
+            let machine = jit::listing(&program, c.isa).unwrap_or_else(|e| e);
+            format!("{program}\n{machine}")
         })
     }
 
@@ -104,23 +104,31 @@ impl CpuExecutable {
         })
     }
 
-    /// The executable with what is worth making of these constants; `None` when nothing is.
+    /// The executable with what is worth making of its constants; `None` when nothing is.
     pub(crate) fn with_constants(
         &self,
         device: &CpuDevice,
-        constants: &[Option<Bytes>],
+        binding: &Binding,
     ) -> Result<Option<CpuExecutable>> {
         let Kind::Library { unit, epilogue, .. } = &self.0 else {
             return Ok(None);
         };
-        let cx = device.context();
-        let aligned: Vec<Option<Aligned>> = (constants.iter())
-            .map(|c| c.as_ref().map(|c| Aligned::new(c, &cx)).transpose())
-            .collect::<crate::Result<_>>()
-            .map_err(|e| out_of_memory(&e))?;
-        let arguments = aligned.iter().map(|a| a.as_ref().map(Aligned::argument));
-        let arguments: Vec<Option<Argument>> = arguments.collect();
-        let prepared = libcall::prepare(unit, &arguments, &cx);
+        let recall = |only| {
+            let kept = binding.kept.as_ref()?;
+            let recall = Recall::new(kept.keeper.clone(), kept.key, only);
+            Some(device.scratch.recalling(recall))
+        };
+        let constants = &binding.constants;
+        let known = recall(true).map(|scratch| {
+            // Nothing is read, so that nothing need be aligned.
+            let as_they_are = constants.iter().map(|c| c.as_ref().map(argument));
+            let as_they_are: Vec<Option<Argument>> = as_they_are.collect();
+            libcall::prepare(unit, &as_they_are, &device.context_with(&scratch))
+        });
+        let prepared = match known {
+            Some(known) if !matches!(known, Err(Error::NotKept)) => known,
+            _ => make(unit, constants, device, recall(false)),
+        };
         let prepared = prepared.map_err(|e| out_of_memory(&e))?;
         Ok(prepared.map(|prepared| {
             CpuExecutable(Kind::Library {
@@ -152,6 +160,32 @@ impl CpuExecutable {
     }
 }
 
+/// What is worth making of a unit's constants.
+fn make(
+    unit: &Library,
+    constants: &[Option<Bytes>],
+    device: &CpuDevice,
+    recall: Option<Scratch>,
+) -> crate::Result<Option<Prepared>> {
+    let cx = device.context();
+    let aligned: Vec<Option<Aligned>> = (constants.iter())
+        .map(|c| c.as_ref().map(|c| Aligned::new(c, &cx)).transpose())
+        .collect::<crate::Result<_>>()?;
+    let arguments = aligned.iter().map(|a| a.as_ref().map(Aligned::argument));
+    let arguments: Vec<Option<Argument>> = arguments.collect();
+    let scratch = recall.as_ref().unwrap_or(&device.scratch);
+    libcall::prepare(unit, &arguments, &device.context_with(scratch))
+}
+
+/// Constant bytes where they lie.
+fn argument(bytes: &Bytes) -> Argument {
+    Argument {
+        start: bytes.as_ptr().cast_mut(),
+        size: bytes.len(),
+        constant: true,
+    }
+}
+
 /// The bytes of a constant where kernels can read them: as they lie, or copied for as long as this lives.
 enum Aligned<'a> {
     AsIs(&'a Bytes),
@@ -169,14 +203,13 @@ impl<'a> Aligned<'a> {
     }
 
     fn argument(&self) -> Argument {
-        let (start, size) = match self {
-            Aligned::AsIs(bytes) => (bytes.as_ptr().cast_mut(), bytes.len()),
-            Aligned::Copy(copy, size) => (copy.as_ptr(), *size),
-        };
-        Argument {
-            start,
-            size,
-            constant: true,
+        match self {
+            Aligned::AsIs(bytes) => argument(bytes),
+            Aligned::Copy(copy, size) => Argument {
+                start: copy.as_ptr(),
+                size: *size,
+                constant: true,
+            },
         }
     }
 }
@@ -302,6 +335,7 @@ impl Generated {
                 sizes: sizes.as_ptr(),
                 faults: faults.as_ptr(),
                 streams: self.streams(sizes).into(),
+                ..Arguments::default()
             },
             &self.code,
         );

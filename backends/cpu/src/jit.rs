@@ -1,7 +1,7 @@
 //! Machine code in memory: programs in, callable functions out. The only place that runs generated code.
 #![allow(unsafe_code)]
 
-use crate::emit::{clif, wide};
+use crate::emit::{clif, helpers, wide};
 use crate::isa::{Isa, Level};
 use crate::vector::Program;
 use cranelift_codegen::Context;
@@ -25,6 +25,24 @@ pub(crate) struct Arguments {
     pub faults: *mut u32,
     /// Not 0 to write whole vectors around the caches, where the code can.
     pub streams: u64,
+    /// 64 zero bytes.
+    pub zeros: *const u8,
+    /// The table of host functions.
+    pub host: *const usize,
+}
+
+impl Default for Arguments {
+    /// No buffers and sizes; what all code needs of the process.
+    fn default() -> Arguments {
+        Arguments {
+            buffers: std::ptr::null(),
+            sizes: std::ptr::null(),
+            faults: std::ptr::null_mut(),
+            streams: 0,
+            zeros: zeros(),
+            host: helpers::table().as_ptr(),
+        }
+    }
 }
 
 type Entry = unsafe extern "C" fn(*const Arguments, i64, i64);
@@ -79,11 +97,11 @@ impl CompiledProgram {
 }
 
 /// Zeros that guarded loads read instead of elements that must not be touched.
-pub(crate) fn zeros() -> usize {
+fn zeros() -> *const u8 {
     #[repr(align(64))]
     struct Line([u8; 64]);
     static ZEROS: Line = Line([0; 64]);
-    ZEROS.0.as_ptr() as usize
+    ZEROS.0.as_ptr()
 }
 
 /// Cranelift's description of a vector level of this machine.
@@ -142,15 +160,19 @@ fn target(isa: Isa) -> Result<OwnedTargetIsa, String> {
 pub(crate) enum Source<'p> {
     /// A program for the portable emitter.
     Portable(&'p Program),
-    /// The bytes of [`wide::emit`].
-    Bytes(Vec<u8>),
+    /// Code that runs at any address: the bytes of [`wide::emit`], or what [`compile`] gave before.
+    Bytes(&'p [u8]),
 }
 
-/// Compiles programs into one module; one function each, in order.
+/// Compiles programs into one module; one function each, in order. With it go the bytes of a function that was made here and
+/// runs at any address.
 ///
 /// # Errors
 /// What the code generator said, for a program it cannot compile.
-pub(crate) fn compile(sources: &[Source], isa: Isa) -> Result<Vec<CompiledProgram>, String> {
+pub(crate) fn compile(
+    sources: &[Source],
+    isa: Isa,
+) -> Result<Vec<(CompiledProgram, Option<Vec<u8>>)>, String> {
     let target = target(isa)?;
     let has_fma = !cfg!(target_arch = "x86_64") || isa.level() >= Level::Avx2;
     let config = target.frontend_config();
@@ -173,25 +195,31 @@ pub(crate) fn compile(sources: &[Source], isa: Isa) -> Result<Vec<CompiledProgra
                 module
                     .define_function(id, &mut context)
                     .map_err(|e| format!("{}: {e:?}", program.name))?;
+                let code = context.compiled_code();
+                let movable = code.filter(|c| c.buffer.relocs().is_empty());
+                functions.push((id, movable.map(|c| c.code_buffer().to_vec())));
             }
-            Source::Bytes(bytes) => module
-                .define_function_bytes(id, wide::ALIGNMENT, bytes, &[])
-                .map_err(|e| e.to_string())?,
+            Source::Bytes(bytes) => {
+                module
+                    .define_function_bytes(id, wide::ALIGNMENT, bytes, &[])
+                    .map_err(|e| e.to_string())?;
+                functions.push((id, None));
+            }
         }
-        functions.push(id);
     }
     module.finalize_definitions().map_err(|e| e.to_string())?;
-    let addresses: Vec<*const u8> = functions
-        .iter()
-        .map(|f| module.get_finalized_function(*f))
-        .collect();
+    let address = |(f, bytes)| (module.get_finalized_function(f), bytes);
+    let functions: Vec<(*const u8, Option<Vec<u8>>)> = functions.into_iter().map(address).collect();
     let code = Arc::new(Code(Some(module)));
-    let finish = |address: *const u8| CompiledProgram {
-        // SAFETY: the address is the start of a finished function compiled for the signature of `Entry`.
-        entry: unsafe { std::mem::transmute::<*const u8, Entry>(address) },
-        code: code.clone(),
+    let finish = |(address, bytes): (*const u8, Option<Vec<u8>>)| {
+        let program = CompiledProgram {
+            // SAFETY: the address is the start of a finished function compiled for the signature of `Entry`.
+            entry: unsafe { std::mem::transmute::<*const u8, Entry>(address) },
+            code: code.clone(),
+        };
+        (program, bytes)
     };
-    Ok(addresses.into_iter().map(finish).collect())
+    Ok(functions.into_iter().map(finish).collect())
 }
 
 /// The code of a program, for listings: the bytes of wide code, else Cranelift's text and disassembly.

@@ -12,6 +12,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use bytemuck::Pod;
+use bytes::Bytes;
+use cupola_backend::{Keeper, Key};
 
 use crate::error::{Error, Result};
 
@@ -24,7 +26,39 @@ pub const HUGE_PAGE: usize = 2 << 20;
 
 /// Bytes in use and their peak, shared by the buffers of one session, with a budget. Cloning shares the counters.
 #[derive(Debug, Clone)]
-pub struct Usage(Arc<Counters>);
+pub struct Usage {
+    counters: Arc<Counters>,
+    recall: Option<Recall>,
+}
+
+/// Where [`Buffer::made`] finds what was made before, and leaves what is made.
+#[derive(Debug, Clone)]
+pub(crate) struct Recall {
+    pub keeper: Arc<dyn Keeper>,
+    /// Names the unit and its constants.
+    pub key: Key,
+    /// Whether nothing may be made: what has not been kept is [`Error::NotKept`].
+    pub only: bool,
+    /// Buffers asked for so far.
+    asked: Arc<AtomicUsize>,
+}
+
+impl Recall {
+    pub fn new(keeper: Arc<dyn Keeper>, key: Key, only: bool) -> Recall {
+        Recall {
+            keeper,
+            key,
+            only,
+            asked: Arc::default(),
+        }
+    }
+
+    /// The key of the next buffer.
+    fn next(&self, form: &dyn std::fmt::Debug, size: usize) -> Key {
+        let at = self.asked.fetch_add(1, Relaxed);
+        Key::of(&(self.key, at, format!("{form:?}"), size))
+    }
+}
 
 #[derive(Debug)]
 struct Counters {
@@ -41,34 +75,42 @@ impl Usage {
 
     /// Counters that refuse to go above `limit` bytes.
     pub fn with_limit(limit: usize) -> Usage {
-        Usage(Arc::new(Counters {
-            current: AtomicUsize::new(0),
-            peak: AtomicUsize::new(0),
-            limit,
-        }))
+        Usage {
+            counters: Arc::new(Counters {
+                current: AtomicUsize::new(0),
+                peak: AtomicUsize::new(0),
+                limit,
+            }),
+            recall: None,
+        }
     }
 
     /// Bytes in use now.
     pub fn current(&self) -> usize {
-        self.0.current.load(Relaxed)
+        self.counters.current.load(Relaxed)
     }
 
     /// The most bytes ever in use at a time since creation or [`Usage::reset_peak`].
     pub fn peak(&self) -> usize {
-        self.0.peak.load(Relaxed)
+        self.counters.peak.load(Relaxed)
     }
 
     /// Starts a new measurement of the peak from what is in use now.
     pub fn reset_peak(&self) {
-        self.0.peak.store(self.current(), Relaxed);
+        self.counters.peak.store(self.current(), Relaxed);
+    }
+
+    fn limit(&self) -> usize {
+        self.counters.limit
     }
 
     fn take(&self, size: usize) -> Result<()> {
-        let limit = self.0.limit;
+        let limit = self.limit();
         let grown = |current: usize| current.checked_add(size).filter(|&sum| sum <= limit);
-        match self.0.current.fetch_update(Relaxed, Relaxed, grown) {
+        let counters = &self.counters;
+        match counters.current.fetch_update(Relaxed, Relaxed, grown) {
             Ok(before) => {
-                self.0.peak.fetch_max(before + size, Relaxed);
+                counters.peak.fetch_max(before + size, Relaxed);
                 Ok(())
             }
             Err(in_use) => Err(Error::OutOfMemory {
@@ -78,9 +120,11 @@ impl Usage {
             }),
         }
     }
+}
 
+impl Counters {
     fn give(&self, size: usize) {
-        self.0.current.fetch_sub(size, Relaxed);
+        self.current.fetch_sub(size, Relaxed);
     }
 }
 
@@ -94,12 +138,20 @@ impl Default for Usage {
 #[repr(align(64))]
 struct Line;
 
-/// Owned bytes, aligned to [`ALIGNMENT`] (large ones to [`HUGE_PAGE`]), zero at creation.
+/// Bytes aligned to [`ALIGNMENT`]: owned ones (large ones aligned to [`HUGE_PAGE`]), zero at creation, or such as were kept,
+/// which are only read.
 #[derive(Debug)]
 pub struct Buffer {
     start: NonNull<u8>,
     layout: Layout,
-    usage: Usage,
+    hold: Hold,
+}
+
+/// What keeps the bytes of a buffer.
+#[derive(Debug)]
+enum Hold {
+    Own(Arc<Counters>),
+    Shared(#[expect(dead_code, reason = "keeps the bytes alive")] Bytes),
 }
 
 // SAFETY: a Buffer owns its bytes; shared access only reads (`as_slice`) or hands out a raw pointer.
@@ -115,25 +167,62 @@ impl Buffer {
         let refused = || Error::OutOfMemory {
             size,
             in_use: usage.current(),
-            limit: usage.0.limit,
+            limit: usage.limit(),
         };
         let layout = Layout::from_size_align(size, alignment).map_err(|_| refused())?;
         usage.take(size)?;
-        if size == 0 {
-            return Ok(Buffer {
-                start: NonNull::<Line>::dangling().cast(),
-                layout,
-                usage: usage.clone(),
-            });
-        }
-        let start = pages::zeroed(layout).ok_or_else(|| {
-            usage.give(size);
-            refused()
-        })?;
+        let start = match size {
+            0 => NonNull::<Line>::dangling().cast(),
+            _ => pages::zeroed(layout).ok_or_else(|| {
+                usage.counters.give(size);
+                refused()
+            })?,
+        };
         Ok(Buffer {
             start,
             layout,
-            usage: usage.clone(),
+            hold: Hold::Own(usage.counters.clone()),
+        })
+    }
+
+    /// As many bytes that `make` writes, once and for all: they are only read from then on. `form` says all that the bytes
+    /// depend on beside the unit and the constants that `usage` recalls by; what was kept of them is used instead.
+    /// Errors: out of memory, nothing kept where only that is wanted.
+    pub(crate) fn made(
+        size: usize,
+        usage: &Usage,
+        form: impl std::fmt::Debug,
+        make: impl FnOnce(&Buffer),
+    ) -> Result<Buffer> {
+        let Some(recall) = &usage.recall else {
+            let buffer = Buffer::zeroed(size, usage)?;
+            make(&buffer);
+            return Ok(buffer);
+        };
+        let key = recall.next(&form, size);
+        let found = recall.keeper.find(key);
+        if let Some(bytes) = found.and_then(|bytes| Buffer::shared(bytes, size)) {
+            return Ok(bytes);
+        }
+        if recall.only {
+            return Err(Error::NotKept);
+        }
+        let buffer = Buffer::zeroed(size, usage)?;
+        make(&buffer);
+        let bytes = Bytes::from_owner(Made(buffer));
+        recall.keeper.keep(key, bytes.clone());
+        Ok(Buffer::shared(bytes, size).unwrap_or_else(|| unreachable!("bug: made as kept")))
+    }
+
+    /// Kept bytes, if they are as long and as aligned as wanted.
+    fn shared(bytes: Bytes, size: usize) -> Option<Buffer> {
+        let start = NonNull::new(bytes.as_ptr().cast_mut())?;
+        let aligned = bytes.is_empty() || (start.as_ptr() as usize).is_multiple_of(ALIGNMENT);
+        let layout = Layout::from_size_align(size, ALIGNMENT).ok()?;
+        (aligned && bytes.len() == size).then_some(Buffer {
+            start,
+            layout,
+            hold: Hold::Shared(bytes),
         })
     }
 
@@ -142,7 +231,7 @@ impl Buffer {
         let overflow = Error::OutOfMemory {
             size: usize::MAX,
             in_use: usage.current(),
-            limit: usage.0.limit,
+            limit: usage.limit(),
         };
         Buffer::zeroed(len.checked_mul(size_of::<T>()).ok_or(overflow)?, usage)
     }
@@ -169,6 +258,9 @@ impl Buffer {
     /// The whole elements that fit, as `T`, for writing.
     pub fn as_mut_slice<T: Pod>(&mut self) -> &mut [T] {
         const { assert!(align_of::<T>() <= ALIGNMENT && size_of::<T>() > 0) };
+        if let Hold::Shared(_) = self.hold {
+            unreachable!("bug: kept bytes are only read");
+        }
         // SAFETY: as in `as_slice`, exclusively borrowed.
         unsafe {
             std::slice::from_raw_parts_mut(self.start.as_ptr().cast(), self.size() / size_of::<T>())
@@ -178,11 +270,23 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
+        let Hold::Own(counters) = &self.hold else {
+            return;
+        };
         if self.size() > 0 {
             // SAFETY: allocated with this very layout, once; the owner is gone.
             unsafe { pages::free(self.start, self.layout) };
         }
-        self.usage.give(self.size());
+        counters.give(self.size());
+    }
+}
+
+/// A finished buffer, whose bytes somebody keeps.
+struct Made(Buffer);
+
+impl AsRef<[u8]> for Made {
+    fn as_ref(&self) -> &[u8] {
+        self.0.as_slice()
     }
 }
 
@@ -303,7 +407,7 @@ mod pages {
 /// call. Contents are whatever the previous user left.
 #[derive(Debug)]
 pub struct Scratch {
-    shelf: Mutex<Vec<Buffer>>,
+    shelf: Arc<Mutex<Vec<Buffer>>>,
     kept: usize,
     usage: Usage,
 }
@@ -313,18 +417,34 @@ impl Scratch {
     /// more; beyond that the smallest is freed.
     pub fn new(threads: usize, usage: &Usage) -> Scratch {
         Scratch {
-            shelf: Mutex::new(Vec::new()),
+            shelf: Arc::default(),
             kept: threads.saturating_mul(2).saturating_add(4),
             usage: usage.clone(),
         }
     }
 
+    /// The same shelf; what is made to last is looked for and left where `recall` says. Where only what is kept is wanted,
+    /// nothing is lent: [`Error::NotKept`].
+    pub(crate) fn recalling(&self, recall: Recall) -> Scratch {
+        Scratch {
+            shelf: self.shelf.clone(),
+            kept: self.kept,
+            usage: Usage {
+                recall: Some(recall),
+                ..self.usage.clone()
+            },
+        }
+    }
+
     /// A buffer of at least `len` elements of `T`, contents arbitrary. Error: out of memory.
     pub fn take<T: Pod>(&self, len: usize) -> Result<Lent<'_>> {
+        if self.usage.recall.as_ref().is_some_and(|r| r.only) {
+            return Err(Error::NotKept);
+        }
         let size = len.checked_mul(size_of::<T>()).ok_or(Error::OutOfMemory {
             size: usize::MAX,
             in_use: self.usage.current(),
-            limit: self.usage.0.limit,
+            limit: self.usage.limit(),
         })?;
         let room = size.saturating_add(GUARD.len());
         let mut shelf = self

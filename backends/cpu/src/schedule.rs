@@ -1,9 +1,26 @@
 //! Which loops of a kernel get lanes, and how many.
 
-use crate::emit::helpers::register;
-use crate::vector::{Machine, Shape};
+use crate::emit::{helpers::register, wide};
+use crate::isa::Isa;
+use crate::vector::{self, Machine, Program, Shape};
 use cupola_ir::kernel::{AxisId, Expr, Extent, Index, IndexId, Kernel, Phase};
 use cupola_ir::{DType, Scalar};
+
+/// The program of a kernel, and its code where the wide emitter can make it.
+pub(crate) fn lower(kernel: &Kernel, isa: Isa) -> (Program, Option<Vec<u8>>) {
+    let lower = |machine| {
+        let program = vector::lower(kernel, &shape(kernel, machine), machine);
+        debug_assert_eq!(vector::verify(&program), Ok(()), "bug: {program}");
+        program
+    };
+    if wide::exists(isa) {
+        let program = lower(Machine::Wide);
+        if let Some(bytes) = wide::emit(&program, isa) {
+            return (program, Some(bytes));
+        }
+    }
+    (lower(Machine::Portable), None)
+}
 
 /// Chooses a shape. In wide code also short axes get lanes, and as many as give several wide registers.
 pub(crate) fn shape(kernel: &Kernel, machine: Machine) -> Shape {

@@ -159,6 +159,7 @@ fn target(name: &str, gpu: &GpuDevice) -> Target {
         alignment: STORAGE_ALIGNMENT as usize,
         max_binding: limits.binding_size,
         aliasing: false,
+        joins_in_turn: false,
         claim,
     }
 }

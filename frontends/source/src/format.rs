@@ -20,6 +20,8 @@ pub enum Format {
     Zip,
     /// Our own binary graph file.
     CupolaBinary,
+    /// A program compiled ahead of time by us.
+    CupolaProgram,
     /// Our own text form: `graph @name(...)` after comments.
     CupolaText,
     /// A folder that holds a model: a `config.json`, or safetensors files under their usual names.
@@ -60,6 +62,7 @@ impl fmt::Display for Format {
             Format::Npy => "npy",
             Format::Zip => "zip",
             Format::CupolaBinary => "Cupola binary graph",
+            Format::CupolaProgram => "Cupola compiled program",
             Format::CupolaText => "Cupola text graph",
             Format::Folder => "model folder",
             Format::Unknown => "unknown",
@@ -81,6 +84,9 @@ pub fn sniff(bytes: &[u8]) -> Format {
     }
     if bytes.starts_with(b"CUPOLA\0\0") {
         return Format::CupolaBinary;
+    }
+    if bytes.starts_with(b"CUPOLAOT") {
+        return Format::CupolaProgram;
     }
     if bytes.starts_with(b"\x93NUMPY") {
         return Format::Npy;

@@ -1,10 +1,12 @@
 //! [`Source`]: the bytes of one file, memory-mapped and shared without copying. The only module that maps memory.
 #![allow(unsafe_code)]
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+#[cfg(unix)]
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use memmap2::Mmap;
@@ -22,6 +24,8 @@ pub struct Source {
     bytes: Bytes,
     map: Option<Arc<Mmap>>,
     path: Option<PathBuf>,
+    /// Names the file in the state in which it was opened.
+    stamp: Option<ContentHash>,
 }
 
 /// A mapping that [`Bytes`] keep alive.
@@ -77,7 +81,8 @@ impl Source {
             });
         }
         let file = File::open(path).map_err(failed)?;
-        let map = match file.metadata().map_err(failed)?.len() {
+        let facts = file.metadata().map_err(failed)?;
+        let map = match facts.len() {
             0 => None,
             _ => Some(Arc::new(map(&file).map_err(failed)?)),
         };
@@ -86,6 +91,7 @@ impl Source {
             bytes: bytes.unwrap_or_default(),
             map,
             path: Some(path.to_owned()),
+            stamp: stamp(&facts),
         })
     }
 
@@ -95,6 +101,7 @@ impl Source {
             bytes: bytes.into(),
             map: None,
             path: None,
+            stamp: None,
         }
     }
 
@@ -138,10 +145,49 @@ impl Source {
         release(map, first, size);
     }
 
+    /// Names a part of [`Source::bytes`] without reading it: by the file (device and number, size, times of the last change of
+    /// contents and of facts, to the nanosecond) and the place in it. The same name for other bytes takes a file that was
+    /// written to within one tick of the system's clock, so none is given of files that changed in the last seconds before
+    /// they were opened, nor where files have no numbers; nor of bytes that are not part of these.
+    pub fn identify(&self, part: &[u8]) -> Option<ContentHash> {
+        let (stamp, map) = (self.stamp?, self.map.as_ref()?);
+        let from = (part.as_ptr() as usize).checked_sub(map.as_ptr() as usize)?;
+        let inside = from
+            .checked_add(part.len())
+            .is_some_and(|end| end <= map.len());
+        let place = [stamp.0, from as u128, part.len() as u128];
+        inside.then(|| ContentHash::of(&place.map(u128::to_le_bytes).concat()))
+    }
+
     /// The hash of the whole content. Reads every page.
     pub fn hash(&self) -> ContentHash {
         ContentHash::of(&self.bytes)
     }
+}
+
+/// See [`Source::identify`].
+#[cfg(unix)]
+fn stamp(facts: &Metadata) -> Option<ContentHash> {
+    use std::os::unix::fs::MetadataExt;
+    const SETTLED: Duration = Duration::from_secs(2);
+    let changed = facts.ctime().max(facts.mtime());
+    let changed = SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(changed).ok()?);
+    let age = SystemTime::now().duration_since(changed).ok()?;
+    let times = [
+        facts.mtime(),
+        facts.mtime_nsec(),
+        facts.ctime(),
+        facts.ctime_nsec(),
+    ];
+    let numbers = [facts.dev(), facts.ino(), facts.size()].into_iter();
+    let all = numbers.chain(times.map(i64::cast_unsigned));
+    let all: Vec<u8> = all.flat_map(u64::to_le_bytes).collect();
+    (age > SETTLED).then(|| ContentHash::of(&all))
+}
+
+#[cfg(not(unix))]
+fn stamp(_facts: &Metadata) -> Option<ContentHash> {
+    None
 }
 
 #[cfg(unix)]
@@ -186,6 +232,27 @@ mod tests {
         std::fs::remove_file(&path).unwrap();
     }
 
+    #[cfg(unix)]
+    #[test]
+    fn settled_files_name_their_parts() {
+        let path = std::env::temp_dir().join(format!("cupola-source-stamp-{}", std::process::id()));
+        std::fs::write(&path, [7; 100]).unwrap();
+        let fresh = Source::open(&path).unwrap();
+        assert_eq!(fresh.identify(fresh.bytes()), None, "it may still change");
+        let mut source = fresh.clone();
+        source.stamp = Some(ContentHash(1));
+        let name = |s: &Source, a, b| s.identify(&s.bytes()[a..b]);
+        assert!(name(&source, 0, 10).is_some());
+        assert_ne!(name(&source, 0, 10), name(&source, 10, 20), "by place");
+        assert_ne!(name(&source, 0, 10), name(&source, 0, 11), "by size");
+        assert_eq!(source.identify(b"elsewhere"), None);
+        std::fs::remove_file(&path).unwrap();
+        let settled = std::env::current_exe().unwrap().metadata().unwrap();
+        let directory = std::path::Path::new("/").metadata().unwrap();
+        assert_ne!(stamp(&settled), stamp(&directory));
+        assert_eq!(stamp(&directory), stamp(&directory));
+    }
+
     #[test]
     fn empty_files_folders_and_missing_files() {
         let path = std::env::temp_dir().join(format!("cupola-source-empty-{}", std::process::id()));
@@ -207,6 +274,7 @@ mod tests {
             bytes: Bytes::new(),
             map: None,
             path: Some("model.onnx".into()),
+            stamp: None,
         };
         assert_eq!(source.folder(), Some(Path::new(".")));
         assert_eq!(Source::from_bytes(vec![1, 2]).folder(), None);

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use super::dequant::half_at;
+use super::dequant::{BlockCodes, half_at};
 
 static CODEBOOKS: &[u8; 9216] = include_bytes!("codebooks.bin");
 
@@ -18,13 +18,11 @@ const IQ3_XXS: Range<usize> = 1792..2048;
 const IQ3_S: Range<usize> = 2048..2560;
 const IQ1: Range<usize> = 2560..4608;
 
-const LEVELS_2: [f32; 4] = [8.0, 25.0, 43.0, 0.0];
-const LEVELS_3_XXS: [f32; 8] = [4.0, 12.0, 20.0, 28.0, 36.0, 44.0, 52.0, 62.0];
-const LEVELS_3: [f32; 8] = [1.0, 3.0, 5.0, 7.0, 9.0, 11.0, 13.0, 15.0];
-const LEVELS_1: [f32; 4] = [-1.0, 0.0, 1.0, 0.0];
-
-/// Added to every level of a one-bit group, with the group's sign.
-const DELTA: f32 = 0.125;
+const LEVELS_2: [i8; 4] = [8, 25, 43, 0];
+const LEVELS_3_XXS: [i8; 8] = [4, 12, 20, 28, 36, 44, 52, 62];
+const LEVELS_3: [i8; 8] = [1, 3, 5, 7, 9, 11, 13, 15];
+/// In eighths, the unit of the offset.
+const LEVELS_1: [i8; 4] = [-8, 0, 8, 0];
 
 fn entry(book: Range<usize>, index: usize) -> u16 {
     let at = (book.start + index) * 2;
@@ -32,13 +30,13 @@ fn entry(book: Range<usize>, index: usize) -> u16 {
 }
 
 /// Eight values of a two-bit codebook.
-fn eight(book: Range<usize>, index: usize, levels: [f32; 4]) -> impl Iterator<Item = f32> {
+fn eight(book: Range<usize>, index: usize, levels: [i8; 4]) -> impl Iterator<Item = i8> {
     let entry = entry(book, index);
     (0..8).map(move |k| levels[usize::from(entry >> (2 * k) & 3)])
 }
 
 /// Four values of a four-bit codebook.
-fn four(book: Range<usize>, index: usize, levels: [f32; 8]) -> impl Iterator<Item = f32> {
+fn four(book: Range<usize>, index: usize, levels: [i8; 8]) -> impl Iterator<Item = i8> {
     let entry = entry(book, index);
     (0..4).map(move |k| levels[usize::from(entry >> (4 * k) & 7)])
 }
@@ -57,119 +55,129 @@ fn u32_at(block: &[u8], at: usize) -> u32 {
     u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]])
 }
 
-/// `scale * value`, negated where a bit of `signs` is set.
-fn write(out: &mut [f32], values: impl Iterator<Item = f32>, scale: f32, signs: u8) {
-    for (index, (out, value)) in out.iter_mut().zip(values).enumerate() {
-        let sign = if signs >> index & 1 == 1 { -1.0 } else { 1.0 };
-        *out = scale * value * sign;
+/// Values, negated where a bit of `signs` is set.
+fn write(codes: &mut [i8], values: impl Iterator<Item = i8>, signs: u8) {
+    for (index, (code, value)) in codes.iter_mut().zip(values).enumerate() {
+        *code = if signs >> index & 1 == 1 {
+            -value
+        } else {
+            value
+        };
     }
 }
 
-fn nibble_at(bytes: &[u8], index: usize) -> f32 {
-    f32::from(bytes[index / 2] >> (4 * (index % 2)) & 15)
+/// Scales of four bits are odd multiples of the smallest one.
+fn odd(code: u8) -> f32 {
+    2.0 * f32::from(code & 15) + 1.0
+}
+
+fn nibble_at(bytes: &[u8], index: usize) -> u8 {
+    bytes[index / 2] >> (4 * (index % 2)) & 15
 }
 
 /// For each 32 elements four codes of eight bits, then four sign codes and a four-bit scale.
-pub(crate) fn iq2_xxs(block: &[u8; 66], out: &mut [f32; 256]) {
-    let scale = half_at(block, 0);
-    for (group, out) in out.chunks_exact_mut(32).enumerate() {
+pub(crate) fn iq2_xxs(block: &[u8; 66]) -> BlockCodes {
+    let mut out = BlockCodes::new(half_at(block, 0) * 0.125);
+    for (group, codes) in out.codes.chunks_exact_mut(32).enumerate() {
         let at = 2 + group * 8;
         let rest = u32_at(block, at + 4);
-        let scale = scale * (0.5 + (rest >> 28) as f32) * 0.25;
-        for (index, out) in out.chunks_exact_mut(8).enumerate() {
+        out.scales[group] = odd((rest >> 28) as u8);
+        for (index, codes) in codes.chunks_exact_mut(8).enumerate() {
             let values = eight(IQ2_XXS, usize::from(block[at + index]), LEVELS_2);
-            write(out, values, scale, even_signs(rest >> (7 * index)));
+            write(codes, values, even_signs(rest >> (7 * index)));
         }
     }
+    out
 }
 
 /// Codes of nine bits with seven sign bits above them; a four-bit scale for each 16 elements.
-pub(crate) fn iq2_xs(block: &[u8; 74], out: &mut [f32; 256]) {
-    let scale = half_at(block, 0);
-    for (index, out) in out.chunks_exact_mut(8).enumerate() {
+pub(crate) fn iq2_xs(block: &[u8; 74]) -> BlockCodes {
+    let mut out = BlockCodes::new(half_at(block, 0) * 0.125);
+    for (index, codes) in out.codes.chunks_exact_mut(8).enumerate() {
         let code = u16_at(block, 2 + index * 2);
-        let scale = scale * (0.5 + nibble_at(&block[66..], index / 2)) * 0.25;
+        out.scales[index / 2] = odd(nibble_at(&block[66..], index / 2));
         let values = eight(IQ2_XS, usize::from(code & 511), LEVELS_2);
-        write(out, values, scale, even_signs(u32::from(code >> 9)));
+        write(codes, values, even_signs(u32::from(code >> 9)));
     }
+    out
 }
 
 /// Codes of ten bits, eight of them in one place and two in another; plain sign bits.
-pub(crate) fn iq2_s(block: &[u8; 82], out: &mut [f32; 256]) {
-    let scale = half_at(block, 0);
-    for (index, out) in out.chunks_exact_mut(8).enumerate() {
+pub(crate) fn iq2_s(block: &[u8; 82]) -> BlockCodes {
+    let mut out = BlockCodes::new(half_at(block, 0) * 0.125);
+    for (index, codes) in out.codes.chunks_exact_mut(8).enumerate() {
         let high = usize::from(block[66 + index / 4] >> (2 * (index % 4)) & 3);
         let code = usize::from(block[2 + index]) | high << 8;
-        let scale = scale * (0.5 + nibble_at(&block[74..], index / 2)) * 0.25;
-        write(out, eight(IQ2_S, code, LEVELS_2), scale, block[34 + index]);
+        out.scales[index / 2] = odd(nibble_at(&block[74..], index / 2));
+        write(codes, eight(IQ2_S, code, LEVELS_2), block[34 + index]);
     }
+    out
 }
 
 /// Codes of eight bits for four elements; sign codes and a four-bit scale for each 32 elements.
-pub(crate) fn iq3_xxs(block: &[u8; 98], out: &mut [f32; 256]) {
-    let scale = half_at(block, 0);
-    for (index, out) in out.chunks_exact_mut(4).enumerate() {
+pub(crate) fn iq3_xxs(block: &[u8; 98]) -> BlockCodes {
+    let mut out = BlockCodes::new(half_at(block, 0) * 0.25);
+    for (index, codes) in out.codes.chunks_exact_mut(4).enumerate() {
         let rest = u32_at(block, 66 + index / 8 * 4);
-        let scale = scale * (0.5 + (rest >> 28) as f32) * 0.5;
+        out.scales[index / 8] = odd((rest >> 28) as u8);
         let signs = even_signs(rest >> (7 * (index / 2 % 4))) >> (4 * (index % 2));
-        write(
-            out,
-            four(IQ3_XXS, usize::from(block[2 + index]), LEVELS_3_XXS),
-            scale,
-            signs,
-        );
+        let values = four(IQ3_XXS, usize::from(block[2 + index]), LEVELS_3_XXS);
+        write(codes, values, signs);
     }
+    out
 }
 
 /// Codes of nine bits for four elements; plain sign bits; a four-bit scale for each 32 elements.
-pub(crate) fn iq3_s(block: &[u8; 110], out: &mut [f32; 256]) {
-    let scale = half_at(block, 0);
-    for (index, out) in out.chunks_exact_mut(4).enumerate() {
+pub(crate) fn iq3_s(block: &[u8; 110]) -> BlockCodes {
+    let mut out = BlockCodes::new(half_at(block, 0));
+    for (index, codes) in out.codes.chunks_exact_mut(4).enumerate() {
         let high = usize::from(block[66 + index / 8] >> (index % 8) & 1);
         let code = usize::from(block[2 + index]) | high << 8;
-        let scale = scale * (1.0 + 2.0 * nibble_at(&block[106..], index / 8));
+        out.scales[index / 8] = odd(nibble_at(&block[106..], index / 8));
         let signs = block[74 + index / 2] >> (4 * (index % 2));
-        write(out, four(IQ3_S, code, LEVELS_3), scale, signs);
+        write(codes, four(IQ3_S, code, LEVELS_3), signs);
     }
+    out
 }
 
-fn ternary(out: &mut [f32], code: usize, scale: f32, delta: f32) {
-    for (out, value) in out.iter_mut().zip(eight(IQ1, code, LEVELS_1)) {
-        *out = scale * (value + delta);
+/// Ternary values and their common offset, in eighths.
+fn ternary(codes: &mut [i8], code: usize, is_negative: bool) {
+    let delta = if is_negative { -1 } else { 1 };
+    for (out, value) in codes.iter_mut().zip(eight(IQ1, code, LEVELS_1)) {
+        *out = value + delta;
     }
 }
 
 /// Codes of eleven bits; a three-bit scale and the sign of the offset for each 32 elements.
-pub(crate) fn iq1_s(block: &[u8; 50], out: &mut [f32; 256]) {
-    let scale = half_at(block, 0);
-    for (index, out) in out.chunks_exact_mut(8).enumerate() {
+pub(crate) fn iq1_s(block: &[u8; 50]) -> BlockCodes {
+    let mut out = BlockCodes::new(half_at(block, 0) * 0.125);
+    for (index, codes) in out.codes.chunks_exact_mut(8).enumerate() {
         let rest = u16_at(block, 34 + index / 4 * 2);
         let high = usize::from(rest >> (3 * (index % 4)) & 7);
-        let scale = scale * (2.0 * f32::from(rest >> 12 & 7) + 1.0);
-        let delta = if rest >> 15 == 0 { DELTA } else { -DELTA };
-        ternary(out, usize::from(block[2 + index]) | high << 8, scale, delta);
+        out.scales[index / 4] = odd((rest >> 12 & 7) as u8);
+        ternary(
+            codes,
+            usize::from(block[2 + index]) | high << 8,
+            rest >> 15 == 1,
+        );
     }
+    out
 }
 
 /// As [`iq1_s`] with a three-bit scale for each 16 elements and the sign of the offset for each 8.
 /// The half-precision scale lies in the top four bits of the four words of scales.
-pub(crate) fn iq1_m(block: &[u8; 56], out: &mut [f32; 256]) {
+pub(crate) fn iq1_m(block: &[u8; 56]) -> BlockCodes {
     let words = [0, 1, 2, 3].map(|word| u16_at(block, 48 + word * 2));
     let bits = words
         .iter()
         .enumerate()
         .fold(0, |bits, (k, word)| bits | word >> 12 << (4 * k));
-    let scale = half::f16::from_bits(bits).to_f32();
-    for (index, out) in out.chunks_exact_mut(8).enumerate() {
+    let mut out = BlockCodes::new(half::f16::from_bits(bits).to_f32() * 0.125);
+    for (index, codes) in out.codes.chunks_exact_mut(8).enumerate() {
         let rest = block[32 + index / 2] >> (4 * (index % 2));
-        let inner = words[index / 8] >> (3 * (index / 2 % 4)) & 7;
-        let scale = scale * (2.0 * f32::from(inner) + 1.0);
-        let delta = if rest & 8 == 0 { DELTA } else { -DELTA };
-        ternary(
-            out,
-            usize::from(block[index]) | usize::from(rest & 7) << 8,
-            scale,
-            delta,
-        );
+        out.scales[index / 2] = odd((words[index / 8] >> (3 * (index / 2 % 4)) & 7) as u8);
+        let code = usize::from(block[index]) | usize::from(rest & 7) << 8;
+        ternary(codes, code, rest & 8 != 0);
     }
+    out
 }

@@ -6,7 +6,7 @@ use crate::dtype::DType;
 use crate::ops::Op;
 
 /// A strided view of a buffer argument: element `i` is at `offset + sum(i[a] * strides[a])`. A stride of 0 repeats.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct View {
     /// Element type in memory.
     pub dtype: DType,

@@ -3,16 +3,53 @@
 use crate::lower::runs;
 use crate::place::Place;
 use cupola_ir::{CoreOp, Dim, Graph, Node, NodeId, Op, OpClass, ValueId};
+use rustc_hash::FxHasher;
+use std::hash::{Hash, Hasher};
 
 /// Index of an axis in terms of the root's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Coord {
     /// The index of this axis of the root.
     Axis(u32),
     /// Always 0.
     Zero,
-    /// Something else.
+    /// A function of the root's indices; equal numbers are the same function.
+    Derived(u64),
+    /// Something else: more than one index for one of the root's, or unknown.
     Other,
+}
+
+impl Coord {
+    /// Of uses at both.
+    pub(super) fn join(self, other: Coord) -> Coord {
+        match (self, other) {
+            (a, b) if a == b => a,
+            (Coord::Other, _) | (_, Coord::Other) => Coord::Other,
+            both => Coord::Derived(number(&both)),
+        }
+    }
+}
+
+fn number(of: &impl Hash) -> u64 {
+    let mut hasher = FxHasher::default();
+    of.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// The coordinate of an axis of an operand that a node makes of coordinates of its result.
+fn derived(id: NodeId, axis: usize, from: &[Coord]) -> Coord {
+    if from.contains(&Coord::Other) {
+        return Coord::Other;
+    }
+    Coord::Derived(number(&(id, axis, from)))
+}
+
+/// Whether elements at one list of coordinates are other elements than at the other list; a reduction needs all along its
+/// axes either way.
+pub(super) fn differ(a: &[Coord], b: &[Coord]) -> bool {
+    let both = a.iter().zip(b);
+    let mut known = both.filter(|(a, b)| **a != Coord::Other && **b != Coord::Other);
+    known.any(|(a, b)| a != b)
 }
 
 /// Coordinates of operand `k` for coordinates of the node's result, and whether elements are then needed repeatedly.
@@ -26,7 +63,7 @@ pub(super) fn operand_coords(
     let dims = graph.dims(node.operands[k]);
     let rank = dims.len();
     let (mut out, repeats) = match &node.op {
-        Op::Core(op) => core_coords(graph, op, node, k, coords, &dims),
+        Op::Core(op) => core_coords(graph, op, id, k, coords, &dims),
         Op::Host(_) | Op::Composite(_) => (vec![Coord::Other; rank], true),
     };
     out.resize(rank, Coord::Other);
@@ -41,13 +78,15 @@ pub(super) fn operand_coords(
 fn core_coords(
     graph: &Graph,
     op: &CoreOp,
-    node: &Node,
+    id: NodeId,
     k: usize,
     coords: &[Coord],
     dims: &[Dim],
 ) -> (Vec<Coord>, bool) {
+    let node = graph.node(id);
     let rank = dims.len();
     let other = vec![Coord::Other; rank];
+    let made = |a: usize| derived(id, a, &coords[a..=a]);
     match op {
         CoreOp::Map(_) | CoreOp::Cast(_) | CoreOp::Bitcast(_) => (coords.to_vec(), false),
         CoreOp::Collective(_) | CoreOp::Transfer(_) => (coords.to_vec(), false),
@@ -70,7 +109,7 @@ fn core_coords(
         }
         CoreOp::Slice(p) => {
             let whole = |a: usize| p.starts[a].is(0) && p.steps[a] == 1;
-            let out = (0..rank).map(|a| if whole(a) { coords[a] } else { Coord::Other });
+            let out = (0..rank).map(|a| if whole(a) { coords[a] } else { made(a) });
             (out.collect(), false)
         }
         CoreOp::Reshape(p) => {
@@ -80,17 +119,21 @@ fn core_coords(
                     && p.dims[*f] == dims[*t]
                 {
                     out[*t] = coords[*f];
+                } else {
+                    let from: Vec<Coord> = from.iter().map(|f| coords[*f]).collect();
+                    to.iter().for_each(|t| out[*t] = derived(id, *t, &from));
                 }
             }
             (out, false)
         }
         CoreOp::Pad(p) => {
             let whole = |a: usize| p.low[a].is(0) && p.high[a].is(0);
-            let out = (0..rank).map(|a| if whole(a) { coords[a] } else { Coord::Other });
+            let out = (0..rank).map(|a| if whole(a) { coords[a] } else { made(a) });
             (out.collect(), k == 1)
         }
         CoreOp::Concat(p) => {
-            let out = (0..rank).map(|a| if a == p.axis { Coord::Other } else { coords[a] });
+            let part = |a| derived(id, a + rank * k, &coords[a..=a]);
+            let out = (0..rank).map(|a| if a == p.axis { part(a) } else { coords[a] });
             (out.collect(), false)
         }
         CoreOp::Window(p) => {

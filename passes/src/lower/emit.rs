@@ -12,14 +12,24 @@ use rustc_hash::FxHashMap;
 
 /// What to emit beside the expressions.
 pub(super) struct Shape {
-    /// Axes that the stores loop over inside the parallel ones.
-    pub stores: Vec<u32>,
-    /// The store: buffer, offset, value.
-    pub store: (BufferId, IndexId, ExprId),
+    /// Where everything is stored.
+    pub buffer: BufferId,
+    /// The stores, one after the other.
+    pub stores: Vec<Stores>,
     /// Run-time sizes so far.
     pub sizes: Vec<Dim>,
     /// Merge and drop axes where possible.
     pub collapse: bool,
+}
+
+/// A value stored along axes.
+pub(super) struct Stores {
+    /// The axes, inside the parallel ones.
+    pub axes: Vec<u32>,
+    /// Offset.
+    pub index: IndexId,
+    /// Value.
+    pub value: ExprId,
 }
 
 struct Emitter<'l, 'g> {
@@ -54,7 +64,7 @@ impl Lowerer<'_> {
         }) {
             used[b as usize] = true;
         }
-        used[shape.store.0.0 as usize] = true;
+        used[shape.buffer.0 as usize] = true;
         if !shape.collapse {
             // The buffers that a library unit fixes.
             used[..2].iter_mut().for_each(|u| *u = true);
@@ -80,22 +90,23 @@ impl Lowerer<'_> {
             });
             let accums = accums.collect();
             e.kernel.phases.push(Phase::Reduce {
-                axes: ids[k + 2].clone(),
+                axes: ids[k + 1].clone(),
                 accums,
             });
         }
-        let (buffer, index, value) = shape.store;
-        let store = Store {
-            buffer: buffer_ids[buffer.0 as usize],
-            index: e.index(index),
-            value: e.exprs[&value],
-            guard: None,
-            kind: StoreKind::Set,
-        };
-        e.kernel.phases.push(Phase::Store {
-            axes: ids[1].clone(),
-            stores: vec![store],
-        });
+        for (stores, axes) in shape.stores.iter().zip(&ids[self.phases.len() + 1..]) {
+            let store = Store {
+                buffer: buffer_ids[shape.buffer.0 as usize],
+                index: e.index(stores.index),
+                value: e.exprs[&stores.value],
+                guard: None,
+                kind: StoreKind::Set,
+            };
+            e.kernel.phases.push(Phase::Store {
+                axes: axes.clone(),
+                stores: vec![store],
+            });
+        }
         Lowered {
             kernel: e.kernel,
             buffers,
@@ -112,8 +123,9 @@ impl Lowerer<'_> {
             .iter()
             .flat_map(|p| p.accums.iter().map(|a| a.value))
             .collect();
-        work.push(shape.store.2);
-        let mut indices = vec![self.affines[shape.store.1.0 as usize].clone()];
+        work.extend(shape.stores.iter().map(|s| s.value));
+        let affine = |s: &Stores| self.affines[s.index.0 as usize].clone();
+        let mut indices: Vec<Affine> = shape.stores.iter().map(affine).collect();
         loop {
             if let Some(x) = indices.pop() {
                 for (t, _) in &x.terms {
@@ -144,7 +156,7 @@ impl Lowerer<'_> {
         (live.map(|i| ExprId(i as u32)).collect(), affines)
     }
 
-    /// Axes of the parallel part, the stores and each phase, as runs that become one axis.
+    /// Axes of the parallel part, each reduction and each store, as runs that become one axis.
     fn axis_lists(&self, shape: &Shape, affines: &[Affine]) -> Vec<Vec<Vec<u32>>> {
         let phase = |p: &super::Reduction| {
             let axes = p.axes.iter().filter_map(|a| match a.terms.first() {
@@ -153,8 +165,9 @@ impl Lowerer<'_> {
             });
             axes.collect::<Vec<_>>()
         };
-        let mut lists = vec![(0..self.parallel).collect(), shape.stores.clone()];
+        let mut lists = vec![(0..self.parallel).collect()];
         lists.extend(self.phases.iter().map(phase));
+        lists.extend(shape.stores.iter().map(|s| s.axes.clone()));
         let merged = |list: Vec<u32>| {
             let mut runs: Vec<Vec<u32>> = vec![];
             for axis in list {

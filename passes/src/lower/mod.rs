@@ -22,7 +22,7 @@ use affine::{Affine, Coords, Space, Term};
 
 use crate::plan::MissCode;
 use cupola_ir::kernel::{Access, Accum, BufferId, Expr, ExprId, IndexId, Item, Kernel, Literal};
-use cupola_ir::{CoreOp, DType, Dim, Graph, Op, Scalar, Tensor, ValueId};
+use cupola_ir::{CoreOp, DType, Dim, Graph, NodeId, Op, Scalar, Tensor, ValueId};
 use rustc_hash::FxHashMap;
 
 /// Most expressions of a kernel: beyond this, compilers and readers suffer more than memory traffic costs.
@@ -75,8 +75,33 @@ pub struct Lowerer<'g> {
     memo: FxHashMap<(ValueId, Coords, Option<ExprId>), ExprId>,
 }
 
+/// Parts of the root, to be stored one after the other.
+#[derive(Clone, Debug)]
+pub struct Parts {
+    /// The axis of the root along which they lie.
+    pub axis: usize,
+    /// Their extents.
+    pub extents: Vec<Dim>,
+}
+
+impl Parts {
+    /// The operands of a join that lie along an axis of the root.
+    pub fn new(graph: &Graph, axis: u32, join: NodeId) -> Parts {
+        let node = graph.node(join);
+        let along = match &node.op {
+            Op::Core(CoreOp::Concat(p)) => p.axis,
+            op => unreachable!("bug: {} joins nothing", op.name()),
+        };
+        let extents = node.operands.iter().map(|v| graph.dims(*v)[along].clone());
+        Parts {
+            axis: axis as usize,
+            extents: extents.filter(|d| !d.is(0)).collect(),
+        }
+    }
+}
+
 /// Lowers `root` and everything not stored that it depends on. `row` says which axes of the root the stores loop over
-/// inside the parallel axes.
+/// inside the parallel axes; that of parts is one of them.
 ///
 /// # Errors
 /// A value that must be stored first.
@@ -85,6 +110,7 @@ pub fn kernel(
     stored: &[bool],
     root: ValueId,
     row: &[bool],
+    parts: Option<&Parts>,
 ) -> Result<Lowered, Stop> {
     let mut me = Lowerer::new(graph, stored, root);
     let dims = graph.dims(root);
@@ -93,17 +119,36 @@ pub fn kernel(
         at[axis] = me.space.axis(&dims[axis]);
     }
     me.parallel = me.space.axes.len() as u32;
-    for axis in (0..dims.len()).filter(|a| row[*a]) {
-        at[axis] = me.space.axis(&dims[axis]);
-    }
-    let stores = (me.parallel..me.space.axes.len() as u32).collect();
-    let coords = Coords { dims, at };
-    let value = me.compute(root, &coords, None)?;
     let buffer = me.buffer(root, Access::Write);
-    let index = me.index(coords.linear());
+    let mut stores = vec![];
+    let whole = Parts {
+        axis: dims.len(),
+        extents: vec![Dim::ONE],
+    };
+    let parts = parts.unwrap_or(&whole);
+    let mut start = Dim::ZERO;
+    for extent in &parts.extents {
+        let first = me.space.axes.len() as u32;
+        for axis in (0..dims.len()).filter(|a| row[*a]) {
+            at[axis] = match axis == parts.axis {
+                true => me.space.axis(extent).offset(&start),
+                false => me.space.axis(&dims[axis]),
+            };
+        }
+        let coords = Coords {
+            dims: dims.clone(),
+            at: at.clone(),
+        };
+        stores.push(emit::Stores {
+            axes: (first..me.space.axes.len() as u32).collect(),
+            value: me.compute(root, &coords, None)?,
+            index: me.index(coords.linear()),
+        });
+        start = start + extent.clone();
+    }
     Ok(me.emit(emit::Shape {
+        buffer,
         stores,
-        store: (buffer, index, value),
         sizes: vec![],
         collapse: true,
     }))
@@ -141,9 +186,14 @@ pub fn epilogue(
     let buffer = me.buffer(root, Access::Write);
     let value = me.compute(root, &coords, None)?;
     let index = me.index(coords.linear());
+    let stores = emit::Stores {
+        axes: vec![],
+        index,
+        value,
+    };
     Ok(me.emit(emit::Shape {
-        stores: vec![],
-        store: (buffer, index, value),
+        buffer,
+        stores: vec![stores],
         sizes,
         collapse: false,
     }))

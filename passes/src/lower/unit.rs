@@ -1,6 +1,6 @@
 //! From the groups that fusion made to units: generated kernels, and library calls with their views and epilogues.
 
-use super::{Lowered, Stop, epilogue, kernel, view_of};
+use super::{Lowered, Parts, Stop, epilogue, kernel, view_of};
 use crate::fuse::Group;
 use crate::place::Place;
 use crate::plan::PlacedUnit;
@@ -49,16 +49,25 @@ fn lower_group(work: &Work, group: &Group) -> Result<LoweredUnit, Stop> {
     let (unit, buffers) = match group.anchor {
         None => {
             let dims = graph.dims(group.root);
+            let is_row = |a: usize| match (&group.parallel, &group.parts) {
+                (Some(parallel), _) => !parallel.contains(&(a as u32)),
+                // Rows as long as they can be, for all but one axis at least.
+                (None, Some((axis, _))) => {
+                    let outer = dims[..*axis as usize].iter().any(|d| !d.is(1));
+                    a == *axis as usize || outer && dims[a + 1..].iter().all(|d| d.is(1))
+                }
+                (None, None) => false,
+            };
             let row: Vec<bool> = (0..dims.len())
-                .map(|a| match &group.parallel {
-                    Some(parallel) => !dims[a].is(1) && !parallel.contains(&(a as u32)),
-                    None => false,
-                })
+                .map(|a| !dims[a].is(1) && is_row(a))
                 .collect();
+            let parts = group
+                .parts
+                .map(|(axis, join)| Parts::new(graph, axis, join));
             let Lowered {
                 mut kernel,
                 buffers,
-            } = kernel(graph, &work.fusion.stored, group.root, &row)?;
+            } = kernel(graph, &work.fusion.stored, group.root, &row, parts.as_ref())?;
             kernel.name = name;
             (Unit::Loops(kernel), buffers)
         }

@@ -1,13 +1,18 @@
-//! Products in 8-bit integers: weights with one scale per output channel, activations with one per row (matrix products) or
-//! tensor (convolutions), found in the run.
+//! Products in 8-bit integers.
 //!
-//! `y = sum(round(x / s) * round(w / t)) * s * t` with `s = max|x| / 127`, `t = max|w| / 127`, so that zero stays zero. In
-//! matrix products `round(x / s) + 128` is what is multiplied, unsigned as the dot-product instructions take it, and 128 times
-//! the sum of the weights is taken off the result.
+//! Matrix products: weights become blocks of 32 integers with a scale each (`q8_0`), along the summed axes;
+//! activations are rounded likewise by the kernel, as with any block-quantised weights.
+//!
+//! Convolutions: weights have one scale per output channel, activations one per tensor, found in the run.
+//! `y = sum(round(x / s) * round(w / t)) * s * t` with `s = max|x| / 127`, `t = max|w| / 127`, so that zero stays zero.
 
 use super::Narrower;
+use cupola_ir::convert::quantize_q8_0;
 use cupola_ir::ops::{Contract, ReduceKind};
-use cupola_ir::{CompositeOp, CoreOp, DType, Dim, IrError, Node, Op, Scalar, Tensor, ValueId};
+use cupola_ir::target::Claim;
+use cupola_ir::{
+    CompositeOp, CoreOp, DType, Dim, IrError, Node, Op, Scalar, Tensor, TensorType, ValueId,
+};
 
 /// The largest integer used; -128 is not, so that the range is symmetric.
 const TOP: f32 = 127.0;
@@ -15,39 +20,27 @@ const TOP: f32 = 127.0;
 /// What stands for a range of zero: dividing by it gives zero again.
 const LEAST: f64 = 1e-30;
 
-/// What stands for zero in unsigned activations.
-const MIDDLE: f64 = 128.0;
+/// Elements of a block of weights.
+const BLOCK: usize = 32;
 
-/// A matrix of weights in integers.
+/// A convolution's weights in integers.
 struct Quantised {
     weights: ValueId,
-    /// One per output channel, `[channels..]`.
+    /// One per output channel, `[channels]`.
     scales: ValueId,
-    /// What [`MIDDLE`] instead of zero adds to each output channel.
-    shifts: ValueId,
 }
 
 impl Narrower<'_> {
-    /// The product in integers, if it is one that has a row or tensor of activations to scale.
+    /// The product in integers, if it is one that the device has.
     pub(super) fn int8(&mut self, node: &Node, side: usize) -> Result<Option<ValueId>, IrError> {
         let (x, w) = (node.operands[1 - side], node.operands[side]);
         match &node.op {
             Op::Core(CoreOp::Contract(p)) if p.lhs_batch.is_empty() => {
-                let integers = Contract {
-                    accum: DType::I32,
-                    out: DType::I32,
-                    ..p.clone()
-                };
-                let op = Op::Core(CoreOp::Contract(integers));
-                let types = [0, 1].map(|at| [DType::U8, DType::I8][usize::from(at == side)]);
-                if !self.is_claimed(&op, types, node) {
-                    return Ok(None);
-                }
-                let (own, other) = match side {
+                let axes = match side {
                     0 => (&p.rhs_contract, &p.lhs_contract),
                     _ => (&p.lhs_contract, &p.rhs_contract),
                 };
-                self.matrix_product(op, [x, w], side, own, other).map(Some)
+                self.matrix_product([x, w], side, axes)
             }
             Op::Composite(CompositeOp::Conv(_))
                 if self.is_claimed(&node.op, [DType::I8; 2], node) =>
@@ -61,41 +54,55 @@ impl Narrower<'_> {
     /// `own` are the summed axes of the activations, `other` those of the weights.
     fn matrix_product(
         &mut self,
-        op: Op,
         [x, w]: [ValueId; 2],
         side: usize,
-        own: &[usize],
-        other: &[usize],
-    ) -> Result<ValueId, IrError> {
-        let w = self.quantised_weights(w, other)?;
-        let range = self.range(x, own)?;
-        let x = self.quantised(x, range, DType::U8)?;
-        let operands = if side == 1 {
-            [x, w.weights]
-        } else {
-            [w.weights, x]
+        (own, other): (&Vec<usize>, &Vec<usize>),
+    ) -> Result<Option<ValueId>, IrError> {
+        let rows = Contract::free(self.graph.rank(x), &[], own);
+        let weights = self.constant_tensor(w)?;
+        let Some(blocks) = blocks(&weights, other) else {
+            return Ok(None);
         };
-        let y = self.graph.one(op, &operands)?;
+        let channels = blocks.shape().len() - 1;
+        let inner = weights.len() / blocks.shape()[..channels].iter().product::<usize>().max(1);
+        let mut dims = self.graph.dims(x);
+        dims = rows.iter().map(|a| dims[*a].clone()).collect();
+        dims.push(inner.into());
+        let product = Op::Core(CoreOp::Contract(Contract {
+            lhs_batch: vec![],
+            rhs_batch: vec![],
+            lhs_contract: vec![rows.len()],
+            rhs_contract: vec![channels],
+            accum: DType::I32,
+            out: DType::F32,
+        }));
+        let padding = blocks.shape()[channels] - inner;
+        let types = [
+            TensorType::new(DType::F32, padded(&dims, padding)),
+            TensorType::new(blocks.dtype(), blocks.shape().iter().map(|d| Dim::from(*d))),
+        ];
+        let claim = |target: &cupola_ir::target::Target| {
+            let claim = (target.claim)(&product, &[&types[0], &types[1]]);
+            matches!(claim, Claim::Yes { .. })
+        };
+        if !self.target.is_none_or(claim) {
+            return Ok(None);
+        }
         let g = &mut *self.graph;
-        let dims = g.dims(y);
-        let rows = free_dims(&g.dims(range), own);
-        let channels = g.dims(w.scales);
-        let steps = g.scale(range, 1.0 / f64::from(TOP))?;
+        let x = g.permute(x, &[&rows[..], own].concat())?;
+        let x = g.reshape(x, &dims)?;
+        let zero = g.number_like(0.0, x)?;
+        let none = vec![Dim::ZERO; dims.len()];
+        let x = g.pad(x, zero, &none, &padded(&none, padding))?;
+        let blocks = g.constant(blocks)?;
+        let y = g.one(product, &[x, blocks])?;
+        if side == 1 {
+            return Ok(Some(y));
+        }
         // Result axes: those of the left operand, then those of the right one.
-        let mut before_others = |v: ValueId, own: &[Dim], others: usize| {
-            g.reshape(v, &[own, &vec![Dim::ONE; others]].concat())
-        };
-        let (steps, scales, shifts) = if side == 1 {
-            let steps = before_others(steps, &rows, channels.len())?;
-            (steps, w.scales, w.shifts)
-        } else {
-            let scales = before_others(w.scales, &channels, rows.len())?;
-            let shifts = before_others(w.shifts, &channels, rows.len())?;
-            (before_others(steps, &rows, 0)?, scales, shifts)
-        };
-        let shifts = g.broadcast_to(shifts, &dims)?;
-        let y = g.binary(Scalar::Sub, y, shifts)?;
-        self.scaled(y, &dims, [steps, scales])
+        let all = rows.len() + channels;
+        let perm: Vec<usize> = (rows.len()..all).chain(0..rows.len()).collect();
+        g.permute(y, &perm).map(Some)
     }
 
     fn convolution(&mut self, node: &Node, x: ValueId, w: ValueId) -> Result<ValueId, IrError> {
@@ -105,7 +112,7 @@ impl Narrower<'_> {
         // In two steps, of which the first has many results to compute side by side.
         let planes = self.range(x, &summed[1..])?;
         let range = self.graph.reduce_keep(ReduceKind::Max, planes, &[0, 1])?;
-        let x = self.quantised(x, range, DType::I8)?;
+        let x = self.quantised(x, range)?;
         let y = self.graph.one(node.op.clone(), &[x, w.weights])?;
         let g = &mut *self.graph;
         let dims = g.dims(y);
@@ -130,9 +137,9 @@ impl Narrower<'_> {
         Ok(range)
     }
 
-    /// Activations as integers of their range, around [`MIDDLE`] if they are unsigned.
-    fn quantised(&mut self, x: ValueId, range: ValueId, to: DType) -> Result<ValueId, IrError> {
-        let key = (x, range, to);
+    /// Activations as integers of their range.
+    fn quantised(&mut self, x: ValueId, range: ValueId) -> Result<ValueId, IrError> {
+        let key = (x, range);
         if let Some(known) = self.activations.get(&key) {
             return Ok(*known);
         }
@@ -141,12 +148,8 @@ impl Narrower<'_> {
         let inverse = g.scale(inverse, f64::from(TOP))?;
         let inverse = g.broadcast_to(inverse, &g.dims(x))?;
         let steps = g.binary(Scalar::Mul, x, inverse)?;
-        let mut steps = g.unary(Scalar::Round, steps)?;
-        if to == DType::U8 {
-            let middle = g.number_like(MIDDLE, steps)?;
-            steps = g.binary(Scalar::Add, steps, middle)?;
-        }
-        let integers = g.cast(steps, to)?;
+        let steps = g.unary(Scalar::Round, steps)?;
+        let integers = g.cast(steps, DType::I8)?;
         self.activations.insert(key, integers);
         Ok(integers)
     }
@@ -169,28 +172,49 @@ impl Narrower<'_> {
     /// Weights as integers, one scale for each index of the axes that are not summed.
     fn quantised_weights(&mut self, w: ValueId, summed: &[usize]) -> Result<Quantised, IrError> {
         let t = self.constant_tensor(w)?;
-        let [weights, scales, shifts] =
+        let [weights, scales] =
             quantise(&t, summed).unwrap_or_else(|| unreachable!("bug: weights are tensors of f32"));
         Ok(Quantised {
             weights: self.graph.constant(weights)?,
             scales: self.graph.constant(scales)?,
-            shifts: self.graph.constant(shifts)?,
         })
     }
 }
 
-/// Extents of the axes that are not summed.
-fn free_dims(dims: &[Dim], summed: &[usize]) -> Vec<Dim> {
-    let free = Contract::free(dims.len(), &[], summed);
-    free.into_iter().map(|a| dims[a].clone()).collect()
+/// Extents with more elements along the last axis.
+fn padded(dims: &[Dim], padding: usize) -> Vec<Dim> {
+    let mut dims = dims.to_vec();
+    if let Some(last) = dims.last_mut() {
+        *last = last.clone() + Dim::from(padding);
+    }
+    dims
 }
 
-/// The position among the free axes of an element, given its position in the whole.
-fn channel_of(shape: &[usize], free: &[usize]) -> impl Fn(usize) -> usize {
-    // For each free axis: elements from one index to the next in the whole, extent, the same among the free axes.
+/// `[free axes.., summed axes together]` in blocks, the last axis padded with zeros to whole blocks; `None` for another
+/// dtype than f32.
+fn blocks(t: &Tensor, summed: &[usize]) -> Option<Tensor> {
+    let values = t.to_vec::<f32>()?;
+    let shape = t.shape();
+    let free = Contract::free(shape.len(), &[], summed);
+    let [channel, along] = [&free[..], summed].map(|axes| positions(shape, axes));
+    let count = |axes: &[usize]| axes.iter().map(|a| shape[*a]).product::<usize>();
+    let (channels, inner) = (count(&free), count(summed));
+    let padded = inner.next_multiple_of(BLOCK);
+    let mut rows = vec![0f32; channels * padded];
+    for (at, x) in values.iter().enumerate() {
+        rows[channel(at) * padded + along(at)] = *x;
+    }
+    let mut dims: Vec<usize> = free.iter().map(|a| shape[*a]).collect();
+    dims.push(padded);
+    quantize_q8_0(&dims, &rows)
+}
+
+/// The position among some axes of an element, given its position in the whole.
+fn positions(shape: &[usize], among: &[usize]) -> impl Fn(usize) -> usize + use<> {
+    // For each of them: elements from one index to the next in the whole, extent, the same among these axes.
     let mut axes: Vec<(usize, usize, usize)> = vec![];
     let mut step = 1;
-    for axis in free.iter().rev() {
+    for axis in among.iter().rev() {
         axes.push((shape[axis + 1..].iter().product(), shape[*axis], step));
         step *= shape[*axis];
     }
@@ -202,13 +226,13 @@ fn channel_of(shape: &[usize], free: &[usize]) -> impl Fn(usize) -> usize {
     }
 }
 
-/// i8 weights, f32 scales and i32 shifts of `[free axes..]`; `None` for another dtype than f32.
-fn quantise(t: &Tensor, summed: &[usize]) -> Option<[Tensor; 3]> {
+/// i8 weights and f32 scales of `[free axes..]`; `None` for another dtype than f32.
+fn quantise(t: &Tensor, summed: &[usize]) -> Option<[Tensor; 2]> {
     let values = t.to_vec::<f32>()?;
     let shape = t.shape();
     let free = Contract::free(shape.len(), &[], summed);
     let channels: Vec<usize> = free.iter().map(|a| shape[*a]).collect();
-    let channel = channel_of(shape, &free);
+    let channel = positions(shape, &free);
     let mut ranges = vec![0f32; channels.iter().product()];
     for (at, x) in values.iter().enumerate() {
         let range = &mut ranges[channel(at)];
@@ -221,14 +245,8 @@ fn quantise(t: &Tensor, summed: &[usize]) -> Option<[Tensor; 3]> {
         .map(|(at, x)| (x * inverse[channel(at)]).round_ties_even() as i8)
         .collect();
     let scales: Vec<f32> = ranges.iter().map(|r| r / TOP).collect();
-    let mut shifts = vec![0i32; ranges.len()];
-    for (at, x) in integers.iter().enumerate() {
-        let shift = &mut shifts[channel(at)];
-        *shift = shift.wrapping_add(i32::from(*x) * MIDDLE as i32);
-    }
     Some([
         Tensor::from_slice(shape, &integers)?,
         Tensor::from_slice(&channels, &scales)?,
-        Tensor::from_slice(&channels, &shifts)?,
     ])
 }

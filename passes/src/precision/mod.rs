@@ -21,14 +21,16 @@ use rustc_hash::FxHashMap;
 /// Type in which products with constant weights are computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Precision {
-    /// That of the model.
+    /// That of the model; activations are rounded to 8 bits, 32 sharing a scale, where weights are block-quantised.
     #[default]
+    Model,
+    /// That of the model, activations of block-quantised weights too.
     F32,
     /// Weights and activations are rounded to bf16.
     Bf16,
     /// Weights are rounded to f16.
     F16,
-    /// Weights and activations are rounded to 8-bit integers with scales.
+    /// Weights and activations are rounded to 8-bit integers with scales: in matrix products one for each 32 neighbours.
     Int8,
 }
 
@@ -55,7 +57,7 @@ pub fn with_precision(graph: Graph, precision: Precision) -> Result<Graph> {
 
 fn apply(work: &mut Work, precision: Precision, target: Option<&Target>) -> Result<()> {
     let dtype = match precision {
-        Precision::F32 => return Ok(()),
+        Precision::Model | Precision::F32 => return Ok(()),
         Precision::Bf16 => DType::BF16,
         Precision::F16 => DType::F16,
         Precision::Int8 => DType::I8,
@@ -99,8 +101,8 @@ struct Narrower<'a> {
     constants: FxHashMap<ValueId, ValueId>,
     /// Ranges of activations by value and axes, for integers.
     ranges: FxHashMap<(ValueId, Vec<usize>), ValueId>,
-    /// Activations as integers by value, range and type.
-    activations: FxHashMap<(ValueId, ValueId, DType), ValueId>,
+    /// Activations as integers by value and range.
+    activations: FxHashMap<(ValueId, ValueId), ValueId>,
 }
 
 impl Narrower<'_> {

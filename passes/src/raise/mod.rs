@@ -78,6 +78,7 @@ const RULES: &[(&str, Rule)] = &[
     ("attention", attention::attention),
     ("channel scale", conv::scale),
     ("block product", product::dequantise),
+    ("block rows", product::rows),
 ];
 
 pub(crate) fn run(work: &mut Work, context: &Context) -> Result<()> {

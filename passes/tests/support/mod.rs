@@ -58,6 +58,7 @@ pub fn target(claim: fn(&Op, &[&TensorType]) -> Claim) -> Target {
         alignment: 64,
         max_binding: u64::MAX,
         aliasing: true,
+        joins_in_turn: true,
         claim,
     }
 }
@@ -86,6 +87,7 @@ pub fn small_device(claim: fn(&Op, &[&TensorType]) -> Claim) -> Target {
         dtypes: vec![DType::F32, DType::I32, DType::U32, DType::Bool],
         max_buffers: 5,
         aliasing: false,
+        joins_in_turn: false,
         ..target(claim)
     }
 }

@@ -5,6 +5,7 @@ mod bench_compare;
 mod bisect;
 mod check;
 mod compare;
+mod compile;
 mod conformance;
 mod convert;
 mod devices;
@@ -18,7 +19,7 @@ use crate::args::{Command, CompileArgs, Precision};
 use crate::fail::{Failure, Outcome};
 use crate::inputs::parse_set;
 use crate::outputs;
-use cupola::{DeviceSpec, Host, Model, ModelOptions, Options};
+use cupola::{Cache, DeviceSpec, Host, Keep, Model, ModelOptions, Options};
 use serde_json::json;
 use std::path::Path;
 use std::sync::Arc;
@@ -49,7 +50,7 @@ fn json_target(command: &Command) -> Option<&str> {
         Command::Bisect(a) => &a.json,
         Command::Check(a) => &a.json,
         Command::Run(a) => &a.json,
-        Command::Convert(_) | Command::Conformance(_) => return None,
+        Command::Compile(_) | Command::Convert(_) | Command::Conformance(_) => return None,
     };
     json.as_deref()
 }
@@ -65,6 +66,7 @@ fn start(command: Command) -> Outcome {
         Command::Profile(a) => profile::profile(&a),
         Command::Compare(a) => compare::compare(&a),
         Command::Bisect(a) => bisect::bisect(&a),
+        Command::Compile(a) => compile::compile(&a),
         Command::Convert(a) => convert::convert(&a),
         Command::Check(a) => check::check(&a),
         Command::Run(a) => run::run(&a),
@@ -84,12 +86,17 @@ pub fn options(args: &CompileArgs) -> Outcome<Options> {
         memory: args.memory,
         deterministic: args.deterministic,
         fault: args.fault,
+        keep: Keep {
+            cache: Cache::from_environment(),
+            ..Keep::default()
+        },
         ..Options::default()
     })
 }
 
 fn precision(asked: Precision) -> cupola::Precision {
     match asked {
+        Precision::Model => cupola::Precision::Model,
         Precision::F32 => cupola::Precision::F32,
         Precision::Bf16 => cupola::Precision::Bf16,
         Precision::F16 => cupola::Precision::F16,

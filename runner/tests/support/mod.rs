@@ -26,6 +26,7 @@ pub fn cupola(args: &[&str]) -> Command {
         .args(args)
         .current_dir(repository())
         .stdin(Stdio::null())
+        .env("CUPOLA_CACHE", "off")
         .env_remove("RUST_BACKTRACE");
     command
 }

@@ -73,9 +73,48 @@ pub(crate) fn register(dtype: DType) -> Elem {
     }
 }
 
+/// Addresses of all host functions, in the order of [`Helper::place`]. Generated code finds them by their places in this
+/// table, so that it does not depend on where the process has them.
+pub(crate) fn table() -> &'static [usize] {
+    static TABLE: OnceLock<Vec<usize>> = OnceLock::new();
+    TABLE.get_or_init(|| all().iter().map(|h| h.address() as usize).collect())
+}
+
+/// All host functions.
+fn all() -> &'static [Helper] {
+    use DType::*;
+    static ALL: OnceLock<Vec<Helper>> = OnceLock::new();
+    ALL.get_or_init(|| {
+        let small = [F8E4M3FN, F8E4M3FNUZ, F8E5M2, F8E5M2FNUZ, F8E8M0, F4E2M1];
+        let packed = [I2, I4, U2, U4, F4E2M1];
+        let numbers = [I8, U8, I16, U16, I32, U32, I64, U64, F16, BF16, F32, F64];
+        let mut all = vec![Helper::Random];
+        for elem in [Elem::F32, Elem::F64] {
+            all.extend(UNARY.map(|f| Helper::Unary(f, elem)));
+            all.extend(BINARY.map(|f| Helper::Binary(f, elem)));
+        }
+        all.extend([true, false].map(|signed| Helper::Power { signed }));
+        all.extend(small.map(Helper::Decode));
+        for saturate in [true, false] {
+            all.extend(small.map(|to| Helper::Encode { to, saturate }));
+        }
+        all.extend([F16, BF16].map(Helper::Shorten));
+        all.extend(packed.map(Helper::LoadPacked));
+        all.extend(packed.map(Helper::StorePacked));
+        all.extend(numbers.map(Helper::AtomicAdd));
+        all
+    })
+}
+
 impl Helper {
+    /// Place in [`table`].
+    pub(crate) fn place(self) -> usize {
+        let known = all().iter().position(|h| *h == self);
+        known.unwrap_or_else(|| unreachable!("bug: {self:?} is not in the table"))
+    }
+
     /// The address of the function.
-    pub(crate) fn address(self) -> *const u8 {
+    fn address(self) -> *const u8 {
         match self {
             Helper::Unary(f, Elem::F32) => unary_f32(f),
             Helper::Unary(f, _) => unary_f64(f),
@@ -213,6 +252,18 @@ macro_rules! functions {
     };
 }
 
+/// Functions of one float that there are helpers of.
+const UNARY: [Scalar; 18] = {
+    use Scalar::*;
+    [
+        Exp, Expm1, Log, Log1p, Sin, Cos, Tan, Asin, Acos, Atan, Sinh, Cosh, Tanh, Asinh, Acosh,
+        Atanh, Erf, Sigmoid,
+    ]
+};
+
+/// Functions of two floats that there are helpers of.
+const BINARY: [Scalar; 4] = [Scalar::Pow, Scalar::Atan2, Scalar::Rem, Scalar::Mod];
+
 functions!(unary_f32, binary_f32, f32);
 functions!(unary_f64, binary_f64, f64);
 
@@ -281,4 +332,17 @@ extern "C" fn shorten_f16(x: f64) -> u32 {
 
 extern "C" fn shorten_bf16(x: f64) -> u32 {
     u32::from(bf16::from_f64(x).to_bits())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_helper_has_a_place_of_its_own() {
+        for (at, helper) in all().iter().enumerate() {
+            assert_eq!(helper.place(), at, "{helper:?}");
+            assert_ne!(table()[at], 0, "{helper:?}");
+        }
+    }
 }

@@ -2,13 +2,14 @@
 
 use super::operand::{Operand, merged};
 use super::packed::{Packed, Side};
-use super::{Call, Failure, Prepared, sum_dtype};
+use super::{Call, Failure, Prepared, blocks, sum_dtype};
 use crate::library::Context;
 use crate::library::gemm::{
     self, Bytes, BytesLeft, BytesRight, Finished, Left, Number, Output, Right, Sum, ZeroPoints,
 };
 use crate::library::view::{Element, View, ViewMut};
 use crate::memory::Lent;
+use cupola_ir::dtype::Class;
 use cupola_ir::ops::Contract;
 use cupola_ir::{DType, TensorType};
 use half::{bf16, f16};
@@ -18,6 +19,9 @@ pub(crate) fn refusal(p: &Contract, operands: &[&TensorType]) -> Option<String> 
     let [l, r] = operands else {
         return Some("takes two operands".into());
     };
+    if r.dtype.class() == Class::Block {
+        return blocks::refusal(p, l.dtype, r);
+    }
     let bytes = |d: DType| matches!(d, DType::I8 | DType::U8);
     let number = matches!(
         l.dtype,
@@ -173,6 +177,9 @@ pub(crate) fn run(call: &Call, p: &Contract) -> Result<(), Failure> {
                 l.dims[*a], r.dims[*b]
             )));
         }
+    }
+    if let DType::Block(format) = r.read {
+        return blocks::run(call, p, format);
     }
     let packed = match call.prepared {
         Some(Prepared::Contract(packed)) => Some(packed),

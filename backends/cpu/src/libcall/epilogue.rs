@@ -96,6 +96,7 @@ impl Epilogue<'_> {
                 sizes: self.sizes.as_ptr(),
                 faults: self.faults.as_ptr(),
                 streams: 0,
+                ..Arguments::default()
             };
             // SAFETY: buffers and sizes were checked against the kernel at launch; buffer 0 is addressed at the positions
             // of this row only, whose elements the library kernel has handed out.

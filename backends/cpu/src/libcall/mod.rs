@@ -1,10 +1,11 @@
 //! Library units: from strided views of buffers to calls of the kernels in [`crate::library`].
 //!
 //! Reading order: this file, `operand` (views with addresses), `epilogue` (generated code per finished part), then one
-//! file per op; `packed` belongs to `contract`.
+//! file per op; `packed` and `blocks` belong to `contract`.
 #![allow(unsafe_code)]
 
 mod attention;
+mod blocks;
 mod contract;
 mod conv;
 pub(crate) mod epilogue;
@@ -20,6 +21,7 @@ use crate::device::Argument;
 use crate::error::Error;
 use crate::library::Context;
 use crate::library::conv::pixels::PixelWeights;
+use crate::library::gemm::PackedBlocks;
 use cupola_backend::Replacement;
 use cupola_ir::composite::{LayerNorm, RmsNorm};
 use cupola_ir::kernel::{Extent, Kernel, Library, View};
@@ -178,7 +180,7 @@ pub(crate) fn prepare(
     };
     match made {
         Ok(made) => Ok(made),
-        Err(Failure::Error(e @ Error::OutOfMemory { .. })) => Err(e),
+        Err(Failure::Error(e @ (Error::OutOfMemory { .. } | Error::NotKept))) => Err(e),
         Err(Failure::Fault(_) | Failure::Error(_)) => Ok(None),
     }
 }
@@ -195,8 +197,14 @@ pub(crate) fn replacement(unit: &Library, is_constant: &[bool], cx: &Context) ->
         fixed.collect()
     };
     let size = |at: usize| {
-        // Of weights that are converted the narrower form is kept.
         let View { dtype, read, .. } = unit.operands[at];
+        if let (DType::Block(format), Op::Core(CoreOp::Contract(p))) = (dtype, &unit.op) {
+            return Some(PackedBlocks::size_of(
+                format,
+                blocks::extents(p, &extents(at)?),
+            ));
+        }
+        // Of weights that are converted the narrower form is kept.
         let dtype = if read.bits() < dtype.bits() {
             read
         } else {
@@ -211,8 +219,9 @@ pub(crate) fn replacement(unit: &Library, is_constant: &[bool], cx: &Context) ->
         Op::Core(CoreOp::Contract(p)) => {
             let sides = [packed::Side::Right, packed::Side::Left];
             let pays = |side: &packed::Side| {
-                let extents = extents(side.operands()[0]);
-                extents.is_some_and(|extents| packed::pays(p, *side, &extents))
+                let at = side.operands()[0];
+                let dtype = unit.operands[at].read;
+                extents(at).is_some_and(|extents| packed::pays(p, *side, dtype, &extents))
             };
             sides.into_iter().find(pays).map(packed::Side::operands)
         }

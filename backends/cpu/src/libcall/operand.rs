@@ -7,8 +7,8 @@ use crate::library::simd::{Float, Kernel, Simd, dispatch};
 use crate::library::view::Shared;
 use crate::memory::Lent;
 use crate::schedule::extent;
-use cupola_ir::DType;
 use cupola_ir::kernel::View;
+use cupola_ir::{BlockFormat, DType};
 use half::{bf16, f16};
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -36,6 +36,9 @@ impl Operand {
         let dims: Vec<i64> = view.dims.iter().map(|e| extent(*e, sizes)).collect();
         let strides: Vec<i64> = view.strides.iter().map(|e| extent(*e, sizes)).collect();
         let offset = extent(view.offset, sizes);
+        if let DType::Block(format) = view.dtype {
+            return Operand::bind_blocks(view, format, argument, &dims, offset);
+        }
         let size = view.dtype.size();
         if size == 0 || dims.iter().any(|d| *d < 0) {
             return Err(format!("extents {dims:?} of {}", view.dtype));
@@ -64,6 +67,35 @@ impl Operand {
             dims: dims.iter().map(|d| *d as usize).collect(),
             strides: strides.iter().map(|s| *s as isize).collect(),
         })
+    }
+
+    /// Puts a dense view of block-quantised rows on its buffer; strides count for nothing.
+    fn bind_blocks(
+        view: &View,
+        format: BlockFormat,
+        argument: &Argument,
+        dims: &[i64],
+        offset: i64,
+    ) -> std::result::Result<Operand, String> {
+        let extents: Option<Vec<usize>> = dims.iter().map(|d| usize::try_from(*d).ok()).collect();
+        let size = extents.as_deref().and_then(|dims| {
+            let (inner, outer) = dims.split_last()?;
+            let rows = outer.iter().try_fold(1usize, |n, d| n.checked_mul(*d))?;
+            DType::Block(format).storage_size(rows, *inner)
+        });
+        match (extents, size) {
+            (Some(dims), Some(size)) if size <= argument.size && offset == 0 => Ok(Operand {
+                dtype: view.dtype,
+                read: view.read,
+                start: argument.start,
+                strides: vec![0; dims.len()],
+                dims,
+            }),
+            _ => Err(format!(
+                "extents {dims:?} of {} at {offset} in {} bytes",
+                view.dtype, argument.size
+            )),
+        }
     }
 
     /// Number of elements.

@@ -1,14 +1,15 @@
 //! Constant matrices of contractions, packed once.
 
-use super::Failure;
 use super::contract::{axes, matrices, plain_bytes};
 use super::operand::Operand;
+use super::{Failure, blocks};
 use crate::library::Context;
 use crate::library::gemm::{
     Half, Number, PackedBytesLeft, PackedBytesRight, PackedLeft, PackedRight, few,
 };
 use crate::library::view::{Element, View};
 use cupola_ir::DType;
+use cupola_ir::dtype::Class;
 use cupola_ir::ops::Contract;
 use half::{bf16, f16};
 use std::any::Any;
@@ -56,11 +57,12 @@ impl Packed {
     }
 }
 
-/// Whether an operand of these extents is worth packing. One with batch axes stays as it is.
-pub(super) fn pays(p: &Contract, side: Side, extents: &[usize]) -> bool {
+/// Whether an operand of these extents is worth packing; blocks always are. One with batch axes stays as it is.
+pub(super) fn pays(p: &Contract, side: Side, dtype: DType, extents: &[usize]) -> bool {
     let (batch, free, summed) = axes(p, side, extents.len());
     let len = |axes: &[usize]| -> usize { axes.iter().map(|a| extents[*a]).product() };
-    batch.is_empty() && !few(len(&free)) && len(summed) > 0
+    let is_small = few(len(&free)) && dtype.class() != Class::Block;
+    batch.is_empty() && !is_small && len(summed) > 0
 }
 
 /// Packs the constant operand of a contraction, if one is and it [`pays`].
@@ -74,8 +76,17 @@ pub(super) fn prepare(
         [Some(l), _] => (Side::Left, l),
         _ => return Ok(None),
     };
-    if !pays(p, side, &x.dims) {
+    if !pays(p, side, x.read, &x.dims) {
         return Ok(None);
+    }
+    if let DType::Block(format) = x.read {
+        let panels = blocks::pack(cx, format, p, x)?;
+        return Ok(Some(Packed {
+            side,
+            order: vec![],
+            size: panels.size(),
+            panels: Box::new(panels),
+        }));
     }
     // The axes in the order in which a dense other operand has them.
     let other = match side {

@@ -225,14 +225,16 @@ fn tail(call: &Call, code: &super::Epilogue) -> Option<(Tail<'static>, Vec<f32>)
     let size = result.len() * size_of::<f32>();
     let residual = match found.residual.map(buffer) {
         // What is read where something else was written already would be lost.
-        Some((at, _)) if at != result.start && overlaps(at, result.start, size) => return None,
+        Some((at, len)) if at != result.start && overlap((at, len), (result.start, size)) => {
+            return None;
+        }
         Some((at, _)) => Some(Shared(at.cast::<f32>())),
         None => None,
     };
     let channels = *result.dims.last()?;
     let mut bias = vec![];
     for (at, len) in found.biases.into_iter().map(buffer) {
-        if len < channels * size_of::<f32>() || overlaps(at, result.start, size) {
+        if len < channels * size_of::<f32>() || overlap((at, len), (result.start, size)) {
             return None;
         }
         bias.resize(channels, 0.0);
@@ -249,8 +251,11 @@ fn tail(call: &Call, code: &super::Epilogue) -> Option<(Tail<'static>, Vec<f32>)
     Some((tail, bias))
 }
 
-fn overlaps(a: *mut u8, b: *mut u8, size: usize) -> bool {
-    (a as usize).abs_diff(b as usize) < size
+/// Whether two pieces of memory share bytes. Exact: a tail and an epilogue round differently, and where memory comes to lie
+/// must not decide between them.
+fn overlap((a, a_size): (*mut u8, usize), (b, b_size): (*mut u8, usize)) -> bool {
+    let (a, b) = (a as usize, b as usize);
+    a < b.saturating_add(b_size) && b < a.saturating_add(a_size)
 }
 
 /// Reads the one store of an epilogue: `min(max(sum + bias + residual, low), high)`, any part of it absent.

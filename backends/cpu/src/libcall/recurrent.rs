@@ -305,9 +305,8 @@ fn input_product(
             sums.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
         }
     };
-    match packed {
-        Some(packed) => packed.multiply(&call.cx, left, output, Some(&add))?,
-        None => weights(o.w).multiply(&call.cx, left, output, Some(&add))?,
-    }
+    let weights = weights(o.w);
+    let factor = packed.map_or_else(|| weights.factor(), PackedWeights::factor);
+    factor.multiply(&call.cx, left, output, Some(&add))?;
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! Short measurements of what the processor reaches: multiply-adds, reads from each level of memory, copies.
 //!
-//! All threads of the pool work at once, each on memory of its own, as kernels do. Every figure is the best of a few
-//! rounds: what disturbs a round only makes it slower.
+//! All threads of the pool work at once, each on memory of its own, as kernels do. Every figure is the best of two
+//! dozen short rounds: what disturbs a round only makes it slower.
 
 use cupola_backend::Rates;
 use std::hint::black_box;
@@ -14,9 +14,9 @@ use crate::isa::caches;
 use crate::memory::Buffer;
 
 /// Rounds of each measurement.
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 24;
 /// A round takes at least so long, once a pass over the data has been timed.
-const ROUND: Duration = Duration::from_millis(4);
+const ROUND: Duration = Duration::from_millis(1);
 /// Most bytes taken for measuring memory.
 const MOST: usize = 128 << 20;
 /// Chains of multiply-adds: two ports of a latency of four keep eight busy.

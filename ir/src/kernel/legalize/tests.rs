@@ -24,6 +24,7 @@ fn target(fma: bool) -> Target {
         alignment: 1,
         max_binding: u64::MAX,
         aliasing: true,
+        joins_in_turn: false,
         claim: |_, _| Claim::No {
             reason: String::new(),
         },

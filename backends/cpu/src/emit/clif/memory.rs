@@ -103,7 +103,7 @@ impl Emit<'_> {
             return self.f.ins().load(ty, plain(), address, 0);
         };
         let _ = place;
-        let zeros = self.f.ins().iconst(I64, crate::jit::zeros() as i64);
+        let zeros = self.f.ins().load(I64, plain(), self.arguments, ZEROS);
         let address = self.f.ins().select(g, address, zeros);
         self.f.ins().load(ty, plain(), address, 0)
     }

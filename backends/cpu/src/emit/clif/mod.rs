@@ -28,6 +28,12 @@ use rustc_hash::FxHashMap;
 /// Bytes of a machine vector.
 const VECTOR: u32 = 16;
 
+/// Offset of the address of zeros in [`crate::jit::Arguments`].
+const ZEROS: i32 = 32;
+
+/// Offset of the address of the table of host functions in [`crate::jit::Arguments`].
+const HOST: i32 = 40;
+
 /// The signature of compiled programs.
 pub(crate) fn signature(call_conv: CallConv) -> Signature {
     let mut s = Signature::new(call_conv);
@@ -59,6 +65,7 @@ pub(crate) fn emit(
     let mut e = Emit {
         program,
         f,
+        arguments,
         buffers,
         sizes,
         range: [begin, end],
@@ -128,6 +135,8 @@ type Parts = Vec<Value>;
 struct Emit<'a> {
     program: &'a Program,
     f: FunctionBuilder<'a>,
+    /// The address of the [`crate::jit::Arguments`].
+    arguments: Value,
     buffers: Value,
     sizes: Value,
     range: [Value; 2],
@@ -447,7 +456,10 @@ impl Emit<'_> {
                 s
             }
         };
-        let address = self.f.ins().iconst(I64, helper.address() as i64);
+        let flags = plain();
+        let table = self.f.ins().load(I64, flags, self.arguments, HOST);
+        let at = (helper.place() * size_of::<usize>()) as i32;
+        let address = self.f.ins().load(I64, flags, table, at);
         let call = self.f.ins().call_indirect(signature, address, args);
         self.f.inst_results(call).first().copied()
     }

@@ -7,7 +7,8 @@
 //! | [`BrainPairs`] | 2 bf16 | f32 | `vdpbf16ps` 14x32 (needs BF16) | - | - |
 //! | [`BytePairs`] | 2 i16 | i32 | `vpmaddwd` 14x32 | `vpmaddwd` 6x16 | 4x8 |
 //! | [`ByteQuads`] | 4 u8 by 4 i8 | i32 | `vpdpbusd` 14x32 (needs VNNI) | - | - |
-//! | [`Wrapping`] | i32, i64 | the same, modulo 2^n | compiler | compiler | 4x8 |
+//! | [`Wrapping`] | i32 | i32, modulo 2^32 | 14x32 | 6x16 | 4x8 |
+//! | [`Wrapping`] | i64 | i64, modulo 2^64 | 14x16 | 6x8, single | 4x8 |
 
 use std::marker::PhantomData;
 
@@ -501,22 +502,63 @@ impl<T: ScalarStep> Dot for ScalarDot<T> {
     }
 }
 
-macro_rules! wrapping_tiles {
-    ($($t:ty),*) => {
-        $(impl Tiles for Wrapping<$t> {
-            type A = $t;
-            type B = $t;
-            type C = $t;
-            fn set(isa: Isa) -> TileSet<$t, $t, $t> {
-                by_level!(
-                    packed,
-                    isa,
-                    ScalarDot<$t>: ScalarDot(PhantomData),
-                    ScalarDot<$t>: ScalarDot(PhantomData),
-                    ScalarDot<$t>: ScalarDot(PhantomData)
-                )
-            }
-        })*
-    };
+#[cfg(target_arch = "x86_64")]
+intrinsic_dot! {
+    Word512: i32, i32 => i32, 16 lanes, __m512i, __m512i,
+    zero _mm512_setzero_si512, words |from: *const i32| _mm512_loadu_si512(from.cast()),
+    dot |a: i32, b, sums| _mm512_add_epi32(sums, _mm512_mullo_epi32(_mm512_set1_epi32(a), b)),
+    add _mm512_add_epi32,
+    load |from: *const __m512i| _mm512_loadu_si512(from), store |to: *mut __m512i, v| _mm512_storeu_si512(to, v),
+    load_first |from, len| _mm512_maskz_loadu_epi32(mask(len), from),
+    store_first |to, len, v| _mm512_mask_storeu_epi32(to, mask(len), v)
 }
-wrapping_tiles!(i32, i64);
+#[cfg(target_arch = "x86_64")]
+intrinsic_dot! {
+    Word256: i32, i32 => i32, 8 lanes, __m256i, __m256i,
+    zero _mm256_setzero_si256, words |from: *const i32| _mm256_loadu_si256(from.cast()),
+    dot |a: i32, b, sums| _mm256_add_epi32(sums, _mm256_mullo_epi32(_mm256_set1_epi32(a), b)),
+    add _mm256_add_epi32,
+    load |from: *const __m256i| _mm256_loadu_si256(from), store |to: *mut __m256i, v| _mm256_storeu_si256(to, v),
+    load_first |from, len| _mm256_maskload_epi32(from, mask256(len)),
+    store_first |to, len, v| _mm256_maskstore_epi32(to, mask256(len), v)
+}
+#[cfg(target_arch = "x86_64")]
+intrinsic_dot! {
+    Long512: i64, i64 => i64, 8 lanes, __m512i, __m512i,
+    zero _mm512_setzero_si512, words |from: *const i64| _mm512_loadu_si512(from.cast()),
+    dot |a: i64, b, sums| _mm512_add_epi64(sums, _mm512_mullo_epi64(_mm512_set1_epi64(a), b)),
+    add _mm512_add_epi64,
+    load |from: *const __m512i| _mm512_loadu_si512(from), store |to: *mut __m512i, v| _mm512_storeu_si512(to, v),
+    load_first |from, len| _mm512_maskz_loadu_epi64(mask(len) as u8, from),
+    store_first |to, len, v| _mm512_mask_storeu_epi64(to, mask(len) as u8, v)
+}
+
+impl Tiles for Wrapping<i32> {
+    type A = i32;
+    type B = i32;
+    type C = i32;
+    fn set(isa: Isa) -> TileSet<i32, i32, i32> {
+        by_level!(
+            packed,
+            isa,
+            Word512: Word512::new(),
+            Word256: Word256::new(),
+            ScalarDot<i32>: ScalarDot(PhantomData)
+        )
+    }
+}
+
+impl Tiles for Wrapping<i64> {
+    type A = i64;
+    type B = i64;
+    type C = i64;
+    fn set(isa: Isa) -> TileSet<i64, i64, i64> {
+        by_level!(
+            packed,
+            isa,
+            Long512: Long512::new(),
+            ScalarDot<i64>: ScalarDot(PhantomData),
+            ScalarDot<i64>: ScalarDot(PhantomData)
+        )
+    }
+}

@@ -4,7 +4,8 @@
 //! 2^64, 8-bit integers with zero points in i32 ([`multiply_bytes`]). The result does not depend on the number of threads.
 //!
 //! Reading order: `tile` (the register tile), `formats` (number formats by level), `pack`, `packed`, `driver` (blocking and
-//! threads), `block` (the order of tiles), `numbers`, `dots` (without packing), this file (operands and batches), `bytes` (8-bit integers).
+//! threads), `block` (the order of tiles), `numbers`, `dots` (without packing), this file (operands and batches), `bytes` (8-bit
+//! integers), `quantised` (block-quantised weights).
 
 mod block;
 mod bytes;
@@ -14,6 +15,7 @@ pub(crate) mod formats;
 pub(crate) mod numbers;
 pub(crate) mod pack;
 pub(crate) mod packed;
+mod quantised;
 pub(crate) mod tile;
 
 #[cfg(test)]
@@ -29,6 +31,7 @@ pub use bytes::{
 };
 pub use dots::few;
 pub use driver::{Epilogue, Finished};
+pub use quantised::{Activations, BlockNumber, BlockOutput, PackedBlocks, multiply_blocks};
 
 use crate::error::Result;
 use crate::isa::Isa;

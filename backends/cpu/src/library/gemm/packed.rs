@@ -33,48 +33,52 @@ impl<W: Pod> Packed<W> {
         let rest = across % height;
         let places = full * height + if rest > 0 { last_height(rest) } else { 0 };
         let len = places.saturating_mul(inner);
-        let words = Buffer::zeroed_for::<W>(len, usage)?;
-        let packed = Packed {
+        let form = (std::any::type_name::<W>(), across, inner, height, places);
+        let size = len.saturating_mul(size_of::<W>());
+        let words = Buffer::made(size, usage, form, |buffer| {
+            let block = inner_block(inner);
+            for start in (0..inner).step_by(block) {
+                let words = block.min(inner - start);
+                for first in (0..across).step_by(height) {
+                    let count = height.min(across - first);
+                    packer(&Panel {
+                        first,
+                        count,
+                        height: match count < height {
+                            true => last_height(count),
+                            false => height,
+                        },
+                        start,
+                        words,
+                        to: panels(buffer, places, [start, words, first]),
+                    });
+                }
+            }
+        })?;
+        Ok(Packed {
             words,
             height,
             places,
             word: std::marker::PhantomData,
-        };
-        let block = inner_block(inner);
-        for start in (0..inner).step_by(block) {
-            let words = block.min(inner - start);
-            for first in (0..across).step_by(height) {
-                let count = height.min(across - first);
-                let height = if count < height {
-                    last_height(count)
-                } else {
-                    height
-                };
-                packer(&Panel {
-                    first,
-                    count,
-                    height,
-                    start,
-                    words,
-                    to: packed.panels(start, words, first),
-                });
-            }
-        }
-        Ok(packed)
+        })
     }
 
     /// Address of the panels from row or column `first` (a multiple of the panel height) on, in the block of `words` words
     /// that begins at word `start`.
     pub fn panels(&self, start: usize, words: usize, first: usize) -> *mut W {
         debug_assert!(first.is_multiple_of(self.height));
-        self.words
-            .as_ptr()
-            .cast::<W>()
-            .wrapping_add(start * self.places + first * words)
+        panels(&self.words, self.places, [start, words, first])
     }
 
     /// Bytes taken.
     pub fn size(&self) -> usize {
         self.words.size()
     }
+}
+
+/// Address of the panels from row or column `first` on, in the block of `words` words that begins at word `start`, of
+/// `places` places together.
+fn panels<W>(buffer: &Buffer, places: usize, [start, words, first]: [usize; 3]) -> *mut W {
+    let start_of_block = buffer.as_ptr().cast::<W>();
+    start_of_block.wrapping_add(start * places + first * words)
 }

@@ -19,7 +19,7 @@ use crate::library::simd::dispatch;
 use crate::library::view::{Shared, View, ViewMut, mismatch};
 use crate::memory::{Lent, Usage};
 use cell::{Step, Update};
-pub use weights::{PackedWeights, Weights};
+pub use weights::{Factor, PackedWeights, Weights};
 
 /// A function of the cell. Parameters are the operators' `activation_alpha` (`a`) and `activation_beta` (`b`).
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -295,7 +295,10 @@ fn one_step(cx: &Context, step: &Step<'_>, state: &mut State<'_>) -> Result<()> 
     } else {
         gates
     };
-    weights.gates.multiply(cx, left, product(0, split), None)?;
+    weights
+        .gates
+        .factor()
+        .multiply(cx, left, product(0, split), None)?;
     let pointers = cell::Pointers {
         hidden: Shared(state.hidden.as_ptr()),
         next: Shared(state.next.as_ptr()),
@@ -334,7 +337,9 @@ fn one_step(cx: &Context, step: &Step<'_>, state: &mut State<'_>) -> Result<()> 
                 [0, 0, hidden, 1],
             )
         };
-        hidden_gate.multiply(cx, left, product(split, hidden), None)?;
+        hidden_gate
+            .factor()
+            .multiply(cx, left, product(split, hidden), None)?;
     }
     update(false);
     std::mem::swap(&mut state.hidden, &mut state.next);

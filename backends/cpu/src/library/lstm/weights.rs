@@ -65,23 +65,11 @@ impl Weights<'_> {
         self.pack_rows(isa, 0, self.shape()[0], usage)
     }
 
-    /// `output = left * weights^T`. Errors: as [`multiply`].
-    pub fn multiply(
-        &self,
-        cx: &Context,
-        left: View<'_, f32, 4>,
-        output: ViewMut<'_, f32, 4>,
-        epilogue: Option<Epilogue<'_, f32>>,
-    ) -> Result<()> {
+    /// As the right operand of a product.
+    pub fn factor(&self) -> Factor<'_> {
         match self {
-            Weights::F32(view) => {
-                let right = Right::View(view.permuted([1, 0]).batched());
-                multiply(cx, Left::View(left), right, Output::Store(output), epilogue)
-            }
-            Weights::Bf16(view) => {
-                let right = Right::View(view.permuted([1, 0]).batched());
-                multiply(cx, Left::Wide(left), right, Output::Store(output), epilogue)
-            }
+            Weights::F32(view) => Factor::F32(Right::View(view.permuted([1, 0]).batched())),
+            Weights::Bf16(view) => Factor::Bf16(Right::View(view.permuted([1, 0]).batched())),
         }
     }
 }
@@ -103,21 +91,38 @@ impl PackedWeights {
         }
     }
 
-    /// As [`Weights::multiply`].
+    /// As the right operand of a product.
+    pub fn factor(&self) -> Factor<'_> {
+        match self {
+            PackedWeights::F32(packed) => Factor::F32(Right::Packed(packed)),
+            PackedWeights::Bf16(packed) => Factor::Bf16(Right::Packed(packed)),
+        }
+    }
+}
+
+/// Weights as the right operand of a product.
+#[derive(Debug, Clone, Copy)]
+pub enum Factor<'a> {
+    /// Taken as they are.
+    F32(Right<'a, f32>),
+    /// Multiplied by bf16.
+    Bf16(Right<'a, bf16>),
+}
+
+impl Factor<'_> {
+    /// `output = left * weights^T`. Errors: as [`multiply`].
     pub fn multiply(
-        &self,
+        self,
         cx: &Context,
         left: View<'_, f32, 4>,
         output: ViewMut<'_, f32, 4>,
         epilogue: Option<Epilogue<'_, f32>>,
     ) -> Result<()> {
         match self {
-            PackedWeights::F32(packed) => {
-                let right = Right::Packed(packed);
+            Factor::F32(right) => {
                 multiply(cx, Left::View(left), right, Output::Store(output), epilogue)
             }
-            PackedWeights::Bf16(packed) => {
-                let right = Right::Packed(packed);
+            Factor::Bf16(right) => {
                 multiply(cx, Left::Wide(left), right, Output::Store(output), epilogue)
             }
         }

@@ -70,7 +70,7 @@ impl Select<'_> {
     /// An address that may be read whatever the guard: that of zeros where it is 0.
     fn safe(&mut self, place: Address, guard: V) -> Address {
         let address = self.code.general(What::Lea, &[Src::Mem(place)]);
-        let zeros = self.int(crate::jit::zeros() as i64);
+        let zeros = self.word(self.arguments, super::ZEROS);
         let src = [guard, address, zeros].map(Src::Value);
         Address {
             base: self.code.general(What::Choose, &src),

@@ -55,6 +55,9 @@ pub(super) fn select(program: &Program, wide: bool) -> Option<Code> {
 /// Offset of the flag in [`crate::jit::Arguments`].
 const STREAMS: i32 = 24;
 
+/// Offset of the address of zeros in [`crate::jit::Arguments`].
+const ZEROS: i32 = 32;
+
 /// How a register of lanes is cut into machine registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Shape {

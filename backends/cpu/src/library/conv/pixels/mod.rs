@@ -169,24 +169,27 @@ impl PixelWeights {
         let form = Form::of::<T>(cx.isa, shape, groups, expected);
         let reading = form.reading::<T>(cx.isa, shape[1], groups);
         let len = form.len(cx.isa, reading, shape, groups);
-        let packed = PixelWeights {
+        let all = (form, reading, shape, groups);
+        let size = len.saturating_mul(size_of::<f32>());
+        let words = Buffer::made(size, cx.scratch.usage(), all, |words| {
+            let to = Shared(words.as_ptr().cast::<f32>());
+            match form {
+                // SAFETY: the weights are dense and the buffer has the length of that form.
+                Form::Panels => unsafe { dense::pack(cx, reading, &weights, groups, to) },
+                // SAFETY: as above.
+                Form::Channels => unsafe { depthwise::pack(&weights, to.get()) },
+                // SAFETY: as above.
+                Form::Tiles(tiling) => unsafe { winograd::pack(cx, tiling, reading, &weights, to) },
+            }
+        })?;
+        Ok(PixelWeights {
             isa: cx.isa,
             shape,
             groups,
             form,
             reading,
-            words: Buffer::zeroed_for::<f32>(len, cx.scratch.usage())?,
-        };
-        let to = Shared(packed.words.as_ptr().cast::<f32>());
-        match form {
-            // SAFETY: the weights are dense and the buffer has the length of that form.
-            Form::Panels => unsafe { dense::pack(cx, reading, &weights, groups, to) },
-            // SAFETY: as above.
-            Form::Channels => unsafe { depthwise::pack(&weights, to.get()) },
-            // SAFETY: as above.
-            Form::Tiles(tiling) => unsafe { winograd::pack(cx, tiling, reading, &weights, to) },
-        }
-        Ok(packed)
+            words,
+        })
     }
 
     /// Bytes that weights of this shape will take; `None` for channels that the groups do not divide.
