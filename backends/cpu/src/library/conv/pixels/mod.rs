@@ -38,6 +38,23 @@ pub struct Tail<'a> {
     pub residual: Option<Shared<f32>>,
     /// The least and the largest result; NaN stays.
     pub clamp: [f32; 2],
+    /// What the result is multiplied by.
+    pub gate: Option<Gate>,
+}
+
+/// `y` becomes `y * clamp(y * scale + shift) * factor + offset`, as in a hard swish; NaN stays.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Gate {
+    /// Of the line that is clamped.
+    pub scale: f32,
+    /// Of the line that is clamped.
+    pub shift: f32,
+    /// The least and the largest value of the line.
+    pub bounds: [f32; 2],
+    /// Applied to the product.
+    pub factor: f32,
+    /// Added to the product.
+    pub offset: f32,
 }
 
 impl Tail<'_> {
@@ -46,6 +63,7 @@ impl Tail<'_> {
         bias: None,
         residual: None,
         clamp: [f32::NEG_INFINITY, f32::INFINITY],
+        gate: None,
     };
 }
 
@@ -247,6 +265,7 @@ struct RawTail {
     bias: *const f32,
     residual: *const f32,
     clamp: [f32; 2],
+    gate: Option<Gate>,
 }
 
 impl RawTail {
@@ -256,6 +275,7 @@ impl RawTail {
             bias: tail.bias.map_or(null, <[f32]>::as_ptr),
             residual: tail.residual.map_or(null, |r| r.get().cast_const()),
             clamp: tail.clamp,
+            gate: tail.gate,
         }
     }
 
@@ -283,9 +303,22 @@ impl RawTail {
             // SAFETY: the caller's contract.
             sum = s.add(sum, unsafe { load(s, self.residual.add(place), len) });
         }
-        // A NaN is the second operand, which is what comes out.
-        s.min(s.splat(self.clamp[1]), s.max(s.splat(self.clamp[0]), sum))
+        let y = clamp(s, sum, self.clamp);
+        match self.gate {
+            Some(gate) => {
+                let line = s.mul_add(y, s.splat(gate.scale), s.splat(gate.shift));
+                let product = s.mul(y, clamp(s, line, gate.bounds));
+                s.mul_add(product, s.splat(gate.factor), s.splat(gate.offset))
+            }
+            None => y,
+        }
     }
+}
+
+#[inline(always)]
+fn clamp<S: Simd>(s: S, v: S::F, [low, high]: [f32; 2]) -> S::F {
+    // A NaN is the second operand, which is what comes out.
+    s.min(s.splat(high), s.max(s.splat(low), v))
 }
 
 #[inline(always)]
