@@ -2,12 +2,13 @@
 //!
 //! Nothing is packed but the weights: for every tap of every output pixel a table holds the address of the input pixel (or of
 //! zeros in the padding), and the kernels read the channels from there. [`dense`] multiplies pixels by panels of weights,
-//! [`depthwise`] works on vectors of channels, [`winograd`] multiplies less. Biases, a residual and a clamp are applied to the sums in registers ([`Tail`]).
+//! [`depthwise`] works on vectors of channels, [`dots`] computes a few output channels as products along the inputs, [`winograd`] multiplies less. Biases, a residual and a clamp are applied to the sums in registers ([`Tail`]).
 //!
-//! Every sum runs over taps and then channels in order, so results depend neither on threads nor, from AVX2 on, on the level.
+//! Every sum runs over taps and then channels in an order that the shape decides, so results depend neither on threads nor, from AVX2 on, on the level.
 
 mod dense;
 mod depthwise;
+mod dots;
 mod stage;
 mod table;
 #[cfg(test)]
@@ -24,6 +25,7 @@ use crate::library::simd::Simd;
 use crate::library::view::{Shared, View, ViewMut, mismatch};
 use crate::library::window::Window;
 use crate::memory::Buffer;
+use dense::Strips;
 use table::Pixels;
 use winograd::Tiling;
 use words::Reading;
@@ -109,6 +111,8 @@ enum Form {
     Panels,
     /// For each tap, the channels: one input and one output channel in each group.
     Channels,
+    /// For each output channel, for each tap, the inputs: one group.
+    Dots,
     /// For each panel of output channels, for each place in a tile, for each input: the panel's channels.
     Tiles(Tiling),
 }
@@ -121,6 +125,9 @@ impl Form {
         groups: usize,
         expected: Option<Expected>,
     ) -> Form {
+        if groups == 1 && dots::pays(isa, shape) {
+            return Form::Dots;
+        }
         let tiling = expected
             .filter(|e| groups == 1 && e.window.kernel == shape[2..])
             .and_then(|e| winograd::choose(e.window, e.batch, shape, T::reading(isa)));
@@ -148,12 +155,11 @@ impl Form {
         let taps: usize = taps.iter().product();
         match self {
             Form::Panels => {
-                let columns = dense::padded_columns(isa, outputs / groups);
-                columns
-                    .saturating_mul(groups)
-                    .saturating_mul(inputs.saturating_mul(taps))
+                let steps = inputs.saturating_mul(taps);
+                let columns = Strips::new(isa, reading, steps).padded(outputs / groups);
+                columns.saturating_mul(groups).saturating_mul(steps)
             }
-            Form::Channels => shape.iter().product(),
+            Form::Channels | Form::Dots => shape.iter().product(),
             Form::Tiles(tiling) => winograd::packed_len(isa, tiling, [outputs, inputs]),
         }
     }
@@ -196,6 +202,8 @@ impl PixelWeights {
                 Form::Panels => unsafe { dense::pack(cx, reading, &weights, groups, to) },
                 // SAFETY: as above.
                 Form::Channels => unsafe { depthwise::pack(&weights, to.get()) },
+                // SAFETY: as above.
+                Form::Dots => unsafe { dots::pack(&weights, to.get()) },
                 // SAFETY: as above.
                 Form::Tiles(tiling) => unsafe { winograd::pack(cx, tiling, reading, &weights, to) },
             }
@@ -418,6 +426,8 @@ pub fn convolve_pixels(
         Form::Panels => unsafe { dense::run(cx, &job) },
         // SAFETY: as above.
         Form::Channels => unsafe { depthwise::run(cx, &job) },
+        // SAFETY: as above.
+        Form::Dots => unsafe { dots::run(cx, &job) },
         // SAFETY: as above.
         Form::Tiles(tiling) => unsafe { winograd::run(cx, &job, tiling) },
     }

@@ -176,24 +176,31 @@ impl<'a> Pixels<'a> {
         stride.min(self.taps.len())
     }
 
-    /// Writes the addresses for `rows` output pixels from `first` on: for each tap, that of each pixel. To the addresses,
-    /// but those of zeros, `channel` elements are added.
+    /// Image, plane, line and place in it of an output pixel.
+    pub fn place(&self, pixel: usize) -> [usize; 4] {
+        let [depth, height, width] = self.windows;
+        let (line, x) = (pixel / width, pixel % width);
+        let (plane, y) = (line / height, line % height);
+        [plane / depth, plane % depth, y, x]
+    }
+
+    /// Writes the addresses for `rows` output pixels from a place on, which moves on by as many: for each tap, that of each
+    /// pixel. To the addresses, but those of zeros, `channel` elements are added.
     ///
     /// # Safety
     /// `to` must have room for `taps * rows` addresses.
-    pub unsafe fn fill(&self, first: usize, rows: usize, channel: usize, to: *mut *const f32) {
-        let [depth, height, width] = self.windows;
-        let mut at = [
-            first / width / height / depth,
-            first / width / height % depth,
-            first / width % height,
-            first % width,
-        ];
+    pub unsafe fn fill(
+        &self,
+        at: &mut [usize; 4],
+        rows: usize,
+        channel: usize,
+        to: *mut *const f32,
+    ) {
         let mut row = 0;
         while row < rows {
             // Neighbours in a line whose windows lie in the input have all their taps equally far apart.
-            let run = self.inner_run(&at).min(rows - row);
-            let base = self.first_tap(&at, channel);
+            let run = self.inner_run(at).min(rows - row);
+            let base = self.first_tap(at, channel);
             if run > 0 {
                 let step = (self.window.stride[2] * self.strides[2]) as isize;
                 for (tap, &offset) in self.taps.iter().enumerate() {
@@ -208,7 +215,7 @@ impl<'a> Pixels<'a> {
                 }
             } else {
                 for (tap, &offset) in self.taps.iter().enumerate() {
-                    let inside = self.is_inside(&at, tap);
+                    let inside = self.is_inside(at, tap);
                     let address = if inside {
                         base.wrapping_offset(offset)
                     } else {
