@@ -360,6 +360,19 @@ impl Tile {
     }
 }
 
+/// Runs the body for each of `R` rows, written out: the sums of a loop that the compiler does not unroll would leave the registers.
+macro_rules! for_each_row {
+    (|$r:ident| $body:block) => {
+        for_each_row!(0 1 2 3 4 5 6 7 8 9 10 11 12 13, |$r| $body)
+    };
+    ($($row:literal)*, |$r:ident| $body:block) => {$(
+        let $r: usize = $row;
+        if $r < R {
+            $body
+        }
+    )*};
+}
+
 /// A tile of `R` pixels by `V` vectors of channels.
 struct Rows<const R: usize, const V: usize>(Tile);
 
@@ -409,8 +422,8 @@ impl<const R: usize, const V: usize> WordKernel for Rows<R, V> {
                 }
             }
         }
-        for (r, row) in sums.iter().enumerate() {
-            for (v, &sum) in row.iter().enumerate() {
+        for_each_row!(|r| {
+            for (v, &sum) in sums[r].iter().enumerate() {
                 let place = tile.place + r * tile.stride + v * S::LANES;
                 // SAFETY: the tile lies inside the output.
                 unsafe {
@@ -418,6 +431,9 @@ impl<const R: usize, const V: usize> WordKernel for Rows<R, V> {
                     store(s, tile.output.add(place), len(v), y);
                 }
             }
-        }
+        });
+        let to = tile.output.wrapping_add(tile.place);
+        // SAFETY: as above.
+        unsafe { tile.tail.pass(s, to, [R, tile.stride, tile.cols]) };
     }
 }

@@ -205,6 +205,8 @@ impl Tile<'_> {
                 let y = job.tail.end(s, sum, place, len);
                 store(s, job.output.add(place), len, y);
             }
+            let to = job.output.add(self.place + channel);
+            job.tail.pass(s, to, [R, job.stride, len]);
         }
     }
 

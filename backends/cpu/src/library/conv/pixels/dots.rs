@@ -136,6 +136,8 @@ impl Kernel for Tile<'_> {
                 store(s, job.output.add(place + at), count, y);
             }
         }
+        // SAFETY: as above.
+        unsafe { tail.pass(s, job.output.add(place), [1, 0, len]) };
     }
 }
 

@@ -22,6 +22,7 @@ use crate::isa::Isa;
 use crate::library::Context;
 use crate::library::gemm::{Epilogue, Finished};
 use crate::library::simd::Simd;
+use crate::library::simd::loops::for_each_vector;
 use crate::library::view::{Shared, View, ViewMut, mismatch};
 use crate::library::window::Window;
 use crate::memory::Buffer;
@@ -300,7 +301,7 @@ impl RawTail {
         unsafe { load(s, self.bias.add(channel), len) }
     }
 
-    /// The result of sums for `len` elements of the output from `place` on.
+    /// The result of sums for `len` elements of the output from `place` on, but for the gate.
     ///
     /// # Safety
     /// The elements must exist.
@@ -311,14 +312,31 @@ impl RawTail {
             // SAFETY: the caller's contract.
             sum = s.add(sum, unsafe { load(s, self.residual.add(place), len) });
         }
-        let y = clamp(s, sum, self.clamp);
-        match self.gate {
-            Some(gate) => {
-                let line = s.mul_add(y, s.splat(gate.scale), s.splat(gate.shift));
-                let product = s.mul(y, clamp(s, line, gate.bounds));
-                s.mul_add(product, s.splat(gate.factor), s.splat(gate.offset))
-            }
-            None => y,
+        clamp(s, sum, self.clamp)
+    }
+
+    /// Passes what [`RawTail::end`] gave, once it is stored, through the gate: in registers it would double what the kernels
+    /// unroll. `rows` of `cols` elements, `stride` apart.
+    ///
+    /// # Safety
+    /// The elements must exist.
+    #[inline(always)]
+    unsafe fn pass<S: Simd>(&self, s: S, to: *mut f32, [rows, stride, cols]: [usize; 3]) {
+        let Some(gate) = self.gate else {
+            return;
+        };
+        for row in 0..rows {
+            let to = to.wrapping_add(row * stride);
+            for_each_vector!(s, cols, |at, len| {
+                // SAFETY: the caller's contract.
+                unsafe {
+                    let y = load(s, to.add(at), len);
+                    let line = s.mul_add(y, s.splat(gate.scale), s.splat(gate.shift));
+                    let product = s.mul(y, clamp(s, line, gate.bounds));
+                    let y = s.mul_add(product, s.splat(gate.factor), s.splat(gate.offset));
+                    store(s, to.add(at), len, y);
+                }
+            });
         }
     }
 }

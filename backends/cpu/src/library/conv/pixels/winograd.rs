@@ -546,6 +546,9 @@ impl<const P: usize, const M: usize> Kernel for OutputTile<'_, P, M> {
                         let result = job.tail.end(s, s.add(sum, start), place, len);
                         store(s, job.output.add(place), len, result);
                     }
+                    let pixel = tile.pixel + y * tile.width;
+                    let to = job.output.add(pixel * job.stride + channel);
+                    job.tail.pass(s, to, [tile.cols, job.stride, len]);
                 }
             }
         }
