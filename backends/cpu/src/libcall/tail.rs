@@ -237,3 +237,98 @@ impl Reader<'_> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cupola_ir::kernel::text;
+
+    /// An epilogue over 5 pixels of 8 channels that stores `result`; `e0` is the raw result, `e1` a residual, `e2` and `e3` are
+    /// biases.
+    fn epilogue(steps: &str, result: &str) -> Kernel {
+        let text = format!(
+            "kernel @epilogue {{
+  b0 = read f32[40]
+  b1 = write f32[40]
+  b2 = read f32[40]
+  b3 = read f32[8]
+  b4 = read f32[8]
+  a0 = parallel 5
+  a1 = parallel 8
+  i0 = a0
+  i1 = 8
+  i2 = i0 * i1
+  i3 = a1
+  i4 = i2 + i3
+  e0 = load b0[i4]
+  e1 = load b2[i4]
+  e2 = load b3[i3]
+  e3 = load b4[i3]
+{steps}
+  store [] {{b1[i4] = {result}}}
+}}"
+        );
+        text::parse(&text).expect("a kernel")
+    }
+
+    #[test]
+    fn sums_and_clamps_are_recognised() {
+        let steps = "  e4 = sub(e0, e2)
+  e5 = add(e4, e3)
+  e6 = add(e5, e1)
+  e7 = const f32 0.5
+  e8 = const f32 -1.0
+  e9 = add(e6, e7)
+  e10 = max(e9, e8)
+  e11 = min(e10, e7)
+  e12 = max(e7, e9)
+  e13 = min(e8, e12)
+  e14 = sub(e2, e0)";
+        for (result, clamp) in [
+            ("e9", [f32::NEG_INFINITY, f32::INFINITY]),
+            ("e10", [-1.0, f32::INFINITY]),
+            ("e11", [-1.0, 0.5]),
+        ] {
+            let found = recognise(&epilogue(steps, result)).expect(result);
+            assert_eq!(found.clamp, clamp);
+            assert_eq!(
+                found.terms.biases,
+                [(BufferId(3), -1.0), (BufferId(4), 1.0)]
+            );
+            assert_eq!(found.terms.constant, 0.5);
+            assert_eq!(found.terms.residual, Some(BufferId(2)));
+            assert_eq!(found.gate, None);
+        }
+        // Bounds that exclude each other, a negated result, none at all.
+        for result in ["e13", "e14", "e2"] {
+            assert!(recognise(&epilogue(steps, result)).is_none(), "{result}");
+        }
+    }
+
+    #[test]
+    fn gates_are_recognised() {
+        let steps = "  e4 = add(e0, e2)
+  e5 = const f32 3.0
+  e6 = const f32 0.0
+  e7 = const f32 6.0
+  e8 = add(e4, e5)
+  e9 = max(e8, e6)
+  e10 = min(e9, e7)
+  e11 = mul(e4, e10)
+  e12 = div(e11, e7)
+  e13 = add(e12, e5)
+  e14 = mul(e0, e10)";
+        let gate = Gate {
+            scale: 1.0,
+            shift: 3.0,
+            bounds: [0.0, 6.0],
+            factor: 1.0 / 6.0,
+            offset: 3.0,
+        };
+        let found = recognise(&epilogue(steps, "e13")).expect("a gate");
+        assert_eq!(found.gate, Some(gate));
+        assert_eq!(found.terms.biases, [(BufferId(3), 1.0)]);
+        // What is multiplied is not what is clamped.
+        assert!(recognise(&epilogue(steps, "e14")).is_none());
+    }
+}

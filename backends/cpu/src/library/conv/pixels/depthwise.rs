@@ -96,7 +96,7 @@ impl Kernel for Line<'_> {
             let mut x = start;
             macro_rules! tiles {
                 ($($rows:literal)*) => {$(
-                    while x + $rows <= end {
+                    while (x..end).len() >= $rows {
                         let tile = Tile {
                             job: self.job,
                             lines: self.lines,

@@ -5,7 +5,6 @@
 
 use super::{Job, RawTail, Weight, load, store};
 use crate::error::Result;
-use crate::isa::Isa;
 use crate::library::Context;
 use crate::library::simd::loops::for_each_part;
 use crate::library::simd::{Kernel, MAX_LANES, MAX_VECTORS, PARTS, Simd, dispatch, join_parts};
@@ -26,16 +25,15 @@ const SUM_COST: usize = 8;
 /// Multiplications of one task, about 10 us.
 const TASK_STEPS: usize = 1 << 18;
 
-/// Whether products along the inputs take less time than half vectors of output channels would.
-pub(super) fn pays(isa: Isa, [outputs, inputs, taps @ ..]: [usize; 5]) -> bool {
+/// Whether products along the inputs take less time than half vectors of output channels would. The same at every level, so
+/// that levels agree.
+pub(super) fn pays([outputs, inputs, taps @ ..]: [usize; 5]) -> bool {
     let (line, lines) = match super::stage::merges_taps(inputs, taps[2]) {
         true => (inputs * taps[2], taps[0] * taps[1]),
         false => (inputs, taps.iter().product()),
     };
-    let lanes = super::dense::lanes(isa);
-    let vectors = line.div_ceil(PARTS) * (PARTS / lanes) * lines;
-    let panel = line * lines * (PARTS / lanes).div_ceil(2).min(2);
-    outputs <= MAX_OUTPUTS && 2 * outputs * (vectors + SUM_COST) < panel
+    let vectors = line.div_ceil(PARTS) * lines;
+    outputs <= MAX_OUTPUTS && 2 * outputs * (vectors + SUM_COST) < line * lines
 }
 
 /// Packs weights `[outputs, inputs, taps..]` as `[outputs, taps, inputs]`.

@@ -126,7 +126,7 @@ impl Form {
         groups: usize,
         expected: Option<Expected>,
     ) -> Form {
-        if groups == 1 && dots::pays(isa, shape) {
+        if groups == 1 && dots::pays(shape) {
             return Form::Dots;
         }
         let tiling = expected

@@ -141,6 +141,14 @@ fn more_cases() -> Vec<Case> {
         wide(1, 40, 40, 17, 19, [same, same]),
         wide(1, 36, 50, 28, 27, [same, taps(3, 1, 1, [0, 2])]),
         wide(1, 64, 33, 7, 7, [same, same]),
+        // Few outputs: taps as channels, with and without a copy, and vectors of channels.
+        wide(1, 8, 1, 9, 21, [taps(5, 1, 1, [2, 2]); 2]),
+        wide(1, 1, 2, 3, 150, [Taps::ONE, taps(64, 2, 1, [0, 0])]),
+        wide(1, 35, 3, 5, 9, [same, taps(3, 2, 1, [1, 0])]),
+        wide(1, 48, 4, 6, 7, [same, taps(3, 1, 2, [2, 2])]),
+        // Lines whose windows reach beyond both ends.
+        wide(24, 1, 1, 3, 4, [taps(7, 1, 1, [3, 3]); 2]),
+        wide(17, 1, 1, 12, 19, [taps(5, 1, 1, [2, 2]); 2]),
     ]);
     all
 }
@@ -249,6 +257,7 @@ fn minimal_filtering_is_used_where_it_pays_and_nearly_as_precise() {
         // So many channels that pixels stand apart.
         (case(512, 32, 14), Form::Tiles(Tiling::Two)),
         (case(3, 8, 9), Form::Panels),
+        (case(48, 1, 9), Form::Dots),
         (case(64, 64, 1), Form::Panels),
     ];
     for (case, form) in forms {
