@@ -47,6 +47,7 @@ pub(crate) fn claim(op: &Op, operands: &[&TensorType]) -> Claim {
             let pads = [&p.pads_low, &p.pads_high];
             (conv::refusal(&pads, operands, false), true, true)
         }
+        Op::Composite(C::IntegerConv(p)) => (conv::integer_refusal(p, operands), true, true),
         Op::Composite(C::ConvChannelsLast(p)) => (pixels::refusal(p, operands), true, true),
         Op::Composite(C::ConvTranspose(p)) => {
             (conv::refusal(&[&p.pads_low], operands, true), true, true)
@@ -61,7 +62,7 @@ pub(crate) fn claim(op: &Op, operands: &[&TensorType]) -> Claim {
             let epilogue = rows::takes_epilogue(operands);
             (rows::norm_refusal(*axis, operands), false, epilogue)
         }
-        Op::Composite(C::Gelu(_) | C::Swish(_) | C::Swiglu(_) | C::Rope(_) | C::IntegerConv(_))
+        Op::Composite(C::Gelu(_) | C::Swish(_) | C::Swiglu(_) | C::Rope(_))
         | Op::Core(_)
         | Op::Host(_) => (Some("no library kernel".into()), false, false),
     };
@@ -180,6 +181,9 @@ pub(crate) fn prepare(
         Op::Composite(CompositeOp::Conv(p)) => {
             conv::prepare(p, &operands, cx).map(|k| k.map(Prepared::Conv))
         }
+        Op::Composite(CompositeOp::IntegerConv(p)) => {
+            conv::prepare_integers(p, &operands, cx).map(|k| k.map(Prepared::Conv))
+        }
         Op::Composite(CompositeOp::ConvChannelsLast(p)) => {
             pixels::prepare(unit, p, &operands, cx).map(|k| k.map(Prepared::Pixels))
         }
@@ -241,7 +245,8 @@ pub(crate) fn replacement(unit: &Library, is_constant: &[bool], cx: &Context) ->
             factor(&p.contract(), [is_constant[2], is_constant[3]])
         }
         Op::Composite(CompositeOp::ConvChannelsLast(_)) => Some(&[1]),
-        Op::Composite(CompositeOp::Conv(_)) => unit.operands[1].dtype.is_float().then_some(&[1]),
+        Op::Composite(CompositeOp::Conv(_)) => Some(&[1]),
+        Op::Composite(CompositeOp::IntegerConv(_)) => is_constant[3].then_some(&[1]),
         Op::Composite(CompositeOp::Recurrent(_)) => Some(&[1, 2]),
         _ => None,
     };
@@ -305,6 +310,7 @@ impl Call<'_> {
             Op::Composite(CompositeOp::LayerNorm(p)) => rows::layer_norm(self, p),
             Op::Composite(CompositeOp::RmsNorm(p)) => rows::rms_norm(self, p),
             Op::Composite(CompositeOp::Conv(p)) => conv::run(self, p),
+            Op::Composite(CompositeOp::IntegerConv(p)) => conv::run_integers(self, p),
             Op::Composite(CompositeOp::ConvChannelsLast(p)) => pixels::run(self, p),
             Op::Composite(CompositeOp::ConvTranspose(p)) => conv::run_transposed(self, p),
             op => unreachable!("bug: {} was refused before", op.name()),

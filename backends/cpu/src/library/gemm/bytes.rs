@@ -95,7 +95,8 @@ impl<'a> Bytes<'a, 2> {
 }
 
 impl ZeroPoints<'_> {
-    pub(super) fn at(&self, index: usize) -> i32 {
+    /// That of a row or column.
+    pub(crate) fn at(&self, index: usize) -> i32 {
         match self {
             ZeroPoints::One(point) => *point,
             ZeroPoints::Each(points) => points[index],

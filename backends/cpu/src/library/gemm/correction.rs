@@ -8,7 +8,7 @@ use crate::memory::Buffer;
 
 /// Zero points of an operand as its words hold them.
 #[derive(Debug)]
-pub(super) enum Points {
+pub(crate) enum Points {
     /// One for all rows or columns.
     One(i32),
     /// One for each.
@@ -41,7 +41,7 @@ impl Points {
 
 /// Sums of rows of the left, or of columns less `inner` times their zero point of the right operand.
 #[derive(Debug)]
-pub(super) enum Sums {
+pub(crate) enum Sums {
     /// Nobody needs them.
     None,
     Made(Vec<i32>),
@@ -50,7 +50,7 @@ pub(super) enum Sums {
 
 /// What a finished product still needs to know of an operand.
 #[derive(Debug)]
-pub(super) struct Correction {
+pub(crate) struct Correction {
     pub points: Points,
     pub sums: Sums,
 }
@@ -80,7 +80,7 @@ impl Correction {
 ///
 /// # Safety
 /// The part must be exclusively the caller's, and the operands have the sums that the other's zero points ask for.
-pub(super) unsafe fn correct(
+pub(crate) unsafe fn correct(
     isa: Isa,
     part: &Finished<i32>,
     left: &Correction,
@@ -137,7 +137,7 @@ fn take_off(products: &mut [i32], others: &[i32], factor: i32) {
 }
 
 /// Sums along the inner dimension of bytes, `sign` turned over, as unsigned numbers: one for each place across.
-pub(super) fn sum_bytes(isa: Isa, source: &Strided<u8>, sign: u8, sums: &mut [i32]) {
+pub(crate) fn sum_bytes(isa: Isa, source: &Strided<u8>, sign: u8, sums: &mut [i32]) {
     dispatch(isa, SumBytes { source, sign, sums });
 }
 

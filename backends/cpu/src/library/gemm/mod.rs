@@ -9,7 +9,7 @@
 
 mod block;
 mod bytes;
-mod correction;
+pub(crate) mod correction;
 mod dots;
 pub(crate) mod driver;
 pub(crate) mod formats;
