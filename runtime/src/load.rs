@@ -151,7 +151,8 @@ impl Loaded {
             } else if matches!(slot.storage, Storage::Made { .. }) && read[i] {
                 let id = SlotId(i as u32);
                 let bytes = made.bytes(id, &compiled, devices, &executables)?;
-                constants[i] = Some(weights.put(slot.device, device, bytes, aligned[i])?);
+                weights.bytes += bytes.len() as u64;
+                constants[i] = Some(device.constant(bytes)?);
             }
         }
         weights.bytes += executables

@@ -55,22 +55,18 @@ impl PlaneWeights {
         let places = places(&tiles, rows, height);
         let form = ("planes", rows, inner, taps, height);
         let buffer = Buffer::made(places * words * size_of::<u32>(), usage, form, |to| {
+            let start = to.as_ptr().cast::<u8>();
+            let channel_words = channels.div_ceil(WORD);
             for row in 0..rows {
                 let (panel, lane) = (row / height, row % height);
-                let height_here = tiles.tile_rows(height.min(rows - panel * height));
-                let start = to.as_ptr().cast::<u8>();
-                for at in 0..inner {
-                    let (channel, tap) = (at / taps, at % taps);
-                    let word = tap * channels.div_ceil(WORD) + channel / WORD;
-                    let place = panel * height * words + word * height_here + lane;
-                    // SAFETY: the element is inside the weights, the place inside the buffer.
-                    unsafe {
-                        let byte = *source
-                            .view
-                            .as_ptr()
-                            .add(row * source.view.strides()[0] + at * source.view.strides()[1]);
-                        *start.add(place * WORD + channel % WORD) = byte ^ flip;
-                    }
+                let tile_rows = tiles.tile_rows(height.min(rows - panel * height));
+                let first = panel * height * words + lane;
+                for (channel, tap) in (0..channels).flat_map(|c| (0..taps).map(move |t| (c, t))) {
+                    let word = tap * channel_words + channel / WORD;
+                    let place = (first + word * tile_rows) * WORD + channel % WORD;
+                    let byte = source.view.at([row, channel * taps + tap]) ^ flip;
+                    // SAFETY: the place is one of the buffer's, which nobody else knows yet.
+                    unsafe { start.add(place).write(byte) };
                 }
             }
         })?;
