@@ -59,7 +59,7 @@ impl Case {
             return self.graph.constant(t).expect("constant");
         }
         let name = format!("x{}", self.inputs.len());
-        let ty = TensorType::new(t.dtype(), t.shape().iter().map(|d| (*d).into()));
+        let ty = TensorType::new(t.dtype(), t.shape().iter().copied());
         let v = self.graph.input(&name, ty).expect("input");
         self.inputs.push((name, t.into()));
         v
