@@ -5,8 +5,8 @@
 //! the list of targets that the graph was compiled for. Device 0 is always the host's CPU.
 //!
 //! Reading order: this file (what a plan is), `build` (how it is made), `once` (what is computed when it is loaded), `inplace`
-//! (results over operands), `require` (what must hold of run-time sizes), `pack` (offsets), `footprint` (bytes of all that), `check` (the checker that tests
-//! run beside).
+//! (results over operands), `require` (what must hold of run-time sizes), `pack` (offsets), `footprint` (bytes of all that),
+//! `check` (the checker that tests run beside).
 
 mod build;
 mod check;
@@ -27,6 +27,7 @@ pub(crate) use pack::owner;
 
 use cupola_ir::kernel::Unit;
 use cupola_ir::{Dim, Graph, NodeId, Origin, Sym, Tensor, ValueId, ValueType};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Position in the list of targets given to `compile`. 0 is the host.
@@ -171,6 +172,9 @@ pub struct Plan {
     pub once: Vec<Once>,
     /// Steps in order.
     pub steps: Vec<Step>,
+    /// Runs of launches on one device that do not depend on each other, each a long chain of small steps, and may run at
+    /// the same time.
+    pub concurrent: Vec<Range<usize>>,
     /// Slots of the graph's inputs, in order.
     pub inputs: Vec<SlotId>,
     /// Slots of the graph's outputs, in order, on the host or the primary device.
