@@ -333,22 +333,22 @@ mod tests {
             let left = Left::View(View::dense("left", &left, [1, 1, rows, inner]).expect("fits"));
             let right = View::dense("right", &right, [inner, cols]).expect("fits");
             let packed = PackedRight::new(cx.isa, right, &Usage::unlimited()).expect("memory");
-            let [mut want, mut got] = [(); 2].map(|()| vec![0f32; rows * cols]);
-            for (right, out) in [
-                (Right::View(right.batched()), &mut want),
-                (Right::Packed(&packed), &mut got),
-            ] {
-                for adds in [false, true] {
-                    let view = ViewMut::dense("out", out, [1, 1, rows, cols]).expect("fits");
-                    let output = if adds {
-                        Output::Add(view)
-                    } else {
-                        Output::Store(view)
-                    };
-                    multiply(cx, left, right, output, None).expect("agrees");
-                }
+            let product = |right, adds| {
+                let mut out = vec![1f32; rows * cols];
+                let view = ViewMut::dense("out", &mut out, [1, 1, rows, cols]).expect("fits");
+                let output = if adds {
+                    Output::Add(view)
+                } else {
+                    Output::Store(view)
+                };
+                multiply(cx, left, right, output, None).expect("agrees");
+                out
+            };
+            for adds in [true, false] {
+                let want = product(Right::View(right.batched()), adds);
+                let got = product(Right::Packed(&packed), adds);
+                assert!(want == got, "{:?}, adding: {adds}", cx.isa);
             }
-            assert!(want == got, "{:?}", cx.isa);
             let seen = Mutex::new(vec![f32::NAN; rows * cols]);
             let epilogue = |part: Finished<Sum<T>>| {
                 let mut seen = seen.lock().expect("no panic");
@@ -357,14 +357,15 @@ mod tests {
                         let at = (part.row + row) * cols + part.col + col;
                         assert!(seen[at].is_nan(), "{row} {col} twice");
                         // SAFETY: the part's elements are this call's.
-                        seen[at] = unsafe { 2.0 * *part.start.add(row * part.row_stride + col) };
+                        seen[at] = unsafe { *part.start.add(row * part.row_stride + col) };
                     }
                 }
             };
             let output = Output::Discard([1, 1, rows, cols]);
             multiply(cx, left, Right::Packed(&packed), output, Some(&epilogue)).expect("agrees");
             let seen = seen.lock().expect("no panic");
-            assert!(*seen == got, "{:?} with an epilogue", cx.isa);
+            let want = product(Right::Packed(&packed), false);
+            assert!(*seen == want, "{:?} with an epilogue", cx.isa);
         });
     }
 
