@@ -247,3 +247,54 @@ fn a_known_branch_is_taken() {
         assert_eq!(simple.dim(out, 0), Dim::sym("n") - Dim::ONE);
     }
 }
+
+#[test]
+fn short_loops_are_unrolled() {
+    // The carried value grows by its iteration and a capture; each case says when the body goes on.
+    let looped = |trips: i64, first: bool, go_on: &dyn Fn(&mut Graph, ValueId) -> ValueId| {
+        let ty = TensorType::new(DType::F32, [Dim::sym("n")]);
+        let mut body = Graph::new("body");
+        let at = input(&mut body, "at", DType::I64, &[]);
+        let y = body.input("y", ty.clone()).unwrap();
+        let x = body.input("x", ty.clone()).unwrap();
+        let at = body.cast(at, DType::F32).unwrap();
+        let at = body.broadcast_to(at, &[Dim::sym("n")]).unwrap();
+        let y = body.binary(Scalar::Mul, y, x).unwrap();
+        let y = body.binary(Scalar::Add, y, at).unwrap();
+        let more = go_on(&mut body, y);
+        body.output("more", more);
+        body.output("y", y);
+        let mut g = Graph::new("loop");
+        let x = g.input("x", ty.clone()).unwrap();
+        let trips = g.constant(Tensor::scalar(trips)).unwrap();
+        let first = g.number(f64::from(u8::from(first)), DType::Bool).unwrap();
+        let op = Loop {
+            body,
+            carried: 1,
+            results: vec![ty.into()],
+            binds: vec![],
+        };
+        let y = g.one(op, &[trips, first, x, x]).unwrap();
+        g.output("y", y);
+        let stays = ops(&g).iter().any(|name| name == "loop");
+        if !stays {
+            let x = Rng(8).tensor(DType::F32, &[5]);
+            check(&g, &target(nothing), &[x], &[("n", 5)]);
+        }
+        stays
+    };
+    let always = |g: &mut Graph, _: ValueId| g.number(1.0, DType::Bool).unwrap();
+    let never = |g: &mut Graph, _: ValueId| g.number(0.0, DType::Bool).unwrap();
+    let until_large = |g: &mut Graph, y: ValueId| {
+        let y = g.reduce(ReduceKind::Max, y, &[0]).unwrap();
+        let limit = g.number_like(3.0, y).unwrap();
+        g.binary(Scalar::Lt, y, limit).unwrap()
+    };
+    assert!(!looped(3, true, &always));
+    assert!(!looped(0, true, &always));
+    assert!(looped(-1, true, &until_large));
+    assert!(looped(1000, true, &always));
+    assert!(looped(3, false, &always));
+    assert!(looped(3, true, &never));
+    assert!(looped(3, true, &until_large));
+}

@@ -66,6 +66,16 @@ fn run(
     frame.lay_out(cx)?;
     for (i, step) in plan.steps.iter().enumerate() {
         cx.stop.check()?;
+        // Where time is recorded, every step has the device for itself.
+        if cx.recording.is_none()
+            && let Some(group) = plan.concurrent.iter().find(|group| group.contains(&i))
+        {
+            if i == group.start {
+                frame.launch_all(&plan.steps[group.clone()], cx)?;
+            }
+            frame.release_after(i, cx);
+            continue;
+        }
         let start = Frame::clock(cx);
         frame.step(i, step, cx)?;
         frame.note(i, step, start, cx)?;
@@ -137,18 +147,40 @@ impl Frame<'_> {
 
     fn launch(&mut self, unit: usize, buffers: &[SlotId], cx: &mut RunCx<'_>) -> Result<()> {
         let device = self.loaded.compiled.units[unit].device;
+        let launch = self.prepare(unit, buffers, cx)?;
+        self.enqueue(device, Command::Launch(launch), cx)
+    }
+
+    /// Launches units of one device that may run at the same time.
+    fn launch_all(&mut self, steps: &[Step], cx: &mut RunCx<'_>) -> Result<()> {
+        let mut launches = Vec::with_capacity(steps.len());
+        let mut device = DeviceId::HOST;
+        for step in steps {
+            let Step::Launch { unit, buffers } = step else {
+                unreachable!("bug: {step:?} cannot run beside others")
+            };
+            device = self.loaded.compiled.units[*unit].device;
+            launches.push(self.prepare(*unit, buffers, cx)?);
+        }
+        self.enqueue(device, Command::Concurrent(launches), cx)
+    }
+
+    fn prepare(&mut self, unit: usize, buffers: &[SlotId], cx: &mut RunCx<'_>) -> Result<Launch> {
         let sizes = self.sizes(unit, cx)?;
         let buffers = buffers
             .iter()
             .map(|s| self.range(*s, cx))
             .collect::<Result<_>>()?;
-        let executable = self.loaded.executables[unit].clone();
-        self.queues[device.0 as usize].push(Command::Launch(Launch {
-            executable,
+        cx.launches += 1;
+        Ok(Launch {
+            executable: self.loaded.executables[unit].clone(),
             buffers,
             sizes,
-        }));
-        cx.launches += 1;
+        })
+    }
+
+    fn enqueue(&mut self, device: DeviceId, command: Command, cx: &RunCx<'_>) -> Result<()> {
+        self.queues[device.0 as usize].push(command);
         // Without a queue of its own the host runs at once, while operands are in cache.
         if device == DeviceId::HOST {
             self.start_others(cx)?;

@@ -6,21 +6,25 @@ mod common;
 
 use common::{attention, convolution, convolutions, numbers, perceptron, recurrent};
 use cupola_ir::{Graph, Value};
+use cupola_passes::{Step, plan};
 use cupola_runtime::{CompileOptions, DeviceSpec, Host, Program, Session};
 use std::process::Command;
 use std::sync::Arc;
 
-/// The bits of the result, by a hash (FNV-1a).
-fn digest(graph: &Graph, threads: usize, shape: &[usize]) -> u64 {
+fn program(graph: &Graph, threads: usize, level: u8) -> Program {
     let options = CompileOptions {
         device: DeviceSpec::Cpu,
-        level: 3,
+        level,
         threads,
         deterministic: true,
         ..CompileOptions::default()
     };
-    let program = Program::compile(graph.clone(), &Host::new(), &options).expect("compiles");
-    let mut session = Session::new(Arc::new(program));
+    Program::compile(graph.clone(), &Host::new(), &options).expect("compiles")
+}
+
+/// The bits of the result, by a hash (FNV-1a).
+fn digest(graph: &Graph, threads: usize, shape: &[usize]) -> u64 {
+    let mut session = Session::new(Arc::new(program(graph, threads, 3)));
     let x = numbers(shape, 21);
     let results = session.run(vec![("x", x.into())]).expect("runs");
     let Value::Tensor(t) = &results[0].1 else {
@@ -54,7 +58,25 @@ fn every_run_gives_the_same_bits() {
     }
 }
 
-/// What the test above prints at a level; None where the processor lacks it.
+#[test]
+fn independent_layers_run_at_the_same_time() {
+    for level in [1, 3] {
+        let program = program(&recurrent(), 2, level);
+        let compiled = program.compiled().expect("compiled");
+        assert_eq!(plan::check_plan(compiled), Vec::<String>::new());
+        let groups = &compiled.plan.concurrent;
+        assert_eq!(groups.len(), 1, "both directions, without the layer above");
+        let names = compiled.plan.steps[groups[0].clone()]
+            .iter()
+            .map(|step| match step {
+                Step::Launch { unit, .. } => compiled.units[*unit].unit.name(),
+                other => panic!("{other:?}"),
+            });
+        assert_eq!(names.collect::<Vec<_>>(), ["composite.recurrent"; 2]);
+    }
+}
+
+/// What the test of bits prints at a level; None where the processor lacks it.
 fn digests(level: &str) -> Option<Vec<String>> {
     // Not the current executable, which is the loader where one was named.
     let program = std::env::args_os().next().expect("the name of this test");

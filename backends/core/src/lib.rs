@@ -140,6 +140,8 @@ pub struct Launch {
 pub enum Command {
     /// Runs an executable.
     Launch(Launch),
+    /// Runs executables that do not depend on each other, at the same time if that is quicker.
+    Concurrent(Vec<Launch>),
     /// Copies bytes between (parts of) buffers of this device; ranges are of equal size and do not overlap.
     Copy {
         /// Source.

@@ -7,10 +7,10 @@ use crate::library::Context;
 use crate::memory::{self, Scratch, Usage};
 use crate::threads::Pool;
 use bytes::Bytes;
-use cupola_backend::{BackendError, Buffer, BufferRange, Command, Device, Memory, Result};
+use cupola_backend::{BackendError, Buffer, BufferRange, Command, Device, Launch, Memory, Result};
 use std::any::Any;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Memory of the host.
 pub struct CpuMemory {
@@ -207,18 +207,8 @@ impl Device for CpuDevice {
                     // SAFETY: both ranges lie inside their allocations and have equal sizes.
                     unsafe { target.copy_from(source, to.size) };
                 }
-                Command::Launch(launch) => {
-                    let executable = launch
-                        .executable
-                        .as_any()
-                        .downcast_ref::<CpuExecutable>()
-                        .ok_or_else(|| failed("code of another device"))?;
-                    let mut arguments = Vec::with_capacity(launch.buffers.len());
-                    for range in &launch.buffers {
-                        arguments.push(Argument::new(range)?);
-                    }
-                    executable.launch(self, &arguments, &launch.sizes)?;
-                }
+                Command::Launch(launch) => self.launch(launch)?,
+                Command::Concurrent(launches) => self.launch_all(launches)?,
             }
         }
         Ok(())
@@ -235,6 +225,51 @@ impl Device for CpuDevice {
     fn memory_used(&self) -> (u64, u64) {
         (self.usage.current() as u64, self.usage.peak() as u64)
     }
+}
+
+impl CpuDevice {
+    fn launch(&self, launch: &Launch) -> Result<()> {
+        let mut arguments = Vec::with_capacity(launch.buffers.len());
+        for range in &launch.buffers {
+            arguments.push(Argument::new(range)?);
+        }
+        executable(launch)?.launch(self, &arguments, &launch.sizes)
+    }
+
+    /// Runs launches that do not depend on each other: side by side, a thread for each, or one after the other with all
+    /// threads, whichever is likely to end first.
+    fn launch_all(&self, launches: &[Launch]) -> Result<()> {
+        let mut alone = 0.0;
+        let mut chains = Vec::with_capacity(launches.len());
+        for launch in launches {
+            let chain = executable(launch)?.chain(&launch.sizes);
+            alone += chain.seconds(self.pool.threads());
+            chains.push(chain.seconds(1));
+        }
+        if side_by_side(&chains, self.pool.threads()) > alone {
+            return launches.iter().try_for_each(|launch| self.launch(launch));
+        }
+        let failed = Mutex::new(None);
+        self.pool.run(launches.len(), |at| {
+            if let Err(e) = self.launch(&launches[at]) {
+                let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
+                failed.get_or_insert(e);
+            }
+        });
+        let failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
+        failed.map_or(Ok(()), Err)
+    }
+}
+
+/// Seconds that launches of so many seconds each take on as many threads.
+fn side_by_side(launches: &[f64], threads: usize) -> f64 {
+    let longest = launches.iter().copied().fold(0.0, f64::max);
+    longest.max(launches.iter().sum::<f64>() / threads as f64)
+}
+
+fn executable(launch: &Launch) -> Result<&CpuExecutable> {
+    let executable = launch.executable.as_any().downcast_ref();
+    executable.ok_or_else(|| failed("code of another device"))
 }
 
 /// Bytes of a range that somebody reads outside of launches.

@@ -5,7 +5,7 @@ use crate::device::{Argument, CpuDevice, is_aligned};
 use crate::error::Error;
 use crate::isa::Isa;
 use crate::jit::{self, Arguments, CompiledProgram};
-use crate::libcall::{self, Call, Failure, Prepared, epilogue::Epilogue};
+use crate::libcall::{self, Call, Chain, Failure, Prepared, epilogue::Epilogue};
 use crate::library::Context;
 use crate::memory::{Lent, Recall, Scratch};
 use crate::schedule;
@@ -137,6 +137,14 @@ impl CpuExecutable {
                 prepared: Some(prepared),
             })
         }))
+    }
+
+    /// How long the unit is likely to take, as far as it is a chain of steps.
+    pub(crate) fn chain(&self, sizes: &[i64]) -> Chain {
+        match &self.0 {
+            Kind::Loops(_) => Chain::default(),
+            Kind::Library { unit, .. } => libcall::chain(unit, sizes),
+        }
     }
 
     /// Runs the unit.

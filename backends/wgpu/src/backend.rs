@@ -566,6 +566,11 @@ impl Device for WgpuDevice {
         for command in commands {
             match command {
                 cupola_backend::Command::Launch(launch) => self.ready(launch, &mut steps)?,
+                cupola_backend::Command::Concurrent(launches) => {
+                    for launch in launches {
+                        self.ready(launch, &mut steps)?;
+                    }
+                }
                 cupola_backend::Command::Copy { from, to } => {
                     steps.push(Step::Copy {
                         from: from.clone(),

@@ -4,9 +4,11 @@
 use super::{DeviceId, Plan, Slot, SlotId, Step, Storage, require};
 use crate::place::Place;
 use crate::{Compiled, Context, Result, Work, compile_in};
+use cupola_ir::kernel::{Access, Unit};
 use cupola_ir::ops::CoreOp;
-use cupola_ir::{DType, Dim, Graph, NodeId, Op, Sym, ValueId, ValueType};
+use cupola_ir::{CompositeOp, DType, Dim, Graph, NodeId, Op, Sym, ValueId, ValueType};
 use rustc_hash::{FxHashMap, FxHashSet};
+use std::ops::Range;
 
 pub(crate) fn build(work: &mut Work, context: &Context) -> Result<()> {
     let mut builder = Builder {
@@ -18,6 +20,7 @@ pub(crate) fn build(work: &mut Work, context: &Context) -> Result<()> {
         homes: FxHashMap::default(),
         units: FxHashMap::default(),
         states: vec![],
+        required: 0,
         outer: None,
     };
     for (at, unit) in work.units.iter().enumerate() {
@@ -39,6 +42,8 @@ struct Builder<'a> {
     homes: FxHashMap<ValueId, DeviceId>,
     units: FxHashMap<NodeId, usize>,
     states: Vec<SlotId>,
+    /// Nodes before this one have their requirements among the steps.
+    required: usize,
     /// Symbols for regions, once one is compiled.
     outer: Option<FxHashSet<Sym>>,
 }
@@ -48,15 +53,14 @@ impl Builder<'_> {
         let primary = self.context.options.device;
         self.place_inputs();
         for (id, node) in self.graph.nodes() {
-            for that in require::of(self.graph, id) {
-                self.plan.steps.push(Step::Require { node: id, that });
-            }
+            self.require(id);
             let needed = |v: &ValueId| self.work.fusion.needed[v.index()];
             match self.work.places.of[id.index()] {
                 Place::Leaf => {}
                 Place::Kernel(_) | Place::Library { .. } => {
-                    if let Some(unit) = self.units.get(&id) {
-                        self.launch(*unit);
+                    if let Some(unit) = self.units.remove(&id) {
+                        self.launch(unit);
+                        self.launch_beside(id, unit);
                     }
                 }
                 Place::Host => {
@@ -89,6 +93,98 @@ impl Builder<'_> {
             self.touch(slot, steps);
         }
         Ok(self.plan)
+    }
+
+    /// What must hold for a node, once.
+    fn require(&mut self, id: NodeId) {
+        if id.index() < self.required {
+            return;
+        }
+        self.required = id.index() + 1;
+        for that in require::of(self.graph, id) {
+            self.plan.steps.push(Step::Require { node: id, that });
+        }
+    }
+
+    /// After the launch of a chain of small steps, which leaves threads idle: launches the chains that follow and do not
+    /// depend on it, to run at the same time. Both directions of a recurrent layer are such chains.
+    fn launch_beside(&mut self, id: NodeId, unit: usize) {
+        if !self.is_chain(unit) {
+            return;
+        }
+        let device = self.work.units[unit].placed.device;
+        let start = self.step() - 1;
+        let later = self.graph.nodes().skip(id.index() + 1).map(|(id, _)| id);
+        // Host work and effects may bind what later units need.
+        let later = later.take_while(|id| {
+            let place = &self.work.places.of[id.index()];
+            matches!(
+                place,
+                Place::Leaf | Place::Kernel(_) | Place::Library { .. }
+            )
+        });
+        let beside: Vec<(NodeId, usize)> = later
+            .filter_map(|id| Some((id, *self.units.get(&id)?)))
+            .filter(|(_, unit)| self.is_chain(*unit) && self.is_ready(*unit, device))
+            .collect();
+        let Some((last, _)) = beside.last() else {
+            return;
+        };
+        let launch = self.plan.steps.pop();
+        let nodes = self.graph.nodes().map(|(id, _)| id);
+        let nodes = nodes.skip(id.index() + 1).take(last.index() - id.index());
+        nodes.for_each(|id| self.require(id));
+        let moved = self.step() - start;
+        self.plan.steps.extend(launch);
+        for (id, unit) in beside {
+            self.units.remove(&id);
+            self.launch(unit);
+        }
+        let group = start + moved..self.step();
+        self.hold(start, group.clone());
+        self.plan.concurrent.push(group);
+    }
+
+    fn is_chain(&self, unit: usize) -> bool {
+        match &self.work.units[unit].placed.unit {
+            Unit::Library(unit) => matches!(unit.op, Op::Composite(CompositeOp::Recurrent(_))),
+            Unit::Loops(_) => false,
+        }
+    }
+
+    /// Whether all that a unit reads is there, on its device.
+    fn is_ready(&self, unit: usize, device: DeviceId) -> bool {
+        let lowered = &self.work.units[unit];
+        let accesses = lowered.placed.unit.accesses();
+        let reads = lowered.buffers.iter().zip(accesses);
+        let mut reads = reads.filter(|(_, access)| *access == Access::Read);
+        lowered.placed.device == device && reads.all(|(v, _)| self.is_made(*v, device))
+    }
+
+    fn is_made(&self, v: ValueId, device: DeviceId) -> bool {
+        let v = self.resolve(v);
+        let is_leaf = || {
+            let op = self.graph.op_of(v);
+            matches!(op, Op::Core(CoreOp::Param(_) | CoreOp::Const(_)))
+        };
+        let is_part = || {
+            let base = self.alias(v).map(|(base, _)| *base);
+            base.is_some_and(|base| self.is_made(base, device))
+        };
+        self.slots.contains_key(&(v, device)) || is_leaf() || is_part()
+    }
+
+    /// Keeps whatever the launches of a group touch alive while any of them runs. What the first of them writes was
+    /// numbered `written`.
+    fn hold(&mut self, written: usize, group: Range<usize>) {
+        for slot in &mut self.plan.slots {
+            if slot.first >= written && slot.storage == Storage::Planned {
+                slot.first = group.start;
+            }
+            if slot.last >= written {
+                slot.last = group.end - 1;
+            }
+        }
     }
 
     /// Every input has a slot on the device that uses it first; unused ones on the host.
@@ -244,7 +340,7 @@ impl Builder<'_> {
         let mut buffers = vec![None; lowered.buffers.len()];
         // Operands first: they may bring transfers, which come before this step.
         for (k, v) in lowered.buffers.iter().enumerate() {
-            if accesses[k] == cupola_ir::kernel::Access::Read {
+            if accesses[k] == Access::Read {
                 buffers[k] = Some(self.slot(*v, device));
             }
         }

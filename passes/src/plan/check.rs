@@ -76,6 +76,34 @@ pub fn check_plan(compiled: &Compiled) -> Vec<String> {
             _ => {}
         }
     }
+    for group in &plan.concurrent {
+        let touched: Vec<_> = (plan.steps[group.clone()].iter())
+            .map(|step| touched(compiled, step))
+            .collect();
+        let owners =
+            |t: &Touched| -> Vec<SlotId> { t.iter().map(|(s, _)| owner(plan, *s)).collect() };
+        for (i, (_, writes)) in touched.iter().enumerate() {
+            for own in owners(writes) {
+                let others = touched.iter().enumerate().filter(|(k, _)| *k != i);
+                let meets = |(_, (r, w)): (usize, &(Touched, Touched))| {
+                    owners(r).contains(&own) || owners(w).contains(&own)
+                };
+                if others.into_iter().any(meets) {
+                    found.push(format!(
+                        "slot {} is touched by launches at the same time",
+                        own.0
+                    ));
+                }
+                let slot = &plan.slots[own.0 as usize];
+                if slot.first > group.start || slot.last + 1 < group.end {
+                    found.push(format!(
+                        "slot {} dies while launches run beside its own",
+                        own.0
+                    ));
+                }
+            }
+        }
+    }
     for slot in &plan.outputs {
         let own = owner(plan, *slot);
         if !written[own.0 as usize] || plan.slots[own.0 as usize].last < plan.steps.len() {

@@ -26,6 +26,7 @@ pub(crate) use pack::owner;
 
 use cupola_ir::kernel::Unit;
 use cupola_ir::{Dim, Graph, NodeId, Origin, Sym, Tensor, ValueId, ValueType};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Position in the list of targets given to `compile`. 0 is the host.
@@ -152,6 +153,9 @@ pub struct Plan {
     pub slots: Vec<Slot>,
     /// Steps in order.
     pub steps: Vec<Step>,
+    /// Runs of launches on one device that do not depend on each other, each a long chain of small steps, and may run at
+    /// the same time.
+    pub concurrent: Vec<Range<usize>>,
     /// Slots of the graph's inputs, in order.
     pub inputs: Vec<SlotId>,
     /// Slots of the graph's outputs, in order, on the host or the primary device.

@@ -1,10 +1,8 @@
 //! Identities of scalar functions and conversions. All are exact: `x * 1` is `x`, but `x + 0` is not for `x = -0`.
 
-use super::Found;
+use super::Rewrite;
 use cupola_ir::dtype::Class;
-use cupola_ir::{CoreOp, DType, Graph, IrError, NodeId, Op, Scalar, ValueId};
-
-type Rewrite = Result<Option<Found>, IrError>;
+use cupola_ir::{CoreOp, DType, Graph, NodeId, Op, Scalar, ValueId};
 
 /// A value with the extents of a node's result in place of the node.
 fn instead(graph: &mut Graph, id: NodeId, value: ValueId) -> Rewrite {

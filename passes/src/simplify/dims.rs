@@ -1,14 +1,10 @@
 //! Shape arithmetic: small integer tensors whose elements are known as dimensions are computed symbolically; symbols
-//! bound to what is known disappear; a branch with a known condition is taken.
+//! bound to what is known disappear.
 
-use super::Found;
-use crate::region::{Symbols, inline, unify};
+use super::{Found, Rewrite};
+use crate::region::Symbols;
 use cupola_ir::ops::*;
-use cupola_ir::{
-    CoreOp, DType, Dim, Graph, IrError, NodeId, Op, Scalar, SymRange, Tensor, ValueId,
-};
-
-type Rewrite = Result<Option<Found>, IrError>;
+use cupola_ir::{CoreOp, DType, Dim, Graph, NodeId, Op, Scalar, SymRange, Tensor, ValueId};
 
 /// Most elements of a tensor of dimensions.
 const MAX_LEN: usize = 64;
@@ -185,39 +181,5 @@ pub(super) fn bind(graph: &mut Graph, id: NodeId) -> Rewrite {
     Ok(Some(Found {
         results: vec![x],
         symbols: Symbols::from_iter([(p.sym.clone(), dim.clone())]),
-    }))
-}
-
-/// A branch whose condition is constant.
-pub(super) fn branch(graph: &mut Graph, id: NodeId) -> Rewrite {
-    let node = graph.node(id);
-    let Op::Core(CoreOp::If(p)) = &node.op else {
-        return Ok(None);
-    };
-    let Some(condition) = graph.as_uniform(node.operands[0]) else {
-        return Ok(None);
-    };
-    let region = if condition != 0.0 {
-        p.then_branch.clone()
-    } else {
-        p.else_branch.clone()
-    };
-    let (results, binds) = (p.results.clone(), p.binds.clone());
-    let captures = node.operands[1..].to_vec();
-    let Some(values) = inline(graph, &region, &captures)? else {
-        return Ok(None);
-    };
-    let mut symbols = Symbols::default();
-    let fits = results
-        .iter()
-        .zip(&values)
-        .all(|(t, v)| unify(t, graph.ty(*v), &mut symbols));
-    symbols.retain(|s, _| binds.contains(s));
-    if !fits || symbols.len() < binds.len() {
-        return Ok(None);
-    }
-    Ok(Some(Found {
-        results: values,
-        symbols,
     }))
 }

@@ -4,10 +4,11 @@
 //! in the next round. A rule is a plain function that gives the values which replace a node's results. Rules keep
 //! the exact result, signed zeros and NaN included.
 //!
-//! Reading order: `algebra` (scalar identities), `shape` (views), `dims` (symbolic integers and symbols), `fold`
-//! (constants), `cse` (equal nodes).
+//! Reading order: `algebra` (scalar identities), `shape` (views), `dims` (symbolic integers and symbols), `control`
+//! (branches and loops), `fold` (constants), `cse` (equal nodes).
 
 mod algebra;
+mod control;
 mod cse;
 mod dims;
 mod fold;
@@ -41,7 +42,10 @@ impl From<ValueId> for Found {
     }
 }
 
-pub(crate) type Rule = fn(&mut Graph, NodeId) -> Result<Option<Found>, IrError>;
+/// What a rule found, if anything.
+type Rewrite = Result<Option<Found>, IrError>;
+
+type Rule = fn(&mut Graph, NodeId) -> Rewrite;
 
 /// The rules in the order in which they are tried.
 const RULES: &[(&str, Rule)] = &[
@@ -49,7 +53,8 @@ const RULES: &[(&str, Rule)] = &[
     ("join", shape::join),
     ("reduce", shape::reduce),
     ("gather", shape::gather),
-    ("branch", dims::branch),
+    ("branch", control::branch),
+    ("unroll", control::unroll),
     ("bind", dims::bind),
     ("dims", dims::evaluate),
     ("cast", algebra::cast),

@@ -1,10 +1,8 @@
 //! Views of views, joins of one part, reductions of nothing: ops that move no element go away.
 
-use super::Found;
+use super::Rewrite;
 use cupola_ir::ops::*;
-use cupola_ir::{CoreOp, Dim, Graph, IrError, NodeId, Op, ValueId};
-
-type Rewrite = Result<Option<Found>, IrError>;
+use cupola_ir::{CoreOp, Dim, Graph, NodeId, Op, ValueId};
 
 fn done(v: ValueId) -> Rewrite {
     Ok(Some(v.into()))

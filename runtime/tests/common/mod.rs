@@ -68,7 +68,7 @@ pub fn convolution() -> Graph {
     g
 }
 
-/// A layer of long short-term memory over the first axis.
+/// A layer of long short-term memory over the first axis, both ways, and one more over their sum.
 pub fn recurrent() -> Graph {
     let (input, hidden) = (24usize, 48usize);
     let mut g = Graph::new("recurrent");
@@ -80,25 +80,37 @@ pub fn recurrent() -> Graph {
         g.constant(Tensor::from_slice(shape, &small).expect("shape"))
             .expect("weights")
     };
-    let w = weights(&[4 * hidden, input], 5);
-    let r = weights(&[4 * hidden, hidden], 6);
-    let state = weights(&[2, hidden], 7);
-    let op = Op::Composite(CompositeOp::Recurrent(Recurrent {
-        cell: Cell::Lstm,
-        activations: ["sigmoid", "tanh", "tanh"].map(String::from).to_vec(),
-        alpha: vec![0.0; 3],
-        beta: vec![0.0; 3],
-        clip: 0.0,
-        input_forget: false,
-        linear_before_reset: false,
-        reverse: false,
-        bias: false,
-        lens: false,
-        peephole: false,
-        quantized: false,
-    }));
-    let y = g.push(op, &[x, w, r, state, state]).expect("layer");
-    g.output("y", y[0]);
+    let operands = [5, 8].map(|seed| {
+        let w = weights(&[4 * hidden, input], seed);
+        let r = weights(&[4 * hidden, hidden], seed + 1);
+        let state = weights(&[2, hidden], seed + 2);
+        [x, w, r, state, state]
+    });
+    let above = weights(&[4 * hidden, hidden], 11);
+    let layer = |reverse| {
+        Op::Composite(CompositeOp::Recurrent(Recurrent {
+            cell: Cell::Lstm,
+            activations: ["sigmoid", "tanh", "tanh"].map(String::from).to_vec(),
+            alpha: vec![0.0; 3],
+            beta: vec![0.0; 3],
+            clip: 0.0,
+            input_forget: false,
+            linear_before_reset: false,
+            reverse,
+            bias: false,
+            lens: false,
+            peephole: false,
+            quantized: false,
+        }))
+    };
+    let [forward, backward] = [false, true].map(|reverse| {
+        let operands = &operands[usize::from(reverse)];
+        g.push(layer(reverse), operands).expect("layer")[0]
+    });
+    let sum = g.binary(Scalar::Add, forward, backward).expect("sum");
+    let [_, _, r, state, _] = operands[0];
+    let y = g.push(layer(false), &[sum, above, r, state, state]);
+    g.output("y", y.expect("layer")[0]);
     g
 }
 

@@ -248,6 +248,37 @@ pub(crate) fn replacement(unit: &Library, is_constant: &[bool], cx: &Context) ->
     }
 }
 
+/// A call as a chain of steps, each of which threads can share, and work that they share before.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Chain {
+    /// Steps.
+    pub steps: f64,
+    /// Seconds of one step on one thread.
+    pub step: f64,
+    /// Seconds of the work before, on one thread.
+    pub before: f64,
+}
+
+impl Chain {
+    /// Seconds for a thread to let others join in a step and wait for them, measured on two cores.
+    const SHARING: f64 = 2e-6;
+
+    /// Seconds on so many threads.
+    pub(crate) fn seconds(&self, threads: usize) -> f64 {
+        let sharing = if threads > 1 { Self::SHARING } else { 0.0 };
+        let shared = self.before + self.steps * self.step;
+        shared / threads as f64 + self.steps * sharing
+    }
+}
+
+/// What is known of a unit that is a chain of steps.
+pub(crate) fn chain(unit: &Library, sizes: &[i64]) -> Chain {
+    match &unit.op {
+        Op::Composite(CompositeOp::Recurrent(_)) => recurrent::chain(unit, sizes),
+        _ => Chain::default(),
+    }
+}
+
 /// What a library call runs with.
 pub(crate) struct Call<'a> {
     pub unit: &'a Library,

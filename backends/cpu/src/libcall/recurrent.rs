@@ -1,7 +1,7 @@
 //! Recurrent layers: the product over all steps, then the steps.
 
 use super::operand::Operand;
-use super::{Call, Failure, Prepared};
+use super::{Call, Chain, Failure, Prepared};
 use crate::library::Context;
 use crate::library::gemm::{Finished, few};
 use crate::library::lstm::{
@@ -9,7 +9,9 @@ use crate::library::lstm::{
     Weights, recur,
 };
 use crate::library::view::{Element, View, ViewMut};
+use crate::schedule::extent;
 use cupola_ir::composite::{self, Recurrent, Roles};
+use cupola_ir::kernel::Library;
 use cupola_ir::{DType, TensorType};
 
 /// Why there is no layer of these operands.
@@ -131,6 +133,31 @@ pub(super) fn prepare(
     };
     let recurrent = PackedRecurrent::new(isa, &cell(p, None, &[]), weights(r), usage)?;
     Ok(Some(Packed { input, recurrent }))
+}
+
+/// Seconds per byte of weights that a step reads, and per multiplication and addition, on one thread of a common machine.
+const BYTE: f64 = 2e-11;
+const FLOP: f64 = 1.5e-11;
+
+/// The layer as a chain. Operands 0 and 2 are the sequence and the recurrent weights of every cell.
+pub(super) fn chain(unit: &Library, sizes: &[i64]) -> Chain {
+    let dims = |at: usize| {
+        unit.operands[at]
+            .dims
+            .iter()
+            .map(|e| extent(*e, sizes) as f64)
+    };
+    let [x, r] = [0, 2].map(|at| dims(at).collect::<Vec<f64>>());
+    let (&[steps, batch, width], &[rows, hidden]) = (&x[..], &r[..]) else {
+        return Chain::default();
+    };
+    let flops = 2.0 * batch * rows;
+    let size = rows * hidden * unit.operands[2].dtype.bits() as f64 / 8.0;
+    Chain {
+        steps,
+        step: (flops * hidden * FLOP).max(size * BYTE),
+        before: steps * flops * width * FLOP,
+    }
 }
 
 /// A dense matrix.

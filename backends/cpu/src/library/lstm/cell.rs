@@ -83,41 +83,78 @@ impl Kernel for Update<'_> {
             to.get()
                 .wrapping_add(place * step_stride + row * row_stride)
         });
-        for unit in units.clone().step_by(S::LANES) {
-            let len = (units.end - unit).min(S::LANES);
-            // SAFETY: `len` units from here on are inside every gate, the state and the output row.
+        let c = |unit: usize| pointers.cell.get().wrapping_add(state + unit);
+        let rows = Rows {
+            h: pointers.hidden.get().wrapping_add(state),
+            next: pointers.next.get().wrapping_add(state),
+            to: to.filter(|_| !reset_only),
+            units,
+        };
+        // SAFETY: units of a row are inside every gate, the state and the output row.
+        unsafe {
+            match &layer.cell {
+                cell if layer.clip.is_none() && is_usual(cell) => {
+                    rows.each(s, |unit, len, _| usual_lstm(s, &line, c(unit), unit, len));
+                }
+                cell @ Cell::Lstm { .. } => {
+                    rows.each(s, |unit, len, _| lstm(s, cell, &line, c(unit), unit, len));
+                }
+                cell @ Cell::Gru { .. } if reset_only => rows.each(s, |unit, len, h| {
+                    s.mul(gru_gate(s, cell, &line, 1, unit, len), h)
+                }),
+                cell @ Cell::Gru { .. } => {
+                    rows.each(s, |unit, len, h| gru(s, cell, &line, h, unit, len));
+                }
+                Cell::Rnn { gate } => rows.each(s, |unit, len, _| {
+                    let sum = line.gate(s, 0, unit, len);
+                    apply(s, *gate, line.clipped(s, sum))
+                }),
+            }
+        }
+    }
+}
+
+/// Where the state of a row is and goes.
+struct Rows {
+    h: *const f32,
+    next: *mut f32,
+    /// The output, where it is wanted.
+    to: Option<*mut f32>,
+    units: Range<usize>,
+}
+
+impl Rows {
+    /// Gives the units, a vector at a time, the state that `next` makes of the unit's index, a number of units and their
+    /// state.
+    #[inline(always)]
+    unsafe fn each<S: Simd>(&self, s: S, next: impl Fn(usize, usize, S::F) -> S::F) {
+        for unit in self.units.clone().step_by(S::LANES) {
+            let len = (self.units.end - unit).min(S::LANES);
+            // SAFETY: by the caller.
             unsafe {
-                let h = pointers.hidden.get().add(state + unit);
-                let h = f32::load_first_or_all(s, h, len);
-                let next = match &layer.cell {
-                    Cell::Lstm { .. } => lstm(
-                        s,
-                        &layer.cell,
-                        &line,
-                        pointers.cell.get().add(state + unit),
-                        unit,
-                        len,
-                    ),
-                    Cell::Gru { .. } if reset_only => {
-                        s.mul(gru_gate(s, &layer.cell, &line, 1, unit, len), h)
-                    }
-                    Cell::Gru { .. } => gru(s, &layer.cell, &line, h, unit, len),
-                    Cell::Rnn { gate } => apply(
-                        s,
-                        *gate,
-                        line.clipped(
-                            s,
-                            s.add(line.input(s, 0, unit, len), line.product(s, 0, unit, len)),
-                        ),
-                    ),
-                };
-                f32::store_first_or_all(s, pointers.next.get().add(state + unit), len, next);
-                if let (Some(to), false) = (to, reset_only) {
+                let h = f32::load_first_or_all(s, self.h.add(unit), len);
+                let next = next(unit, len, h);
+                f32::store_first_or_all(s, self.next.add(unit), len, next);
+                if let Some(to) = self.to {
                     f32::store_first_or_all(s, to.add(unit), len, next);
                 }
             }
         }
     }
+}
+
+/// Whether a cell is an LSTM as it was published: no other activations, no peepholes, every gate its own.
+fn is_usual(cell: &Cell<'_>) -> bool {
+    matches!(
+        cell,
+        Cell::Lstm {
+            gate: Activation::Sigmoid,
+            cell: Activation::Tanh,
+            hidden: Activation::Tanh,
+            peepholes: None,
+            coupled: false,
+        }
+    )
 }
 
 /// Inputs and product of one row.
@@ -159,6 +196,21 @@ impl Line {
             Some(clip) => s.max(s.splat(-clip), s.min(s.splat(clip), v)),
             None => v,
         }
+    }
+}
+
+/// As [`lstm`] for a cell that [`is_usual`], without bounds: short enough for the processor to work on several vectors at once.
+#[inline(always)]
+unsafe fn usual_lstm<S: Simd>(s: S, line: &Line, state: *mut f32, unit: usize, len: usize) -> S::F {
+    // SAFETY: passed on.
+    unsafe {
+        let c = f32::load_first_or_all(s, state, len);
+        let input = sigmoid(s, line.gate(s, 0, unit, len));
+        let forget = sigmoid(s, line.gate(s, 2, unit, len));
+        let candidate = tanh(s, line.gate(s, 3, unit, len));
+        let c = s.mul_add(forget, c, s.mul(input, candidate));
+        f32::store_first_or_all(s, state, len, c);
+        s.mul(sigmoid(s, line.gate(s, 1, unit, len)), tanh(s, c))
     }
 }
 
