@@ -81,7 +81,12 @@ fn constant_arguments(compiled: &Compiled, unit: usize) -> Vec<bool> {
     let slots = launch.unwrap_or_default().iter();
     let constant = slots.map(|s| &compiled.plan.slots[s.0 as usize].storage);
     constant
-        .map(|s| matches!(s, Storage::Const(_) | Storage::Param(_)))
+        .map(|s| {
+            matches!(
+                s,
+                Storage::Const(_) | Storage::Made { .. } | Storage::Param(_)
+            )
+        })
         .collect()
 }
 

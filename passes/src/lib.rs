@@ -1,7 +1,7 @@
 //! Cupola's passes: graph to graph to kernels to plan.
 //!
 //! [`compile`] walks one constant table, [`PIPELINE`]; every entry is a plain function over [`Work`]. Reading order is
-//! that of the table: `raise`, `merge`, `decompose`, `layout`, `precision`, `split`, `place`, `fuse`, `lower`, `plan`.
+//! that of the table: `raise`, `merge`, `decompose`, `sink`, `layout`, `precision`, `split`, `place`, `fuse`, `lower`, `plan`.
 
 mod alias;
 pub mod cost;
@@ -19,12 +19,14 @@ mod precision;
 mod raise;
 mod region;
 mod simplify;
+mod sink;
 mod split;
 
 pub use error::{PassError, Result};
 pub use lower::{RUN, SEED};
 pub use plan::{
-    Compiled, DeviceId, Miss, MissCode, PlacedUnit, Plan, Recognised, Slot, SlotId, Step, Storage,
+    Compiled, DeviceId, Miss, MissCode, Once, PlacedUnit, Plan, Recognised, Slot, SlotId, Step,
+    Storage,
 };
 pub use precision::{Precision, with_precision};
 
@@ -132,6 +134,7 @@ const PIPELINE: &[(&str, Level, Pass)] = &[
     ("raise", Level::Raise, raise::run),
     ("merge", Level::Merge, merge::run),
     ("decompose", Level::Separate, decompose::run),
+    ("sink", Level::Fuse, sink::run),
     ("layout", Level::Fuse, layout::run),
     ("clean", Level::Separate, simplify::run),
     ("precision", Level::Separate, precision::run),

@@ -97,6 +97,11 @@ impl<'a> Frame<'a> {
                     }
                     continue;
                 }
+                Storage::Made { .. } => {
+                    let made = loaded.constants[i].clone();
+                    self.memory[i] = made.map(|b| whole(b.clone(), b.size()));
+                    continue;
+                }
                 Storage::Planned | Storage::Alias { .. } | Storage::HostValue => continue,
             };
             self.bind_type(id, &value)

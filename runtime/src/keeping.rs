@@ -6,7 +6,7 @@ use crate::store::Store;
 use bytes::Bytes;
 use cupola_backend::{Keeper, Kept, Key, KeyHasher};
 use cupola_ir::kernel::{Library, Unit};
-use cupola_passes::{Compiled, Step};
+use cupola_passes::{Compiled, SlotId, Step, Storage};
 use cupola_source::ContentHash;
 use rustc_hash::FxHashMap;
 use std::fmt::{self, Write};
@@ -129,14 +129,13 @@ impl Keeping {
             })
             .collect();
         keys.hash(hasher);
+        let plan = self.units.len();
         self.units.push(keys);
         for step in &compiled.plan.steps {
             if let Step::Launch { unit, buffers } = step
                 && let Unit::Library(_) = compiled.units[*unit].unit
             {
-                let slots = buffers.iter().map(|s| &compiled.plan.slots[s.0 as usize]);
-                let names = slots.map(|slot| constant_bytes(slot).map(|b| self.name(&b)));
-                names.for_each(|name| name.hash(hasher));
+                self.names(plan, compiled, buffers).hash(hasher);
             }
         }
         for body in compiled.bodies() {
@@ -157,15 +156,31 @@ impl Keeping {
         name
     }
 
+    /// The keys of slots that hold constants. What is made of constants is named by the unit that makes it and by their names.
+    fn names(&self, plan: usize, compiled: &Compiled, slots: &[SlotId]) -> Vec<Option<Key>> {
+        let name = |slot: &SlotId| {
+            let slot = &compiled.plan.slots[slot.0 as usize];
+            let Storage::Made { by } = slot.storage else {
+                return constant_bytes(slot).map(|b| self.name(&b));
+            };
+            let once = &compiled.plan.once[by];
+            let operands = once.buffers.iter().filter(|s| **s != once.result).copied();
+            let operands: Vec<SlotId> = operands.collect();
+            let names = self.names(plan, compiled, &operands);
+            Some(Key::of(&(self.units[plan][once.unit], names)))
+        };
+        slots.iter().map(name).collect()
+    }
+
     /// Where what a unit makes of its constants is kept.
     pub fn kept(
         self: &Arc<Keeping>,
         plan: usize,
+        compiled: &Compiled,
         unit: usize,
-        constants: &[Option<Bytes>],
+        buffers: &[SlotId],
     ) -> Kept {
-        let names = constants.iter().map(|c| c.as_ref().map(|c| self.name(c)));
-        let names: Vec<Option<Key>> = names.collect();
+        let names = self.names(plan, compiled, buffers);
         Kept {
             keeper: self.clone(),
             key: Key::of(&(self.units[plan][unit], names)),

@@ -2,9 +2,10 @@
 
 use crate::error::Result;
 use crate::keeping::Keeping;
-use crate::value::whole;
+use crate::value::{download, whole};
 use bytes::Bytes;
-use cupola_backend::{Backend, Binding, Buffer, Device, Executable};
+use cupola_backend::{Backend, Binding, Buffer, Command, Device, Executable, Launch};
+use cupola_ir::Tensor;
 use cupola_ir::kernel::Unit;
 use cupola_passes::{Compiled, DeviceId, Slot, SlotId, Step, Storage};
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -122,7 +123,15 @@ impl Loaded {
         let number = weights.plans;
         weights.plans += 1;
         let mut executables = compile_units(&compiled, devices, weights.keeping.as_deref())?;
-        prepare(number, &compiled, devices, &mut executables, weights)?;
+        let mut made = Made::new(&compiled);
+        prepare(
+            number,
+            &compiled,
+            devices,
+            &mut executables,
+            weights,
+            &mut made,
+        )?;
         // Copies of weights on their way are larger than what runs will need.
         devices.iter().for_each(|d| d.device().trim());
         let read = constants_read(&compiled, |unit, argument| {
@@ -133,12 +142,17 @@ impl Loaded {
         });
         let mut constants = vec![None; compiled.plan.slots.len()];
         for (i, slot) in compiled.plan.slots.iter().enumerate() {
+            let device = devices[slot.device.0 as usize].device();
             if let Some(bytes) = constant_bytes(slot) {
-                let device = devices[slot.device.0 as usize].device();
                 constants[i] = Some(match (read[i], aligned[i]) {
                     (false, _) => device.constant_in_place(bytes)?,
                     (true, aligned) => weights.put(slot.device, device, bytes, aligned)?,
                 });
+            } else if matches!(slot.storage, Storage::Made { .. }) && read[i] {
+                let id = SlotId(i as u32);
+                let bytes = made.bytes(id, &compiled, devices, &executables)?;
+                weights.bytes += bytes.len() as u64;
+                constants[i] = Some(device.constant(bytes)?);
             }
         }
         weights.bytes += executables
@@ -197,7 +211,12 @@ impl Loaded {
     }
 }
 
-/// The bytes of a slot that holds a constant.
+/// Whether a slot's contents are the same in every run.
+fn is_constant(storage: &Storage) -> bool {
+    matches!(storage, Storage::Const(_) | Storage::Made { .. })
+}
+
+/// The bytes of a slot that holds a constant of the graph.
 pub(crate) fn constant_bytes(slot: &Slot) -> Option<Bytes> {
     match &slot.storage {
         Storage::Const(tensor) => tensor.shared_bytes(),
@@ -217,19 +236,27 @@ fn prepare(
     devices: &Devices,
     executables: &mut [Arc<dyn Executable>],
     weights: &WeightCache,
+    made: &mut Made,
 ) -> Result<()> {
     let mut waiting: Vec<(usize, Binding)> = vec![];
     let mut size = 0;
     let last = compiled.plan.steps.len();
     for (at, step) in compiled.plan.steps.iter().enumerate() {
         if let Step::Launch { unit, buffers } = step {
-            let slots = buffers.iter().map(|s| &compiled.plan.slots[s.0 as usize]);
-            let constants: Vec<Option<Bytes>> = slots.map(constant_bytes).collect();
+            let constant = |s: &SlotId| match compiled.plan.slots[s.0 as usize].storage {
+                Storage::Made { .. } => {
+                    let bytes = made.bytes(*s, compiled, devices, executables);
+                    bytes.map(Some)
+                }
+                _ => Ok(constant_bytes(&compiled.plan.slots[s.0 as usize])),
+            };
+            let constants: Vec<Option<Bytes>> =
+                buffers.iter().map(constant).collect::<Result<_>>()?;
             if constants.iter().any(Option::is_some) {
                 size += constants.iter().flatten().map(Bytes::len).sum::<usize>();
                 let executable = executables[*unit].clone();
                 let keeping = weights.keeping.as_ref();
-                let kept = keeping.map(|k| k.kept(number, *unit, &constants));
+                let kept = keeping.map(|k| k.kept(number, compiled, *unit, buffers));
                 let binding = Binding {
                     executable,
                     constants,
@@ -260,8 +287,98 @@ fn prepare(
                     .for_each(|c| weights.release(c));
             }
         }
+        // What was made for the kernels of this group, and will be made again for what reads it as it is.
+        made.forget();
     }
     Ok(())
+}
+
+/// What is made of constants, as far as it is wanted just now: forms that kernels make of it take its place.
+struct Made {
+    bytes: Vec<Option<Bytes>>,
+}
+
+impl Made {
+    fn new(compiled: &Compiled) -> Made {
+        Made {
+            bytes: vec![None; compiled.plan.once.len()],
+        }
+    }
+
+    fn forget(&mut self) {
+        self.bytes.fill(None);
+    }
+
+    /// The bytes of a slot that holds a constant, of the graph or made of such.
+    fn bytes(
+        &mut self,
+        slot: SlotId,
+        compiled: &Compiled,
+        devices: &Devices,
+        executables: &[Arc<dyn Executable>],
+    ) -> Result<Bytes> {
+        let held = &compiled.plan.slots[slot.0 as usize];
+        let by = match &held.storage {
+            Storage::Made { by } => *by,
+            Storage::Alias { of, offset } => {
+                let whole = self.bytes(*of, compiled, devices, executables)?;
+                let start = offset.as_const().and_then(|n| usize::try_from(n).ok());
+                let range = start.zip(constant_size(held)).map(|(at, n)| at..at + n);
+                let part = range.filter(|range| range.end <= whole.len());
+                let range =
+                    part.unwrap_or_else(|| unreachable!("bug: a part outside of the whole"));
+                return Ok(whole.slice(range));
+            }
+            _ => {
+                let bytes = constant_bytes(held);
+                return Ok(bytes.unwrap_or_else(|| unreachable!("bug: made of no constant")));
+            }
+        };
+        if let Some(known) = &self.bytes[by] {
+            return Ok(known.clone());
+        }
+        let once = &compiled.plan.once[by];
+        let backend = &devices[held.device.0 as usize];
+        let device = backend.device();
+        let executable = executables[once.unit].clone();
+        let mut buffers = vec![];
+        for (at, argument) in once.buffers.iter().enumerate() {
+            if *argument == once.result {
+                let size = constant_size(held);
+                let size = size.unwrap_or_else(|| unreachable!("bug: made of a size unknown"));
+                buffers.push(whole(device.alloc(size)?, size));
+                continue;
+            }
+            let bytes = self.bytes(*argument, compiled, devices, executables)?;
+            let size = bytes.len();
+            let buffer = match executable.takes_any_address(at) {
+                true => device.constant_in_place(bytes)?,
+                false => device.constant(bytes)?,
+            };
+            buffers.push(whole(buffer, size));
+        }
+        let result = once.buffers.iter().position(|s| *s == once.result);
+        let result = result.map(|at| buffers[at].clone());
+        let result = result.unwrap_or_else(|| unreachable!("bug: a unit without a result"));
+        device.submit(&[Command::Launch(Launch {
+            executable,
+            buffers,
+            sizes: vec![],
+        })])?;
+        device.wait()?;
+        let bytes = match device.share(&result)? {
+            Some(bytes) => bytes,
+            None => download(&**backend, &result)?,
+        };
+        self.bytes[by] = Some(bytes.clone());
+        Ok(bytes)
+    }
+}
+
+/// Bytes of a slot whose extents are numbers.
+fn constant_size(slot: &Slot) -> Option<usize> {
+    let ty = slot.ty.as_tensor()?;
+    Tensor::size_of(ty.dtype, &ty.const_shape()?)
 }
 
 /// For each slot whether it is a constant that something reads, launches left out of which `except` is true for the unit
@@ -274,7 +391,7 @@ fn constants_read(compiled: &Compiled, except: impl Fn(usize, usize) -> bool) ->
             Storage::Alias { of, .. } => of,
             _ => *slot,
         };
-        let constant = matches!(plan.slots[owner.0 as usize].storage, Storage::Const(_));
+        let constant = is_constant(&plan.slots[owner.0 as usize].storage);
         all[owner.0 as usize] |= constant;
     };
     for step in &plan.steps {
@@ -307,7 +424,7 @@ pub fn weight_size(compiled: &Compiled, devices: &[Arc<dyn Backend>]) -> u64 {
         for step in &compiled.plan.steps {
             if let Step::Launch { unit, buffers } = step {
                 let storage = buffers.iter().map(|s| &slots[s.0 as usize].storage);
-                let constant: Vec<bool> = storage.map(|s| matches!(s, Storage::Const(_))).collect();
+                let constant: Vec<bool> = storage.map(is_constant).collect();
                 let placed = &compiled.units[*unit];
                 let backend = &devices[placed.device.0 as usize];
                 let replacement = backend.replacement(&placed.unit, &constant);
@@ -317,6 +434,9 @@ pub fn weight_size(compiled: &Compiled, devices: &[Arc<dyn Backend>]) -> u64 {
         }
         let read = constants_read(compiled, |unit, k| replaced.contains(&(unit, k)));
         for (slot, read) in slots.iter().zip(read) {
+            if let (Storage::Made { .. }, true) = (&slot.storage, read) {
+                sum = sum.saturating_add(constant_size(slot).unwrap_or(0) as u64);
+            }
             if let (Some(bytes), true) = (constant_bytes(slot), read)
                 && seen.insert(place(slot.device, &bytes))
             {

@@ -7,6 +7,7 @@
 pub mod activation;
 pub mod attention;
 pub mod conv;
+pub mod integer;
 pub mod norm;
 pub mod recurrent;
 pub mod rope;
@@ -15,6 +16,7 @@ pub mod softmax;
 pub use activation::*;
 pub use attention::*;
 pub use conv::*;
+pub use integer::*;
 pub use norm::*;
 pub use recurrent::*;
 pub use rope::*;
@@ -77,6 +79,12 @@ op_family! {
         ConvTranspose = "conv_transpose",
         /// A recurrent layer.
         Recurrent = "recurrent",
+        /// Product of 8-bit integers with zero points.
+        IntegerProduct = "integer_product",
+        /// Convolution of 8-bit integers with zero points.
+        IntegerConv = "integer_conv",
+        /// Rounding to 8-bit integers over the range of a tensor.
+        DynamicQuantize = "dynamic_quantize",
     }
 }
 
@@ -96,6 +104,9 @@ impl CompositeOp {
             CompositeOp::ConvChannelsLast(p) => p,
             CompositeOp::ConvTranspose(p) => p,
             CompositeOp::Recurrent(p) => p,
+            CompositeOp::IntegerProduct(p) => p,
+            CompositeOp::IntegerConv(p) => p,
+            CompositeOp::DynamicQuantize(p) => p,
         }
     }
 

@@ -1,12 +1,12 @@
 //! Recurrent layers over a sequence, one direction.
 
-use super::CompositeDef;
+use super::{CompositeDef, DynamicQuantize, IntegerProduct};
 use crate::attr::{attr_enum, payload};
 use crate::dim::Dim;
 use crate::dtype::DType;
 use crate::error::{IrError, Result};
 use crate::graph::{Graph, ValueId};
-use crate::ops::{Contract, ReduceKind, Scan};
+use crate::ops::{Contract, Op, Scan};
 use crate::scalar::Scalar;
 use crate::tensor_type::TensorType;
 
@@ -366,7 +366,8 @@ struct Weights {
     r: ValueId,
     rb: Option<ValueId>,
     p: Option<ValueId>,
-    r_scale: Option<ValueId>,
+    /// Scale and zero point.
+    r_scale: Option<[ValueId; 2]>,
 }
 
 /// `x w^T` in the type of x, which is rounded to that of the weights first.
@@ -387,39 +388,22 @@ fn product(g: &mut Graph, x: ValueId, w: ValueId) -> Result<ValueId> {
     g.one(contract, &[x, w])
 }
 
-/// Integer weights minus their zero points, one per row.
-fn centred(g: &mut Graph, w: ValueId, zero: ValueId) -> Result<ValueId> {
-    let (w, zero) = (g.cast(w, DType::I32)?, g.cast(zero, DType::I32)?);
-    let zero = g.unsqueeze(zero, &[1])?;
-    g.binary(Scalar::Sub, w, zero)
-}
-
 /// `x w^T` with x rounded to u8 over its whole range: exact products in i32, scaled back by row of `w`.
-fn rounded_product(g: &mut Graph, x: ValueId, w: ValueId, scale: ValueId) -> Result<ValueId> {
-    let axes: Vec<usize> = (0..g.rank(x)).collect();
-    let zero = g.number_like(0.0, x)?;
-    let top = g.number_like(255.0, x)?;
-    let max = g.reduce(ReduceKind::Max, x, &axes)?;
-    let max = g.binary(Scalar::Max, max, zero)?;
-    let min = g.reduce(ReduceKind::Min, x, &axes)?;
-    let min = g.binary(Scalar::Min, min, zero)?;
-    let range = g.binary(Scalar::Sub, max, min)?;
-    let step = g.binary(Scalar::Div, range, top)?;
-    // All zeros: any step but 0 will do.
-    let flat = g.binary(Scalar::Eq, step, zero)?;
-    let one = g.number_like(1.0, x)?;
-    let step = g.select(flat, one, step)?;
-    let shift = g.binary(Scalar::Div, min, step)?;
-    let shift = g.unary(Scalar::Neg, shift)?;
-    let shift = g.unary(Scalar::Round, shift)?;
-    let q = g.binary(Scalar::Div, x, step)?;
-    let q = g.unary(Scalar::Round, q)?;
-    let q = g.binary(Scalar::Add, q, shift)?;
-    let q = g.binary(Scalar::Max, q, zero)?;
-    let q = g.binary(Scalar::Min, q, top)?;
-    let q = g.binary(Scalar::Sub, q, shift)?;
-    let q = g.cast(q, DType::I32)?;
-    let y = g.matmul_nt(q, w)?;
+fn rounded_product(
+    g: &mut Graph,
+    x: ValueId,
+    w: ValueId,
+    [scale, zero]: [ValueId; 2],
+) -> Result<ValueId> {
+    let rounded = g.push(Op::Composite(DynamicQuantize {}.into()), &[x])?;
+    let (q, step, point) = (rounded[0], rounded[1], rounded[2]);
+    let product = IntegerProduct {
+        lhs_batch: vec![],
+        rhs_batch: vec![],
+        lhs_contract: vec![g.rank(x) - 1],
+        rhs_contract: vec![1],
+    };
+    let y = g.one(Op::Composite(product.into()), &[q, w, point, zero])?;
     let y = g.cast_like(y, x)?;
     let scale = g.cast_like(scale, x)?;
     let scale = g.binary(Scalar::Mul, scale, step)?;
@@ -446,15 +430,8 @@ impl CompositeDef for Recurrent {
         let hidden = g.dim(o.h, 1);
         let steps = g.dim(o.x, 0);
         let mut xw = match o.w_scale {
-            Some([scale, zero]) => {
-                let w = centred(g, o.w, zero)?;
-                rounded_product(g, o.x, w, scale)?
-            }
+            Some(scale) => rounded_product(g, o.x, o.w, scale)?,
             None => product(g, o.x, o.w)?,
-        };
-        let r = match o.r_scale {
-            Some([_, zero]) => centred(g, o.r, zero)?,
-            None => o.r,
         };
         let mut rb = None;
         if let Some(b) = o.b {
@@ -479,11 +456,11 @@ impl CompositeDef for Recurrent {
             time = g.flip(time, 0)?;
         }
         let carried: Vec<ValueId> = std::iter::once(o.h).chain(o.c).collect();
-        let captures: Vec<ValueId> = std::iter::once(r)
+        let captures: Vec<ValueId> = std::iter::once(o.r)
             .chain(rb)
             .chain(o.p)
             .chain(o.lens)
-            .chain(o.r_scale.map(|[scale, _]| scale))
+            .chain(o.r_scale.into_iter().flatten())
             .collect();
         let body = self.body(g, &carried, [xw, time], &captures, rb.is_some())?;
         let state: Vec<_> = carried.iter().map(|v| g.ty(*v).clone()).collect();
@@ -533,7 +510,7 @@ impl Recurrent {
         let mut next = |there: bool| if there { rest.next() } else { None };
         let r = next(true).unwrap_or_else(|| unreachable!("bug: recurrent weights"));
         let (rb, p, lens) = (next(has_rb), next(self.peephole), next(self.lens));
-        let r_scale = next(self.quantized);
+        let r_scale = (next(self.quantized).zip(next(self.quantized))).map(|(s, z)| [s, z]);
         let weights = Weights { r, rb, p, r_scale };
         let (h, c) = (state[0], state.get(1).copied());
         let (mut new_h, mut new_c) = self.step(&mut b, xw, h, c, &weights)?;

@@ -464,6 +464,20 @@ impl Graph {
     }
 
     fn matmul_with(&mut self, x: ValueId, y: ValueId, transposed: bool) -> Result<ValueId> {
+        let (product, operands) = self.matmul_parts(x, y, transposed)?;
+        self.one(product, &operands)
+    }
+
+    /// The product of [`Graph::matmul`] (or `transposed`, of [`Graph::matmul_nt`]) with its operands, not yet appended.
+    ///
+    /// # Errors
+    /// Operands of fewer than two axes, or whose leading axes differ.
+    pub fn matmul_parts(
+        &mut self,
+        x: ValueId,
+        y: ValueId,
+        transposed: bool,
+    ) -> Result<(Contract, [ValueId; 2])> {
         let (xd, yd) = (self.dims(x), self.dims(y));
         if xd.len() < 2 || yd.len() < 2 {
             return Err(IrError::op(
@@ -486,7 +500,7 @@ impl Graph {
                 accum,
                 out,
             };
-            return self.one(c, &[x, y2]);
+            return Ok((c, [x, y2]));
         }
         let mut batch = vec![Dim::ONE; rank - 2];
         for own in [xb, yb] {
@@ -511,6 +525,6 @@ impl Graph {
             accum,
             out,
         };
-        self.one(c, &[x, y])
+        Ok((c, [x, y]))
     }
 }

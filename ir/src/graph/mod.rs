@@ -239,6 +239,11 @@ impl Graph {
         self.values[value.index()].ty = ty;
     }
 
+    /// Takes an input away that nothing uses; [`Graph::compact`] drops its node.
+    pub fn remove_input(&mut self, at: usize) {
+        self.inputs.remove(at);
+    }
+
     /// A symbol that the graph has not handed out before. `hint` becomes part of its name.
     pub fn fresh_sym(&mut self, hint: &str) -> Sym {
         self.fresh += 1;

@@ -1,7 +1,7 @@
 //! Builds the plan: walks the graph in order, gives every stored value a slot, and turns units, host nodes, control
 //! flow and effects into steps. Transfers are inserted where a step needs a value from another device.
 
-use super::{DeviceId, Plan, Slot, SlotId, Step, Storage, require};
+use super::{DeviceId, Once, Plan, Slot, SlotId, Step, Storage, once, require};
 use crate::place::Place;
 use crate::{Compiled, Context, Result, Work, compile_in};
 use cupola_ir::kernel::{Access, Unit};
@@ -344,6 +344,10 @@ impl Builder<'_> {
                 buffers[k] = Some(self.slot(*v, device));
             }
         }
+        let on_host = [device, self.context.options.device] == [DeviceId::HOST; 2];
+        if on_host && once::is_once(self.graph, &self.plan, lowered, &buffers) {
+            return self.once(unit, &buffers);
+        }
         let step = self.step();
         for (k, v) in lowered.buffers.iter().enumerate() {
             let slot = match buffers[k] {
@@ -355,6 +359,25 @@ impl Builder<'_> {
         }
         let buffers = buffers.into_iter().flatten().collect();
         self.plan.steps.push(Step::Launch { unit, buffers });
+    }
+
+    /// A unit that is run when the plan is loaded, given the slots that it reads.
+    fn once(&mut self, unit: usize, operands: &[Option<SlotId>]) {
+        let by = self.plan.once.len();
+        let mut result = None;
+        let mut buffers = vec![];
+        for (slot, v) in operands.iter().zip(&self.work.units[unit].buffers) {
+            let made = || self.new_slot(*v, DeviceId::HOST, Storage::Made { by }, 0);
+            buffers.push(slot.unwrap_or_else(|| *result.get_or_insert_with(made)));
+        }
+        let Some(result) = result else {
+            unreachable!("bug: a unit without a result")
+        };
+        self.plan.once.push(Once {
+            unit,
+            buffers,
+            result,
+        });
     }
 
     fn host(&mut self, id: NodeId) {

@@ -43,6 +43,7 @@ pub fn footprint(compiled: &Compiled, targets: &[&Target], bindings: &Bindings) 
             Storage::Planned if !is_packed(plan, SlotId(i as u32)) => &mut sum.outputs,
             Storage::Planned
             | Storage::Const(_)
+            | Storage::Made { .. }
             | Storage::Input(_)
             | Storage::Alias { .. }
             | Storage::HostValue => continue,

@@ -4,14 +4,15 @@
 //! [`Slot::first`] and [`Slot::last`] say is alive together. Nothing here names a backend; devices are positions in
 //! the list of targets that the graph was compiled for. Device 0 is always the host's CPU.
 //!
-//! Reading order: this file (what a plan is), `build` (how it is made), `inplace` (results over operands), `require`
-//! (what must hold of run-time sizes), `pack` (offsets), `footprint` (bytes of all that), `check` (the checker that tests
-//! run beside).
+//! Reading order: this file (what a plan is), `build` (how it is made), `once` (what is computed when it is loaded), `inplace`
+//! (results over operands), `require` (what must hold of run-time sizes), `pack` (offsets), `footprint` (bytes of all that),
+//! `check` (the checker that tests run beside).
 
 mod build;
 mod check;
 mod footprint;
 mod inplace;
+mod once;
 mod pack;
 mod require;
 
@@ -51,6 +52,11 @@ pub enum Storage {
     Param(String),
     /// A constant, put on the device once.
     Const(Tensor),
+    /// Made of constants when the plan is loaded, by [`Plan::once`] at this position.
+    Made {
+        /// The position.
+        by: usize,
+    },
     /// A state slot: the value at the start of the run.
     State(String),
     /// Planned memory, alive from `first` to `last`.
@@ -146,11 +152,24 @@ pub enum Step {
     },
 }
 
+/// A unit that reads constants only and has no sizes, run when the plan is loaded.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Once {
+    /// Position in [`Compiled::units`].
+    pub unit: usize,
+    /// Buffer arguments in the unit's order: constants, what was made of them before, and the result.
+    pub buffers: Vec<SlotId>,
+    /// The slot of the result.
+    pub result: SlotId,
+}
+
 /// Steps and slots.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Plan {
     /// Values.
     pub slots: Vec<Slot>,
+    /// What is computed of constants when the plan is loaded, in order.
+    pub once: Vec<Once>,
     /// Steps in order.
     pub steps: Vec<Step>,
     /// Runs of launches on one device that do not depend on each other, each a long chain of small steps, and may run at

@@ -189,7 +189,12 @@ pub fn run(c: &Compiled, inputs: &[T], syms: &[(&str, i64)]) -> Vec<T> {
             _ => {}
         }
     }
-    for step in &c.plan.steps {
+    let once = c.plan.once.iter().map(|once| Step::Launch {
+        unit: once.unit,
+        buffers: once.buffers.clone(),
+    });
+    let once: Vec<Step> = once.collect();
+    for step in once.iter().chain(&c.plan.steps) {
         match step {
             Step::Launch { unit, buffers } => {
                 let unit = &c.units[*unit].unit;
@@ -218,7 +223,7 @@ pub fn run(c: &Compiled, inputs: &[T], syms: &[(&str, i64)]) -> Vec<T> {
                 let written = buffers.iter().zip(bufs).zip(unit.accesses());
                 for ((s, b), _) in written.filter(|(_, a)| *a != cupola_ir::kernel::Access::Read) {
                     match &c.plan.slots[s.0 as usize].storage {
-                        Storage::Planned => mem[s.0 as usize] = Some(b),
+                        Storage::Planned | Storage::Made { .. } => mem[s.0 as usize] = Some(b),
                         // A result over an operand takes its place.
                         Storage::Alias { .. } => {
                             let (at, range) = place(*s);

@@ -165,6 +165,29 @@ pub(super) fn axes(p: &Contract, side: Side, rank: usize) -> (&[usize], Vec<usiz
 /// Runs the contraction.
 pub(crate) fn run(call: &Call, p: &Contract) -> Result<(), Failure> {
     let (l, r) = (&call.operands[0], &call.operands[1]);
+    if let DType::Block(format) = r.read {
+        check(p, l, r)?;
+        return blocks::run(call, p, format);
+    }
+    let product = bind(call, p)?;
+    match (l.read, r.read) {
+        (DType::F32, _) => product.numbers::<f32>(call, p, DType::F32),
+        (DType::F64, _) => product.numbers::<f64>(call, p, DType::F64),
+        (DType::F16, _) => product.numbers::<f16>(call, p, DType::F32),
+        (DType::BF16, _) => product.numbers::<bf16>(call, p, DType::F32),
+        (DType::I32, _) => product.numbers::<i32>(call, p, DType::I32),
+        (DType::U32, _) => product.numbers::<u32>(call, p, DType::U32),
+        (DType::I64, _) => product.numbers::<i64>(call, p, DType::I64),
+        (DType::U64, _) => product.numbers::<u64>(call, p, DType::U64),
+        (DType::I8 | DType::U8, _) => {
+            product.bytes(call, [l.read, r.read], [ZeroPoints::One(0); 2])
+        }
+        (d, _) => unreachable!("bug: product of {d} was refused before"),
+    }
+}
+
+/// Whether paired axes have equal extents.
+fn check(p: &Contract, l: &Operand, r: &Operand) -> Result<(), Failure> {
     let pairs = p
         .lhs_batch
         .iter()
@@ -178,9 +201,13 @@ pub(crate) fn run(call: &Call, p: &Contract) -> Result<(), Failure> {
             )));
         }
     }
-    if let DType::Block(format) = r.read {
-        return blocks::run(call, p, format);
-    }
+    Ok(())
+}
+
+/// The first two operands of a call as matrices.
+pub(super) fn bind<'a>(call: &Call<'a>, p: &Contract) -> Result<Product<'a>, Failure> {
+    let (l, r) = (&call.operands[0], &call.operands[1]);
+    check(p, l, r)?;
     let packed = match call.prepared {
         Some(Prepared::Contract(packed)) => Some(packed),
         _ => None,
@@ -195,26 +222,15 @@ pub(crate) fn run(call: &Call, p: &Contract) -> Result<(), Failure> {
         let rounded = side == Side::Left && x.dtype == DType::F32;
         matrices(&call.cx, x, batch, &free, &summed, rounded)
     };
-    let product = Product::new(operand(Side::Left, l)?, operand(Side::Right, r)?, packed);
-    match (l.read, r.read) {
-        (DType::F32, _) => product.numbers::<f32>(call, p, DType::F32),
-        (DType::F64, _) => product.numbers::<f64>(call, p, DType::F64),
-        (DType::F16, _) => product.numbers::<f16>(call, p, DType::F32),
-        (DType::BF16, _) => product.numbers::<bf16>(call, p, DType::F32),
-        (DType::I32, _) => product.numbers::<i32>(call, p, DType::I32),
-        (DType::U32, _) => product.numbers::<u32>(call, p, DType::U32),
-        (DType::I64, _) => product.numbers::<i64>(call, p, DType::I64),
-        (DType::U64, _) => product.numbers::<u64>(call, p, DType::U64),
-        (DType::I8 | DType::U8, _) => product.bytes(call, l.read, r.read),
-        (d, _) => unreachable!("bug: product of {d} was refused before"),
-    }
+    let (left, right) = (operand(Side::Left, l)?, operand(Side::Right, r)?);
+    Ok(Product::new(left, right, packed))
 }
 
 /// Batch axis: extent, strides of the left and right operand.
 type Batch = (usize, isize, isize);
 
 /// Matrices of both operands with batch axes merged as far as possible.
-struct Product<'a> {
+pub(super) struct Product<'a> {
     left: Matrices<'a>,
     right: Matrices<'a>,
     /// One of the operands, made ready before.
@@ -252,11 +268,13 @@ impl<'a> Product<'a> {
         }
     }
 
-    fn rows(&self) -> usize {
+    /// Rows of each matrix.
+    pub(super) fn rows(&self) -> usize {
         self.left.across.0
     }
 
-    fn cols(&self) -> usize {
+    /// Columns of each matrix.
+    pub(super) fn cols(&self) -> usize {
         self.right.across.0
     }
 
@@ -381,12 +399,19 @@ impl<'a> Product<'a> {
         })
     }
 
-    fn bytes(&self, call: &Call, left: DType, right: DType) -> Result<(), Failure> {
+    /// Computes the product of 8-bit integers of these types less their zero points.
+    pub(super) fn bytes(
+        &self,
+        call: &Call,
+        [left, right]: [DType; 2],
+        [left_zero, right_zero]: [ZeroPoints; 2],
+    ) -> Result<(), Failure> {
         let result = &call.results[0];
         let [(n0, ..), (n1, ..)] = self.inner;
         let (rows, cols) = (self.rows(), self.cols());
         let elsewhere = match &call.epilogue {
-            Some(e) if result.dtype != DType::I32 || e.reads_result() => {
+            // Sums lie where the elements made of them will, if these take as much room.
+            Some(e) if result.dtype.bits() != DType::I32.bits() || e.reads_result() => {
                 let len = n0
                     .saturating_mul(n1)
                     .saturating_mul(rows)
@@ -402,11 +427,19 @@ impl<'a> Product<'a> {
                 (
                     match self.packed(Side::Left) {
                         Some(packed) => BytesLeft::Packed(packed),
-                        None => BytesLeft::View(plain_bytes(self.left_view(x), left)),
+                        None => BytesLeft::View(Bytes {
+                            view: self.left_view(x),
+                            signed: left == DType::I8,
+                            zero_points: left_zero,
+                        }),
                     },
                     match self.packed(Side::Right) {
                         Some(packed) => BytesRight::Packed(packed),
-                        None => BytesRight::View(plain_bytes(self.right_view(y), right)),
+                        None => BytesRight::View(Bytes {
+                            view: self.right_view(y),
+                            signed: right == DType::I8,
+                            zero_points: right_zero,
+                        }),
                     },
                 )
             };
@@ -433,14 +466,5 @@ impl<'a> Product<'a> {
                 &call.cx, left, right, output, false, epilogue,
             )?)
         })
-    }
-}
-
-/// 8-bit integers that stand for themselves.
-pub(super) fn plain_bytes<const N: usize>(view: View<'_, u8, N>, dtype: DType) -> Bytes<'_, N> {
-    Bytes {
-        view,
-        signed: dtype == DType::I8,
-        zero_points: ZeroPoints::One(0),
     }
 }

@@ -1,17 +1,18 @@
 //! Convolutions and their adjoints.
 
+use super::integer::Zeros;
 use super::operand::Operand;
 use super::{Call, Failure, Prepared, whole_size};
 use crate::library::Context;
 use crate::library::conv::{
-    ConvBytes, ConvOutput, Convolve, PackedWeights, Weights, convolve, convolve_bytes,
-    convolve_transposed,
+    ByteInput, ByteWeights, ConvOutput, Convolve, PackedByteWeights, PackedWeights, Weights,
+    convolve, convolve_bytes, convolve_transposed,
 };
 use crate::library::gemm::{Finished, Sum, ZeroPoints};
 use crate::library::window::{Taps, Window};
 use crate::library::{Element, View, ViewMut, gemm};
 use crate::memory::Lent;
-use cupola_ir::composite::{Conv, ConvTranspose};
+use cupola_ir::composite::{Conv, ConvTranspose, IntegerConv};
 use cupola_ir::{DType, Dim, TensorType};
 use half::{bf16, f16};
 
@@ -82,13 +83,21 @@ pub(super) fn usable<'a>(
     Ok((copy, Some(lent)))
 }
 
-/// Weights of a float convolution, packed once; by the operands' dtype.
+/// Why there is no convolution of these operands, `(x, w, x_zero, w_zero)`.
+pub(crate) fn integer_refusal(p: &IntegerConv, operands: &[&TensorType]) -> Option<String> {
+    let pads = [&p.pads_low, &p.pads_high];
+    let factors = operands.get(..2).unwrap_or_default();
+    super::integer::refusal(operands).or_else(|| refusal(&pads, factors, false))
+}
+
+/// Weights of a convolution, packed once; by the operands' dtype.
 #[derive(Debug)]
 pub(crate) enum Packed {
     F32(PackedWeights<f32>),
     F64(PackedWeights<f64>),
     F16(PackedWeights<f16>),
     BF16(PackedWeights<bf16>),
+    Bytes(PackedByteWeights),
 }
 
 impl Packed {
@@ -99,11 +108,12 @@ impl Packed {
             Packed::F64(w) => w.size(),
             Packed::F16(w) => w.size(),
             Packed::BF16(w) => w.size(),
+            Packed::Bytes(w) => w.size(),
         }
     }
 }
 
-/// Packs the weights of a convolution if they are constant floats.
+/// Packs the weights of a convolution if they are constant.
 pub(super) fn prepare(
     p: &Conv,
     operands: &[Option<Operand>],
@@ -115,12 +125,42 @@ pub(super) fn prepare(
     let (w, _copy) = usable(cx, w, 0)?;
     let (isa, usage) = (cx.isa, cx.scratch.usage());
     Ok(Some(match w.dtype {
+        DType::I8 | DType::U8 => Packed::Bytes(pack_bytes(cx, &w, ZeroPoints::One(0), p.groups)?),
         DType::F32 => Packed::F32(PackedWeights::new(isa, view(&w), p.groups, usage)?),
         DType::F64 => Packed::F64(PackedWeights::new(isa, view(&w), p.groups, usage)?),
         DType::F16 => Packed::F16(PackedWeights::new(isa, view(&w), p.groups, usage)?),
         DType::BF16 => Packed::BF16(PackedWeights::new(isa, view(&w), p.groups, usage)?),
         _ => return Ok(None),
     }))
+}
+
+/// Packs the weights of a convolution of integers if they and their zero points are constant.
+pub(super) fn prepare_integers(
+    p: &IntegerConv,
+    operands: &[Option<Operand>],
+    cx: &Context,
+) -> Result<Option<Packed>, Failure> {
+    let [_, Some(w), _, Some(zero)] = operands else {
+        return Ok(None);
+    };
+    let (w, _copy) = usable(cx, w, 0)?;
+    let zeros = Zeros::of(zero, w.dims[0]);
+    let packed = pack_bytes(cx, &w, zeros.points(), p.groups)?;
+    Ok(Some(Packed::Bytes(packed)))
+}
+
+fn pack_bytes(
+    cx: &Context,
+    w: &Operand,
+    zero: ZeroPoints,
+    groups: usize,
+) -> crate::Result<PackedByteWeights> {
+    let weights = ByteWeights {
+        view: view::<u8>(w),
+        signed: w.dtype == DType::I8,
+        zero,
+    };
+    PackedByteWeights::new(cx.isa, &weights, groups, cx.scratch.usage())
 }
 
 /// The taps of a convolution's spatial axes: strides and dilations, padding before and after.
@@ -164,6 +204,7 @@ pub(crate) fn run(call: &Call, p: &Conv) -> Result<(), Failure> {
             Packed::F64(w) => floats.run(Weights::Packed(w), DType::F64),
             Packed::F16(w) => floats.run(Weights::Packed(w), DType::F32),
             Packed::BF16(w) => floats.run(Weights::Packed(w), DType::F32),
+            Packed::Bytes(w) => bytes(call, &window, &x, 0, w),
         };
     }
     let (w, _w_copy) = usable(&call.cx, &call.operands[1], 0)?;
@@ -172,8 +213,32 @@ pub(crate) fn run(call: &Call, p: &Conv) -> Result<(), Failure> {
         DType::F64 => floats.run(Weights::View(view::<f64>(&w)), DType::F64),
         DType::F16 => floats.run(Weights::View(view::<f16>(&w)), DType::F32),
         DType::BF16 => floats.run(Weights::View(view::<bf16>(&w)), DType::F32),
-        _ => bytes(call, &window, p.groups, &x, &w),
+        _ => {
+            let packed = pack_bytes(&call.cx, &w, ZeroPoints::One(0), p.groups)?;
+            bytes(call, &window, &x, 0, &packed)
+        }
     }
+}
+
+/// Runs a convolution of integers with zero points.
+pub(crate) fn run_integers(call: &Call, p: &IntegerConv) -> Result<(), Failure> {
+    let taps = taps(
+        call,
+        [&p.strides, &p.dilations],
+        [&p.pads_low, &p.pads_high],
+    )?;
+    let [x, w, x_zero, w_zero] = &call.operands[..] else {
+        unreachable!("bug: a convolution of {} operands", call.operands.len())
+    };
+    let window = window(&x.dims[2..], &taps)?;
+    let zero = Zeros::of(x_zero, 1).points().at(0);
+    if let Some(Prepared::Conv(Packed::Bytes(packed))) = call.prepared {
+        return bytes(call, &window, x, zero, packed);
+    }
+    let (w, _w_copy) = usable(&call.cx, w, 0)?;
+    let zeros = Zeros::of(w_zero, w.dims[0]);
+    let packed = pack_bytes(&call.cx, &w, zeros.points(), p.groups)?;
+    bytes(call, &window, x, zero, &packed)
 }
 
 pub(super) fn window(input: &[usize], taps: &[Taps]) -> Result<Window, Failure> {
@@ -192,8 +257,9 @@ pub(super) struct Raw<'a> {
 impl<'a> Raw<'a> {
     pub fn new(call: &Call<'a>, sum: DType) -> Result<Raw<'a>, Failure> {
         let result = &call.results[0];
-        let elsewhere =
-            matches!(&call.epilogue, Some(e) if result.dtype != sum || e.reads_result());
+        // Sums lie where the elements made of them will, if these take as much room.
+        let fits = result.dtype.bits() == sum.bits();
+        let elsewhere = matches!(&call.epilogue, Some(e) if !fits || e.reads_result());
         if !elsewhere {
             return Ok(Raw {
                 start: result.start,
@@ -274,19 +340,17 @@ fn with_output<T: Convolve>(
 fn bytes(
     call: &Call,
     window: &Window,
-    groups: usize,
     x: &Operand,
-    w: &Operand,
+    zero: i32,
+    weights: &PackedByteWeights,
 ) -> Result<(), Failure> {
+    let (x, _x_copy) = usable(&call.cx, x, x.dims.len() - 1)?;
     let raw = Raw::new(call, DType::I32)?;
     let (dims, strides) = five(&call.results[0]);
-    let operands = ConvBytes {
-        input: view::<u8>(x),
-        input_signed: x.dtype == DType::I8,
-        input_zero: 0,
-        weights: view::<u8>(w),
-        weights_signed: w.dtype == DType::I8,
-        weights_zero: ZeroPoints::One(0),
+    let input = ByteInput {
+        view: view::<u8>(&x),
+        signed: x.dtype == DType::I8,
+        zero,
     };
     // SAFETY: the result (or scratch memory of its length) is dense and this call has it alone.
     let output = unsafe { ViewMut::from_raw(raw.start.cast(), dims, strides) };
@@ -301,7 +365,7 @@ fn bytes(
         None => None,
     };
     Ok(convolve_bytes(
-        &call.cx, window, groups, &operands, output, epilogue,
+        &call.cx, window, &input, weights, output, epilogue,
     )?)
 }
 

@@ -9,9 +9,11 @@ mod blocks;
 mod contract;
 mod conv;
 pub(crate) mod epilogue;
+mod integer;
 mod operand;
 mod packed;
 mod pixels;
+mod quantise;
 mod recurrent;
 mod rows;
 mod scatter;
@@ -21,10 +23,11 @@ use crate::device::Argument;
 use crate::error::Error;
 use crate::library::Context;
 use crate::library::conv::pixels::PixelWeights;
-use crate::library::gemm::PackedBlocks;
+use crate::library::gemm::{PackedBlocks, ZeroPoints};
 use cupola_backend::Replacement;
 use cupola_ir::composite::{LayerNorm, RmsNorm};
 use cupola_ir::kernel::{Extent, Kernel, Library, View};
+use cupola_ir::ops::Contract;
 use cupola_ir::target::Claim;
 use cupola_ir::{CompositeOp, CoreOp, DType, Dim, Op, TensorType};
 use epilogue::Epilogue;
@@ -36,12 +39,15 @@ pub(crate) fn claim(op: &Op, operands: &[&TensorType]) -> Claim {
     // Why not, and whether operands may be strided and an epilogue may follow.
     let (refusal, strided, epilogue) = match op {
         Op::Core(O::Contract(p)) => (contract::refusal(p, operands), true, true),
+        Op::Composite(C::IntegerProduct(_)) => (integer::refusal(operands), true, true),
+        Op::Composite(C::DynamicQuantize(_)) => (quantise::refusal(operands), false, false),
         Op::Core(O::Scatter(p)) => (scatter::refusal(p, operands), false, false),
         Op::Core(O::Sort(_)) => (sort::refusal(operands), false, false),
         Op::Composite(C::Conv(p)) => {
             let pads = [&p.pads_low, &p.pads_high];
             (conv::refusal(&pads, operands, false), true, true)
         }
+        Op::Composite(C::IntegerConv(p)) => (conv::integer_refusal(p, operands), true, true),
         Op::Composite(C::ConvChannelsLast(p)) => (pixels::refusal(p, operands), true, true),
         Op::Composite(C::ConvTranspose(p)) => {
             (conv::refusal(&[&p.pads_low], operands, true), true, true)
@@ -165,10 +171,18 @@ pub(crate) fn prepare(
         .collect();
     let made = match &unit.op {
         Op::Core(CoreOp::Contract(p)) => {
-            packed::prepare(p, &operands, cx).map(|k| k.map(Prepared::Contract))
+            let factors = [0, 1].map(|at: usize| operands[at].as_ref());
+            let plain = [ZeroPoints::One(0); 2];
+            packed::prepare(p, factors, plain, cx).map(|k| k.map(Prepared::Contract))
+        }
+        Op::Composite(CompositeOp::IntegerProduct(p)) => {
+            integer::prepare(p, &operands, cx).map(|k| k.map(Prepared::Contract))
         }
         Op::Composite(CompositeOp::Conv(p)) => {
             conv::prepare(p, &operands, cx).map(|k| k.map(Prepared::Conv))
+        }
+        Op::Composite(CompositeOp::IntegerConv(p)) => {
+            conv::prepare_integers(p, &operands, cx).map(|k| k.map(Prepared::Conv))
         }
         Op::Composite(CompositeOp::ConvChannelsLast(p)) => {
             pixels::prepare(unit, p, &operands, cx).map(|k| k.map(Prepared::Pixels))
@@ -215,18 +229,24 @@ pub(crate) fn replacement(unit: &Library, is_constant: &[bool], cx: &Context) ->
             .try_fold(1usize, usize::checked_mul);
         dtype.storage_size(1, len?)
     };
+    // The factor of a product that is packed, among those that can be.
+    let factor = |p: &Contract, can: [bool; 2]| {
+        let sides = [packed::Side::Right, packed::Side::Left];
+        let pays = |side: &packed::Side| {
+            let at = side.operands()[0];
+            let dtype = unit.operands[at].read;
+            can[at] && extents(at).is_some_and(|extents| packed::pays(p, *side, dtype, &extents))
+        };
+        sides.into_iter().find(pays).map(packed::Side::operands)
+    };
     let arguments: Option<&[usize]> = match &unit.op {
-        Op::Core(CoreOp::Contract(p)) => {
-            let sides = [packed::Side::Right, packed::Side::Left];
-            let pays = |side: &packed::Side| {
-                let at = side.operands()[0];
-                let dtype = unit.operands[at].read;
-                extents(at).is_some_and(|extents| packed::pays(p, *side, dtype, &extents))
-            };
-            sides.into_iter().find(pays).map(packed::Side::operands)
+        Op::Core(CoreOp::Contract(p)) => factor(p, [true; 2]),
+        Op::Composite(CompositeOp::IntegerProduct(p)) => {
+            factor(&p.contract(), [is_constant[2], is_constant[3]])
         }
         Op::Composite(CompositeOp::ConvChannelsLast(_)) => Some(&[1]),
-        Op::Composite(CompositeOp::Conv(_)) => unit.operands[1].dtype.is_float().then_some(&[1]),
+        Op::Composite(CompositeOp::Conv(_)) => Some(&[1]),
+        Op::Composite(CompositeOp::IntegerConv(_)) => is_constant[3].then_some(&[1]),
         Op::Composite(CompositeOp::Recurrent(_)) => Some(&[1, 2]),
         _ => None,
     };
@@ -311,6 +331,8 @@ impl Call<'_> {
     pub(crate) fn run(&self) -> Result<(), Failure> {
         match &self.unit.op {
             Op::Core(CoreOp::Contract(p)) => contract::run(self, p),
+            Op::Composite(CompositeOp::IntegerProduct(p)) => integer::run(self, p),
+            Op::Composite(CompositeOp::DynamicQuantize(_)) => quantise::run(self),
             Op::Core(CoreOp::Scatter(p)) => scatter::run(self, p),
             Op::Core(CoreOp::Sort(p)) => sort::run(self, p),
             Op::Composite(CompositeOp::Attention(p)) => attention::run(self, p),
@@ -319,6 +341,7 @@ impl Call<'_> {
             Op::Composite(CompositeOp::LayerNorm(p)) => rows::layer_norm(self, p),
             Op::Composite(CompositeOp::RmsNorm(p)) => rows::rms_norm(self, p),
             Op::Composite(CompositeOp::Conv(p)) => conv::run(self, p),
+            Op::Composite(CompositeOp::IntegerConv(p)) => conv::run_integers(self, p),
             Op::Composite(CompositeOp::ConvChannelsLast(p)) => pixels::run(self, p),
             Op::Composite(CompositeOp::ConvTranspose(p)) => conv::run_transposed(self, p),
             op => unreachable!("bug: {} was refused before", op.name()),

@@ -1,11 +1,12 @@
 //! Constant matrices of contractions, packed once.
 
-use super::contract::{axes, matrices, plain_bytes};
+use super::contract::{axes, matrices};
 use super::operand::Operand;
 use super::{Failure, blocks};
 use crate::library::Context;
 use crate::library::gemm::{
-    Half, Number, PackedBytesLeft, PackedBytesRight, PackedLeft, PackedRight, few,
+    Bytes, Half, Number, PackedBytesLeft, PackedBytesRight, PackedLeft, PackedRight, ZeroPoints,
+    few,
 };
 use crate::library::view::{Element, View};
 use cupola_ir::DType;
@@ -65,10 +66,12 @@ pub(super) fn pays(p: &Contract, side: Side, dtype: DType, extents: &[usize]) ->
     batch.is_empty() && !is_small && len(summed) > 0
 }
 
-/// Packs the constant operand of a contraction, if one is and it [`pays`].
+/// Packs the constant operand of a contraction, if one is and it [`pays`]; `zero_points` are those of either operand, if they
+/// are of 8 bits.
 pub(super) fn prepare(
     p: &Contract,
-    operands: &[Option<Operand>],
+    operands: [Option<&Operand>; 2],
+    zero_points: [ZeroPoints; 2],
     cx: &Context,
 ) -> Result<Option<Packed>, Failure> {
     let (side, x) = match operands {
@@ -76,6 +79,7 @@ pub(super) fn prepare(
         [Some(l), _] => (Side::Left, l),
         _ => return Ok(None),
     };
+    let zero_points = zero_points[side.operands()[0]];
     if !pays(p, side, x.read, &x.dims) {
         return Ok(None);
     }
@@ -107,6 +111,7 @@ pub(super) fn prepare(
         strides: [step as usize, next as usize],
         dtype: if narrow { x.dtype } else { x.read },
         narrow,
+        zero_points,
         side,
         cx,
     };
@@ -127,6 +132,8 @@ struct Source<'a> {
     dtype: DType,
     /// Goes with f32.
     narrow: bool,
+    /// Of 8-bit integers.
+    zero_points: ZeroPoints<'a>,
     side: Side,
     cx: &'a Context<'a>,
 }
@@ -187,7 +194,11 @@ impl Source<'_> {
 
     fn bytes(&self) -> crate::Result<Panels> {
         let (isa, usage) = (self.cx.isa, self.cx.scratch.usage());
-        let source = plain_bytes(self.view(), self.dtype);
+        let source = Bytes {
+            view: self.view(),
+            signed: self.dtype == DType::I8,
+            zero_points: self.zero_points,
+        };
         Ok(match self.side {
             Side::Left => {
                 let packed = PackedBytesLeft::new(isa, &source, usage)?;

@@ -15,6 +15,7 @@ pub mod math;
 mod padded;
 pub mod pool;
 pub mod probe;
+pub mod quantise;
 pub mod rows;
 pub mod simd;
 pub mod sort;

@@ -20,11 +20,21 @@ fn matmul(cx: &mut NodeCx<'_, '_>) -> OpResult {
 
 /// NumPy's `matmul`: a vector on the left is a row, on the right a column, and that axis vanishes.
 pub(super) fn product(cx: &mut NodeCx<'_, '_>, x: ValueId, y: ValueId) -> OpResult<ValueId> {
-    let (left, right) = (cx.g.rank(x), cx.g.rank(y));
-    if left == 0 || right == 0 {
+    if cx.g.dtype(x) != cx.g.dtype(y) {
         return invalid(format!("{} times {}", cx.g.ty(x), cx.g.ty(y)));
     }
-    if cx.g.dtype(x) != cx.g.dtype(y) {
+    product_by(cx, x, y, |cx, x, y| Ok(cx.g.matmul(x, y)?))
+}
+
+/// As [`product`], where `by` multiplies what has two axes at least.
+pub(super) fn product_by(
+    cx: &mut NodeCx<'_, '_>,
+    x: ValueId,
+    y: ValueId,
+    by: impl FnOnce(&mut NodeCx<'_, '_>, ValueId, ValueId) -> OpResult<ValueId>,
+) -> OpResult<ValueId> {
+    let (left, right) = (cx.g.rank(x), cx.g.rank(y));
+    if left == 0 || right == 0 {
         return invalid(format!("{} times {}", cx.g.ty(x), cx.g.ty(y)));
     }
     let x = match left {
@@ -35,7 +45,7 @@ pub(super) fn product(cx: &mut NodeCx<'_, '_>, x: ValueId, y: ValueId) -> OpResu
         1 => cx.g.unsqueeze(y, &[1])?,
         _ => y,
     };
-    let mut z = cx.g.matmul(x, y)?;
+    let mut z = by(cx, x, y)?;
     if right == 1 {
         z = cx.g.squeeze(z, &[cx.g.rank(z) - 1])?;
     }

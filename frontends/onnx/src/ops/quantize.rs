@@ -1,11 +1,10 @@
 //! Quantised operators: linear quantisation and integer products.
 
-use cupola_ir::composite::Conv;
-use cupola_ir::ops::ReduceKind;
+use cupola_ir::composite::{Conv, DynamicQuantize, IntegerConv, IntegerProduct};
 use cupola_ir::{DType, Dim, Op, Scalar, ValueId};
 
 use super::conv::{groups, sliding};
-use super::matmul::product as matmul;
+use super::matmul::{product as matmul, product_by};
 use super::{OpRow, op};
 use crate::context::NodeCx;
 use crate::import_error::{OpResult, invalid};
@@ -169,27 +168,10 @@ pub(super) fn dequantize(cx: &mut NodeCx<'_, '_>) -> OpResult {
 
 /// Values, scale and zero point of `x` as u8 over its whole range.
 pub(super) fn quantize_dynamically(cx: &mut NodeCx<'_, '_>, x: ValueId) -> OpResult<[ValueId; 3]> {
-    let axes: Vec<usize> = (0..cx.g.rank(x)).collect();
-    let zero = cx.g.number_like(0.0, x)?;
-    let top = cx.g.number_like(255.0, x)?;
-    let max = cx.g.reduce(ReduceKind::Max, x, &axes)?;
-    let max = cx.g.binary(Scalar::Max, max, zero)?;
-    let min = cx.g.reduce(ReduceKind::Min, x, &axes)?;
-    let min = cx.g.binary(Scalar::Min, min, zero)?;
-    let range = cx.g.binary(Scalar::Sub, max, min)?;
-    let scale = cx.g.binary(Scalar::Div, range, top)?;
-    // All zeros: any scale but 0 will do.
-    let flat = cx.g.binary(Scalar::Eq, scale, zero)?;
-    let one = cx.g.number_like(1.0, x)?;
-    let safe = cx.g.select(flat, one, scale)?;
-    let z = cx.g.binary(Scalar::Div, min, safe)?;
-    let z = cx.g.binary(Scalar::Sub, zero, z)?;
-    let z = cx.g.binary(Scalar::Max, z, zero)?;
-    let z = cx.g.binary(Scalar::Min, z, top)?;
-    let z = cx.g.unary(Scalar::Round, z)?;
-    let z = cx.g.cast(z, DType::U8)?;
-    let y = quantize_to(cx, x, safe, Some(z), DType::U8, true)?;
-    Ok([y, scale, z])
+    let x = cx.g.cast(x, DType::F32)?;
+    let op = Op::Composite(DynamicQuantize {}.into());
+    let results = cx.g.push(op, &[x])?;
+    Ok([results[0], results[1], results[2]])
 }
 
 fn dynamic_quantize(cx: &mut NodeCx<'_, '_>) -> OpResult {
@@ -197,8 +179,57 @@ fn dynamic_quantize(cx: &mut NodeCx<'_, '_>) -> OpResult {
     Ok(quantize_dynamically(cx, x)?.to_vec())
 }
 
+/// The product of `a` and `b` less their zero points, in i32. A zero point is one number, or one per row of `a` or column
+/// of `b`.
+pub(super) fn integer_product(
+    cx: &mut NodeCx<'_, '_>,
+    [a, b]: [ValueId; 2],
+    [za, zb]: [Option<ValueId>; 2],
+) -> OpResult<ValueId> {
+    let rows = cx.g.rank(a).checked_sub(2).map(|axis| cx.g.dim(a, axis));
+    let cols = (cx.g.rank(b) > 1).then(|| cx.g.dim(b, cx.g.rank(b) - 1));
+    let (Some(za_of), Some(zb_of)) = (zero_point(cx, a, za, rows)?, zero_point(cx, b, zb, cols)?)
+    else {
+        let a = centred(cx, a, za, true)?;
+        let b = centred(cx, b, zb, false)?;
+        return matmul(cx, a, b);
+    };
+    product_by(cx, a, b, |cx, a, b| {
+        let (product, [a, b]) = cx.g.matmul_parts(a, b, false)?;
+        let product = IntegerProduct::from(product);
+        let op = Op::Composite(product.into());
+        Ok(cx.g.one(op, &[a, b, za_of, zb_of])?)
+    })
+}
+
+/// A zero point as composites take it: a number, or a vector of `extent`; 0 where none is given. `None` for other shapes
+/// and for elements of more than 8 bits.
+fn zero_point(
+    cx: &mut NodeCx<'_, '_>,
+    x: ValueId,
+    zero: Option<ValueId>,
+    extent: Option<Dim>,
+) -> OpResult<Option<ValueId>> {
+    let dtype = cx.g.dtype(x);
+    if !matches!(dtype, DType::I8 | DType::U8) {
+        return Ok(None);
+    }
+    let Some(zero) = zero else {
+        let none = cx.g.number(0.0, dtype)?;
+        return Ok(Some(none));
+    };
+    let dims = cx.g.dims(zero);
+    if cx.g.dtype(zero) != dtype {
+        return Ok(None);
+    }
+    if dims.iter().all(|d| d.is(1)) {
+        return Ok(Some(cx.g.reshape(zero, &[])?));
+    }
+    Ok((dims.len() == 1 && Some(&dims[0]) == extent.as_ref()).then_some(zero))
+}
+
 /// `x - zero` as i32; the zero point is one number, or one per row (of a left operand) or column (of a right one).
-pub(super) fn centred(
+fn centred(
     cx: &mut NodeCx<'_, '_>,
     x: ValueId,
     zero: Option<ValueId>,
@@ -216,23 +247,19 @@ pub(super) fn centred(
 }
 
 fn matmul_integer(cx: &mut NodeCx<'_, '_>) -> OpResult {
-    let (a, b) = (cx.input(0)?, cx.input(1)?);
-    let (za, zb) = (cx.optional(2), cx.optional(3));
-    let a = centred(cx, a, za, true)?;
-    let b = centred(cx, b, zb, false)?;
-    Ok(vec![matmul(cx, a, b)?])
+    let factors = [cx.input(0)?, cx.input(1)?];
+    let zeros = [cx.optional(2), cx.optional(3)];
+    Ok(vec![integer_product(cx, factors, zeros)?])
 }
 
 pub(super) fn scaled_product(
     cx: &mut NodeCx<'_, '_>,
-    [a, b]: [ValueId; 2],
+    factors: [ValueId; 2],
     [sa, sb]: [ValueId; 2],
-    [za, zb]: [Option<ValueId>; 2],
+    zeros: [Option<ValueId>; 2],
     bias: Option<ValueId>,
 ) -> OpResult<ValueId> {
-    let a = centred(cx, a, za, true)?;
-    let b = centred(cx, b, zb, false)?;
-    let y = matmul(cx, a, b)?;
+    let y = integer_product(cx, factors, zeros)?;
     let y = cx.g.cast_like(y, sa)?;
     let scale = cx.g.binary(Scalar::Mul, sa, sb)?;
     let y = cx.g.binary(Scalar::Mul, y, scale)?;
@@ -260,20 +287,6 @@ pub(super) fn integer_conv(
     if spatial.len() < 2 || spatial.len() != kernel.len() {
         return invalid(format!("x {} with weights {}", cx.g.ty(x), cx.g.ty(w)));
     }
-    let x = centred(cx, x, zx, false)?;
-    let w = match zw {
-        Some(z) => {
-            let z = cx.g.cast(z, DType::I32)?;
-            let mut dims = vec![Dim::ONE; cx.g.rank(w)];
-            if cx.g.rank(z) == 1 {
-                dims[0] = cx.g.dim(z, 0);
-            }
-            let z = cx.g.reshape(z, &dims)?;
-            let w = cx.g.cast(w, DType::I32)?;
-            cx.g.binary(Scalar::Sub, w, z)?
-        }
-        None => cx.g.cast(w, DType::I32)?,
-    };
     let s = sliding(cx, &spatial[2..], &kernel[2..])?;
     let conv = Conv {
         strides: s.strides,
@@ -282,6 +295,25 @@ pub(super) fn integer_conv(
         pads_high: s.high,
         groups: groups(cx)?,
     };
+    let outputs = kernel[0].clone();
+    let numbers = (
+        zero_point(cx, x, zx, None)?,
+        zero_point(cx, w, zw, Some(outputs))?,
+    );
+    if let (Some(zx), Some(zw)) = numbers {
+        let conv = Op::Composite(IntegerConv::from(conv).into());
+        return Ok(cx.g.one(conv, &[x, w, zx, zw])?);
+    }
+    let x = centred(cx, x, zx, false)?;
+    let zw = match zw {
+        Some(z) if cx.g.rank(z) == 1 => {
+            let mut dims = vec![Dim::ONE; cx.g.rank(w)];
+            dims[0] = cx.g.dim(z, 0);
+            Some(cx.g.reshape(z, &dims)?)
+        }
+        other => other,
+    };
+    let w = centred(cx, w, zw, false)?;
     Ok(cx.g.one(Op::Composite(conv.into()), &[x, w])?)
 }
 
@@ -289,9 +321,7 @@ fn qlinear_matmul(cx: &mut NodeCx<'_, '_>) -> OpResult {
     let (a, sa, za) = (cx.input(0)?, cx.input(1)?, cx.input(2)?);
     let (b, sb, zb) = (cx.input(3)?, cx.input(4)?, cx.input(5)?);
     let (sy, zy) = (cx.input(6)?, cx.input(7)?);
-    let a = centred(cx, a, Some(za), true)?;
-    let b = centred(cx, b, Some(zb), false)?;
-    let y = matmul(cx, a, b)?;
+    let y = integer_product(cx, [a, b], [Some(za), Some(zb)])?;
     let y = cx.g.cast(y, DType::F32)?;
     let sa = cx.g.cast(sa, DType::F32)?;
     let sa = if cx.g.rank(sa) == 1 && !cx.g.dim(sa, 0).is(1) {

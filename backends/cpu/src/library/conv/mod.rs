@@ -4,12 +4,14 @@
 //!
 //! A convolution is a matrix product of the weights with patches of the input, which are packed straight from the input and
 //! never stored (`patches`); one with single-element windows is an ordinary product; one channel per group is computed directly
-//! (`depthwise`). Its adjoint with respect to the input is `transposed`, 8-bit integers are in `integer`.
+//! (`depthwise`). Its adjoint with respect to the input is `transposed`, 8-bit integers are in `integer` and
+//! `planes`.
 
 mod depthwise;
 mod integer;
 mod patches;
 pub(crate) mod pixels;
+mod planes;
 mod transposed;
 
 #[cfg(test)]
@@ -17,7 +19,7 @@ mod tests;
 
 use half::{bf16, f16};
 
-pub use integer::{ConvBytes, convolve_bytes};
+pub use integer::{ByteInput, ByteWeights, PackedByteWeights, convolve_bytes};
 pub use transposed::convolve_transposed;
 
 use crate::error::{Error, Result};

@@ -383,19 +383,21 @@ fn bytes() {
             let points: Vec<i32> = (0..out_channels)
                 .map(|channel| channel as i32 * 3)
                 .collect();
-            let operands = ConvBytes {
-                input: View::dense("x", &x, [case.batch, in_channels, depth, height, width])
+            let input = ByteInput {
+                view: View::dense("x", &x, [case.batch, in_channels, depth, height, width])
                     .expect("fits"),
-                input_signed,
-                input_zero: 7,
-                weights: View::dense(
+                signed: input_signed,
+                zero: 7,
+            };
+            let weights = ByteWeights {
+                view: View::dense(
                     "w",
                     &w,
                     [out_channels, case.inputs, kernel_z, kernel_y, kernel_x],
                 )
                 .expect("fits"),
-                weights_signed,
-                weights_zero: if index % 2 == 0 {
+                signed: weights_signed,
+                zero: if index % 2 == 0 {
                     ZeroPoints::Each(&points)
                 } else {
                     ZeroPoints::One(2)
@@ -437,8 +439,9 @@ fn bytes() {
                     }
                 }
             };
-            convolve_bytes(cx, &window, case.groups, &operands, output, Some(&negate))
-                .expect("agrees");
+            let packed = PackedByteWeights::new(cx.isa, &weights, case.groups, &Usage::unlimited());
+            let packed = packed.expect("memory");
+            convolve_bytes(cx, &window, &input, &packed, output, Some(&negate)).expect("agrees");
             for (index, &got) in got.iter().enumerate() {
                 let place = out_z * out_y * out_x;
                 let row = index / place % out_channels;

@@ -2,9 +2,11 @@
 //!
 //! With VNNI, words are four bytes, left unsigned by right signed; an operand of the other signedness is shifted by 128, and the
 //! shift joins the zero point, whose effect is taken off the finished product with the sums of rows and columns:
-//! `sum((a - x) * (b - y)) = sum(a * b) - x * (sum(b) - inner * y) - y * sum(a)`. Elsewhere, words are two 16-bit differences
-//! from the zero point, and nothing remains to be done. Both are exact modulo 2^32.
+//! `sum((a - x) * (b - y)) = sum(a * b) - x * (sum(b) - inner * y) - y * sum(a)`. Those of packed operands are kept with them,
+//! others are only summed where the other operand's zero point is not 0. Elsewhere, words are two 16-bit differences from the
+//! zero point, and nothing remains to be done. Both are exact modulo 2^32.
 
+use super::correction::{Correction, Points, Sums, correct, sum_bytes};
 use super::driver::{Epilogue, Finished, Left, Product, Right, Target};
 use super::formats::{BytePairs, ByteQuads};
 use super::numbers::{pack_left_with, pack_right_with};
@@ -16,7 +18,7 @@ use crate::error::Result;
 use crate::isa::Isa;
 use crate::library::Context;
 use crate::library::view::{Shared, View, ViewMut, mismatch};
-use crate::memory::Usage;
+use crate::memory::{Buffer, Usage};
 
 /// The numbers that stand for zero.
 #[derive(Debug, Clone, Copy)]
@@ -73,15 +75,6 @@ struct PackedBytes {
     correction: Correction,
 }
 
-/// What the finished product still needs to know of an operand: nothing for pairs.
-#[derive(Debug, Default)]
-struct Correction {
-    /// Zero point of each row or column after the shift to the word's signedness; empty when all are 0.
-    zero_points: Vec<i32>,
-    /// Sum of each row or column after the shift.
-    sums: Vec<i32>,
-}
-
 impl<'a, const N: usize> View<'a, i8, N> {
     /// The same elements as bytes.
     pub fn as_bytes(&self) -> View<'a, u8, N> {
@@ -102,7 +95,8 @@ impl<'a> Bytes<'a, 2> {
 }
 
 impl ZeroPoints<'_> {
-    pub(super) fn at(&self, index: usize) -> i32 {
+    /// That of a row or column.
+    pub(crate) fn at(&self, index: usize) -> i32 {
         match self {
             ZeroPoints::One(point) => *point,
             ZeroPoints::Each(points) => points[index],
@@ -161,17 +155,9 @@ impl Operand<'_> {
     }
 
     fn pack_quads(&self, isa: Isa, panel: &Panel<u32>) {
-        if self.shift() == 0 && self.source.along == 1 {
-            // SAFETY: as above.
-            return unsafe { pack_quads(isa, &self.source, panel) };
-        }
         let flip = if self.shift() == 0 { 0 } else { 0x80 };
         // SAFETY: as above.
-        unsafe {
-            pack_elements::<u8, u8, 4>(&self.source, &panel.with(panel.to.cast()), |_, byte| {
-                byte ^ flip
-            })
-        }
+        unsafe { pack_quads(isa, &self.source, panel, flip) }
     }
 
     /// Packs in the way of `isa`.
@@ -183,42 +169,41 @@ impl Operand<'_> {
         }
     }
 
-    fn correction(&self, isa: Isa) -> Correction {
-        if !isa.vnni() {
-            return Correction::default();
-        }
+    /// Zero points after the shift; 0 for pairs, of which they are taken off.
+    fn points(&self, isa: Isa) -> Points {
         let shift = self.shift();
-        let points: Vec<i32> = (0..self.across)
-            .map(|across| self.zero_points.at(across) + shift)
-            .collect();
-        let zero_points = if points.iter().all(|&point| point == 0) {
-            Vec::new()
-        } else {
-            points
-        };
-        let inner = self.source.inner;
-        let mut sums = vec![(inner as i32).wrapping_mul(shift); self.across];
-        // SAFETY: the indices are inside the operand.
-        let element = |across, along| unsafe {
-            self.value(
-                *self
-                    .source
-                    .from
-                    .wrapping_add(across * self.source.across + along * self.source.along),
-            )
-        };
-        if self.source.across < self.source.along {
-            for along in 0..inner {
-                for (across, sum) in sums.iter_mut().enumerate() {
-                    *sum = sum.wrapping_add(element(across, along));
-                }
-            }
-        } else {
-            for (across, sum) in sums.iter_mut().enumerate() {
-                *sum = (0..inner).fold(*sum, |sum, along| sum.wrapping_add(element(across, along)));
-            }
+        match self.zero_points {
+            _ if !isa.vnni() => Points::One(0),
+            ZeroPoints::One(point) => Points::One(point + shift),
+            ZeroPoints::Each(points) => Points::each(points, shift),
         }
-        Correction { zero_points, sums }
+    }
+
+    /// What the product is corrected by, but for sums, that are added where `sums` is true.
+    fn correction(&self, isa: Isa, sums: bool) -> Correction {
+        let mut correction = Correction::of(self.points(isa));
+        if sums && isa.vnni() {
+            let mut all = vec![0; self.across];
+            self.sum(isa, &correction.points, &mut all);
+            correction.sums = Sums::Made(all);
+        }
+        correction
+    }
+
+    /// Sums of rows or columns after the shift; those of columns less their zero points, once for each element.
+    fn sum(&self, isa: Isa, points: &Points, sums: &mut [i32]) {
+        let inner = self.source.inner as i32;
+        let sign = if self.signed { 0x80 } else { 0 };
+        sum_bytes(isa, &self.source, sign, sums);
+        // Bytes were read as unsigned, with the sign's bit turned over: 128 more than they are.
+        let own = self.shift() - i32::from(sign);
+        for (at, sum) in sums.iter_mut().enumerate() {
+            let point = match self.side {
+                Side::Left => 0,
+                Side::Right => points.at(at),
+            };
+            *sum = sum.wrapping_add(inner.wrapping_mul(own.wrapping_sub(point)));
+        }
     }
 }
 
@@ -271,7 +256,16 @@ impl PackedBytes {
                 pack_right_with(&BytePairs::set(isa), across, words, packer, usage)?
             }
         };
-        let correction = operand.correction(isa);
+        let mut correction = operand.correction(isa, false);
+        if isa.vnni() {
+            let form = ("sums", across, operand.source.inner);
+            let sums = Buffer::made(across * size_of::<i32>(), usage, form, |to| {
+                // SAFETY: the buffer has room for as many numbers, and nobody else knows it yet.
+                let sums = unsafe { std::slice::from_raw_parts_mut(to.as_ptr().cast(), across) };
+                operand.sum(isa, &correction.points, sums);
+            })?;
+            correction.sums = Sums::Kept(sums);
+        }
         Ok(PackedBytes {
             words: packed,
             isa,
@@ -439,9 +433,14 @@ unsafe fn one_product(
     let isa = cx.isa;
     let (own_left, own_right);
     let (left_pack, right_pack);
+    let is_zero = |one: &One| match one {
+        One::Operand(operand) => operand.points(isa).is_zero(),
+        One::Packed(packed) => packed.correction.points.is_zero(),
+    };
+    let (left_zero, right_zero) = (is_zero(left), is_zero(right));
     let (left, left_correction) = match left {
         One::Operand(operand) => {
-            own_left = operand.correction(isa);
+            own_left = operand.correction(isa, !right_zero);
             left_pack = move |panel: &Panel<u32>| operand.pack(isa, panel);
             (Left::Pack(&left_pack), &own_left)
         }
@@ -449,7 +448,7 @@ unsafe fn one_product(
     };
     let (right, right_correction) = match right {
         One::Operand(operand) => {
-            own_right = operand.correction(isa);
+            own_right = operand.correction(isa, !left_zero);
             right_pack = move |panel: &Panel<u32>| operand.pack(isa, panel);
             (Right::Pack(&right_pack), &own_right)
         }
@@ -457,17 +456,14 @@ unsafe fn one_product(
     };
     let correct = |part: Finished<i32>| {
         // SAFETY: the driver hands out the part for exclusive use.
-        unsafe { correct(&part, left_correction, right_correction, inner) };
+        unsafe { correct(isa, &part, left_correction, right_correction) };
         if let Some(user) = user {
             user(part);
         }
     };
-    let needs_correction =
-        !(left_correction.zero_points.is_empty() && right_correction.zero_points.is_empty());
-    let epilogue: Option<Epilogue<i32>> = if needs_correction {
-        Some(&correct)
-    } else {
-        user
+    let epilogue: Option<Epilogue<i32>> = match left_zero && right_zero {
+        true => user,
+        false => Some(&correct),
     };
     let words = inner.div_ceil(group(isa));
     let product = Product {
@@ -487,29 +483,4 @@ unsafe fn one_product(
     };
     // SAFETY: passed on.
     unsafe { product.run(cx, &tiles) }
-}
-
-/// Takes the zero points off a part of a product of quads.
-unsafe fn correct(part: &Finished<i32>, left: &Correction, right: &Correction, inner: usize) {
-    let inner = inner as i32;
-    let right_point = |col: usize| right.zero_points.get(col).copied().unwrap_or(0);
-    for row in 0..part.rows {
-        // SAFETY: the row lies inside the part.
-        let products = unsafe {
-            std::slice::from_raw_parts_mut(part.start.add(row * part.row_stride), part.cols)
-        };
-        let row = part.row + row;
-        let left_point = left.zero_points.get(row).copied().unwrap_or(0);
-        if left_point != 0 {
-            for (product, col) in products.iter_mut().zip(part.col..) {
-                let rest = right.sums[col].wrapping_sub(inner.wrapping_mul(right_point(col)));
-                *product = product.wrapping_sub(left_point.wrapping_mul(rest));
-            }
-        }
-        if !right.zero_points.is_empty() {
-            for (product, col) in products.iter_mut().zip(part.col..) {
-                *product = product.wrapping_sub(right_point(col).wrapping_mul(left.sums[row]));
-            }
-        }
-    }
 }

@@ -4,11 +4,12 @@
 //! 2^64, 8-bit integers with zero points in i32 ([`multiply_bytes`]). The result does not depend on the number of threads.
 //!
 //! Reading order: `tile` (the register tile), `formats` (number formats by level), `pack`, `packed`, `driver` (blocking and
-//! threads), `block` (the order of tiles), `own_rows` (packed right operands), `numbers`, `dots` (without packing), this file (operands and batches), `bytes` (8-bit
-//! integers), `quantised` (block-quantised weights).
+//! threads), `block` (the order of tiles), `own_rows` (packed right operands), `numbers`, `dots` (without packing), this file
+//! (operands and batches), `bytes` and `correction` (8-bit integers), `quantised` (block-quantised weights).
 
 mod block;
 mod bytes;
+pub(crate) mod correction;
 mod dots;
 pub(crate) mod driver;
 pub(crate) mod formats;

@@ -249,17 +249,25 @@ impl<T: Float> Rows for Pairs<'_, T> {
     }
 }
 
-/// Packs bytes as words of four, neighbours along the inner dimension, which are neighbours in memory.
+/// Packs bytes as words of four, neighbours along the inner dimension, with the bits of `flip` turned over.
 ///
 /// # Safety
-/// As [`pack_floats`]; words are counted in fours, and `along` is 1.
-pub(crate) unsafe fn pack_quads(isa: Isa, source: &Strided<u8>, panel: &Panel<u32>) {
-    dispatch(isa, PackQuads { source, panel });
+/// As [`pack_floats`]; words are counted in fours.
+pub(crate) unsafe fn pack_quads(isa: Isa, source: &Strided<u8>, panel: &Panel<u32>, flip: u8) {
+    dispatch(
+        isa,
+        PackQuads {
+            source,
+            panel,
+            flip,
+        },
+    );
 }
 
 struct PackQuads<'a> {
     source: &'a Strided<u8>,
     panel: &'a Panel<u32>,
+    flip: u8,
 }
 
 impl Kernel for PackQuads<'_> {
@@ -267,29 +275,97 @@ impl Kernel for PackQuads<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let panel = self.panel.with(self.panel.to.cast());
+        let PackQuads {
+            source,
+            panel,
+            flip,
+        } = self;
         // SAFETY: the contract of `pack_quads`.
-        unsafe { transpose_blocks(s, Quads(self.source), &panel) }
+        unsafe {
+            if source.along == 1 {
+                transpose_blocks(s, Quads { source, flip }, &panel.with(panel.to.cast()));
+            } else if source.across == 1 {
+                quad_rows(source, panel, flip);
+            } else {
+                let panel = panel.with(panel.to.cast());
+                pack_elements::<u8, u8, 4>(source, &panel, |_, byte| byte ^ flip);
+            }
+        }
+    }
+}
+
+/// Neighbours across are neighbours in memory: four rows to a word.
+#[inline(always)]
+unsafe fn quad_rows(source: &Strided<u8>, panel: &Panel<u32>, flip: u8) {
+    for word in 0..panel.words {
+        let along = 4 * (panel.start + word);
+        // SAFETY: the destination has `height` places in this row, the operand `count` elements in each of its.
+        unsafe {
+            let to = std::slice::from_raw_parts_mut(
+                panel.to.wrapping_add(word * panel.height),
+                panel.height,
+            );
+            let rows = [0, 1, 2, 3].map(|part| {
+                let there = along + part < source.inner;
+                there.then(|| {
+                    std::slice::from_raw_parts(source.at(panel.first, along + part), panel.count)
+                })
+            });
+            quads(to, rows, flip);
+        }
+    }
+}
+
+/// Words of one byte from each row, those that are there with the bits of `flip` turned over, the others 0; so are words
+/// beyond the rows.
+#[inline(always)]
+pub(crate) fn quads(to: &mut [u32], rows: [Option<&[u8]>; 4], flip: u8) {
+    let count = rows[0].map_or(0, <[u8]>::len).min(to.len());
+    let (to, rest) = to.split_at_mut(count);
+    rest.fill(0);
+    let flip = u32::from(flip);
+    if let [Some(a), Some(b), Some(c), Some(d)] = rows {
+        let (a, b, c, d) = (&a[..count], &b[..count], &c[..count], &d[..count]);
+        for (at, word) in to.iter_mut().enumerate() {
+            let low = u32::from(a[at]) | u32::from(b[at]) << 8;
+            let high = u32::from(c[at]) | u32::from(d[at]) << 8;
+            *word = (low | high << 16) ^ flip.wrapping_mul(0x0101_0101);
+        }
+        return;
+    }
+    to.fill(0);
+    for (part, row) in rows.iter().enumerate() {
+        if let Some(row) = row {
+            for (word, byte) in to.iter_mut().zip(*row) {
+                *word |= (u32::from(*byte) ^ flip) << (8 * part);
+            }
+        }
     }
 }
 
 /// Four bytes in one word.
 #[derive(Clone, Copy)]
-struct Quads<'a>(&'a Strided<u8>);
+struct Quads<'a> {
+    source: &'a Strided<u8>,
+    flip: u8,
+}
 
 impl Rows for Quads<'_> {
     #[inline(always)]
     unsafe fn load<S: Simd>(self, s: S, across: usize, word: usize, len: usize) -> S::F {
-        let there = (4 * len).min(self.0.inner - 4 * word);
-        let from = self.0.at(across, 4 * word);
+        let there = (4 * len).min(self.source.inner - 4 * word);
+        let from = self.source.at(across, 4 * word);
         // SAFETY: `there` bytes lie inside the operand, and the copy holds any vector.
         unsafe {
             if there == 4 * S::LANES {
-                return s.load(from.cast());
+                let turned = s.int_splat(i32::from_ne_bytes([self.flip; 4]));
+                return s.float_of_bits(s.xor(s.bits(s.load(from.cast())), turned));
             }
-            let mut lanes = [0f32; MAX_LANES];
-            std::ptr::copy_nonoverlapping(from, lanes.as_mut_ptr().cast(), there);
-            s.load(lanes.as_ptr())
+            let mut lanes = [0u8; 4 * MAX_LANES];
+            for (at, lane) in lanes.iter_mut().enumerate().take(there) {
+                *lane = *from.add(at) ^ self.flip;
+            }
+            s.load(lanes.as_ptr().cast())
         }
     }
 }

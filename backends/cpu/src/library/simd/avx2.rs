@@ -172,6 +172,11 @@ impl Simd for Avx2 {
         unsafe { _mm256_and_si256(a, b) }
     }
     #[inline(always)]
+    fn xor(self, a: Self::I, b: Self::I) -> Self::I {
+        // SAFETY: the token proves the features.
+        unsafe { _mm256_xor_si256(a, b) }
+    }
+    #[inline(always)]
     fn or(self, a: Self::I, b: Self::I) -> Self::I {
         // SAFETY: the token proves the features.
         unsafe { _mm256_or_si256(a, b) }

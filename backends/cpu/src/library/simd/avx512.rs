@@ -189,6 +189,11 @@ impl Simd for Avx512 {
         unsafe { _mm512_and_si512(a, b) }
     }
     #[inline(always)]
+    fn xor(self, a: Self::I, b: Self::I) -> Self::I {
+        // SAFETY: the token proves the features.
+        unsafe { _mm512_xor_si512(a, b) }
+    }
+    #[inline(always)]
     fn or(self, a: Self::I, b: Self::I) -> Self::I {
         // SAFETY: the token proves the features.
         unsafe { _mm512_or_si512(a, b) }

@@ -182,6 +182,10 @@ impl Simd for Baseline {
         pairs(a, b, |a, b| a & b)
     }
     #[inline(always)]
+    fn xor(self, a: Self::I, b: Self::I) -> Self::I {
+        pairs(a, b, |a, b| a ^ b)
+    }
+    #[inline(always)]
     fn or(self, a: Self::I, b: Self::I) -> Self::I {
         pairs(a, b, |a, b| a | b)
     }

@@ -108,6 +108,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn and(self, a: Self::I, b: Self::I) -> Self::I;
     /// Bitwise or.
     fn or(self, a: Self::I, b: Self::I) -> Self::I;
+    /// Bitwise exclusive or.
+    fn xor(self, a: Self::I, b: Self::I) -> Self::I;
     /// Shift left by a constant.
     fn shl<const N: u32>(self, v: Self::I) -> Self::I;
     /// Logical shift right by a constant.

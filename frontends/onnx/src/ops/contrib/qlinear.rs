@@ -9,10 +9,9 @@ use crate::context::NodeCx;
 use crate::import_error::{OpResult, invalid};
 use crate::ops::OpRow;
 use crate::ops::math::Math;
-use crate::ops::matmul::product;
 use crate::ops::pool::average;
 use crate::ops::quantize::{
-    centred, dequantize, dequantize_from, qlinear_conv, quantize, quantize_dynamically,
+    dequantize, dequantize_from, integer_product, qlinear_conv, quantize, quantize_dynamically,
     quantize_to, scaled_product,
 };
 
@@ -187,10 +186,8 @@ fn gemm(cx: &mut NodeCx<'_, '_>) -> OpResult {
     if cx.flag("transB", false)? {
         b = cx.g.permute(b, &[1, 0])?;
     }
-    let a = centred(cx, a, za, false)?;
-    let b = centred(cx, b, zb, false)?;
     let alpha = cx.float_or("alpha", 1.0)?;
-    let mut y = product(cx, a, b)?;
+    let mut y = integer_product(cx, [a, b], [za, zb])?;
     if let Some(c) = cx.optional(6) {
         y = cx.g.binary(Scalar::Add, y, c)?;
     }
