@@ -115,6 +115,15 @@ impl Isa {
         all
     }
 
+    /// A level below, where it has to be another's code, without extensions.
+    pub fn at_most(self, level: Level) -> Isa {
+        Isa {
+            level: self.level.min(level),
+            vnni: false,
+            bf16: false,
+        }
+    }
+
     /// The vector family.
     pub const fn level(self) -> Level {
         self.level

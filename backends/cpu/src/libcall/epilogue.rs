@@ -41,6 +41,13 @@ pub(crate) fn over(kernel: &Kernel, sum: DType) -> Kernel {
     out
 }
 
+/// Whether two pieces of memory, with their bytes, share some. Exact: where memory comes to lie must not decide how a result is
+/// rounded.
+pub(super) fn overlap((a, a_size): (*mut u8, usize), (b, b_size): (*mut u8, usize)) -> bool {
+    let (a, b) = (a as usize, b as usize);
+    a < b.saturating_add(b_size) && b < a.saturating_add(a_size)
+}
+
 /// A compiled epilogue at launch.
 pub(crate) struct Epilogue<'a> {
     pub kernel: &'a Kernel,
@@ -63,12 +70,9 @@ impl Epilogue<'_> {
     /// Whether the code reads elements that the library kernel would overwrite if it stored its raw result in the
     /// final one.
     pub(crate) fn reads_result(&self) -> bool {
-        let end = |i: usize| (self.buffers[i] as usize).saturating_add(self.lens[i]);
-        (2..self.buffers.len()).any(|i| {
-            self.kernel.buffers[i].access != Access::Write
-                && (self.buffers[i] as usize) < end(1)
-                && (self.buffers[1] as usize) < end(i)
-        })
+        let piece = |i: usize| (self.buffers[i], self.lens[i]);
+        (2..self.buffers.len())
+            .any(|i| self.kernel.buffers[i].access != Access::Write && overlap(piece(i), piece(1)))
     }
 
     /// Finishes rows of a part; `first` gives the row-major position in the result of the part's first element in a

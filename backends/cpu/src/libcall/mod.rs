@@ -1,6 +1,6 @@
 //! Library units: from strided views of buffers to calls of the kernels in [`crate::library`].
 //!
-//! Reading order: this file, `operand` (views with addresses), `epilogue` (generated code per finished part), then one
+//! Reading order: this file, `operand` (views with addresses), `epilogue` (generated code per finished part) and `tail` (none needed), then one
 //! file per op; `packed` and `blocks` belong to `contract`.
 #![allow(unsafe_code)]
 
@@ -18,6 +18,7 @@ mod recurrent;
 mod rows;
 mod scatter;
 mod sort;
+mod tail;
 
 use crate::device::Argument;
 use crate::error::Error;

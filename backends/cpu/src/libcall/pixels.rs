@@ -2,19 +2,17 @@
 
 use super::conv::{Raw, five, taps, usable, view, window};
 use super::operand::Operand;
+use super::tail::tail;
 use super::{Call, Failure, Prepared, whole_size};
 use crate::library::conv::pixels::{
     Convolution, Expected, Finish, PixelWeights, Tail, convolve_pixels,
 };
 use crate::library::gemm::Finished;
-use crate::library::view::Shared;
 use crate::library::window::{Taps, Window};
 use crate::library::{Context, View, ViewMut};
 use cupola_ir::composite::ConvChannelsLast;
-use cupola_ir::kernel::{
-    AxisId, BufferId, Expr, ExprId, Extent, Index, IndexId, Kernel, Library, Phase,
-};
-use cupola_ir::{DType, Dim, Scalar, TensorType};
+use cupola_ir::kernel::{Extent, Library};
+use cupola_ir::{DType, Dim, TensorType};
 use half::bf16;
 use std::sync::OnceLock;
 
@@ -207,133 +205,4 @@ fn pixels_view(x: &Operand) -> View<'_, f32, 5> {
     let (dims, strides) = five_last(x);
     // SAFETY: the operand was checked to lie inside its buffer when it was bound; strides are not negative.
     unsafe { View::from_raw(x.start.cast(), dims, strides) }
-}
-
-/// What an epilogue kernel does to each sum, when that is what [`Tail`] can say.
-struct Recognised {
-    biases: Vec<BufferId>,
-    residual: Option<BufferId>,
-    clamp: [f32; 2],
-}
-
-/// The epilogue as a tail without its bias, and the sum of all biases; empty without one.
-fn tail(call: &Call, code: &super::Epilogue) -> Option<(Tail<'static>, Vec<f32>)> {
-    let kernel = call.unit.epilogue.as_deref()?;
-    let found = recognise(kernel)?;
-    let buffer = |id: BufferId| (code.buffers[id.0 as usize], code.lens[id.0 as usize]);
-    let result = &call.results[0];
-    let size = result.len() * size_of::<f32>();
-    let residual = match found.residual.map(buffer) {
-        // What is read where something else was written already would be lost.
-        Some((at, len)) if at != result.start && overlap((at, len), (result.start, size)) => {
-            return None;
-        }
-        Some((at, _)) => Some(Shared(at.cast::<f32>())),
-        None => None,
-    };
-    let channels = *result.dims.last()?;
-    let mut bias = vec![];
-    for (at, len) in found.biases.into_iter().map(buffer) {
-        if len < channels * size_of::<f32>() || overlap((at, len), (result.start, size)) {
-            return None;
-        }
-        bias.resize(channels, 0.0);
-        for (c, sum) in bias.iter_mut().enumerate() {
-            // SAFETY: the buffer holds a number for each channel, and nothing writes to it during the call.
-            *sum += unsafe { *at.cast::<f32>().add(c) };
-        }
-    }
-    let tail = Tail {
-        residual,
-        clamp: found.clamp,
-        ..Tail::NONE
-    };
-    Some((tail, bias))
-}
-
-/// Whether two pieces of memory share bytes. Exact: a tail and an epilogue round differently, and where memory comes to lie
-/// must not decide between them.
-fn overlap((a, a_size): (*mut u8, usize), (b, b_size): (*mut u8, usize)) -> bool {
-    let (a, b) = (a as usize, b as usize);
-    a < b.saturating_add(b_size) && b < a.saturating_add(a_size)
-}
-
-/// Reads the one store of an epilogue: `min(max(sum + bias + residual, low), high)`, any part of it absent.
-fn recognise(kernel: &Kernel) -> Option<Recognised> {
-    let [Phase::Store { axes, stores }] = &kernel.phases[..] else {
-        return None;
-    };
-    let ([], [store]) = (&axes[..], &stores[..]) else {
-        return None;
-    };
-    if store.guard.is_some() || kernel.buffers.iter().any(|b| b.dtype != DType::F32) {
-        return None;
-    }
-    let mut found = Recognised {
-        biases: vec![],
-        residual: None,
-        clamp: [f32::NEG_INFINITY, f32::INFINITY],
-    };
-    let sums = clamped(kernel, store.value, &mut found.clamp)?;
-    added(kernel, sums, store.index, &mut found)?.then_some(found)
-}
-
-/// What is clamped, and the bounds: an upper one outside of a lower one.
-fn clamped(kernel: &Kernel, mut value: ExprId, clamp: &mut [f32; 2]) -> Option<ExprId> {
-    for (f, bound) in [(Scalar::Min, 1), (Scalar::Max, 0)] {
-        let Expr::Binary(g, x, y) = kernel.exprs[value.0 as usize] else {
-            continue;
-        };
-        if f != g {
-            continue;
-        }
-        let (x, limit) = match (number(kernel, x), number(kernel, y)) {
-            (_, Some(limit)) => (x, limit),
-            (Some(limit), None) => (y, limit),
-            (None, None) => return None,
-        };
-        if limit.is_nan() {
-            return None;
-        }
-        clamp[bound] = limit;
-        value = x;
-    }
-    Some(value)
-}
-
-fn number(kernel: &Kernel, id: ExprId) -> Option<f32> {
-    match kernel.exprs[id.0 as usize] {
-        Expr::Const(l) if l.dtype == DType::F32 => Some(f32::from_bits(l.bits as u32)),
-        _ => None,
-    }
-}
-
-/// Whether the raw result is among the terms of a sum; notes what the others are.
-fn added(kernel: &Kernel, id: ExprId, own: IndexId, found: &mut Recognised) -> Option<bool> {
-    match kernel.exprs[id.0 as usize] {
-        Expr::Binary(Scalar::Add, x, y) => {
-            let (x, y) = (added(kernel, x, own, found)?, added(kernel, y, own, found)?);
-            // The raw result is one term.
-            (x != y || !x).then_some(x || y)
-        }
-        Expr::Load {
-            buffer,
-            index,
-            guard: None,
-        } => {
-            if buffer == BufferId(0) {
-                return (index == own).then_some(true);
-            }
-            let channel = Index::Axis(AxisId(kernel.parallel.checked_sub(1)? as u32));
-            if index == own {
-                found.residual.replace(buffer).is_none().then_some(false)
-            } else if kernel.indices[index.0 as usize] == channel {
-                found.biases.push(buffer);
-                Some(false)
-            } else {
-                None
-            }
-        }
-        _ => None,
-    }
 }

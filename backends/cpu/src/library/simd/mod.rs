@@ -271,15 +271,21 @@ pub const PARTS: usize = MAX_LANES;
 /// Most vectors that hold them.
 pub const MAX_VECTORS: usize = 4;
 
-/// The sum of [`PARTS`] lanes in as many vectors as hold them: halves are added to halves.
+/// [`PARTS`] lanes in as many vectors as hold them, brought to one: halves are added to halves.
 #[inline(always)]
-pub(crate) fn sum_parts<S: Simd>(s: S, vectors: &[S::F; MAX_VECTORS]) -> f32 {
+pub(crate) fn join_parts<S: Simd>(s: S, vectors: &[S::F; MAX_VECTORS]) -> S::F {
     let [a, b, c, d] = *vectors;
-    s.sum(match PARTS / S::LANES {
+    match PARTS / S::LANES {
         1 => a,
         2 => s.add(a, b),
         _ => s.add(s.add(a, c), s.add(b, d)),
-    })
+    }
+}
+
+/// The sum of [`PARTS`] lanes: halves are added to halves.
+#[inline(always)]
+pub(crate) fn sum_parts<S: Simd>(s: S, vectors: &[S::F; MAX_VECTORS]) -> f32 {
+    s.sum(join_parts(s, vectors))
 }
 
 /// A storage type that vectors of `f32` are loaded from and stored to.

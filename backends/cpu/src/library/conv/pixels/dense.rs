@@ -47,24 +47,67 @@ pub(super) fn max_rows(isa: Isa) -> usize {
     }
 }
 
-/// Channels in a panel of which `rest` remain.
-pub(super) fn panel_columns(isa: Isa, rest: usize) -> usize {
-    if rest > lanes(isa) {
-        VECTORS * lanes(isa)
-    } else {
-        lanes(isa)
-    }
+/// Products of an output below which channels are not worth a strip of their own.
+const SPLIT_STEPS: usize = 32;
+
+/// Strips of a panel: channels that are computed at a time.
+#[derive(Clone, Copy)]
+pub(super) struct Strips {
+    lanes: usize,
+    /// Lanes of the narrowest strip.
+    least: usize,
+    /// Whether channels beyond a vector may be a strip of their own.
+    splits: bool,
 }
 
-/// Output channels of a group with those that fill the last panel.
-pub(super) fn padded_columns(isa: Isa, outputs: usize) -> usize {
-    outputs.next_multiple_of(lanes(isa))
+impl Strips {
+    /// For outputs of so many products. Half of a vector of the widest level is one of the level below, which takes half its
+    /// time.
+    pub fn new(isa: Isa, reading: Reading, steps: usize) -> Strips {
+        let lanes = lanes(isa);
+        let halves = isa.level() == Level::Avx512 && reading != Reading::Pairs;
+        Strips {
+            lanes,
+            least: if halves { lanes / 2 } else { lanes },
+            splits: halves && steps >= SPLIT_STEPS,
+        }
+    }
+
+    /// Channels of the first strip of `rest`.
+    fn first(&self, rest: usize) -> usize {
+        let alone = self.lanes + if self.splits { self.least } else { 0 };
+        if rest > alone {
+            VECTORS * self.lanes
+        } else if rest > self.least {
+            self.lanes
+        } else {
+            self.least
+        }
+    }
+
+    /// The first channels of the strips of so many, with their channels.
+    pub fn of(self, channels: usize) -> impl Iterator<Item = (usize, usize)> {
+        let mut at = 0;
+        std::iter::from_fn(move || {
+            let rest = channels.checked_sub(at).filter(|rest| *rest > 0)?;
+            let columns = self.first(rest);
+            at += columns;
+            Some((at - columns, columns))
+        })
+    }
+
+    /// Channels with those that fill the last strip.
+    pub fn padded(self, channels: usize) -> usize {
+        let panel = VECTORS * self.lanes;
+        let last = self.of(channels % panel).map(|(_, columns)| columns);
+        channels / panel * panel + last.sum::<usize>()
+    }
 }
 
 /// Packs weights; places beyond the channels are left alone.
 ///
 /// # Safety
-/// The weights must be dense, `to` have `padded_columns * groups` times the words of a filter.
+/// The weights must be dense, `to` have the padded channels of all groups times the words of a filter.
 pub(super) unsafe fn pack<T: Weight>(
     cx: &Context,
     reading: Reading,
@@ -78,27 +121,30 @@ pub(super) unsafe fn pack<T: Weight>(
     let words = reading.words(inputs);
     let width = VECTORS * lanes(cx.isa);
     let panels = outputs.div_ceil(width);
-    let padded = padded_columns(cx.isa, outputs);
+    let strips = Strips::new(cx.isa, reading, words * taps);
+    let padded = strips.padded(outputs);
     let from = Shared(weights.as_ptr().cast_mut());
     // Filters are read in runs of one or more lines, whose transposes fit into the first-level cache.
     let run = (64 / taps.max(1)).max(1);
     cx.pool.run(groups * panels, |index| {
-        let (group, first) = (index / panels, index % panels * width);
-        let columns = panel_columns(cx.isa, outputs - first);
-        let from = from.get().wrapping_add((group * outputs + first) * inner);
-        let to = to
-            .get()
-            .wrapping_add((group * padded + first) * words * taps);
-        for begin in (0..inputs).step_by(run) {
-            for lane in 0..columns.min(outputs - first) {
-                for input in begin..(begin + run).min(inputs) {
-                    let (word, part) = (input / reading.channels(), input % reading.channels());
-                    for tap in 0..taps {
-                        let place = (tap * words + word) * columns + lane;
-                        // SAFETY: the caller's contract.
-                        unsafe {
-                            let weight = *from.add(lane * inner + input * taps + tap);
-                            reading.set(to.add(place), part, weight.widen());
+        let (group, panel) = (index / panels, index % panels * width);
+        for (first, columns) in strips.of((outputs - panel).min(width)) {
+            let first = panel + first;
+            let from = from.get().wrapping_add((group * outputs + first) * inner);
+            let to = to
+                .get()
+                .wrapping_add((group * padded + first) * words * taps);
+            for begin in (0..inputs).step_by(run) {
+                for lane in 0..columns.min(outputs - first) {
+                    for input in begin..(begin + run).min(inputs) {
+                        let (word, part) = (input / reading.channels(), input % reading.channels());
+                        for tap in 0..taps {
+                            let place = (tap * words + word) * columns + lane;
+                            // SAFETY: the caller's contract.
+                            unsafe {
+                                let weight = *from.add(lane * inner + input * taps + tap);
+                                reading.set(to.add(place), part, weight.widen());
+                            }
                         }
                     }
                 }
@@ -186,52 +232,82 @@ unsafe fn task(
     panels: std::ops::Range<usize>,
 ) -> Result<()> {
     let taps = job.pixels.taps();
-    let tiles = pixels.len().div_ceil(max_rows(cx.isa));
-    let tile_rows = |tile: usize| {
-        let range = share(pixels.len(), tiles, tile);
-        pixels.start + range.start..pixels.start + range.end
-    };
+    let tiles = Tiles::new(pixels.clone(), max_rows(cx.isa));
     let table = cx.scratch.take::<usize>(pixels.len() * taps)?;
     let table = table.as_ptr::<*const f32>();
-    for tile in 0..tiles {
-        let rows = tile_rows(tile);
-        let to = table.wrapping_add((rows.start - pixels.start) * taps);
+    let mut at = job.pixels.place(pixels.start);
+    for (first, rows) in tiles {
+        let to = table.wrapping_add((first - pixels.start) * taps);
         // SAFETY: the table has room for the addresses of all pixels.
-        unsafe {
-            job.pixels
-                .fill(rows.start, rows.len(), group * job.inputs, to)
-        };
+        unsafe { job.pixels.fill(&mut at, rows, group * job.inputs, to) };
     }
     let width = VECTORS * lanes(cx.isa);
     let inner = job.inputs * taps;
-    let group_weights = group * padded_columns(cx.isa, job.outputs) * inner;
+    let strips = Strips::new(cx.isa, job.reading, inner);
+    let group_weights = group * strips.padded(job.outputs) * inner;
     let first_channel = group * job.outputs;
-    for panel in panels.clone() {
-        let column = panel * width;
-        let cols = (job.outputs - column).min(width);
-        for tile in 0..tiles {
-            let rows = tile_rows(tile);
-            let operands = Tile {
-                pixels: table.wrapping_add((rows.start - pixels.start) * taps),
+    let columns = panels.start * width..(panels.end * width).min(job.outputs);
+    for (offset, padded) in strips.of(columns.len()) {
+        let column = columns.start + offset;
+        for (first, rows) in tiles {
+            let tile = Tile {
+                pixels: table.wrapping_add((first - pixels.start) * taps),
                 taps,
                 inputs: job.inputs,
                 weights: job.weights.wrapping_add(group_weights + column * inner),
                 reading: job.reading,
                 output: job.output,
-                place: rows.start * job.stride + first_channel + column,
+                place: first * job.stride + first_channel + column,
                 stride: job.stride,
                 channel: first_channel + column,
-                cols,
+                cols: (job.outputs - column).min(padded),
+                padded,
                 tail: job.tail,
             };
             // SAFETY: passed on; the tile lies inside the output.
-            unsafe { operands.run(cx.isa, rows.len()) };
+            unsafe { tile.run(cx.isa, rows) };
         }
     }
-    let columns = panels.start * width..(panels.end * width).min(job.outputs);
     let channel = first_channel + columns.start;
     job.finish(pixels.start, pixels.len(), channel, columns.len());
     Ok(())
+}
+
+/// Ranges of pixels, at most so many at a time, of lengths that differ by one at most: the first pixel and their number.
+#[derive(Clone, Copy)]
+struct Tiles {
+    first: usize,
+    end: usize,
+    rows: usize,
+    /// Tiles that are longer by one.
+    longer: usize,
+}
+
+impl Tiles {
+    fn new(pixels: std::ops::Range<usize>, most: usize) -> Tiles {
+        let count = pixels.len().div_ceil(most).max(1);
+        Tiles {
+            first: pixels.start,
+            end: pixels.end,
+            rows: pixels.len() / count,
+            longer: pixels.len() % count,
+        }
+    }
+}
+
+impl Iterator for Tiles {
+    type Item = (usize, usize);
+
+    fn next(&mut self) -> Option<(usize, usize)> {
+        if self.first == self.end {
+            return None;
+        }
+        let rows = self.rows + usize::from(self.longer > 0);
+        self.longer = self.longer.saturating_sub(1);
+        let first = self.first;
+        self.first += rows;
+        Some((first, rows))
+    }
 }
 
 /// Operands of one tile: a few pixels by one panel.
@@ -254,6 +330,8 @@ pub(super) struct Tile {
     /// First output channel and number of them, at most a panel.
     pub channel: usize,
     pub cols: usize,
+    /// The panel's channels in the weights.
+    pub padded: usize,
     pub tail: RawTail,
 }
 
@@ -263,20 +341,36 @@ impl Tile {
     /// # Safety
     /// The addresses must be valid for the extents; words are pairs only where there are instructions for them.
     pub unsafe fn run(self, isa: Isa, rows: usize) {
-        let two = self.cols > lanes(isa);
+        let lanes = lanes(isa);
+        let below = isa.at_most(Level::Avx2);
         macro_rules! by_rows {
             ($($rows:literal)*) => {
-                match (rows, two) {
+                match (rows, self.padded / lanes) {
                     // SAFETY: passed on.
-                    $(($rows, true) => unsafe { dispatch_words(isa, self.reading, Rows::<$rows, 2>(self)) },
+                    $(($rows, 2) => unsafe { dispatch_words(isa, self.reading, Rows::<$rows, 2>(self)) },
                     // SAFETY: as above.
-                    ($rows, false) => unsafe { dispatch_words(isa, self.reading, Rows::<$rows, 1>(self)) },)*
+                    ($rows, 1) => unsafe { dispatch_words(isa, self.reading, Rows::<$rows, 1>(self)) },
+                    // SAFETY: as above; there are no halves of pairs.
+                    ($rows, _) => unsafe { dispatch_words(below, self.reading, Rows::<$rows, 1>(self)) },)*
                     _ => unreachable!("bug: a tile of {rows} rows"),
                 }
             };
         }
         by_rows!(1 2 3 4 5 6 7 8 9 10 11 12 13 14)
     }
+}
+
+/// Runs the body for each of `R` rows, written out: the sums of a loop that the compiler does not unroll would leave the registers.
+macro_rules! for_each_row {
+    (|$r:ident| $body:block) => {
+        for_each_row!(0 1 2 3 4 5 6 7 8 9 10 11 12 13, |$r| $body)
+    };
+    ($($row:literal)*, |$r:ident| $body:block) => {$(
+        let $r: usize = $row;
+        if $r < R {
+            $body
+        }
+    )*};
 }
 
 /// A tile of `R` pixels by `V` vectors of channels.
@@ -328,8 +422,8 @@ impl<const R: usize, const V: usize> WordKernel for Rows<R, V> {
                 }
             }
         }
-        for (r, row) in sums.iter().enumerate() {
-            for (v, &sum) in row.iter().enumerate() {
+        for_each_row!(|r| {
+            for (v, &sum) in sums[r].iter().enumerate() {
                 let place = tile.place + r * tile.stride + v * S::LANES;
                 // SAFETY: the tile lies inside the output.
                 unsafe {
@@ -337,6 +431,9 @@ impl<const R: usize, const V: usize> WordKernel for Rows<R, V> {
                     store(s, tile.output.add(place), len(v), y);
                 }
             }
-        }
+        });
+        let to = tile.output.wrapping_add(tile.place);
+        // SAFETY: as above.
+        unsafe { tile.tail.pass(s, to, [R, tile.stride, tile.cols]) };
     }
 }

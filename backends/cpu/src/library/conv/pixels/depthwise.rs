@@ -1,15 +1,14 @@
-//! One input and one output channel in each group: vectors of channels, a few pixels at a time so that they share the weights.
+//! One input and one output channel in each group: vectors of channels, a few neighbouring pixels at a time so that they share
+//! the weights.
 
-use super::table::TapLine;
+use super::table::{Stretch, TapLine};
 use super::{Job, Weight, load, store};
 use crate::error::Result;
-use crate::isa::Isa;
 use crate::library::Context;
-use crate::library::gemm::tile::prefetch;
 use crate::library::simd::{Kernel, MAX_LANES, Simd, dispatch};
 use crate::library::view::View;
 
-/// Pixels at a time: with one vector of weights they fit into sixteen registers.
+/// Most pixels at a time: with one vector of weights they fit into sixteen registers.
 const ROWS: usize = 8;
 
 /// Multiplications of one task, about 10 us.
@@ -41,253 +40,229 @@ pub(super) unsafe fn run(cx: &Context, job: &Job) -> Result<()> {
     let taps = job.pixels.taps();
     let grain = (TASK_STEPS / (taps * job.stride).max(1)).max(ROWS);
     let tasks = job.count.div_ceil(grain);
+    let width = job.pixels.windows()[2];
+    // Whole lines, unless there are too few of them.
+    let unit = if job.count / width < tasks { 1 } else { width };
+    let units = job.count / unit;
+    let stretches = job.pixels.stretches();
     cx.try_run(tasks, |index| {
-        let pixels = index * job.count / tasks..(index + 1) * job.count / tasks;
-        let table = cx.scratch.take::<usize>(taps * ROWS)?;
-        let table = table.as_ptr::<*const f32>();
+        let share = index * units / tasks..(index + 1) * units / tasks;
+        let pixels = share.start * unit..share.end * unit;
         let mut lines = Vec::new();
         let mut first = pixels.start;
         while first < pixels.end {
-            let rows = (pixels.end - first).min(ROWS);
-            let rows = job.pixels.neighbours(first, rows, &mut lines);
-            // SAFETY: the table has room for the taps of a tile; the rest is passed on, and the rows lie inside the output.
-            unsafe {
-                if lines.is_empty() {
-                    job.pixels.fill(first, rows, 0, table);
-                    let taps = Table { from: table, taps };
-                    run_rows(cx.isa, Tile { job, taps, first }, rows);
-                } else {
-                    run_line(cx.isa, job, &lines, first, rows);
-                }
-            }
-            first += rows;
+            let start = first % width;
+            let part = start..(start + pixels.end - first).min(width);
+            job.pixels.tap_lines(first / width, &mut lines);
+            let end = first + part.len();
+            let line = Line {
+                job,
+                lines: &lines,
+                stretches: &stretches,
+                part,
+                first,
+            };
+            dispatch(cx.isa, line);
+            first = end;
         }
         job.finish(pixels.start, pixels.len(), 0, job.stride);
         Ok(())
     })
 }
 
-/// Neighbours in a line.
-unsafe fn run_line(isa: Isa, job: &Job, lines: &[TapLine], first: usize, rows: usize) {
-    let width = job.pixels.width();
-    // SAFETY: passed on.
-    unsafe {
-        match width {
-            3 if job.pixels.slides() => {
-                let taps = Sliding::<3>(lines);
-                run_rows(isa, Tile { job, taps, first }, rows);
+/// Neighbouring pixels of a line of the output.
+struct Line<'a> {
+    job: &'a Job<'a>,
+    /// The lines of taps that lie in the input.
+    lines: &'a [TapLine],
+    /// Those of all such lines.
+    stretches: &'a [Stretch],
+    /// Where the pixels lie in the line, and the first of them over all images.
+    part: std::ops::Range<usize>,
+    first: usize,
+}
+
+impl Kernel for Line<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let step = self.job.pixels.steps();
+        for stretch in self.stretches {
+            let (start, end) = (
+                stretch.windows.start.max(self.part.start),
+                stretch.windows.end.min(self.part.end),
+            );
+            let mut x = start;
+            macro_rules! tiles {
+                ($($rows:literal)*) => {$(
+                    while (x..end).len() >= $rows {
+                        let tile = Tile {
+                            job: self.job,
+                            lines: self.lines,
+                            tap: stretch.taps.start,
+                            taps: stretch.taps.len(),
+                            begin: step.begin(x, stretch.taps.start),
+                            pixel: step.pixel,
+                            across: step.tap,
+                            place: (self.first + x - self.part.start) * self.job.stride,
+                        };
+                        // SAFETY: the pixels of a stretch have these taps; the job vouches for their addresses.
+                        unsafe { tile.run::<S, $rows>(s) };
+                        x += $rows;
+                    }
+                )*};
             }
-            MAX_SLIDING if job.pixels.slides() => {
-                let taps = Sliding::<MAX_SLIDING>(lines);
-                run_rows(isa, Tile { job, taps, first }, rows);
-            }
-            _ => {
-                let taps = Striding { lines, width };
-                run_rows(isa, Tile { job, taps, first }, rows);
-            }
+            tiles!(8 4 2 1);
         }
     }
 }
 
-/// Where the taps of a few pixels are.
-trait Taps: Copy {
-    /// Adds the products of `len` channels from `channel` on; `weights` are those of the first tap, `stride` elements before those of
-    /// the next.
+/// A few neighbouring pixels whose windows have the same taps in the input, all channels.
+struct Tile<'a> {
+    job: &'a Job<'a>,
+    lines: &'a [TapLine],
+    /// The first tap of each line, and how many.
+    tap: usize,
+    taps: usize,
+    /// Elements from a line's first to that tap of the first pixel, from one pixel to the next, and from one tap to the next.
+    begin: isize,
+    pixel: usize,
+    across: usize,
+    /// Element of the output where the tile begins.
+    place: usize,
+}
+
+/// Most taps of a line whose pixels are kept in registers, and pixels that they reach.
+const MAX_SLIDING: usize = 5;
+const REACH: usize = ROWS + MAX_SLIDING - 1;
+
+impl Tile<'_> {
+    /// Computes `R` pixels.
     ///
     /// # Safety
-    /// The taps must be those of `R` pixels, the channels exist.
-    unsafe fn add<S: Simd, const R: usize>(
-        self,
+    /// The addresses must be valid.
+    #[inline(always)]
+    unsafe fn run<S: Simd, const R: usize>(&self, s: S) {
+        let slides = S::LANES == MAX_LANES && self.pixel == self.across;
+        // SAFETY: passed on.
+        unsafe {
+            match self.taps {
+                3 if slides => self.channels::<S, R, 3>(s),
+                5 if slides => self.channels::<S, R, 5>(s),
+                _ => self.channels::<S, R, 0>(s),
+            }
+        }
+    }
+
+    /// All channels; with `W` taps in each line what one pixel reads as a tap its neighbour reads as another, from a register.
+    ///
+    /// # Safety
+    /// As for [`Tile::run`].
+    #[inline(always)]
+    unsafe fn channels<S: Simd, const R: usize, const W: usize>(&self, s: S) {
+        let channels = self.job.stride;
+        let whole = channels / S::LANES * S::LANES;
+        // SAFETY: the channels exist.
+        unsafe {
+            for channel in (0..whole).step_by(S::LANES) {
+                self.vector::<S, R, W>(s, channel, S::LANES);
+            }
+            if whole < channels {
+                self.vector::<S, R, W>(s, whole, channels - whole);
+            }
+        }
+    }
+
+    /// `len` channels from `channel` on.
+    ///
+    /// # Safety
+    /// As for [`Tile::run`].
+    #[inline(always)]
+    unsafe fn vector<S: Simd, const R: usize, const W: usize>(
+        &self,
         s: S,
-        sums: [S::F; R],
-        weights: *const f32,
-        stride: usize,
         channel: usize,
         len: usize,
-    ) -> [S::F; R];
-}
+    ) {
+        let job = self.job;
+        // SAFETY: the caller's contract.
+        unsafe {
+            let mut sums = [job.tail.start(s, channel, len); R];
+            for line in self.lines {
+                let from = line.from.wrapping_offset(self.begin).wrapping_add(channel);
+                let weights = job
+                    .weights
+                    .add((line.tap + self.tap) * job.stride + channel);
+                sums = if W > 0 {
+                    self.slide::<S, R, W>(s, sums, from, weights, len)
+                } else {
+                    self.stride(s, sums, from, weights, len)
+                };
+            }
+            for (r, &sum) in sums.iter().enumerate() {
+                let place = self.place + r * job.stride + channel;
+                let y = job.tail.end(s, sum, place, len);
+                store(s, job.output.add(place), len, y);
+            }
+            let to = job.output.add(self.place + channel);
+            job.tail.pass(s, to, [R, job.stride, len]);
+        }
+    }
 
-/// For each tap, the address of each pixel.
-#[derive(Clone, Copy)]
-struct Table {
-    from: *const *const f32,
-    taps: usize,
-}
-
-impl Taps for Table {
+    /// Adds a line of taps, each read where it is.
+    ///
+    /// # Safety
+    /// As for [`Tile::run`].
     #[inline(always)]
-    unsafe fn add<S: Simd, const R: usize>(
-        self,
+    unsafe fn stride<S: Simd, const R: usize>(
+        &self,
         s: S,
         mut sums: [S::F; R],
+        mut from: *const f32,
         mut weights: *const f32,
-        stride: usize,
-        channel: usize,
         len: usize,
     ) -> [S::F; R] {
-        let mut table = self.from;
         for _ in 0..self.taps {
             // SAFETY: the caller's contract.
             unsafe {
                 let w = load(s, weights, len);
                 for (r, sum) in sums.iter_mut().enumerate() {
-                    let x = load(s, (*table.add(r)).add(channel), len);
-                    *sum = s.mul_add(x, w, *sum);
+                    *sum = s.mul_add(load(s, from.add(r * self.pixel), len), w, *sum);
                 }
-                table = table.add(R);
             }
-            weights = weights.wrapping_add(stride);
+            from = from.wrapping_add(self.across);
+            weights = weights.wrapping_add(self.job.stride);
         }
         sums
     }
-}
 
-/// Lines of taps, each of so many.
-#[derive(Clone, Copy)]
-struct Striding<'a> {
-    lines: &'a [TapLine],
-    width: usize,
-}
-
-impl Taps for Striding<'_> {
+    /// Adds a line of taps that are as far apart as pixels.
+    ///
+    /// # Safety
+    /// As for [`Tile::run`].
     #[inline(always)]
-    unsafe fn add<S: Simd, const R: usize>(
-        self,
+    unsafe fn slide<S: Simd, const R: usize, const W: usize>(
+        &self,
         s: S,
         mut sums: [S::F; R],
+        from: *const f32,
         mut weights: *const f32,
-        stride: usize,
-        channel: usize,
         len: usize,
     ) -> [S::F; R] {
-        for line in self.lines {
-            let mut from = line.from.wrapping_add(channel);
-            for r in 0..R {
-                prefetch(from.wrapping_add((R + r) * line.step + (self.width - 1) * line.across));
+        let mut reached = [s.splat(0.0); REACH];
+        for (at, x) in reached.iter_mut().enumerate().take(R + W - 1) {
+            // SAFETY: the caller's contract.
+            *x = unsafe { load(s, from.add(at * self.pixel), len) };
+        }
+        for tap in 0..W {
+            // SAFETY: as above.
+            let w = unsafe { load(s, weights, len) };
+            for (r, sum) in sums.iter_mut().enumerate() {
+                *sum = s.mul_add(reached[r + tap], w, *sum);
             }
-            for _ in 0..self.width {
-                // SAFETY: the caller's contract.
-                unsafe {
-                    let w = load(s, weights, len);
-                    for (r, sum) in sums.iter_mut().enumerate() {
-                        let x = load(s, from.add(r * line.step), len);
-                        *sum = s.mul_add(x, w, *sum);
-                    }
-                }
-                from = from.wrapping_add(line.across);
-                weights = weights.wrapping_add(stride);
-            }
+            weights = weights.wrapping_add(self.job.stride);
         }
         sums
-    }
-}
-
-/// Lines of `W` taps, as far apart as pixels: what one reads as a tap its neighbour reads as another, from a register.
-#[derive(Clone, Copy)]
-struct Sliding<'a, const W: usize>(&'a [TapLine]);
-
-/// Most taps of a sliding line, and pixels that they reach.
-const MAX_SLIDING: usize = 5;
-const REACH: usize = ROWS + MAX_SLIDING - 1;
-
-impl<const W: usize> Taps for Sliding<'_, W> {
-    #[inline(always)]
-    unsafe fn add<S: Simd, const R: usize>(
-        self,
-        s: S,
-        mut sums: [S::F; R],
-        mut weights: *const f32,
-        stride: usize,
-        channel: usize,
-        len: usize,
-    ) -> [S::F; R] {
-        if S::LANES < MAX_LANES {
-            let (lines, width) = (self.0, W);
-            let taps = Striding { lines, width };
-            // SAFETY: passed on; this level has too few registers for all that a line reaches.
-            return unsafe { taps.add(s, sums, weights, stride, channel, len) };
-        }
-        for line in self.0 {
-            let from = line.from.wrapping_add(channel);
-            for r in 0..R {
-                prefetch(from.wrapping_add((R + W - 1 + r) * line.step));
-            }
-            let mut reached = [s.splat(0.0); REACH];
-            for (at, x) in reached.iter_mut().enumerate().take(R + W - 1) {
-                // SAFETY: the caller's contract.
-                *x = unsafe { load(s, from.add(at * line.step), len) };
-            }
-            for tap in 0..W {
-                // SAFETY: as above.
-                let w = unsafe { load(s, weights, len) };
-                for (r, sum) in sums.iter_mut().enumerate() {
-                    *sum = s.mul_add(reached[r + tap], w, *sum);
-                }
-                weights = weights.wrapping_add(stride);
-            }
-        }
-        sums
-    }
-}
-
-/// A few pixels, all channels.
-#[derive(Clone, Copy)]
-struct Tile<'a, T> {
-    job: &'a Job<'a>,
-    taps: T,
-    first: usize,
-}
-
-unsafe fn run_rows<T: Taps>(isa: Isa, tile: Tile<T>, rows: usize) {
-    macro_rules! by_rows {
-        ($($rows:literal)*) => {
-            match rows {
-                $($rows => dispatch(isa, Rows::<T, $rows>(tile)),)*
-                _ => unreachable!("bug: {rows} rows at a time"),
-            }
-        };
-    }
-    by_rows!(1 2 3 4 5 6 7 8)
-}
-
-/// A tile of `R` pixels.
-struct Rows<'a, T, const R: usize>(Tile<'a, T>);
-
-impl<T: Taps, const R: usize> Kernel for Rows<'_, T, R> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let channels = self.0.job.stride;
-        let whole = channels / S::LANES * S::LANES;
-        // SAFETY: the channels exist.
-        unsafe {
-            for channel in (0..whole).step_by(S::LANES) {
-                self.vector(s, channel, S::LANES);
-            }
-            if whole < channels {
-                self.vector(s, whole, channels - whole);
-            }
-        }
-    }
-}
-
-impl<T: Taps, const R: usize> Rows<'_, T, R> {
-    /// `len` channels from `channel` on.
-    #[inline(always)]
-    unsafe fn vector<S: Simd>(&self, s: S, channel: usize, len: usize) {
-        let Tile { job, taps, first } = self.0;
-        let stride = job.stride;
-        // SAFETY: the caller's contract.
-        unsafe {
-            let sums = [job.tail.start(s, channel, len); R];
-            let weights = job.weights.add(channel);
-            let sums = taps.add(s, sums, weights, stride, channel, len);
-            for (r, &sum) in sums.iter().enumerate() {
-                let place = (first + r) * stride + channel;
-                let y = job.tail.end(s, sum, place, len);
-                store(s, job.output.add(place), len, y);
-            }
-        }
     }
 }

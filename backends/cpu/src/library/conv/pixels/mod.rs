@@ -2,12 +2,13 @@
 //!
 //! Nothing is packed but the weights: for every tap of every output pixel a table holds the address of the input pixel (or of
 //! zeros in the padding), and the kernels read the channels from there. [`dense`] multiplies pixels by panels of weights,
-//! [`depthwise`] works on vectors of channels, [`winograd`] multiplies less. Biases, a residual and a clamp are applied to the sums in registers ([`Tail`]).
+//! [`depthwise`] works on vectors of channels, [`dots`] computes a few output channels as products along the inputs, [`winograd`] multiplies less. Biases, a residual and a clamp are applied to the sums in registers ([`Tail`]).
 //!
-//! Every sum runs over taps and then channels in order, so results depend neither on threads nor, from AVX2 on, on the level.
+//! Every sum runs over taps and then channels in an order that the shape decides, so results depend neither on threads nor, from AVX2 on, on the level.
 
 mod dense;
 mod depthwise;
+mod dots;
 mod stage;
 mod table;
 #[cfg(test)]
@@ -21,9 +22,11 @@ use crate::isa::Isa;
 use crate::library::Context;
 use crate::library::gemm::{Epilogue, Finished};
 use crate::library::simd::Simd;
+use crate::library::simd::loops::for_each_vector;
 use crate::library::view::{Shared, View, ViewMut, mismatch};
 use crate::library::window::Window;
 use crate::memory::Buffer;
+use dense::Strips;
 use table::Pixels;
 use winograd::Tiling;
 use words::Reading;
@@ -38,6 +41,23 @@ pub struct Tail<'a> {
     pub residual: Option<Shared<f32>>,
     /// The least and the largest result; NaN stays.
     pub clamp: [f32; 2],
+    /// What the result is multiplied by.
+    pub gate: Option<Gate>,
+}
+
+/// `y` becomes `y * clamp(y * scale + shift) * factor + offset`, as in a hard swish; NaN stays.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Gate {
+    /// Of the line that is clamped.
+    pub scale: f32,
+    /// Of the line that is clamped.
+    pub shift: f32,
+    /// The least and the largest value of the line.
+    pub bounds: [f32; 2],
+    /// Applied to the product.
+    pub factor: f32,
+    /// Added to the product.
+    pub offset: f32,
 }
 
 impl Tail<'_> {
@@ -46,6 +66,7 @@ impl Tail<'_> {
         bias: None,
         residual: None,
         clamp: [f32::NEG_INFINITY, f32::INFINITY],
+        gate: None,
     };
 }
 
@@ -91,6 +112,8 @@ enum Form {
     Panels,
     /// For each tap, the channels: one input and one output channel in each group.
     Channels,
+    /// For each output channel, for each tap, the inputs: one group.
+    Dots,
     /// For each panel of output channels, for each place in a tile, for each input: the panel's channels.
     Tiles(Tiling),
 }
@@ -103,6 +126,9 @@ impl Form {
         groups: usize,
         expected: Option<Expected>,
     ) -> Form {
+        if groups == 1 && dots::pays(shape) {
+            return Form::Dots;
+        }
         let tiling = expected
             .filter(|e| groups == 1 && e.window.kernel == shape[2..])
             .and_then(|e| winograd::choose(e.window, e.batch, shape, T::reading(isa)));
@@ -130,12 +156,11 @@ impl Form {
         let taps: usize = taps.iter().product();
         match self {
             Form::Panels => {
-                let columns = dense::padded_columns(isa, outputs / groups);
-                columns
-                    .saturating_mul(groups)
-                    .saturating_mul(inputs.saturating_mul(taps))
+                let steps = inputs.saturating_mul(taps);
+                let columns = Strips::new(isa, reading, steps).padded(outputs / groups);
+                columns.saturating_mul(groups).saturating_mul(steps)
             }
-            Form::Channels => shape.iter().product(),
+            Form::Channels | Form::Dots => shape.iter().product(),
             Form::Tiles(tiling) => winograd::packed_len(isa, tiling, [outputs, inputs]),
         }
     }
@@ -178,6 +203,8 @@ impl PixelWeights {
                 Form::Panels => unsafe { dense::pack(cx, reading, &weights, groups, to) },
                 // SAFETY: as above.
                 Form::Channels => unsafe { depthwise::pack(&weights, to.get()) },
+                // SAFETY: as above.
+                Form::Dots => unsafe { dots::pack(&weights, to.get()) },
                 // SAFETY: as above.
                 Form::Tiles(tiling) => unsafe { winograd::pack(cx, tiling, reading, &weights, to) },
             }
@@ -247,6 +274,7 @@ struct RawTail {
     bias: *const f32,
     residual: *const f32,
     clamp: [f32; 2],
+    gate: Option<Gate>,
 }
 
 impl RawTail {
@@ -256,6 +284,7 @@ impl RawTail {
             bias: tail.bias.map_or(null, <[f32]>::as_ptr),
             residual: tail.residual.map_or(null, |r| r.get().cast_const()),
             clamp: tail.clamp,
+            gate: tail.gate,
         }
     }
 
@@ -272,7 +301,7 @@ impl RawTail {
         unsafe { load(s, self.bias.add(channel), len) }
     }
 
-    /// The result of sums for `len` elements of the output from `place` on.
+    /// The result of sums for `len` elements of the output from `place` on, but for the gate.
     ///
     /// # Safety
     /// The elements must exist.
@@ -283,9 +312,39 @@ impl RawTail {
             // SAFETY: the caller's contract.
             sum = s.add(sum, unsafe { load(s, self.residual.add(place), len) });
         }
-        // A NaN is the second operand, which is what comes out.
-        s.min(s.splat(self.clamp[1]), s.max(s.splat(self.clamp[0]), sum))
+        clamp(s, sum, self.clamp)
     }
+
+    /// Passes what [`RawTail::end`] gave, once it is stored, through the gate: in registers it would double what the kernels
+    /// unroll. `rows` of `cols` elements, `stride` apart.
+    ///
+    /// # Safety
+    /// The elements must exist.
+    #[inline(always)]
+    unsafe fn pass<S: Simd>(&self, s: S, to: *mut f32, [rows, stride, cols]: [usize; 3]) {
+        let Some(gate) = self.gate else {
+            return;
+        };
+        for row in 0..rows {
+            let to = to.wrapping_add(row * stride);
+            for_each_vector!(s, cols, |at, len| {
+                // SAFETY: the caller's contract.
+                unsafe {
+                    let y = load(s, to.add(at), len);
+                    let line = s.mul_add(y, s.splat(gate.scale), s.splat(gate.shift));
+                    let product = s.mul(y, clamp(s, line, gate.bounds));
+                    let y = s.mul_add(product, s.splat(gate.factor), s.splat(gate.offset));
+                    store(s, to.add(at), len, y);
+                }
+            });
+        }
+    }
+}
+
+#[inline(always)]
+fn clamp<S: Simd>(s: S, v: S::F, [low, high]: [f32; 2]) -> S::F {
+    // A NaN is the second operand, which is what comes out.
+    s.min(s.splat(high), s.max(s.splat(low), v))
 }
 
 #[inline(always)]
@@ -385,6 +444,8 @@ pub fn convolve_pixels(
         Form::Panels => unsafe { dense::run(cx, &job) },
         // SAFETY: as above.
         Form::Channels => unsafe { depthwise::run(cx, &job) },
+        // SAFETY: as above.
+        Form::Dots => unsafe { dots::run(cx, &job) },
         // SAFETY: as above.
         Form::Tiles(tiling) => unsafe { winograd::run(cx, &job, tiling) },
     }

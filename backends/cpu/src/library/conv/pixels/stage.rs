@@ -5,6 +5,7 @@ use super::{Form, PixelWeights};
 use crate::error::Result;
 use crate::isa::Isa;
 use crate::library::Context;
+use crate::library::simd::{Kernel, Simd, dispatch};
 use crate::library::view::{Shared, View, dense_strides};
 use crate::library::window::Window;
 use crate::memory::Lent;
@@ -17,6 +18,14 @@ const SERIAL_LEN: usize = 1 << 14;
 
 /// Channels up to which the taps of a line count as channels: a filter of 7x7x3 is one of 7 taps and 21 channels.
 const FEW_CHANNELS: usize = 15;
+
+/// Channels that fill vectors.
+const VECTOR: usize = 16;
+
+/// Whether the taps of a line should count as channels where products run along those.
+pub(super) fn merges_taps(channels: usize, taps: usize) -> bool {
+    taps > 1 && !channels.is_multiple_of(VECTOR)
+}
 
 /// Output channels from which on a copy costs little beside the products.
 const MANY_OUTPUTS: usize = 128;
@@ -31,9 +40,10 @@ pub(super) fn pixel_step(words: usize) -> usize {
     words + if collides { RUN } else { 0 }
 }
 
-/// An image of words in scratch memory.
+/// An image of words, in scratch memory unless it could be read as it was.
 pub(super) struct Staged<'a> {
-    memory: Lent<'a>,
+    from: *const f32,
+    _memory: Option<Lent<'a>>,
     shape: [usize; 5],
     strides: [usize; 5],
     /// Geometry over the copy.
@@ -44,8 +54,8 @@ pub(super) struct Staged<'a> {
 
 impl Staged<'_> {
     pub fn view(&self) -> View<'_, f32, 5> {
-        // SAFETY: `stage` took the memory for this shape and filled it.
-        unsafe { View::from_raw(self.memory.as_ptr(), self.shape, self.strides) }
+        // SAFETY: `stage` took the memory for this shape and filled it, or the input has it.
+        unsafe { View::from_raw(self.from, self.shape, self.strides) }
     }
 }
 
@@ -61,10 +71,12 @@ pub(super) fn stage<'a>(
     let padded: [usize; 3] =
         std::array::from_fn(|d| window.input[d] + window.pad_begin[d] + window.pad_end[d]);
     let is_dense_form = weights.form == Form::Panels;
-    let merges = is_dense_form
-        && weights.groups == 1
-        && (1..=FEW_CHANNELS).contains(&channels)
-        && window.kernel[2] > 1
+    let merges = weights.groups == 1
+        && match weights.form {
+            Form::Panels => (1..=FEW_CHANNELS).contains(&channels) && window.kernel[2] > 1,
+            Form::Dots => merges_taps(channels, window.kernel[2]),
+            Form::Channels | Form::Tiles(_) => false,
+        }
         && window.dilation[2] == 1
         // Not where padding is most of the image.
         && padded.iter().zip(&window.input).all(|(&p, &i)| p <= 2 * i + RUN);
@@ -91,6 +103,17 @@ pub(super) fn stage<'a>(
         (to.pad_begin, to.pad_end) = ([0; 3], [0; 3]);
         (begin, step) = (window.pad_begin, words);
     }
+    let stands = !scattered && strides[3] == channels && padded == window.input;
+    if merges && stands && reading == Reading::Plain {
+        return Ok(Some(Staged {
+            from: input.as_ptr(),
+            _memory: None,
+            shape: input.shape(),
+            strides,
+            window: to,
+            inputs,
+        }));
+    }
     let [depth, height, width] = to.input;
     let mut strides = dense_strides([batch, depth, height, width, step]).unwrap_or([usize::MAX; 5]);
     strides[4] = 1;
@@ -112,7 +135,8 @@ pub(super) fn stage<'a>(
         );
     }
     Ok(Some(Staged {
-        memory,
+        from: memory.as_ptr(),
+        _memory: Some(memory),
         shape: [batch, depth, height, width, words],
         strides,
         window: to,
@@ -191,6 +215,16 @@ impl Line {
                 }
                 return;
             }
+            if pixel == 1 && step == channels && reading == Reading::Plain {
+                return dispatch(
+                    isa,
+                    Planes {
+                        line: self,
+                        from,
+                        to,
+                    },
+                );
+            }
             // The loops exist once for each kind of words.
             match reading {
                 Reading::Plain => self.arrange(Reading::Plain, from, to),
@@ -224,6 +258,45 @@ impl Line {
                         reading.set(word, c % per_word, reading.round(value));
                     }
                 }
+            }
+        }
+    }
+}
+
+/// A line of an image that lies channels first.
+struct Planes<'a> {
+    line: &'a Line,
+    from: *const f32,
+    to: *mut f32,
+}
+
+impl Kernel for Planes<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        // SAFETY: the addresses are those of a line.
+        unsafe {
+            match self.line.channels {
+                2 => self.interleave::<2>(),
+                3 => self.interleave::<3>(),
+                4 => self.interleave::<4>(),
+                _ => self.line.arrange(Reading::Plain, self.from, self.to),
+            }
+        }
+    }
+}
+
+impl Planes<'_> {
+    /// # Safety
+    /// As for [`Line::copy`], of `C` channels.
+    #[inline(always)]
+    unsafe fn interleave<const C: usize>(&self) {
+        let channel = self.line.strides[1];
+        for x in 0..self.line.width {
+            for c in 0..C {
+                // SAFETY: the caller's contract.
+                unsafe { *self.to.add(x * C + c) = *self.from.add(c * channel + x) };
             }
         }
     }

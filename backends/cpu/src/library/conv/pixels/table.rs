@@ -2,15 +2,40 @@
 
 use crate::library::view::View;
 use crate::library::window::Window;
+use std::ops::Range;
 
-/// Where a line of a window's taps lies for neighbouring output pixels.
+/// A line of a window's taps in the input.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct TapLine {
-    /// The first tap of the first pixel.
+    /// The first pixel of the input's line.
     pub from: *const f32,
-    /// Elements from one output pixel to the next, and from one tap to the next; 0 in the padding.
-    pub step: usize,
-    pub across: usize,
+    /// The first of the taps, counted over the window.
+    pub tap: usize,
+}
+
+/// Neighbouring windows of a line that have the same taps in the input.
+#[derive(Debug, Clone)]
+pub(super) struct Stretch {
+    pub windows: Range<usize>,
+    /// Those of each line of taps; empty where all lie in the padding.
+    pub taps: Range<usize>,
+}
+
+/// Distances within a line of the input, in elements.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Steps {
+    /// From one window to the next, and from one tap to the next.
+    pub pixel: usize,
+    pub tap: usize,
+    /// From the first tap of the first window to the first pixel.
+    pad: usize,
+}
+
+impl Steps {
+    /// From the first pixel to a tap of a window.
+    pub fn begin(&self, window: usize, tap: usize) -> isize {
+        (window * self.pixel + tap * self.tap) as isize - self.pad as isize
+    }
 }
 
 /// Where the taps of output pixels lie in a channels-last input.
@@ -77,51 +102,52 @@ impl<'a> Pixels<'a> {
         self.taps.len()
     }
 
-    /// Taps of a line of a window.
-    pub fn width(&self) -> usize {
-        self.window.kernel[2]
-    }
-
-    /// Whether neighbouring windows of a line share their taps but for one.
-    pub fn slides(&self) -> bool {
-        self.window.stride[2] == self.window.dilation[2]
-    }
-
-    /// How many output pixels from `first` on lie in one line, at most `most`; and into `lines` those of their windows, unless a
-    /// window reaches into the padding before or after a line: then there are none.
-    pub fn neighbours(&self, first: usize, most: usize, lines: &mut Vec<TapLine>) -> usize {
-        lines.clear();
-        let [depth, height, width] = self.windows;
-        let (x, row) = (first % width, first / width);
-        let (y, z, image) = (row % height, row / height % depth, row / height / depth);
-        let count = most.min(width - x);
-        let (inner, end) = self.inner[2];
-        if x < inner || x + count > end {
-            return count;
-        }
+    /// Distances in a line.
+    pub fn steps(&self) -> Steps {
         let window = self.window;
-        let begin = x * window.stride[2] - window.pad_begin[2];
-        let start = image * self.image + begin * self.strides[2];
-        for tap_z in 0..window.kernel[0] {
-            for tap_y in 0..window.kernel[1] {
-                let inside = window.at(0, z, tap_z).zip(window.at(1, y, tap_y));
-                lines.push(match inside {
-                    Some((z, y)) => TapLine {
-                        from: self
-                            .from
-                            .wrapping_add(start + z * self.strides[0] + y * self.strides[1]),
-                        step: window.stride[2] * self.strides[2],
-                        across: window.dilation[2] * self.strides[2],
-                    },
-                    None => TapLine {
-                        from: self.zeros,
-                        step: 0,
-                        across: 0,
-                    },
+        Steps {
+            pixel: window.stride[2] * self.strides[2],
+            tap: window.dilation[2] * self.strides[2],
+            pad: window.pad_begin[2] * self.strides[2],
+        }
+    }
+
+    /// The windows of a line by their taps in the input.
+    pub fn stretches(&self) -> Vec<Stretch> {
+        let mut all: Vec<Stretch> = Vec::new();
+        for x in 0..self.windows[2] {
+            let taps = self.window.inside(2, x);
+            match all.last_mut() {
+                Some(last) if last.taps == taps => last.windows.end += 1,
+                _ => all.push(Stretch {
+                    windows: x..x + 1,
+                    taps,
+                }),
+            }
+        }
+        all
+    }
+
+    /// Puts into `lines` those of the taps of a line of windows, counted over all images, that lie in the input.
+    pub fn tap_lines(&self, row: usize, lines: &mut Vec<TapLine>) {
+        lines.clear();
+        let [depth, height, _] = self.windows;
+        let (y, z, image) = (row % height, row / height % depth, row / height / depth);
+        let window = self.window;
+        let [_, kernel_y, kernel_x] = window.kernel;
+        for tap_z in window.inside(0, z) {
+            for tap_y in window.inside(1, y) {
+                let at = |d: usize, window_at: usize, tap: usize| {
+                    window_at * window.stride[d] + tap * window.dilation[d] - window.pad_begin[d]
+                };
+                let plane = at(0, z, tap_z) * self.strides[0];
+                let line = at(1, y, tap_y) * self.strides[1];
+                lines.push(TapLine {
+                    from: self.from.wrapping_add(image * self.image + plane + line),
+                    tap: (tap_z * kernel_y + tap_y) * kernel_x,
                 });
             }
         }
-        count
     }
 
     /// Windows in each dimension.
@@ -150,24 +176,31 @@ impl<'a> Pixels<'a> {
         stride.min(self.taps.len())
     }
 
-    /// Writes the addresses for `rows` output pixels from `first` on: for each tap, that of each pixel. To the addresses,
-    /// but those of zeros, `channel` elements are added.
+    /// Image, plane, line and place in it of an output pixel.
+    pub fn place(&self, pixel: usize) -> [usize; 4] {
+        let [depth, height, width] = self.windows;
+        let (line, x) = (pixel / width, pixel % width);
+        let (plane, y) = (line / height, line % height);
+        [plane / depth, plane % depth, y, x]
+    }
+
+    /// Writes the addresses for `rows` output pixels from a place on, which moves on by as many: for each tap, that of each
+    /// pixel. To the addresses, but those of zeros, `channel` elements are added.
     ///
     /// # Safety
     /// `to` must have room for `taps * rows` addresses.
-    pub unsafe fn fill(&self, first: usize, rows: usize, channel: usize, to: *mut *const f32) {
-        let [depth, height, width] = self.windows;
-        let mut at = [
-            first / width / height / depth,
-            first / width / height % depth,
-            first / width % height,
-            first % width,
-        ];
+    pub unsafe fn fill(
+        &self,
+        at: &mut [usize; 4],
+        rows: usize,
+        channel: usize,
+        to: *mut *const f32,
+    ) {
         let mut row = 0;
         while row < rows {
             // Neighbours in a line whose windows lie in the input have all their taps equally far apart.
-            let run = self.inner_run(&at).min(rows - row);
-            let base = self.first_tap(&at, channel);
+            let run = self.inner_run(at).min(rows - row);
+            let base = self.first_tap(at, channel);
             if run > 0 {
                 let step = (self.window.stride[2] * self.strides[2]) as isize;
                 for (tap, &offset) in self.taps.iter().enumerate() {
@@ -182,7 +215,7 @@ impl<'a> Pixels<'a> {
                 }
             } else {
                 for (tap, &offset) in self.taps.iter().enumerate() {
-                    let inside = self.is_inside(&at, tap);
+                    let inside = self.is_inside(at, tap);
                     let address = if inside {
                         base.wrapping_offset(offset)
                     } else {

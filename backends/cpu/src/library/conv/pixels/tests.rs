@@ -141,6 +141,14 @@ fn more_cases() -> Vec<Case> {
         wide(1, 40, 40, 17, 19, [same, same]),
         wide(1, 36, 50, 28, 27, [same, taps(3, 1, 1, [0, 2])]),
         wide(1, 64, 33, 7, 7, [same, same]),
+        // Few outputs: taps as channels, with and without a copy, and vectors of channels.
+        wide(1, 8, 1, 9, 21, [taps(5, 1, 1, [2, 2]); 2]),
+        wide(1, 1, 2, 3, 150, [Taps::ONE, taps(64, 2, 1, [0, 0])]),
+        wide(1, 35, 3, 5, 9, [same, taps(3, 2, 1, [1, 0])]),
+        wide(1, 48, 4, 6, 7, [same, taps(3, 1, 2, [2, 2])]),
+        // Lines whose windows reach beyond both ends.
+        wide(24, 1, 1, 3, 4, [taps(7, 1, 1, [3, 3]); 2]),
+        wide(17, 1, 1, 12, 19, [taps(5, 1, 1, [2, 2]); 2]),
     ]);
     all
 }
@@ -152,6 +160,18 @@ fn close(found: f32, wanted: f64, what: &str, case: &Case) {
         off <= bound,
         "{what}: {found} instead of {wanted} in {case:?}"
     );
+}
+
+const GATE: Gate = Gate {
+    scale: 0.5,
+    shift: 0.25,
+    bounds: [0.0, 0.5],
+    factor: 2.0,
+    offset: -0.125,
+};
+
+fn gated(y: f64) -> f64 {
+    y * (y * 0.5 + 0.25).clamp(0.0, 0.5) * 2.0 - 0.125
 }
 
 #[test]
@@ -173,11 +193,12 @@ fn agrees_with_plain_loops() {
                 bias: Some(&images.bias),
                 residual: Some(Shared(y.as_mut_ptr())),
                 clamp: [-0.5, 0.75],
+                gate: Some(GATE),
             };
             images.run(cx, &case, Finish::Tail(tail), &mut y);
             for (at, (&found, &wanted)) in y.iter().zip(&wanted).enumerate() {
                 let sum = wanted + f64::from(images.bias[at % channels] + images.residual[at]);
-                close(found, sum.clamp(-0.5, 0.75), "with a tail", &case);
+                close(found, gated(sum.clamp(-0.5, 0.75)), "with a tail", &case);
             }
             let doubled = |part: Finished<f32>| {
                 for row in 0..part.rows {
@@ -236,6 +257,7 @@ fn minimal_filtering_is_used_where_it_pays_and_nearly_as_precise() {
         // So many channels that pixels stand apart.
         (case(512, 32, 14), Form::Tiles(Tiling::Two)),
         (case(3, 8, 9), Form::Panels),
+        (case(48, 1, 9), Form::Dots),
         (case(64, 64, 1), Form::Panels),
     ];
     for (case, form) in forms {

@@ -6,9 +6,7 @@
 //! transformed back; [`super::dense`]'s tiles do the products. F(4,3) interpolates at 0, 3/4, -3/4, 3/2, -3/2 and infinity: all
 //! coefficients are short binary fractions, and the error is a sixth of that of the usual 0, 1, -1, 2, -2.
 
-use super::dense::{
-    MAX_ROWS, Tile, VECTORS, lanes, max_rows, padded_columns, panel_columns, share,
-};
+use super::dense::{MAX_ROWS, Tile, VECTORS, lanes, max_rows, share};
 use super::stage::pixel_step;
 use super::words::{Reading, Weight, WordKernel, Words, dispatch_words};
 use super::{Job, RawTail, Tail, load, store};
@@ -128,6 +126,20 @@ pub(super) fn choose(
 /// Whether windows are 3x3 and move by one.
 pub(super) fn applies(window: &Window) -> bool {
     window.kernel == [1, 3, 3] && window.stride == [1; 3] && window.dilation == [1; 3]
+}
+
+/// Channels in a panel of which `rest` remain.
+fn panel_columns(isa: Isa, rest: usize) -> usize {
+    if rest > lanes(isa) {
+        VECTORS * lanes(isa)
+    } else {
+        lanes(isa)
+    }
+}
+
+/// Output channels with those that fill the last panel.
+fn padded_columns(isa: Isa, outputs: usize) -> usize {
+    outputs.next_multiple_of(lanes(isa))
 }
 
 /// Words of transformed weights for so many output channels and input words.
@@ -368,6 +380,7 @@ impl Plan<'_> {
                     stride: columns,
                     channel: 0,
                     cols: columns,
+                    padded: columns,
                     tail: RawTail::new(&Tail::NONE),
                 };
                 // SAFETY: passed on; the sums have room for all places.
@@ -533,6 +546,9 @@ impl<const P: usize, const M: usize> Kernel for OutputTile<'_, P, M> {
                         let result = job.tail.end(s, s.add(sum, start), place, len);
                         store(s, job.output.add(place), len, result);
                     }
+                    let pixel = tile.pixel + y * tile.width;
+                    let to = job.output.add(pixel * job.stride + channel);
+                    job.tail.pass(s, to, [tile.cols, job.stride, len]);
                 }
             }
         }
