@@ -73,6 +73,7 @@ fn apply(work: &mut Work, precision: Precision, target: Option<&Target>) -> Resu
         target,
         dtype,
         constants: FxHashMap::default(),
+        floats: FxHashMap::default(),
         ranges: FxHashMap::default(),
         activations: FxHashMap::default(),
     };
@@ -99,6 +100,8 @@ struct Narrower<'a> {
     dtype: DType,
     /// Converted constants by the original.
     constants: FxHashMap<ValueId, ValueId>,
+    /// Values of the narrower type that activations are rounded to, or are widened from, by the activation.
+    floats: FxHashMap<ValueId, ValueId>,
     /// Ranges of activations by value and axes, for integers.
     ranges: FxHashMap<(ValueId, Vec<usize>), ValueId>,
     /// Activations as integers by value and range.
@@ -139,7 +142,7 @@ impl Narrower<'_> {
         }
         let product =
             if self.dtype == DType::BF16 && self.is_claimed(&node.op, [self.dtype; 2], node) {
-                let (x, w) = (self.graph.cast(x, self.dtype)?, self.weights(w)?);
+                let (x, w) = (self.narrow(x)?, self.weights(w)?);
                 self.graph.one(node.op.clone(), &in_order(x, w))?
             } else {
                 let w = self.rounded(w, self.converts(node))?;
@@ -196,10 +199,30 @@ impl Narrower<'_> {
         self.graph.set_origin(node.origins.first().cloned());
         let mut operands = node.operands.to_vec();
         for v in &mut operands[..3] {
-            *v = self.graph.cast(*v, self.dtype)?;
+            *v = self.narrow(*v)?;
         }
         let result = self.graph.one(node.op.clone(), &operands)?;
+        self.floats.insert(node.results[0], result);
         Ok(Some(vec![self.graph.cast(result, DType::F32)?]))
+    }
+
+    /// An activation in the narrower type. What is only another view of a value is taken of the narrower value, which the kernel
+    /// that computes the value can write.
+    fn narrow(&mut self, value: ValueId) -> Result<ValueId, IrError> {
+        if let Some(known) = self.floats.get(&value) {
+            return Ok(*known);
+        }
+        let node = self.graph.def(value);
+        let narrow = match (&node.op, &node.operands[..]) {
+            (Op::Core(op @ (CoreOp::Reshape(_) | CoreOp::Permute(_))), [x]) => {
+                let (op, x) = (op.clone(), *x);
+                let x = self.narrow(x)?;
+                self.graph.one(op, &[x])?
+            }
+            _ => self.graph.cast(value, self.dtype)?,
+        };
+        self.floats.insert(value, narrow);
+        Ok(narrow)
     }
 
     /// Which operand of a product of f32 holds the weights.

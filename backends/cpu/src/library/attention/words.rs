@@ -28,7 +28,7 @@ pub(super) trait Words: 'static {
     /// open: the sum of the weights tells.
     ///
     /// # Safety
-    /// The row must have room for them.
+    /// The row must have room for them; the processor multiplies such words.
     unsafe fn store<S: Simd>(s: S, row: *mut f32, at: usize, v: S::F);
 }
 
@@ -69,10 +69,7 @@ impl Words for bf16 {
     }
     #[inline(always)]
     unsafe fn store<S: Simd>(s: S, row: *mut f32, at: usize, v: S::F) {
-        let bits = s.bits(v);
-        let odd = s.and(s.shr::<16>(bits), s.int_splat(1));
-        let rounded = s.shr::<16>(s.int_add(bits, s.int_add(odd, s.int_splat(0x7FFF))));
         // SAFETY: passed on; what is overwritten lies before what is still to be read.
-        unsafe { s.store_u16(row.cast::<u16>().add(at), rounded) }
+        unsafe { s.store_brains(row.cast::<u16>().add(at), v) }
     }
 }

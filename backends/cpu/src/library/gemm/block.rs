@@ -31,15 +31,52 @@ pub(super) struct Panels<A, B> {
     pub right_row: usize,
     /// The last panel, where it does not follow the others.
     pub right_last: Option<Shared<B>>,
+    /// What is read after the last panel, if anything.
+    pub right_next: Shared<B>,
     /// Whether the right rows are read in place by few left rows.
     pub sliced: bool,
+}
+
+/// How rows are divided into left panels: all but the last have an even number of rows.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RowPanels {
+    rows: usize,
+    /// Pairs of rows in so many panels.
+    pairs: usize,
+    panels: usize,
+}
+
+impl RowPanels {
+    /// Panels of `height` rows, which is even unless there is one row only.
+    pub fn of_height(rows: usize, height: usize) -> RowPanels {
+        RowPanels {
+            rows,
+            pairs: height.div_ceil(2),
+            panels: 1,
+        }
+    }
+
+    /// `panels` panels that differ by two rows at most.
+    pub fn even(rows: usize, panels: usize) -> RowPanels {
+        RowPanels {
+            rows,
+            pairs: rows.div_ceil(2),
+            panels,
+        }
+    }
+
+    /// The rows of a range of panels.
+    pub fn range(&self, panels: Range<usize>) -> Range<usize> {
+        let first = |panel: usize| (2 * (panel * self.pairs / self.panels)).min(self.rows);
+        first(panels.start)..first(panels.end)
+    }
 }
 
 /// A block whose panels are packed.
 pub(super) struct BlockWork<'a, A: 'static, B: 'static, C: 'static> {
     pub product: &'a Product<'a, A, B, C>,
     pub tiles: &'a TileSet<A, B, C>,
-    pub height: usize,
+    pub rows: RowPanels,
     pub block: &'a Block,
     pub panels: &'a Panels<A, B>,
     /// First element of the block in the target, and the distance of rows there.
@@ -64,7 +101,7 @@ impl<A: Pod + Send + Sync, B: Pod + Send + Sync, C: Pod + Send + Sync> BlockWork
     /// The panels are packed, and nobody else touches this part of the target.
     pub unsafe fn task(&self, left: Range<usize>, right: Range<usize>) {
         let Block { words, .. } = *self.block;
-        let few_rows = is_resident::<A>(left.len() * self.height, words);
+        let few_rows = is_resident::<A>(self.rows.range(left.clone()).len(), words);
         // SAFETY: passed on.
         unsafe {
             if self.panels.sliced {
@@ -123,11 +160,11 @@ impl<A: Pod + Send + Sync, B: Pod + Send + Sync, C: Pod + Send + Sync> BlockWork
 
     /// The part of the right panel after `panel` that is to be fetched in pass `pass` of `passes` over `panel`.
     fn ahead(&self, panel: usize, pass: usize, passes: usize) -> Ahead<B> {
-        let next = self
-            .panels
-            .right
-            .get()
-            .wrapping_add((panel + 1) * self.panels.right_panel);
+        let is_last = (panel + 1) * self.tiles.panel_cols() >= self.block.cols;
+        let next = match is_last {
+            true => self.panels.right_next.get(),
+            false => self.right_panel(panel + 1),
+        };
         let row = self.panels.right_row;
         let step = row.div_ceil(passes);
         Ahead {
@@ -136,20 +173,27 @@ impl<A: Pod + Send + Sync, B: Pod + Send + Sync, C: Pod + Send + Sync> BlockWork
         }
     }
 
+    /// A right panel that follows the others.
+    fn right_panel(&self, panel: usize) -> *mut B {
+        let Panels {
+            right, right_panel, ..
+        } = self.panels;
+        right.get().wrapping_add(panel * right_panel)
+    }
+
     /// One tile.
     #[inline]
     unsafe fn tile(&self, left_panel: usize, right_panel: usize, steps: Steps<B>) {
         let BlockWork {
             tiles,
-            height,
             block,
             panels,
             row_stride,
             ..
         } = *self;
         let width = tiles.panel_cols();
-        let row = left_panel * height;
-        let rows = height.min(block.rows - row);
+        let Range { start: row, end } = self.rows.range(left_panel..left_panel + 1);
+        let rows = end - row;
         let tile_rows = tiles.tile_rows(rows);
         let cols = width.min(block.cols - right_panel * width);
         let a = panels
@@ -158,13 +202,7 @@ impl<A: Pod + Send + Sync, B: Pod + Send + Sync, C: Pod + Send + Sync> BlockWork
             .wrapping_add(row * block.words + steps.start * tile_rows);
         let (b, b_stride) = match panels.right_last {
             Some(last) if cols < width => (last.get(), width),
-            _ => (
-                panels
-                    .right
-                    .get()
-                    .wrapping_add(right_panel * panels.right_panel),
-                panels.right_row,
-            ),
+            _ => (self.right_panel(right_panel), panels.right_row),
         };
         let b = b.wrapping_add(steps.start * b_stride);
         let tile = Tile {
@@ -192,13 +230,13 @@ impl<A: Pod + Send + Sync, B: Pod + Send + Sync, C: Pod + Send + Sync> BlockWork
             return;
         };
         let width = self.tiles.panel_cols();
-        let (row, col) = (left.start * self.height, right.start * width);
+        let (rows, col) = (self.rows.range(left), right.start * width);
         epilogue(Finished {
-            start: self.to.get().wrapping_add(row * self.row_stride + col),
+            start: (self.to.get()).wrapping_add(rows.start * self.row_stride + col),
             row_stride: self.row_stride,
             batch: self.product.batch,
-            row: self.block.row + row,
-            rows: (left.end * self.height).min(self.block.rows) - row,
+            row: self.block.row + rows.start,
+            rows: rows.len(),
             col: self.block.col + col,
             cols: (right.end * width).min(self.block.cols) - col,
         });
@@ -214,7 +252,7 @@ pub(super) fn share(count: usize, groups: usize, index: usize) -> std::ops::Rang
 }
 
 /// Whether rows of the left operand stay in the second-level cache while right panels pass by.
-fn is_resident<A>(rows: usize, words: usize) -> bool {
+pub(super) fn is_resident<A>(rows: usize, words: usize) -> bool {
     rows * words * size_of::<A>() <= caches().l2 / 4
 }
 
@@ -233,20 +271,20 @@ pub(super) fn task_grid<A, B, C>(
     threads: usize,
     panels: &Panels<A, B>,
 ) -> (usize, usize) {
-    // What stays in a cache while a task runs: rows of the product when sliced, else the right panels.
-    let resident = if panels.sliced {
+    // The right panels of which rows of the product, when sliced, or which themselves stay in a cache while a task runs.
+    let at_a_time = if panels.sliced {
         caches().l1 / 2 / (block.rows * tiles.panel_cols() * size_of::<C>())
     } else {
         caches().l2 / 2 / (block.words * tiles.panel_cols() * size_of::<B>()).max(1)
     }
     .max(1);
-    let mut col_groups = right_panels.div_ceil(resident);
+    let mut col_groups = right_panels.div_ceil(at_a_time);
     if threads == 1 {
         return (1, col_groups);
     }
     let wanted = TASKS * threads;
-    let resident = is_resident::<A>(block.rows, block.words);
-    if !panels.sliced && resident && right_panels >= LEAST_TASKS * threads {
+    let few_rows = is_resident::<A>(block.rows, block.words);
+    if !panels.sliced && few_rows && right_panels >= LEAST_TASKS * threads {
         // Neighbouring panels follow each other on a thread, so that fetching ahead is never in vain.
         return (1, right_panels.min(wanted).max(col_groups));
     }

@@ -3,12 +3,13 @@
 //! For each block of the inner dimension, a first region packs what is not packed yet and a second one computes tasks, each a
 //! range of left panels by a range of right panels. Where the left panels fit into a part of the second-level cache, the right
 //! panels are read once, each fetched ahead; else one left panel stays in the first-level cache while the right panels, which
-//! together fit into half of the second-level cache, pass by. The result of every element is the same sequence of operations
-//! however the work is divided.
+//! together fit into half of the second-level cache, pass by. Where only the left operand is to be packed, threads own rows
+//! instead (`own_rows`). The result of every element is the same sequence of operations however the work is divided.
 
 use bytemuck::Pod;
 
-use super::block::{Block, BlockWork, Panels, share, task_grid};
+use super::block::{Block, BlockWork, Panels, RowPanels, share, task_grid};
+use super::own_rows::OwnRows;
 use super::pack::Panel;
 use super::packed::Packed;
 use super::tile::TileSet;
@@ -124,7 +125,7 @@ const COL_BLOCK: usize = 4096;
 const DISCARD_BLOCK: usize = 1 << 20;
 
 /// Multiplications below which a product is not divided among threads (about 2 us of work).
-const SERIAL_STEPS: usize = 1 << 17;
+pub(super) const SERIAL_STEPS: usize = 1 << 17;
 
 /// Rows of the left operand up to which rows of the right one are read in place. Those of the tallest tile, but the same at every
 /// level, because it decides the order of sums.
@@ -151,6 +152,10 @@ impl<A: Pod + Send + Sync, B: Pod + Send + Sync, C: Pod + Send + Sync> Product<'
     pub unsafe fn run(&self, cx: &Context, tiles: &TileSet<A, B, C>) -> Result<()> {
         if self.rows == 0 || self.cols == 0 {
             return Ok(());
+        }
+        if let Some(own) = OwnRows::of(self, cx, tiles) {
+            // SAFETY: passed on.
+            return unsafe { own.run() };
         }
         let height = panel_rows(tiles, self.rows);
         let row_block = self.rows.min(ROW_BLOCK / height * height);
@@ -222,7 +227,7 @@ impl<A: Pod + Send + Sync, B: Pod + Send + Sync, C: Pod + Send + Sync> Product<'
         let work = BlockWork {
             product: self,
             tiles,
-            height,
+            rows: RowPanels::of_height(block.rows, height),
             block,
             panels: &panels,
             to,
@@ -278,6 +283,7 @@ impl<A: Pod + Send + Sync, B: Pod + Send + Sync, C: Pod + Send + Sync> Product<'
             right_panel: width * block.words,
             right_row: width,
             right_last: None,
+            right_next: Shared(scratch_right),
             sliced: false,
         };
         // Panels from `right_first` on are packed here.

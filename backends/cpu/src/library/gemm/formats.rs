@@ -261,6 +261,42 @@ intrinsic_dot! {
     store_first |to, len, v| _mm256_maskstore_pd(to, mask256(2 * len), v)
 }
 
+/// Writes a [`Dot`] into 32-bit integers, of words that fill a lane: what one step adds.
+#[cfg(target_arch = "x86_64")]
+macro_rules! word_dot {
+    ($name:ident 512: $word:ty, $step:expr) => {
+        intrinsic_dot! {
+            $name: $word, $word => i32, 16 lanes, __m512i, __m512i,
+            zero _mm512_setzero_si512, words |from: *const $word| _mm512_loadu_si512(from.cast()),
+            dot |a: $word, b, sums| $step(sums, _mm512_set1_epi32(a as i32), b), add _mm512_add_epi32,
+            load |from: *const __m512i| _mm512_loadu_si512(from), store |to: *mut __m512i, v| _mm512_storeu_si512(to, v),
+            load_first |from, len| _mm512_maskz_loadu_epi32(mask(len), from),
+            store_first |to, len, v| _mm512_mask_storeu_epi32(to, mask(len), v)
+        }
+    };
+    ($name:ident 256: $word:ty, $step:expr) => {
+        intrinsic_dot! {
+            $name: $word, $word => i32, 8 lanes, __m256i, __m256i,
+            zero _mm256_setzero_si256, words |from: *const $word| _mm256_loadu_si256(from.cast()),
+            dot |a: $word, b, sums| $step(sums, _mm256_set1_epi32(a as i32), b), add _mm256_add_epi32,
+            load |from: *const __m256i| _mm256_loadu_si256(from), store |to: *mut __m256i, v| _mm256_storeu_si256(to, v),
+            load_first |from, len| _mm256_maskload_epi32(from, mask256(len)),
+            store_first |to, len, v| _mm256_maskstore_epi32(to, mask256(len), v)
+        }
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+word_dot!(BytePair512 512: u32, |sums, a, b| _mm512_add_epi32(sums, _mm512_madd_epi16(a, b)));
+#[cfg(target_arch = "x86_64")]
+word_dot!(BytePair256 256: u32, |sums, a, b| _mm256_add_epi32(sums, _mm256_madd_epi16(a, b)));
+#[cfg(target_arch = "x86_64")]
+word_dot!(ByteQuad512 512: u32, _mm512_dpbusd_epi32);
+#[cfg(target_arch = "x86_64")]
+word_dot!(Word512 512: i32, |sums, a, b| _mm512_add_epi32(sums, _mm512_mullo_epi32(a, b)));
+#[cfg(target_arch = "x86_64")]
+word_dot!(Word256 256: i32, |sums, a, b| _mm256_add_epi32(sums, _mm256_mullo_epi32(a, b)));
+
 impl Tiles for Doubles {
     type A = f64;
     type B = f64;
@@ -326,27 +362,6 @@ impl Tiles for BrainPairs {
 #[derive(Debug)]
 pub(crate) struct BytePairs;
 
-#[cfg(target_arch = "x86_64")]
-intrinsic_dot! {
-    BytePair512: u32, u32 => i32, 16 lanes, __m512i, __m512i,
-    zero _mm512_setzero_si512, words |from: *const u32| _mm512_loadu_si512(from.cast()),
-    dot |a: u32, b, sums| _mm512_add_epi32(sums, _mm512_madd_epi16(_mm512_set1_epi32(a as i32), b)),
-    add _mm512_add_epi32,
-    load |from: *const __m512i| _mm512_loadu_si512(from), store |to: *mut __m512i, v| _mm512_storeu_si512(to, v),
-    load_first |from, len| _mm512_maskz_loadu_epi32(mask(len), from),
-    store_first |to, len, v| _mm512_mask_storeu_epi32(to, mask(len), v)
-}
-#[cfg(target_arch = "x86_64")]
-intrinsic_dot! {
-    BytePair256: u32, u32 => i32, 8 lanes, __m256i, __m256i,
-    zero _mm256_setzero_si256, words |from: *const u32| _mm256_loadu_si256(from.cast()),
-    dot |a: u32, b, sums| _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_set1_epi32(a as i32), b)),
-    add _mm256_add_epi32,
-    load |from: *const __m256i| _mm256_loadu_si256(from), store |to: *mut __m256i, v| _mm256_storeu_si256(to, v),
-    load_first |from, len| _mm256_maskload_epi32(from, mask256(len)),
-    store_first |to, len, v| _mm256_maskstore_epi32(to, mask256(len), v)
-}
-
 impl Tiles for BytePairs {
     type A = u32;
     type B = u32;
@@ -365,17 +380,6 @@ impl Tiles for BytePairs {
 /// Four u8 times four i8 in one word; only where [`Isa::vnni`].
 #[derive(Debug)]
 pub(crate) struct ByteQuads;
-
-#[cfg(target_arch = "x86_64")]
-intrinsic_dot! {
-    ByteQuad512: u32, u32 => i32, 16 lanes, __m512i, __m512i,
-    zero _mm512_setzero_si512, words |from: *const u32| _mm512_loadu_si512(from.cast()),
-    dot |a: u32, b, sums| _mm512_dpbusd_epi32(sums, _mm512_set1_epi32(a as i32), b),
-    add _mm512_add_epi32,
-    load |from: *const __m512i| _mm512_loadu_si512(from), store |to: *mut __m512i, v| _mm512_storeu_si512(to, v),
-    load_first |from, len| _mm512_maskz_loadu_epi32(mask(len), from),
-    store_first |to, len, v| _mm512_mask_storeu_epi32(to, mask(len), v)
-}
 
 impl Tiles for ByteQuads {
     type A = u32;
@@ -502,26 +506,6 @@ impl<T: ScalarStep> Dot for ScalarDot<T> {
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-intrinsic_dot! {
-    Word512: i32, i32 => i32, 16 lanes, __m512i, __m512i,
-    zero _mm512_setzero_si512, words |from: *const i32| _mm512_loadu_si512(from.cast()),
-    dot |a: i32, b, sums| _mm512_add_epi32(sums, _mm512_mullo_epi32(_mm512_set1_epi32(a), b)),
-    add _mm512_add_epi32,
-    load |from: *const __m512i| _mm512_loadu_si512(from), store |to: *mut __m512i, v| _mm512_storeu_si512(to, v),
-    load_first |from, len| _mm512_maskz_loadu_epi32(mask(len), from),
-    store_first |to, len, v| _mm512_mask_storeu_epi32(to, mask(len), v)
-}
-#[cfg(target_arch = "x86_64")]
-intrinsic_dot! {
-    Word256: i32, i32 => i32, 8 lanes, __m256i, __m256i,
-    zero _mm256_setzero_si256, words |from: *const i32| _mm256_loadu_si256(from.cast()),
-    dot |a: i32, b, sums| _mm256_add_epi32(sums, _mm256_mullo_epi32(_mm256_set1_epi32(a), b)),
-    add _mm256_add_epi32,
-    load |from: *const __m256i| _mm256_loadu_si256(from), store |to: *mut __m256i, v| _mm256_storeu_si256(to, v),
-    load_first |from, len| _mm256_maskload_epi32(from, mask256(len)),
-    store_first |to, len, v| _mm256_maskstore_epi32(to, mask256(len), v)
-}
 #[cfg(target_arch = "x86_64")]
 intrinsic_dot! {
     Long512: i64, i64 => i64, 8 lanes, __m512i, __m512i,

@@ -4,8 +4,8 @@
 //! 2^64, 8-bit integers with zero points in i32 ([`multiply_bytes`]). The result does not depend on the number of threads.
 //!
 //! Reading order: `tile` (the register tile), `formats` (number formats by level), `pack`, `packed`, `driver` (blocking and
-//! threads), `block` (the order of tiles), `numbers`, `dots` (without packing), this file (operands and batches), `bytes` and
-//! `correction` (8-bit integers), `quantised` (block-quantised weights).
+//! threads), `block` (the order of tiles), `own_rows` (packed right operands), `numbers`, `dots` (without packing), this file
+//! (operands and batches), `bytes` and `correction` (8-bit integers), `quantised` (block-quantised weights).
 
 mod block;
 mod bytes;
@@ -14,6 +14,7 @@ mod dots;
 pub(crate) mod driver;
 pub(crate) mod formats;
 pub(crate) mod numbers;
+mod own_rows;
 pub(crate) mod pack;
 pub(crate) mod packed;
 mod quantised;
@@ -156,15 +157,7 @@ impl<T: Number> PackedLeft<T> {
 impl<T: Number> PackedRight<T> {
     /// Packs `source`, `[inner, cols]`, for use on `isa`. Error: out of memory.
     pub fn new(isa: Isa, source: View<'_, T, 2>, usage: &Usage) -> Result<PackedRight<T>> {
-        let [inner, cols] = source.shape();
-        let panels = T::pack_right(isa, &right_of(&source.batched(), 0), cols, usage)?;
-        Ok(PackedRight {
-            panels,
-            isa,
-            inner,
-            cols,
-            number: PhantomData,
-        })
+        PackedRight::by(isa, source, usage, T::pack_right)
     }
 
     /// Bytes taken.
@@ -180,10 +173,21 @@ impl PackedRight<f32> {
         source: View<'_, T, 2>,
         usage: &Usage,
     ) -> Result<PackedRight<f32>> {
+        PackedRight::by(isa, source, usage, T::pack_narrow)
+    }
+}
+
+impl<T> PackedRight<T> {
+    /// Packs elements of `E` by `pack`, to be multiplied by `T`.
+    fn by<E: Element>(
+        isa: Isa,
+        source: View<'_, E, 2>,
+        usage: &Usage,
+        pack: impl Fn(Isa, &Strided<E>, usize, &Usage) -> Result<AnyPacked>,
+    ) -> Result<PackedRight<T>> {
         let [inner, cols] = source.shape();
-        let panels = T::pack_narrow(isa, &right_of(&source.batched(), 0), cols, usage)?;
         Ok(PackedRight {
-            panels,
+            panels: pack(isa, &right_of(&source.batched(), 0), cols, usage)?,
             isa,
             inner,
             cols,

@@ -1,6 +1,6 @@
 //! 512-bit vectors of x86-64-v4.
 
-use std::arch::x86_64::*;
+use std::arch::{asm, x86_64::*};
 
 use half::f16;
 
@@ -32,6 +32,40 @@ impl Avx512 {
 #[inline(always)]
 fn first(len: usize) -> __mmask16 {
     ((1u32 << len) - 1) as __mmask16
+}
+
+/// The numbers of `low`, then those of `high`, as bf16. Not the intrinsic, which would not be inlined where the level does not
+/// promise the instruction.
+///
+/// # Safety
+/// The processor must have AVX-512 BF16.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn join_brains(low: __m512, high: __m512) -> __m512 {
+    let joined;
+    // SAFETY: the instruction exists and touches registers only.
+    unsafe {
+        asm!("vcvtne2ps2bf16 {joined}, {high}, {low}",
+            joined = lateout(zmm_reg) joined, high = in(zmm_reg) high, low = in(zmm_reg) low,
+            options(pure, nomem, nostack, preserves_flags));
+    }
+    joined
+}
+
+/// Numbers as bf16.
+///
+/// # Safety
+/// As [`join_brains`].
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn brains(v: __m512) -> __m256i {
+    let narrow;
+    // SAFETY: as above.
+    unsafe {
+        asm!("vcvtneps2bf16 {narrow}, {v}", narrow = lateout(ymm_reg) narrow, v = in(zmm_reg) v,
+            options(pure, nomem, nostack, preserves_flags));
+    }
+    narrow
 }
 
 /// The lower and the upper halves of each 128 bits, lanes interleaved.
@@ -273,6 +307,26 @@ impl Simd for Avx512 {
     fn end_streaming(self) {
         // SAFETY: SSE is part of the baseline.
         unsafe { _mm_sfence() }
+    }
+    #[inline(always)]
+    unsafe fn pair_bf16(self, even: Self::F, odd: Self::F) -> Self::F {
+        // SAFETY: the caller's contract; the token proves the features. Word `i` of the first half goes beside that of the second.
+        unsafe {
+            let joined = _mm512_castps_si512(self.join_bf16(even, odd));
+            let lower = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(joined));
+            let upper = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64::<1>(joined));
+            _mm512_castsi512_ps(_mm512_or_si512(lower, _mm512_slli_epi32::<16>(upper)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn join_bf16(self, low: Self::F, high: Self::F) -> Self::F {
+        // SAFETY: the caller's contract; the token proves the features.
+        unsafe { join_brains(low, high) }
+    }
+    #[inline(always)]
+    unsafe fn store_brains(self, to: *mut u16, v: Self::F) {
+        // SAFETY: as above.
+        unsafe { _mm256_storeu_si256(to.cast(), brains(v)) }
     }
     #[inline(always)]
     fn unzip(self, a: Self::F, b: Self::F) -> (Self::F, Self::F) {

@@ -230,10 +230,35 @@ pub trait Simd: Copy + Send + Sync + 'static {
     }
 
     /// In each lane the bits of two bf16: `even` in the lower half, `odd` in the upper one.
+    ///
+    /// # Safety
+    /// Only where the processor multiplies bf16 ([`crate::isa::Isa::bf16`]): subnormals may become zero, as they count there.
     #[inline(always)]
-    fn pair_bf16(self, even: Self::F, odd: Self::F) -> Self::F {
+    unsafe fn pair_bf16(self, even: Self::F, odd: Self::F) -> Self::F {
         let upper = self.shl::<16>(self.narrow_bf16(odd));
         self.float_of_bits(self.or(self.narrow_bf16(even), upper))
+    }
+
+    /// The numbers of `low`, then those of `high`, as bf16, two in each lane.
+    ///
+    /// # Safety
+    /// As [`Simd::pair_bf16`].
+    #[inline(always)]
+    unsafe fn join_bf16(self, low: Self::F, high: Self::F) -> Self::F {
+        let (even, odd) = self.unzip(low, high);
+        // SAFETY: passed on.
+        unsafe { self.pair_bf16(even, odd) }
+    }
+
+    /// Stores numbers as bf16.
+    ///
+    /// # Safety
+    /// As [`Simd::pair_bf16`], and there must be room for a vector of them.
+    #[inline(always)]
+    unsafe fn store_brains(self, to: *mut u16, v: Self::F) {
+        let narrow = self.narrow_bf16(v);
+        // SAFETY: the caller's contract.
+        unsafe { self.store_u16(to, narrow) }
     }
 }
 
