@@ -134,7 +134,7 @@ pub enum Dim {
 
 impl From<i64> for Dim {
     fn from(v: i64) -> Self {
-        Dim::Const(v)
+        Dim::Const(bounded(v))
     }
 }
 
@@ -185,9 +185,7 @@ impl Dim {
         let mut merged: Vec<Term> = Vec::with_capacity(terms.len());
         for t in terms {
             match merged.last_mut() {
-                Some(last) if last.factors == t.factors => {
-                    last.coef = last.coef.saturating_add(t.coef)
-                }
+                Some(last) if last.factors == t.factors => last.coef = sum(last.coef, t.coef),
                 _ => merged.push(t),
             }
         }
@@ -562,11 +560,24 @@ impl Atom {
     }
 }
 
+/// Numbers end where their negatives do, so that subtracting is adding the negative.
+fn bounded(v: i64) -> i64 {
+    v.max(-i64::MAX)
+}
+
+fn sum(a: i64, b: i64) -> i64 {
+    bounded(a.saturating_add(b))
+}
+
+fn product(a: i64, b: i64) -> i64 {
+    bounded(a.saturating_mul(b))
+}
+
 impl std::ops::Add for Dim {
     type Output = Dim;
     fn add(self, rhs: Dim) -> Dim {
         match (&self, &rhs) {
-            (Dim::Const(a), Dim::Const(b)) => Dim::Const(a.saturating_add(*b)),
+            (Dim::Const(a), Dim::Const(b)) => Dim::Const(sum(*a, *b)),
             _ => Dim::from_terms([self.terms(), rhs.terms()].concat()),
         }
     }
@@ -605,7 +616,7 @@ impl std::ops::Mul for Dim {
     type Output = Dim;
     fn mul(self, rhs: Dim) -> Dim {
         if let (Dim::Const(a), Dim::Const(b)) = (&self, &rhs) {
-            return Dim::Const(a.saturating_mul(*b));
+            return Dim::Const(product(*a, *b));
         }
         let mut terms = vec![];
         for a in self.terms() {
@@ -614,7 +625,7 @@ impl std::ops::Mul for Dim {
                 factors.sort();
                 terms.push(Term {
                     factors,
-                    coef: a.coef.saturating_mul(b.coef),
+                    coef: product(a.coef, b.coef),
                 });
             }
         }
