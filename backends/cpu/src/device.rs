@@ -10,7 +10,7 @@ use bytes::Bytes;
 use cupola_backend::{BackendError, Buffer, BufferRange, Command, Device, Launch, Memory, Result};
 use std::any::Any;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 /// Memory of the host.
 pub struct CpuMemory {
@@ -249,15 +249,8 @@ impl CpuDevice {
         if side_by_side(&chains, self.pool.threads()) > alone {
             return launches.iter().try_for_each(|launch| self.launch(launch));
         }
-        let failed = Mutex::new(None);
-        self.pool.run(launches.len(), |at| {
-            if let Err(e) = self.launch(&launches[at]) {
-                let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
-                failed.get_or_insert(e);
-            }
-        });
-        let failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
-        failed.map_or(Ok(()), Err)
+        self.context()
+            .try_run(launches.len(), |at| self.launch(&launches[at]))
     }
 }
 

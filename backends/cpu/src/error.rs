@@ -36,4 +36,4 @@ pub enum Error {
 }
 
 /// Result with the crate's [`Error`].
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -1,7 +1,7 @@
 //! Library units: from strided views of buffers to calls of the kernels in [`crate::library`].
 //!
-//! Reading order: this file, `operand` (views with addresses), `epilogue` (generated code per finished part) and `tail` (none needed), then one
-//! file per op; `packed` and `blocks` belong to `contract`.
+//! Reading order: this file, `operand` (views with addresses), `epilogue` (generated code per finished part) and `tail` (none
+//! needed), then one file per op; `packed` and `blocks` belong to `contract`.
 #![allow(unsafe_code)]
 
 mod attention;

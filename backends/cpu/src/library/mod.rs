@@ -47,7 +47,11 @@ pub struct Context<'a> {
 
 impl Context<'_> {
     /// As [`Pool::run`], for work that can fail: returns one of the errors, and begins no further chunk after one.
-    pub fn try_run<F: Fn(usize) -> Result<()> + Sync>(&self, chunks: usize, work: F) -> Result<()> {
+    pub fn try_run<E: Send>(
+        &self,
+        chunks: usize,
+        work: impl Fn(usize) -> Result<(), E> + Sync,
+    ) -> Result<(), E> {
         let failed = AtomicBool::new(false);
         let error = Mutex::new(None);
         self.pool.run(chunks, |chunk| {
