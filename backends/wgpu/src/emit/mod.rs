@@ -7,8 +7,11 @@
 //! accumulator 1 of phase 0. Expressions that depend on the parallel axes alone are computed once, outside the loops
 //! of the phases; all others where they are used. Index arithmetic is in 32 bits, which the launch checks to be enough.
 //!
-//! Reading order: this file, `phase` (loops and stores), `expr` (index and element expressions), `scalar`, `prelude`.
+//! Reading order: this file, `phase` (loops and stores), `expr` (index and element expressions), `scalar`, `prelude`,
+//! `double` and `double_functions` (64-bit floats).
 
+mod double;
+mod double_functions;
 mod expr;
 mod phase;
 mod prelude;
@@ -157,7 +160,7 @@ struct Writer<'k> {
 /// number on a fault. Parameters are those of [`param_words`].
 ///
 /// # Errors
-/// What WGSL kernels lack: 64-bit floats, strings, block types.
+/// What WGSL kernels lack: strings, block types.
 pub fn emit(kernel: &Kernel, variant: Variant) -> Result<Shader, EmitError> {
     let mut writer = Writer::new(kernel, variant, false);
     writer.entry_point()?;
@@ -303,6 +306,9 @@ impl<'k> Writer<'k> {
                     sums |= store.kind == StoreKind::AtomicAdd;
                     words |= self.in_words(position);
                 }
+            }
+            if sums && element == Element::F64 {
+                return Err(EmitError("sums of f64 from many threads".to_owned()));
             }
             let stores = match (sums, words) {
                 (true, _) => Stores::Sums,

@@ -305,6 +305,7 @@ impl Writer<'_> {
         let extreme = |largest: bool| -> u64 {
             match dtype.class() {
                 Class::Float => match dtype {
+                    DType::F64 => 0x7ff0_0000_0000_0000 | u64::from(!largest) << 63,
                     DType::F32 => 0x7f80_0000 | u64::from(!largest) << 31,
                     DType::F16 => 0x7c00 | u64::from(!largest) << 15,
                     DType::BF16 => 0x7f80 | u64::from(!largest) << 15,
@@ -323,6 +324,7 @@ impl Writer<'_> {
                 self.literal(dtype, 0)
             }
             AccumKind::Prod => match dtype {
+                DType::F64 => self.literal(dtype, 1f64.to_bits()),
                 DType::F32 => self.literal(dtype, u64::from(1f32.to_bits())),
                 DType::F16 => self.literal(dtype, 0x3c00),
                 DType::BF16 => self.literal(dtype, 0x3f80),
@@ -351,7 +353,11 @@ impl Writer<'_> {
             };
             Ok(match dtype.is_float() {
                 true => {
-                    let (a, b) = (self.call("is_nan", &[a]), self.call("is_nan", &[b]));
+                    let is_nan = match dtype {
+                        DType::F64 => "is_nan_f64",
+                        _ => "is_nan",
+                    };
+                    let (a, b) = (self.call(is_nan, &[a]), self.call(is_nan, &[b]));
                     format!("({a} && !{b}) || {order}")
                 }
                 false => order,
