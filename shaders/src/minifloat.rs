@@ -43,7 +43,7 @@ fn format_of(element: Element) -> Format {
 /// Powers of two are rounded up; what has no code becomes the nearest when saturating, otherwise NaN.
 const POWER_OF_TWO: &str = "fn f8e8m0_value(code: u32) -> f32 {
     if code == 255u {
-        return bitcast<f32>(0x7f400000u + code);
+        return bitcast<f32>(0x7fc00000u + code);
     }
     return bitcast<f32>(select(code << 23u, 0x400000u, code == 0u));
 }

@@ -10,11 +10,13 @@ use cupola_backend::{
 use cupola_ir::kernel::{Kernel, Unit};
 use cupola_ir::target::Target;
 use cupola_ir::{DType, Scalar};
+use cupola_shaders::Shader;
+use cupola_shaders::shader::LAUNCH;
 use rustc_hash::FxHashMap;
 
 use crate::adapter::Adapter;
 use crate::device::buffer::Download;
-use crate::device::pipeline::{KernelSource, ParamSpace, Trust};
+use crate::device::pipeline::ParamSpace;
 use crate::device::{
     Bindings, Command, DeviceOptions, Dispatch, GpuBuffer, GpuDevice, Pipeline, STORAGE_ALIGNMENT,
     fold_groups,
@@ -187,15 +189,40 @@ enum Work {
 struct Prepared {
     steps: Vec<PreparedStep>,
     scratch: Vec<u64>,
-    /// The last buffer of the last step is the fault word, and its launch number is parameter 1.
-    faults: bool,
 }
 
 struct PreparedStep {
     pipeline: Arc<Pipeline>,
     places: Vec<Place>,
     params: Vec<u32>,
+    /// Parameter word that takes the launch number, if the kernel reports faults.
+    launch: Option<usize>,
     groups: [u32; 3],
+}
+
+impl PreparedStep {
+    /// A kernel that reports faults has a buffer for them, which is the device's, and a parameter for its number.
+    fn new(
+        gpu: &GpuDevice,
+        shader: &Shader,
+        mut places: Vec<Place>,
+        params: Vec<u32>,
+        groups: u64,
+    ) -> Result<Self, Error> {
+        let word = shader.fault_word();
+        let launch = word.and_then(|at| {
+            places.resize(shader.bindings.len(), Place::Faults);
+            places[at] = Place::Faults;
+            shader.word_at(LAUNCH)
+        });
+        Ok(Self {
+            pipeline: gpu.pipeline(&kernel_source(shader, gpu.features()))?,
+            places,
+            params,
+            launch,
+            groups: fold_groups(groups, gpu.limits().groups_per_axis)?,
+        })
+    }
 }
 
 /// A dispatch with its buffers.
@@ -282,12 +309,10 @@ impl WgpuExecutable {
                 reason: format!("size {at} is not given"),
             },
         })?;
-        let faults = emit::can_fault(kernel);
         if bound.groups == 0 {
             return Ok(Prepared {
                 steps: Vec::new(),
                 scratch: Vec::new(),
-                faults: false,
             });
         }
         let Bound {
@@ -300,17 +325,16 @@ impl WgpuExecutable {
                 label: self.name.to_string(),
                 message: error.0,
             })?;
-        let pipeline = gpu.pipeline(&kernel_source(&shader, gpu.features()))?;
-        let step = PreparedStep {
-            pipeline,
-            places: (0..kernel.buffers.len()).map(Place::Argument).collect(),
-            params: emit::param_words(kernel, positions, 0, sizes),
-            groups: fold_groups(groups, gpu.limits().groups_per_axis)?,
-        };
+        let step = PreparedStep::new(
+            gpu,
+            &shader,
+            (0..kernel.buffers.len()).map(Place::Argument).collect(),
+            emit::param_words(kernel, positions, 0, sizes),
+            groups,
+        )?;
         Ok(Prepared {
             steps: vec![step],
             scratch: Vec::new(),
-            faults,
         })
     }
 }
@@ -352,7 +376,7 @@ fn prepare_library(
     let program = library.plan(sizes, &gpu.model())?;
     let epilogue = library
         .epilogue_kernel()
-        .map_or(Vec::new(), |kernel| emit::size_words(kernel, sizes));
+        .map_or(Vec::new(), |kernel| emit::epilogue_words(kernel, sizes));
     let mut steps = Vec::new();
     for (mut call, places) in program.steps {
         if call.groups == 0 {
@@ -363,19 +387,18 @@ fn prepare_library(
                 binding.share();
             }
         }
-        let source: KernelSource = kernel_source(&call.shader, gpu.features());
-        debug_assert_eq!(source.trust, Trust::Generated);
-        steps.push(PreparedStep {
-            pipeline: gpu.pipeline(&source)?,
+        let params = call.params_with(&epilogue);
+        steps.push(PreparedStep::new(
+            gpu,
+            &call.shader,
             places,
-            params: call.params_with(&epilogue),
-            groups: call.folded(gpu.limits().groups_per_axis)?,
-        });
+            params,
+            call.groups,
+        )?);
     }
     Ok(Prepared {
         steps,
         scratch: program.scratch,
-        faults: false,
     })
 }
 
@@ -436,6 +459,7 @@ impl WgpuDevice {
             for place in &step.places {
                 bound.push(match *place {
                     Place::Scratch(at) => scratch[at].whole(),
+                    Place::Faults => self.faults.whole(),
                     Place::Argument(at) => {
                         let range = launch.buffers.get(at).ok_or_else(|| BackendError::Device {
                             device: self.name.clone(),
@@ -449,9 +473,8 @@ impl WgpuDevice {
                 });
             }
             let mut params = step.params.clone();
-            if prepared.faults {
-                bound.push(self.faults.whole());
-                params[1] = self.number(&executable.name);
+            if let Some(at) = step.launch {
+                params[at] = self.number(&executable.name);
             }
             let bindings = self
                 .gpu
@@ -462,7 +485,7 @@ impl WgpuDevice {
                 bindings,
                 params,
                 groups: step.groups,
-                faults: prepared.faults,
+                faults: step.launch.is_some(),
             }));
         }
         Ok(())

@@ -235,7 +235,7 @@ fn assert_near(got: &Tensor, want: &Tensor, units: f64, operands: &[&[f64]], wha
     for (at, (&got, &want)) in got.iter().zip(&want).enumerate() {
         let arguments: Vec<f64> = operands.iter().map(|x| x[at]).collect();
         let off = distance(got, want);
-        assert!(off <= units, "{what} of {arguments:e?} is {got:e}, should be {want:e} ({off} units)");
+        assert!(off <= units, "{what} of {arguments:?} is {got:e}, should be {want:e} ({off} units)");
     }
 }
 
@@ -255,6 +255,9 @@ fn functions_are_within_a_few_units() {
         Exp, Expm1, Log, Log1p, Sin, Cos, Tan, Asin, Acos, Atan, Sinh, Cosh, Tanh, Asinh, Acosh,
         Atanh, Erf, Sigmoid,
     ] {
+        // The host's own inverse hyperbolic functions overflow beyond.
+        let usable = |x: &&f64| !matches!(f, Asinh | Acosh) || x.abs() < 1e150 || x.is_infinite();
+        let x: Vec<f64> = x.iter().filter(usable).copied().collect();
         let (got, want) = applied(&backend, f, &[&tensor(&x)]);
         let units = match f {
             Exp | Log | Sin | Cos | Atan | Erf => 2.0,

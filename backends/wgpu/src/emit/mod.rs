@@ -22,7 +22,7 @@ use cupola_ir::kernel::{
     Access, Expr, ExprId, Extent, Index, Item, Kernel, Phase, Store, StoreKind,
 };
 use cupola_ir::scalar::Scalar;
-use cupola_shaders::shader::Param;
+use cupola_shaders::shader::{FAULTS, LAUNCH, Param};
 use cupola_shaders::{Access as BindingAccess, Binding, Element, Epilogue, Shader, Stores, Width};
 use rustc_hash::FxHashSet;
 
@@ -118,14 +118,26 @@ pub fn param_words(kernel: &Kernel, positions: u32, launch: u32, sizes: &[i64]) 
     words
 }
 
-/// The words for the sizes alone, as [`emit_epilogue`] wants them after the library kernel's own.
-pub fn size_words(kernel: &Kernel, sizes: &[i64]) -> Vec<u32> {
+/// The words for the sizes alone.
+fn size_words(kernel: &Kernel, sizes: &[i64]) -> Vec<u32> {
     let mut words: Vec<u32> = sizes.iter().map(|&size| size as u32).collect();
     words.extend(
         long_sizes(kernel)
             .iter()
             .map(|&at| (sizes[at as usize] >> 32) as u32),
     );
+    words
+}
+
+/// The buffer that faults are reported to.
+fn faults() -> Binding {
+    Binding::write_as(FAULTS, Element::U32, Stores::Sums)
+}
+
+/// The words of an epilogue, as [`emit_epilogue`] names them: those of the sizes, then the launch number if it can fault.
+pub fn epilogue_words(kernel: &Kernel, sizes: &[i64]) -> Vec<u32> {
+    let mut words = size_words(kernel, sizes);
+    words.extend(can_fault(kernel).then_some(0));
     words
 }
 
@@ -166,9 +178,9 @@ pub fn emit(kernel: &Kernel, variant: Variant) -> Result<Shader, EmitError> {
     writer.entry_point()?;
     let mut bindings = writer.bindings()?;
     if can_fault(kernel) {
-        bindings.push(Binding::write_as("faults", Element::U32, Stores::Sums));
+        bindings.push(faults());
     }
-    let names = ["positions", "launch"]
+    let names = ["positions", LAUNCH]
         .map(str::to_owned)
         .into_iter()
         .chain(size_params(kernel));
@@ -192,17 +204,14 @@ pub fn emit(kernel: &Kernel, variant: Variant) -> Result<Shader, EmitError> {
 /// An elementwise kernel as the epilogue of a library kernel whose result elements have `value_type` (`f32`, `i32` or
 /// `u32`) and whose result, dense and in row-major order, has the kernel's parallel axes. Buffer 0 is the element in hand,
 /// buffer 1 the library kernel's `out`. The elements whose helpers it calls come with it. Its parameters are those of
-/// [`size_words`].
+/// [`epilogue_words`]. If it can fault, its last buffer is the word for that.
 ///
 /// # Errors
-/// As [`emit`], and for a kernel that is not elementwise or can fault.
+/// As [`emit`], and for a kernel that is not elementwise.
 pub fn emit_epilogue(
     kernel: &Kernel,
     value_type: &str,
 ) -> Result<(Epilogue, Vec<Element>), EmitError> {
-    if can_fault(kernel) {
-        return Err(EmitError("an epilogue that can fault".to_owned()));
-    }
     let variant = Variant {
         mapping: Mapping::Threads { lanes: 1 },
         words: 0,
@@ -210,13 +219,18 @@ pub fn emit_epilogue(
     };
     let mut writer = Writer::new(kernel, variant, true);
     writer.epilogue_function(value_type)?;
-    let bindings = writer.bindings()?.into_iter().skip(2).collect();
+    let mut bindings: Vec<Binding> = writer.bindings()?.into_iter().skip(2).collect();
+    let mut params = size_params(kernel);
+    if can_fault(kernel) {
+        bindings.push(faults());
+        params.push(LAUNCH.to_owned());
+    }
     let (helpers, code) = writer.finish();
     Ok((
         Epilogue {
             code,
             bindings,
-            params: size_params(kernel),
+            params,
         },
         helpers,
     ))

@@ -52,6 +52,8 @@ pub enum Place {
     Argument(usize),
     /// Scratch memory of the program, by position.
     Scratch(usize),
+    /// The device's word for faults.
+    Faults,
 }
 
 /// Several dispatches in order, with memory of their own between them.

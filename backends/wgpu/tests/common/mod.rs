@@ -238,6 +238,7 @@ pub fn run_program(
                 .map(|place| match place {
                     Place::Argument(n) => held[*n].whole(),
                     Place::Scratch(n) => scratch[*n].whole(),
+                    Place::Faults => panic!("nothing here reports faults"),
                 })
                 .collect();
             let bindings = device.bind(&pipeline, &ranges).expect("binds");
