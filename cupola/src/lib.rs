@@ -77,6 +77,7 @@ mod error;
 mod model;
 mod profile;
 mod runner;
+pub mod suite;
 mod tools;
 
 pub use artifact::Artifact;
