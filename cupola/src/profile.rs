@@ -184,6 +184,53 @@ pub fn profile(
     Ok(Some(evaluate(&program, &recording, plain, rates)))
 }
 
+/// Times of single runs.
+#[derive(Clone, Debug, Default)]
+pub struct Timings {
+    /// Whole runs: inputs from the host, outputs to the host.
+    pub runs: Vec<Duration>,
+    /// Kernels of as many other runs, added up; by the device's clock where it has one.
+    pub kernels: Vec<Duration>,
+    /// Kernels in a run.
+    pub launches: usize,
+}
+
+/// Times a session for about `time`, three runs of each kind at least and `most` at most, after one that is not noted.
+/// `None` for the reference device, which has no kernels.
+///
+/// # Errors
+/// What a run finds.
+pub fn timings(
+    session: &mut Session,
+    inputs: &BTreeMap<String, Value>,
+    time: Duration,
+    most: usize,
+) -> Result<Option<Timings>> {
+    const LEAST: usize = 3;
+    let program = session.program().clone();
+    if program.compiled().is_none() {
+        return Ok(None);
+    }
+    run(session, inputs)?;
+    let start = Instant::now();
+    let mut found = Timings::default();
+    while found.runs.len() < LEAST || (found.runs.len() < most && start.elapsed() < time) {
+        let (plain, recording) = sample(session, inputs, 1)?;
+        let each = times(&recording);
+        let plans = program.plans();
+        let launches = each
+            .iter()
+            .filter(|((plan, step), _)| {
+                matches!(plans[plan].plan.steps[*step], Step::Launch { .. })
+            })
+            .map(|(_, figures)| figures);
+        found.launches = launches.clone().map(|(calls, _)| calls).sum();
+        found.kernels.push(launches.map(|(_, time)| *time).sum());
+        found.runs.extend(plain);
+    }
+    Ok(Some(found))
+}
+
 /// Times of runs that are not recorded, and a recording of as many in between.
 fn sample(
     session: &mut Session,
