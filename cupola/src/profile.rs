@@ -195,7 +195,8 @@ pub struct Timings {
     pub launches: usize,
 }
 
-/// Times a session for about `time`, three runs of each kind at least and `most` at most, after one that is not noted.
+/// Times a session for about `time`, after one run that is not noted: at most `most` runs of each kind, and at least three
+/// unless they take much longer.
 /// `None` for the reference device, which has no kernels.
 ///
 /// # Errors
@@ -206,7 +207,6 @@ pub fn timings(
     time: Duration,
     most: usize,
 ) -> Result<Option<Timings>> {
-    const LEAST: usize = 3;
     let program = session.program().clone();
     if program.compiled().is_none() {
         return Ok(None);
@@ -214,7 +214,8 @@ pub fn timings(
     run(session, inputs)?;
     let start = Instant::now();
     let mut found = Timings::default();
-    while found.runs.len() < LEAST || (found.runs.len() < most && start.elapsed() < time) {
+    let mut go_on = true;
+    while go_on {
         let (plain, recording) = sample(session, inputs, 1)?;
         let each = times(&recording);
         let plans = program.plans();
@@ -227,6 +228,8 @@ pub fn timings(
         found.launches = launches.clone().map(|(calls, _)| calls).sum();
         found.kernels.push(launches.map(|(_, time)| *time).sum());
         found.runs.extend(plain);
+        let patience = if found.runs.len() < 3 { 8 * time } else { time };
+        go_on = found.runs.len() < most && start.elapsed() < patience;
     }
     Ok(Some(found))
 }

@@ -183,7 +183,7 @@ impl<'a> Bench<'a> {
     fn copy(&self) -> Result<f64, Error> {
         let limits = self.gpu.limits();
         let most = COPIED.min(limits.binding_size).min(limits.buffer_size / 2);
-        let mut size = most / 16 & !0xffff;
+        let mut size = (most / 16) & !0xffff;
         let mut rate = self.copy_of(size)?;
         // A slow device shows its rate at once; a fast one has to leave its caches.
         while size < most && size as f64 / rate < ROUND.as_secs_f64() {

@@ -45,7 +45,7 @@ fn colour(position: usize) -> String {
 }
 
 /// Names of a group's cases in the order in which they were measured.
-fn names<'a>(all: &'a [(String, Results)], group: Group) -> Vec<&'a str> {
+fn names(all: &[(String, Results)], group: Group) -> Vec<&str> {
     let mut names: Vec<&str> = vec![];
     let rows = all.iter().flat_map(|(_, r)| &r.rows);
     for row in rows.filter(|row| row.group == group.name()) {
