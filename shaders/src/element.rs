@@ -217,9 +217,12 @@ impl Binding {
             Element::F32 | Element::I32 if self.atomic() => {
                 format!("bitcast<{value_type}>({})", word("i".to_owned()))
             }
-            Element::F32 | Element::I32 | Element::U32 | Element::I64 | Element::U64 | Element::F64 => {
-                word("i".to_owned())
-            }
+            Element::F32
+            | Element::I32
+            | Element::U32
+            | Element::I64
+            | Element::U64
+            | Element::F64 => word("i".to_owned()),
             Element::F16 => {
                 let (word, shift) = packed();
                 format!("unpack2x16float({word} >> ({shift})).x")
@@ -232,7 +235,8 @@ impl Binding {
             | Element::F8E4M3Fnuz
             | Element::F8E5M2
             | Element::F8E5M2Fnuz
-            | Element::F4E2M1 | Element::F8E8M0 => {
+            | Element::F4E2M1
+            | Element::F8E8M0 => {
                 let (word, shift) = packed();
                 format!(
                     "{}_value(extractBits({word}, {shift}, {bits}u))",
@@ -288,14 +292,16 @@ impl Binding {
             | Element::F8E4M3Fnuz
             | Element::F8E5M2
             | Element::F8E5M2Fnuz
-            | Element::F4E2M1 | Element::F8E8M0
+            | Element::F4E2M1
+            | Element::F8E8M0
             | Element::I4
             | Element::U4
             | Element::I2
             | Element::U2
             | Element::Bool
             | Element::I64
-            | Element::U64 | Element::F64 => unreachable!("bug: {element:?} elements are loaded one by one"),
+            | Element::U64
+            | Element::F64 => unreachable!("bug: {element:?} elements are loaded one by one"),
         };
         format!("fn load4_{name}(i: u32) -> {type4} {{ {body} }}\n")
     }
@@ -524,7 +530,8 @@ impl Element {
             | Self::F8E4M3Fnuz
             | Self::F8E5M2
             | Self::F8E5M2Fnuz
-            | Self::F4E2M1 | Self::F8E8M0 => "f32",
+            | Self::F4E2M1
+            | Self::F8E8M0 => "f32",
             Self::I32 | Self::I16 | Self::I8 | Self::I4 | Self::I2 => "i32",
             Self::U32 | Self::U16 | Self::U8 | Self::U4 | Self::U2 => "u32",
             Self::Bool => "bool",
@@ -564,7 +571,12 @@ impl Element {
             Self::F32 | Self::I32 => "bitcast<u32>(value)".to_owned(),
             Self::U32 | Self::I64 | Self::U64 | Self::F64 => "value".to_owned(),
             Self::F16 | Self::Bf16 => format!("{}_bits(value)", self.name()),
-            Self::F8E4M3Fn | Self::F8E4M3Fnuz | Self::F8E5M2 | Self::F8E5M2Fnuz | Self::F4E2M1 | Self::F8E8M0 => {
+            Self::F8E4M3Fn
+            | Self::F8E4M3Fnuz
+            | Self::F8E5M2
+            | Self::F8E5M2Fnuz
+            | Self::F4E2M1
+            | Self::F8E8M0 => {
                 format!("{}_bits(value, false)", self.name())
             }
             Self::I16 | Self::I8 | Self::I4 | Self::I2 => {
@@ -580,7 +592,12 @@ impl Element {
         match self {
             Self::F16 => format!("unpack2x16float({bits}).x"),
             Self::Bf16 => format!("bitcast<f32>({bits} << 16u)"),
-            Self::F8E4M3Fn | Self::F8E4M3Fnuz | Self::F8E5M2 | Self::F8E5M2Fnuz | Self::F4E2M1 | Self::F8E8M0 => {
+            Self::F8E4M3Fn
+            | Self::F8E4M3Fnuz
+            | Self::F8E5M2
+            | Self::F8E5M2Fnuz
+            | Self::F4E2M1
+            | Self::F8E8M0 => {
                 format!("{}_value({bits})", self.name())
             }
             Self::I16 | Self::I8 | Self::I4 | Self::I2 => {
@@ -599,9 +616,12 @@ impl Element {
         match self {
             Self::F16 => F16_BITS.to_owned(),
             Self::Bf16 => BF16_BITS.to_owned(),
-            Self::F8E4M3Fn | Self::F8E4M3Fnuz | Self::F8E5M2 | Self::F8E5M2Fnuz | Self::F4E2M1 | Self::F8E8M0 => {
-                minifloat::helpers(self)
-            }
+            Self::F8E4M3Fn
+            | Self::F8E4M3Fnuz
+            | Self::F8E5M2
+            | Self::F8E5M2Fnuz
+            | Self::F4E2M1
+            | Self::F8E8M0 => minifloat::helpers(self),
             Self::F32
             | Self::I32
             | Self::U32
@@ -615,7 +635,8 @@ impl Element {
             | Self::U2
             | Self::Bool
             | Self::I64
-            | Self::U64 | Self::F64 => String::new(),
+            | Self::U64
+            | Self::F64 => String::new(),
         }
     }
 }

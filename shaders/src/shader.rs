@@ -109,7 +109,7 @@ impl Extension {
 }
 
 /// A kernel.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Shader {
     /// Name for messages and traces.
     pub label: String,

@@ -5,6 +5,7 @@ mod common;
 
 use std::sync::Arc;
 
+use common::units::{backends, buffer, elementwise, kernel, load, set};
 use cupola_backend::testing::run;
 use cupola_backend::{Backend, BackendError, BufferRange, Command, Launch};
 use cupola_ir::convert::{Lanes, encode, lanes};
@@ -12,7 +13,6 @@ use cupola_ir::eval::scalar;
 use cupola_ir::kernel::*;
 use cupola_ir::{DType, Scalar, Tensor};
 use cupola_wgpu::WgpuBackend;
-use common::units::{backends, buffer, elementwise, kernel, load, set};
 
 /// Names of generated values never hide those of WGSL's types, however many there are.
 #[test]
@@ -1253,7 +1253,7 @@ fn too_large_launches_are_refused() {
         matches!(result, Err(BackendError::Device { .. })),
         "{result:?}"
     );
-    let unit = elementwise(&[DType::F64], DType::F64, |_, v| v[0]);
+    let unit = elementwise(&[DType::String], DType::String, |_, v| v[0]);
     let result = run(&backend, &unit, &[1], &mut [vec![0; 8], vec![0; 8]]);
     assert!(
         matches!(result, Err(BackendError::Unsupported { .. })),

@@ -177,7 +177,7 @@ fn parts_f64(a: vec2<u32>) -> Parts {
 // Bit by bit, with the two behind those that are kept.
 "div_f64" ["is_finite_f64", "is_nan_f64", "is_inf_f64", "is_zero_f64", "parts_f64", "less_u64", "sub_i64", "pack_f64"] "fn div_f64(x: vec2<u32>, y: vec2<u32>) -> vec2<u32> {
     let sign = (x.y ^ y.y) & 0x80000000u;
-    let ends = is_inf_f64(x) && is_inf_f64(y) || is_zero_f64(x) && is_zero_f64(y);
+    let ends = (is_inf_f64(x) && is_inf_f64(y)) || (is_zero_f64(x) && is_zero_f64(y));
     if is_nan_f64(x) || is_nan_f64(y) || ends {
         return f64(NaN);
     }

@@ -236,6 +236,27 @@ pub fn emit_epilogue(
     ))
 }
 
+/// `fn combine(old: V, update: V) -> V` for two elements of a dtype, after all that it calls; and the elements whose helpers
+/// it needs.
+///
+/// # Errors
+/// As [`emit`].
+pub fn combine_function(f: Scalar, dtype: DType) -> Result<(String, Vec<Element>), EmitError> {
+    let (mut helpers, mut elements) = (Vec::new(), Vec::new());
+    let mut code = scalar::Code {
+        helpers: &mut helpers,
+        elements: &mut elements,
+    };
+    let value = code.binary(f, dtype, "old", "update")?;
+    let held = scalar::held(dtype)?.name();
+    let mut text = String::new();
+    prelude::write(&helpers, &mut text);
+    text.push_str(&format!(
+        "fn combine(old: {held}, update: {held}) -> {held} {{\n    return {value};\n}}\n"
+    ));
+    Ok((text, elements))
+}
+
 impl<'k> Writer<'k> {
     fn new(kernel: &'k Kernel, variant: Variant, epilogue: bool) -> Self {
         let mut writer = Self {

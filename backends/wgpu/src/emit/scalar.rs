@@ -434,7 +434,10 @@ impl Code<'_> {
             return Ok(self.to_double(source, x));
         }
         Ok(match (source, target) {
-            (Held::Bool, Held::Float) => format!("select(0.0, 1.0, {x})"),
+            (Held::Bool, Held::Float) => {
+                // Not every format has a zero.
+                self.rounded(to, format!("select(0.0, 1.0, {x})"), saturate)?
+            }
             (Held::Bool, Held::Signed) => self.wrapped(to, format!("select(0, 1, {x})")),
             (Held::Bool, Held::Unsigned) => format!("select(0u, 1u, {x})"),
             (Held::Bool, Held::Signed64 | Held::Unsigned64) => {
@@ -514,10 +517,7 @@ impl Code<'_> {
     /// The same bits as another dtype of equal width.
     pub(super) fn bitcast(&mut self, from: DType, to: DType, x: &str) -> Result<String, EmitError> {
         let (source, target) = (held(from)?, held(to)?);
-        if matches!(
-            source,
-            Held::Signed64 | Held::Unsigned64 | Held::Float64
-        ) {
+        if matches!(source, Held::Signed64 | Held::Unsigned64 | Held::Float64) {
             return Ok(x.to_owned());
         }
         let mask = u32::MAX >> (32 - from.bits() as u32);

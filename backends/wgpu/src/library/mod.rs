@@ -13,6 +13,7 @@ use crate::error::Error;
 pub mod attention;
 pub mod convolution;
 pub mod matmul;
+pub mod scatter;
 pub mod sort;
 pub mod unit;
 
