@@ -21,6 +21,21 @@ fn has_gpu() -> bool {
     std::env::var_os("CUPOLA_TEST_REQUIRE_GPU").is_some()
 }
 
+#[test]
+fn an_unknown_tier_is_one_clear_error() {
+    for command in [&["devices"][..], &["doctor"]] {
+        let out = support::cupola(command)
+            .env("CUPOLA_GPU_TIER", "fast")
+            .output()
+            .expect("cupola starts");
+        assert_eq!(out.status.code(), Some(2));
+        assert_eq!(
+            text(&out.stderr),
+            "error[usage]: CUPOLA_GPU_TIER is 'fast', which is none of base, full, experimental\n"
+        );
+    }
+}
+
 /// The digit that the model reads in a picture.
 fn digit(picture: &str, device: &str) -> String {
     let image = format!("image={picture}");

@@ -4,7 +4,7 @@ use crate::error::{Result, RuntimeError};
 use cupola_backend::Backend;
 use cupola_cpu::CpuBackend;
 use cupola_wgpu::adapter::{AdapterFeatures, AdapterKind, CoopShape, Timestamps};
-use cupola_wgpu::{AdapterList, DeviceOptions, WgpuBackend};
+use cupola_wgpu::{AdapterList, DeviceOptions, Tier, WgpuBackend};
 use std::fmt;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex};
@@ -116,10 +116,11 @@ impl Host {
             return Ok(b.clone());
         }
         let device = DeviceSpec::Gpu(position).to_string();
+        let options = gpu_options()?;
         let adapters = AdapterList::enumerate();
         let opened = adapters
             .get(position)
-            .and_then(|a| WgpuBackend::open(a, &DeviceOptions::default(), &device));
+            .and_then(|a| WgpuBackend::open(a, &options, &device));
         let backend: Arc<dyn Backend> = match opened {
             Ok(b) => Arc::new(b),
             Err(e) => {
@@ -132,6 +133,15 @@ impl Host {
         open.push((position, backend.clone()));
         Ok(backend)
     }
+}
+
+/// How GPUs are opened: the one place that reads `CUPOLA_GPU_TIER`.
+fn gpu_options() -> Result<DeviceOptions> {
+    let tier = Tier::from_environment().map_err(|e| RuntimeError::Setting(e.to_string()))?;
+    Ok(DeviceOptions {
+        tier,
+        ..DeviceOptions::default()
+    })
 }
 
 /// A device of this host and what is known of it.
@@ -172,7 +182,11 @@ pub fn processor() -> DeviceInfo {
 }
 
 /// The CPU and every GPU adapter.
-pub fn list_devices() -> Vec<DeviceInfo> {
+///
+/// # Errors
+/// [`RuntimeError::Setting`] where `CUPOLA_GPU_TIER` names no tier.
+pub fn list_devices() -> Result<Vec<DeviceInfo>> {
+    let options = gpu_options()?;
     let adapters = AdapterList::enumerate();
     let gpus = adapters.adapters().iter().map(|a| {
         let f = a.facts();
@@ -200,10 +214,7 @@ pub fn list_devices() -> Vec<DeviceInfo> {
             ),
             ("features".into(), features(&f.features)),
             ("matrix units".into(), matrix_units(&f.features)),
-            (
-                "kernel tier".into(),
-                format!("{:?}", DeviceOptions::default().tier).to_lowercase(),
-            ),
+            ("kernel tier".into(), options.tier.name().to_string()),
             (
                 "refused".into(),
                 f.refusal.clone().unwrap_or_else(|| "no".into()),
@@ -215,7 +226,7 @@ pub fn list_devices() -> Vec<DeviceInfo> {
             facts,
         }
     });
-    std::iter::once(processor()).chain(gpus).collect()
+    Ok(std::iter::once(processor()).chain(gpus).collect())
 }
 
 fn vector_level(isa: cupola_cpu::isa::Isa) -> String {

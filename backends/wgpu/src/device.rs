@@ -33,11 +33,49 @@ pub enum Tier {
     /// WebGPU's default limits and no optional feature: what a browser or the weakest driver gives.
     Base,
     /// All limits and all stable features that the adapter offers.
-    #[default]
     Full,
     /// As `Full`, and the experimental cooperative matrices. wgpu does not promise that kernels using them are free of
     /// undefined behaviour; if the driver refuses or fails, the device is opened as `Full`.
+    #[default]
     Experimental,
+}
+
+/// The environment variable that names a [`Tier`].
+const TIER_VARIABLE: &str = "CUPOLA_GPU_TIER";
+
+impl Tier {
+    /// Every tier, the least first.
+    pub const ALL: [Self; 3] = [Self::Base, Self::Full, Self::Experimental];
+
+    /// Lower-case name, as in `CUPOLA_GPU_TIER`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Base => "base",
+            Self::Full => "full",
+            Self::Experimental => "experimental",
+        }
+    }
+
+    /// The tier that `CUPOLA_GPU_TIER` names; the default where it is unset or empty.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for any other value.
+    pub fn from_environment() -> Result<Self, Error> {
+        match std::env::var_os(TIER_VARIABLE) {
+            None => Ok(Self::default()),
+            Some(value) if value.is_empty() => Ok(Self::default()),
+            Some(value) => Self::named(&value.to_string_lossy()),
+        }
+    }
+
+    fn named(name: &str) -> Result<Self, Error> {
+        let found = Self::ALL.into_iter().find(|tier| tier.name() == name);
+        found.ok_or_else(|| Error::Setting {
+            variable: TIER_VARIABLE,
+            value: name.to_owned(),
+            allowed: Self::ALL.map(Self::name).join(", "),
+        })
+    }
 }
 
 /// wgpu's run-time checks in kernels (index clamping, loop counters).
@@ -360,4 +398,23 @@ fn watch(device: &wgpu::Device) -> Arc<Health> {
         lock(&stray.stray).get_or_insert(message);
     }));
     health
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tiers_are_known_by_name() {
+        for tier in Tier::ALL {
+            assert_eq!(Tier::named(tier.name()), Ok(tier));
+        }
+        let Err(error) = Tier::named("Base") else {
+            panic!("names are lower-case")
+        };
+        assert_eq!(
+            error.to_string(),
+            "CUPOLA_GPU_TIER is 'Base', which is none of base, full, experimental"
+        );
+    }
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 /// Lists the CPU and every adapter with what they can do.
 pub fn devices(args: &DevicesArgs) -> Outcome {
-    let all = cupola::runtime::list_devices();
+    let all = cupola::runtime::list_devices()?;
     match &args.json {
         Some(to) => outputs::write_json(to, &all.iter().map(to_json).collect()),
         None => {
@@ -38,8 +38,8 @@ fn to_json(d: &DeviceInfo) -> Json {
 pub fn doctor(args: &DevicesArgs) -> Outcome {
     let host = super::host();
     let mut rows = vec![];
-    let specs = std::iter::once(DeviceSpec::Reference)
-        .chain(cupola::runtime::list_devices().into_iter().map(|d| d.spec));
+    let all = cupola::runtime::list_devices()?;
+    let specs = std::iter::once(DeviceSpec::Reference).chain(all.into_iter().map(|d| d.spec));
     for spec in specs {
         let found = check(&host, &spec);
         rows.push((spec, found));
