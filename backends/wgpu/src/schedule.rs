@@ -5,6 +5,7 @@
 
 use cupola_ir::kernel::{AxisId, Expr, Extent, Index, IndexId, Kernel, Phase, Store, StoreKind};
 
+use crate::choice::DeviceModel;
 use crate::emit::{Mapping, THREADS, Variant, element_of, stores, tree_bytes};
 
 /// A kernel with its sizes bound.
@@ -61,11 +62,11 @@ struct Sight<'k> {
     affine: Vec<Option<Affine>>,
 }
 
-/// Binds `sizes` and chooses.
+/// Binds `sizes` and chooses for a device.
 ///
 /// # Errors
 /// [`BindError`].
-pub fn bind(kernel: &Kernel, sizes: &[i64]) -> Result<Bound, BindError> {
+pub fn bind(kernel: &Kernel, sizes: &[i64], _device: &DeviceModel) -> Result<Bound, BindError> {
     let mut sight = Sight {
         kernel,
         sizes,
