@@ -2,6 +2,7 @@
 //!
 //! [`GpuDevice`] is shared by threads freely. Its parts: [`buffer`] holds memory and moves bytes between host and device,
 //! [`pipeline`] compiles WGSL and remembers what it compiled, [`submit`] turns a list of commands into one submission.
+//! [`open`] opens the device with those [`optional`] features that pass the [`selftest`].
 //!
 //! Rules: a driver's error is a value of [`Error`]; a lost device makes every later call return [`Error::Lost`]. wgpu's
 //! error scopes are kept per thread, so calls of different threads do not see each other's errors.
@@ -13,15 +14,22 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::adapter::{Adapter, AdapterFacts, AdapterKind, AdapterLimits, CoopShape, Timestamps};
+use cupola_backend::Keeper;
+
+use crate::adapter::{AdapterFacts, AdapterLimits, CoopShape, Timestamps};
 use crate::choice::{DeviceModel, Rates};
 use crate::error::Error;
 
 pub mod buffer;
+mod open;
+mod optional;
 pub mod pipeline;
+mod selftest;
 pub mod submit;
 
 pub use buffer::{BufferRange, GpuBuffer, MemoryUse};
+pub use open::{Attempt, Cut, Prober, try_out};
+pub use optional::{Findings, Optional};
 pub use pipeline::{Access, Bindings, KernelSource, ParamSpace, Pipeline};
 pub use submit::{Command, Dispatch, Submission, fold_groups};
 
@@ -29,14 +37,14 @@ pub use submit::{Command, Dispatch, Submission, fold_groups};
 pub const STORAGE_ALIGNMENT: u64 = 256;
 
 /// How much of an adapter to use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub enum Tier {
     /// WebGPU's default limits and no optional feature: what a browser or the weakest driver gives.
     Base,
     /// All limits and all stable features that the adapter offers.
     Full,
     /// As `Full`, and the experimental cooperative matrices. wgpu does not promise that kernels using them are free of
-    /// undefined behaviour; if the driver refuses or fails, the device is opened as `Full`.
+    /// undefined behaviour; shapes that do not pass the self-test are not used, and without any the device is `Full`.
     #[default]
     Experimental,
 }
@@ -107,6 +115,11 @@ pub struct DeviceOptions {
     pub checks: ShaderChecks,
     /// Most bytes of buffers alive at once; without one the driver decides.
     pub memory_budget: Option<u64>,
+    /// Where features that can end the process are tried first. Without one they are tried in this process, and on software
+    /// adapters not at all.
+    pub prober: Option<Arc<dyn Prober>>,
+    /// Where findings are kept for later processes.
+    pub keeper: Option<Arc<dyn Keeper>>,
 }
 
 /// Features an opened device has, after fallbacks.
@@ -135,6 +148,8 @@ pub struct GpuDevice {
     model: Mutex<Arc<DeviceModel>>,
     limits: AdapterLimits,
     features: DeviceFeatures,
+    tier: Tier,
+    findings: Findings,
     checks: ShaderChecks,
     health: Arc<Health>,
     memory: Arc<buffer::MemoryAccount>,
@@ -155,105 +170,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl GpuDevice {
-    /// Opens `adapter`. Optional features that it lacks are left out without an error; see [`Self::features`].
-    ///
-    /// # Errors
-    /// [`Error::Unusable`] if the adapter is below the base tier, [`Error::Open`] if the driver gives no device.
-    pub fn open(adapter: &Adapter, options: &DeviceOptions) -> Result<Self, Error> {
-        let facts = adapter.facts().clone();
-        if let Some(reason) = &facts.refusal {
-            return Err(Error::Unusable {
-                adapter: facts.name,
-                reason: reason.clone(),
-            });
-        }
-        let offered = adapter.handle.features();
-        let stable = (wgpu::Features::SHADER_F16
-            | wgpu::Features::SUBGROUP
-            | wgpu::Features::SHADER_INT64
-            | wgpu::Features::TIMESTAMP_QUERY
-            | wgpu::Features::IMMEDIATES)
-            & offered;
-        let matrix = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
-        let (tier, mut wanted) = match options.tier {
-            Tier::Base => (Tier::Base, wgpu::Features::empty()),
-            Tier::Experimental if offered.contains(matrix) && !matrix_denied(&facts) => {
-                (Tier::Experimental, stable | matrix)
-            }
-            Tier::Full | Tier::Experimental => (Tier::Full, stable),
-        };
-        let limits = match tier {
-            Tier::Base => wgpu::Limits::default(),
-            Tier::Full | Tier::Experimental => adapter.handle.limits(),
-        };
-        let opened = request(&adapter.handle, wanted, &limits).or_else(|reason| {
-            if tier != Tier::Experimental {
-                return Err(reason);
-            }
-            tracing::warn!(
-                adapter = facts.name,
-                reason,
-                "cooperative matrices are not used"
-            );
-            wanted = stable;
-            request(&adapter.handle, wanted, &limits)
-        });
-        let (device, queue) = opened.map_err(|reason| Error::Open {
-            adapter: facts.name.clone(),
-            reason,
-        })?;
-        let health = watch(&device);
-        let has = |feature| wanted.contains(feature);
-        let features = DeviceFeatures {
-            f16: has(wgpu::Features::SHADER_F16),
-            subgroups: facts
-                .features
-                .subgroups
-                .filter(|_| has(wgpu::Features::SUBGROUP)),
-            int64: has(wgpu::Features::SHADER_INT64),
-            cooperative: if has(matrix) {
-                facts
-                    .features
-                    .cooperative
-                    .iter()
-                    .copied()
-                    .filter(|shape| shape.in_wgsl())
-                    .collect()
-            } else {
-                Vec::new()
-            },
-            timestamps: if has(wgpu::Features::TIMESTAMP_QUERY) {
-                Timestamps::PassBoundary
-            } else {
-                Timestamps::Absent
-            },
-            immediate_size: if has(wgpu::Features::IMMEDIATES) {
-                limits.max_immediate_size
-            } else {
-                0
-            },
-        };
-        let limits = AdapterLimits::of(&limits);
-        let model = DeviceModel {
-            features: features.clone(),
-            limits: limits.clone(),
-            rates: Rates::typical(facts.kind, facts.vendor),
-        };
-        Ok(Self {
-            limits,
-            model: Mutex::new(Arc::new(model)),
-            pipelines: pipeline::PipelineCache::default(),
-            params: submit::ParamPool::new(&device),
-            memory: Arc::new(buffer::MemoryAccount::new(options.memory_budget)),
-            checks: options.checks,
-            device,
-            queue,
-            facts,
-            features,
-            health,
-        })
-    }
-
     /// The adapter it was opened from.
     pub fn facts(&self) -> &AdapterFacts {
         &self.facts
@@ -269,6 +185,16 @@ impl GpuDevice {
         &self.features
     }
 
+    /// The tier in use, after fallbacks.
+    pub fn tier(&self) -> Tier {
+        self.tier
+    }
+
+    /// Which optional features the self-test passed, and which are not used for what reason.
+    pub fn findings(&self) -> &Findings {
+        &self.findings
+    }
+
     /// What kernels are chosen by.
     pub fn model(&self) -> Arc<DeviceModel> {
         Arc::clone(&lock(&self.model))
@@ -281,6 +207,11 @@ impl GpuDevice {
             rates,
             ..DeviceModel::clone(&model)
         });
+    }
+
+    /// Whether nothing on the device can be used any more.
+    pub fn is_lost(&self) -> bool {
+        lock(&self.health.lost).is_some()
     }
 
     /// Ok while the device answers.
@@ -365,62 +296,6 @@ fn one_line(message: &str) -> String {
         .filter(|line| !line.is_empty())
         .collect::<Vec<_>>()
         .join("; ")
-}
-
-/// Lavapipe offers matrices at every vector width, but fails to create the device at 128 bits and crashes at 512.
-fn matrix_denied(facts: &AdapterFacts) -> bool {
-    facts.kind == AdapterKind::Software && facts.features.subgroups != Some((8, 8))
-}
-
-/// A device, or the driver's words. wgpu panics instead when a driver offers a feature that it then refuses.
-fn request(
-    adapter: &wgpu::Adapter,
-    features: wgpu::Features,
-    limits: &wgpu::Limits,
-) -> Result<(wgpu::Device, wgpu::Queue), String> {
-    let experimental_features = if features.intersects(wgpu::Features::all_experimental_mask()) {
-        // SAFETY: the caller of `GpuDevice::open` chose `Tier::Experimental`, whose documentation passes wgpu's warning
-        // on; kernels that use the feature come only from this crate's own templates.
-        unsafe { wgpu::ExperimentalFeatures::enabled() }
-    } else {
-        wgpu::ExperimentalFeatures::disabled()
-    };
-    let descriptor = wgpu::DeviceDescriptor {
-        label: Some("cupola"),
-        required_features: features,
-        required_limits: limits.clone(),
-        experimental_features,
-        memory_hints: wgpu::MemoryHints::Performance,
-        trace: wgpu::Trace::Off,
-    };
-    catch_unwind(AssertUnwindSafe(|| {
-        pollster::block_on(adapter.request_device(&descriptor))
-    }))
-    .map_err(|_| "the driver failed while the device was created".to_owned())?
-    .map_err(|error| one_line(&error.to_string()))
-}
-
-/// Installs the callbacks that note loss and stray errors.
-fn watch(device: &wgpu::Device) -> Arc<Health> {
-    let health = Arc::new(Health::default());
-    let lost = Arc::clone(&health);
-    device.set_device_lost_callback(move |reason, message| {
-        let words = if message.is_empty() {
-            format!("{reason:?}")
-        } else {
-            one_line(&message)
-        };
-        // Dropping the device reports a loss too; nobody is left to read that one.
-        tracing::debug!(reason = words, "GPU device lost");
-        lock(&lost.lost).get_or_insert(words);
-    });
-    let stray = Arc::clone(&health);
-    device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
-        let message = one_line(&error.to_string());
-        tracing::error!(message, "GPU error outside any call");
-        lock(&stray.stray).get_or_insert(message);
-    }));
-    health
 }
 
 #[cfg(test)]

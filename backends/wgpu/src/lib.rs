@@ -20,5 +20,5 @@ pub mod schedule;
 pub use adapter::{Adapter, AdapterFacts, AdapterList};
 pub use backend::{WgpuBackend, WgpuDevice};
 pub use choice::{DeviceModel, Rates};
-pub use device::{DeviceOptions, GpuBuffer, GpuDevice, Tier};
+pub use device::{Attempt, Cut, DeviceOptions, GpuBuffer, GpuDevice, Prober, Tier, try_out};
 pub use error::Error;

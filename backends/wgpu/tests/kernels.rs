@@ -24,7 +24,7 @@ fn backends() -> Vec<WgpuBackend> {
     let options = |tier| DeviceOptions {
         tier,
         checks: ShaderChecks::Full,
-        memory_budget: None,
+        ..DeviceOptions::default()
     };
     [Tier::Base, Tier::Full]
         .map(|tier| WgpuBackend::open(adapter, &options(tier), "gpu").expect("the adapter opens"))
