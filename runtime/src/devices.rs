@@ -2,10 +2,11 @@
 
 use crate::cache::Cache;
 use crate::error::{Result, RuntimeError};
-use cupola_backend::{Backend, Keeper};
+use cupola_backend::{Backend, BackendError, Keeper};
 use cupola_cpu::CpuBackend;
 use cupola_wgpu::adapter::{AdapterFacts, AdapterKind, Timestamps};
 use cupola_wgpu::device::{DeviceFeatures, Optional};
+pub use cupola_wgpu::device::{Injected, Mishap};
 use cupola_wgpu::{AdapterList, DeviceOptions, GpuDevice, Tier, WgpuBackend};
 pub use cupola_wgpu::{Attempt, Cut, Prober};
 use std::fmt;
@@ -64,6 +65,8 @@ pub struct HostOptions {
     pub cache: Option<Cache>,
     /// Tries features in another process whose use can end this one. Without it software adapters do without them.
     pub prober: Option<Arc<dyn Prober>>,
+    /// A failure that GPUs are to have, to test what comes after; without one, that of `CUPOLA_GPU_FAIL`.
+    pub inject: Option<Injected>,
 }
 
 /// Opened devices, shared by all programs of a process that are given the same host.
@@ -145,22 +148,22 @@ impl Host {
         let opened = adapters
             .get(position)
             .and_then(|a| WgpuBackend::open(a, &options, &device));
-        let backend = opened.map_err(|e| RuntimeError::NoDevice {
-            device,
-            what: e.to_string(),
-        })?;
+        let backend = opened.map_err(|e| open_error(device, &e))?;
         let backend = Arc::new(backend);
         open.push((position, backend.clone()));
         Ok(backend)
     }
 
-    /// How GPUs are opened: the one place that reads `CUPOLA_GPU_TIER`.
+    /// How GPUs are opened: the one place that reads `CUPOLA_GPU_TIER` and `CUPOLA_GPU_FAIL`.
     fn gpu_options(&self) -> Result<DeviceOptions> {
-        let tier = Tier::from_environment().map_err(|e| RuntimeError::Setting(e.to_string()))?;
+        let setting = |e: cupola_wgpu::Error| RuntimeError::Setting(e.to_string());
+        let tier = Tier::from_environment().map_err(setting)?;
+        let ordered = Injected::from_environment().map_err(setting)?;
         let cache = self.options.cache.clone();
         Ok(DeviceOptions {
             tier,
             prober: self.options.prober.clone(),
+            inject: self.options.inject.or(ordered),
             keeper: cache.map(|cache| -> Arc<dyn Keeper> { Arc::new(cache) }),
             ..DeviceOptions::default()
         })
@@ -188,6 +191,17 @@ impl Host {
             }
         });
         Ok(std::iter::once(processor()).chain(gpus).collect())
+    }
+}
+
+/// There is no such device, or there is and its driver failed.
+fn open_error(device: String, error: &cupola_wgpu::Error) -> RuntimeError {
+    let what = error.to_string();
+    match error {
+        cupola_wgpu::Error::NoAdapter { .. } | cupola_wgpu::Error::Unusable { .. } => {
+            RuntimeError::NoDevice { device, what }
+        }
+        _ => BackendError::Device { device, what }.into(),
     }
 }
 

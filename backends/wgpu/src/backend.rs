@@ -2,17 +2,19 @@
 
 use std::any::Any;
 use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use cupola_backend::{
-    Backend, BackendError, Buffer, BufferRange, Device, Executable, Memory, Result,
+    Backend, BackendError, Buffer, BufferRange, Device, Executable, Launch, Memory, Result,
 };
 use cupola_ir::kernel::{Kernel, Unit};
 use cupola_ir::target::Target;
 use cupola_ir::{DType, Scalar};
 use rustc_hash::FxHashMap;
 
-use crate::adapter::Adapter;
+use crate::adapter::{Adapter, Timestamps};
 use crate::device::buffer::Download;
 use crate::device::pipeline::{KernelSource, ParamSpace, Trust};
 use crate::device::{
@@ -40,7 +42,15 @@ pub struct WgpuDevice {
     /// One word that kernels write the number of a faulting launch to.
     faults: GpuBuffer,
     watch: Mutex<FaultWatch>,
+    /// Memory between the dispatches of one launch, used again by later ones: the device runs them in order.
+    scratch: Mutex<Vec<GpuBuffer>>,
 }
+
+/// Scratch buffers kept.
+const MOST_SCRATCH: usize = 32;
+
+/// Seconds that one submission may be expected to take: drivers end what takes longer than about two.
+const LONGEST_SUBMISSION: f64 = 0.5;
 
 /// Launches that can fault.
 #[derive(Debug, Default)]
@@ -90,6 +100,7 @@ impl WgpuBackend {
             name: name.to_owned(),
             faults,
             watch: Mutex::default(),
+            scratch: Mutex::default(),
         };
         Ok(Self { target, device })
     }
@@ -205,6 +216,10 @@ struct Ready {
     params: Vec<u32>,
     groups: [u32; 3],
     faults: bool,
+    /// Whether it is the first of its launch.
+    first: bool,
+    /// Seconds it is expected to take.
+    expected: f64,
 }
 
 impl fmt::Debug for WgpuExecutable {
@@ -238,20 +253,26 @@ impl Executable for WgpuExecutable {
 }
 
 impl WgpuExecutable {
-    fn prepare(
-        &self,
-        gpu: &GpuDevice,
-        sizes: &[i64],
-        ranges: &[&BufferRange],
-    ) -> Result<Arc<Prepared>, Error> {
+    /// What its launches with these sizes and buffers are prepared under.
+    fn key(&self, launch: &Launch) -> (Vec<i64>, u64) {
+        let ranges: Vec<&BufferRange> = launch.buffers.iter().collect();
         let shared = match &self.work {
-            Work::Loops(kernel) => shared_buffers(kernel, ranges),
-            Work::Library(library) => u64::from(library_shares(library, ranges)),
+            Work::Loops(kernel) => shared_buffers(kernel, &ranges),
+            Work::Library(library) => u64::from(library_shares(library, &ranges)),
         };
-        let key = (sizes.to_vec(), shared);
+        (launch.sizes.clone(), shared)
+    }
+
+    fn is_prepared(&self, launch: &Launch) -> bool {
+        lock(&self.prepared).contains_key(&self.key(launch))
+    }
+
+    fn prepare(&self, gpu: &GpuDevice, launch: &Launch) -> Result<Arc<Prepared>, Error> {
+        let key = self.key(launch);
         if let Some(prepared) = lock(&self.prepared).get(&key) {
             return Ok(Arc::clone(prepared));
         }
+        let (sizes, shared) = (launch.sizes.as_slice(), key.1);
         let prepared = Arc::new(match &self.work {
             Work::Loops(kernel) => self.prepare_loops(gpu, kernel, sizes, shared)?,
             Work::Library(library) => prepare_library(gpu, library, sizes, shared != 0)?,
@@ -417,21 +438,94 @@ impl WgpuDevice {
             .ok_or_else(|| self.foreign("a buffer"))
     }
 
+    fn executable<'a>(&self, launch: &'a Launch) -> Result<&'a WgpuExecutable> {
+        let executable = launch.executable.as_any().downcast_ref();
+        executable.ok_or_else(|| self.foreign("code"))
+    }
+
+    /// Compiles what launches need that have not been run before, on all cores.
+    fn prepare_all(&self, launches: &[&Launch]) -> Result<()> {
+        let mut missing = Vec::new();
+        for launch in launches {
+            let executable = self.executable(launch)?;
+            if !executable.is_prepared(launch) {
+                missing.push((executable, *launch));
+            }
+        }
+        let prepare = |(executable, launch): &(&WgpuExecutable, &Launch)| {
+            let prepared = executable.prepare(&self.gpu, launch);
+            prepared.map(drop).map_err(|error| self.error(error))
+        };
+        if missing.len() < 2 {
+            return missing.iter().try_for_each(prepare);
+        }
+        let next = AtomicUsize::new(0);
+        let work = || -> Result<()> {
+            while let Some(entry) = missing.get(next.fetch_add(1, Ordering::Relaxed)) {
+                prepare(entry)?;
+            }
+            Ok(())
+        };
+        let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+        std::thread::scope(|scope| {
+            // Without further threads this one does it all.
+            let others: Vec<_> = (1..cores.min(missing.len()))
+                .map_while(|_| std::thread::Builder::new().spawn_scoped(scope, work).ok())
+                .collect();
+            let mut outcome = work();
+            for other in others {
+                let other = other.join().unwrap_or_else(|_| {
+                    Err(BackendError::Device {
+                        device: self.name.clone(),
+                        what: "a compiler thread ended".to_owned(),
+                    })
+                });
+                outcome = outcome.and(other);
+            }
+            outcome
+        })
+    }
+
+    /// Memory that nothing else uses until it is given back; contents undefined.
+    fn take_scratch(&self, size: u64) -> Result<GpuBuffer> {
+        let mut free = lock(&self.scratch);
+        let fits = |buffer: &GpuBuffer| (size..=2 * size.max(1 << 16)).contains(&buffer.size());
+        let best = (0..free.len())
+            .filter(|&at| fits(&free[at]))
+            .min_by_key(|&at| free[at].size());
+        if let Some(at) = best {
+            return Ok(free.remove(at));
+        }
+        let fresh = self.gpu.allocate(size).or_else(|_| {
+            // What is kept for later may be what is missing now.
+            free.clear();
+            self.gpu.allocate(size)
+        });
+        fresh.map_err(|error| self.error(error))
+    }
+
+    fn give_scratch(&self, buffers: Vec<GpuBuffer>) {
+        let mut free = lock(&self.scratch);
+        free.extend(buffers);
+        let surplus = free.len().saturating_sub(MOST_SCRATCH);
+        free.drain(..surplus);
+    }
+
     /// The dispatches of a launch with their buffers.
-    fn ready(&self, launch: &cupola_backend::Launch, out: &mut Vec<Step>) -> Result<()> {
-        let executable = launch.executable.as_any().downcast_ref::<WgpuExecutable>();
-        let executable = executable.ok_or_else(|| self.foreign("code"))?;
-        let ranges: Vec<&BufferRange> = launch.buffers.iter().collect();
+    fn ready(&self, launch: &Launch, out: &mut Vec<Step>) -> Result<()> {
+        let executable = self.executable(launch)?;
         let prepared = executable
-            .prepare(&self.gpu, &launch.sizes, &ranges)
+            .prepare(&self.gpu, launch)
             .map_err(|error| self.error(error))?;
         let scratch: Vec<GpuBuffer> = prepared
             .scratch
             .iter()
-            .map(|&size| self.gpu.allocate(size))
-            .collect::<Result<_, _>>()
-            .map_err(|error| self.error(error))?;
-        for step in &prepared.steps {
+            .map(|&size| self.take_scratch(size))
+            .collect::<Result<_, _>>()?;
+        let moved: usize = launch.buffers.iter().map(|range| range.size).sum();
+        let rates = self.gpu.model().rates;
+        let mut expected = moved as f64 / rates.copy;
+        for (at, step) in prepared.steps.iter().enumerate() {
             let mut bound = Vec::with_capacity(step.places.len() + 1);
             for place in &step.places {
                 bound.push(match *place {
@@ -463,8 +557,11 @@ impl WgpuDevice {
                 params,
                 groups: step.groups,
                 faults: prepared.faults,
+                first: at == 0,
+                expected: std::mem::take(&mut expected) + rates.dispatch,
             }));
         }
+        self.give_scratch(scratch);
         Ok(())
     }
 
@@ -480,12 +577,71 @@ impl WgpuDevice {
         number
     }
 
+    /// The steps of commands in order, and where those of each command end.
+    fn steps(&self, commands: &[cupola_backend::Command]) -> Result<(Vec<Step>, Vec<usize>)> {
+        use cupola_backend::Command::{Concurrent, Copy, Launch};
+        let launches = commands.iter().flat_map(|command| match command {
+            Launch(launch) => std::slice::from_ref(launch),
+            Concurrent(launches) => launches,
+            Copy { .. } => &[],
+        });
+        self.prepare_all(&launches.collect::<Vec<_>>())?;
+        let mut steps = Vec::with_capacity(commands.len());
+        let mut ends = Vec::with_capacity(commands.len());
+        for command in commands {
+            match command {
+                Launch(launch) => self.ready(launch, &mut steps)?,
+                Concurrent(launches) => {
+                    for launch in launches {
+                        self.ready(launch, &mut steps)?;
+                    }
+                }
+                Copy { from, to } => steps.push(Step::Copy {
+                    from: from.clone(),
+                    to: to.clone(),
+                }),
+            }
+            ends.push(steps.len());
+        }
+        Ok((steps, ends))
+    }
+
+    fn encode<'a>(&self, steps: &'a [Step]) -> Result<Vec<Command<'a>>> {
+        let encode = |step: &'a Step| match step {
+            Step::Run(ready) => Ok(Command::Dispatch(Dispatch {
+                pipeline: &ready.pipeline,
+                bindings: &ready.bindings,
+                params: &ready.params,
+                groups: ready.groups,
+            })),
+            Step::Copy { from, to } => Ok(Command::Copy {
+                source: self.memory(&from.buffer)?,
+                source_offset: from.offset as u64,
+                target: self.memory(&to.buffer)?,
+                target_offset: to.offset as u64,
+                size: from.size as u64,
+            }),
+        };
+        steps.iter().map(encode).collect()
+    }
+
+    /// Remembers that steps which may write the fault word have been submitted.
+    fn note_faults(&self, steps: &[Step]) {
+        let can_fault = |step: &Step| matches!(step, Step::Run(ready) if ready.faults);
+        if steps.iter().any(can_fault) {
+            lock(&self.watch).submitted += 1;
+        }
+    }
+
+    /// Submissions made, if any since the last look can have written the fault word.
+    fn unread_faults(&self) -> Option<u64> {
+        let watch = lock(&self.watch);
+        (watch.submitted != watch.seen).then_some(watch.submitted)
+    }
+
     /// Reads what is wanted, and the fault word if any launch since the last look can have written it.
     fn read(&self, wanted: Option<Download<'_>>) -> Result<()> {
-        let submitted = {
-            let watch = lock(&self.watch);
-            (watch.submitted != watch.seen).then_some(watch.submitted)
-        };
+        let submitted = self.unread_faults();
         let mut word = [0; 4];
         let faults = submitted.map(|_| Download {
             buffer: &self.faults,
@@ -522,6 +678,21 @@ impl WgpuDevice {
 enum Step {
     Run(Ready),
     Copy { from: BufferRange, to: BufferRange },
+}
+
+/// How many steps to submit together: up to those that are expected to take as long as a driver lets pass. Steps of one
+/// launch share scratch memory with launches of other threads, so they stay together.
+fn worth_submitting(steps: &[Step]) -> usize {
+    let mut expected = 0.0;
+    for (at, step) in steps.iter().enumerate() {
+        if let Step::Run(ready) = step {
+            expected += ready.expected;
+            if ready.first && at > 0 && expected > LONGEST_SUBMISSION {
+                return at;
+            }
+        }
+    }
+    steps.len()
 }
 
 impl Device for WgpuDevice {
@@ -562,59 +733,72 @@ impl Device for WgpuDevice {
     }
 
     fn submit(&self, commands: &[cupola_backend::Command]) -> Result<()> {
-        let mut steps = Vec::with_capacity(commands.len());
-        for command in commands {
-            match command {
-                cupola_backend::Command::Launch(launch) => self.ready(launch, &mut steps)?,
-                cupola_backend::Command::Concurrent(launches) => {
-                    for launch in launches {
-                        self.ready(launch, &mut steps)?;
-                    }
-                }
-                cupola_backend::Command::Copy { from, to } => {
-                    steps.push(Step::Copy {
-                        from: from.clone(),
-                        to: to.clone(),
-                    });
-                }
-            }
+        let (steps, _) = self.steps(commands)?;
+        let mut rest = steps.as_slice();
+        while !rest.is_empty() {
+            let (now, later) = rest.split_at(worth_submitting(rest));
+            let encoded = self.encode(now)?;
+            self.gpu
+                .submit(&encoded)
+                .map_err(|error| self.error(error))?;
+            rest = later;
         }
-        let mut encoded = Vec::with_capacity(steps.len());
-        for step in &steps {
-            encoded.push(match step {
-                Step::Run(ready) => Command::Dispatch(Dispatch {
-                    pipeline: &ready.pipeline,
-                    bindings: &ready.bindings,
-                    params: &ready.params,
-                    groups: ready.groups,
-                }),
-                Step::Copy { from, to } => Command::Copy {
-                    source: self.memory(&from.buffer)?,
-                    source_offset: from.offset as u64,
-                    target: self.memory(&to.buffer)?,
-                    target_offset: to.offset as u64,
-                    size: from.size as u64,
-                },
-            });
-        }
-        self.gpu
-            .submit(&encoded)
-            .map_err(|error| self.error(error))?;
-        if steps
-            .iter()
-            .any(|step| matches!(step, Step::Run(ready) if ready.faults))
-        {
-            lock(&self.watch).submitted += 1;
-        }
+        self.note_faults(&steps);
         Ok(())
     }
 
+    fn has_clock(&self) -> bool {
+        self.gpu.features().timestamps != Timestamps::Absent
+    }
+
+    fn submit_timed(
+        &self,
+        commands: &[cupola_backend::Command],
+    ) -> Result<Vec<(Duration, Duration)>> {
+        let (steps, ends) = self.steps(commands)?;
+        let encoded = self.encode(&steps)?;
+        let times = self
+            .gpu
+            .run_stamped(&encoded)
+            .map_err(|error| self.error(error))?;
+        self.note_faults(&steps);
+        // Copies have no times of their own; they take up none between their neighbours.
+        let mut times = times.into_iter();
+        let mut now = Duration::ZERO;
+        let mut first = 0;
+        let mut spans = Vec::with_capacity(ends.len());
+        for end in ends {
+            let dispatches = steps[first..end]
+                .iter()
+                .filter(|step| matches!(step, Step::Run(_)))
+                .count();
+            let own: Vec<(Duration, Duration)> = times.by_ref().take(dispatches).collect();
+            let start = own.first().map_or(now, |span| span.0);
+            now = own.iter().map(|span| span.1).max().unwrap_or(now);
+            spans.push((start, now));
+            first = end;
+        }
+        Ok(spans)
+    }
+
     fn wait(&self) -> Result<()> {
+        if self.unread_faults().is_some() {
+            // Reading waits for all work before.
+            return self.read(None);
+        }
         let submission = self.gpu.submit(&[]).map_err(|error| self.error(error))?;
         self.gpu
             .wait(&submission)
-            .map_err(|error| self.error(error))?;
-        self.read(None)
+            .map_err(|error| self.error(error))
+    }
+
+    fn is_lost(&self) -> bool {
+        self.gpu.is_lost()
+    }
+
+    fn trim(&self) {
+        lock(&self.scratch).clear();
+        self.gpu.trim();
     }
 
     fn memory_used(&self) -> (u64, u64) {

@@ -21,13 +21,16 @@ use crate::choice::{DeviceModel, Rates};
 use crate::error::Error;
 
 pub mod buffer;
+mod inject;
 mod open;
 mod optional;
 pub mod pipeline;
+mod reuse;
 mod selftest;
 pub mod submit;
 
 pub use buffer::{BufferRange, GpuBuffer, MemoryUse};
+pub use inject::{Injected, Mishap};
 pub use open::{Attempt, Cut, Prober, try_out};
 pub use optional::{Findings, Optional};
 pub use pipeline::{Access, Bindings, KernelSource, ParamSpace, Pipeline};
@@ -118,8 +121,10 @@ pub struct DeviceOptions {
     /// Where features that can end the process are tried first. Without one they are tried in this process, and on software
     /// adapters not at all.
     pub prober: Option<Arc<dyn Prober>>,
-    /// Where findings are kept for later processes.
+    /// Where findings and compiled kernels are kept for later processes.
     pub keeper: Option<Arc<dyn Keeper>>,
+    /// A failure to order.
+    pub inject: Option<Injected>,
 }
 
 /// Features an opened device has, after fallbacks.
@@ -155,6 +160,9 @@ pub struct GpuDevice {
     memory: Arc<buffer::MemoryAccount>,
     pipelines: pipeline::PipelineCache,
     params: submit::ParamPool,
+    bound: Arc<reuse::BindCache>,
+    staging: reuse::StagingPool,
+    injector: inject::Injector,
 }
 
 /// What callbacks of the driver reported; they run on any thread.
@@ -167,6 +175,14 @@ struct Health {
 /// A lock whose holder panicked still holds plain data here, so its content stays usable.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Drop for GpuDevice {
+    fn drop(&mut self) {
+        if !self.is_lost() {
+            self.pipelines.keep();
+        }
+    }
 }
 
 impl GpuDevice {
@@ -207,6 +223,18 @@ impl GpuDevice {
             rates,
             ..DeviceModel::clone(&model)
         });
+    }
+
+    /// Frees what is kept only to be used again.
+    pub fn trim(&self) {
+        self.staging.clear();
+        self.pipelines.keep();
+    }
+
+    /// Ends the device as a driver would.
+    fn lose(&self, reason: &str) {
+        lock(&self.health.lost).get_or_insert_with(|| reason.to_owned());
+        self.device.destroy();
     }
 
     /// Whether nothing on the device can be used any more.

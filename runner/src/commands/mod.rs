@@ -142,6 +142,7 @@ pub fn host() -> Arc<Host> {
     Arc::new(Host::with(HostOptions {
         cache: Cache::from_environment(),
         prober: Some(Arc::new(ChildProber)),
+        ..HostOptions::default()
     }))
 }
 

@@ -11,8 +11,8 @@ use std::{fmt, io};
 
 use super::optional::{Findings, Optional};
 use super::{
-    DeviceFeatures, DeviceOptions, GpuDevice, Health, Tier, buffer, lock, one_line, pipeline,
-    selftest, submit,
+    DeviceFeatures, DeviceOptions, GpuDevice, Health, Tier, buffer, inject, lock, one_line,
+    pipeline, reuse, selftest, submit,
 };
 use crate::adapter::{Adapter, AdapterFacts, AdapterKind, AdapterLimits, Timestamps};
 use crate::choice::{DeviceModel, Rates};
@@ -278,7 +278,8 @@ fn start(
     };
     let mut wanted = wgpu::Features::empty();
     if tier >= Tier::Full {
-        wanted |= wgpu::Features::TIMESTAMP_QUERY & adapter.handle.features();
+        let silent = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::PIPELINE_CACHE;
+        wanted |= silent & adapter.handle.features();
     }
     for feature in &findings.works {
         wanted |= feature.feature();
@@ -319,8 +320,11 @@ fn start(
     Ok(GpuDevice {
         limits,
         model: Mutex::new(Arc::new(model)),
-        pipelines: pipeline::PipelineCache::default(),
+        pipelines: pipeline::PipelineCache::new(&device, &facts, options.keeper.as_ref()),
         params: submit::ParamPool::new(&device),
+        bound: Arc::default(),
+        staging: reuse::StagingPool::default(),
+        injector: inject::Injector::new(options.inject),
         memory: Arc::new(buffer::MemoryAccount::new(options.memory_budget)),
         checks: options.checks,
         device,

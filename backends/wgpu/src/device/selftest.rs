@@ -252,7 +252,8 @@ fn check_subgroups(input: &[u32], answer: &[u32], sizes: Option<(u32, u32)>) -> 
         let distinct = members
             .windows(2)
             .all(|two| row(two[0])[1] < row(two[1])[1]);
-        if !in_bounds || !distinct || members.len() > size as usize || lane >= size {
+        let one_size = members.iter().all(|&t| row(t)[0] == size);
+        if !in_bounds || !one_size || !distinct || members.len() > size as usize || lane >= size {
             return Err(format!(
                 "thread {thread} is lane {lane} of {} threads in a subgroup of {size}",
                 members.len()
