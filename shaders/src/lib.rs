@@ -17,6 +17,7 @@ pub mod convolution;
 pub mod element;
 pub mod matmul;
 mod minifloat;
+pub mod peak;
 pub mod shader;
 pub mod sort;
 
@@ -24,5 +25,5 @@ mod template;
 pub mod tile;
 
 pub use element::{Access, Binding, Element, Stores, Width};
-pub use shader::{Epilogue, ParamSpace, Shader};
+pub use shader::{Epilogue, Extension, ParamSpace, Shader};
 pub use template::fill;
