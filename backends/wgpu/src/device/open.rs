@@ -119,7 +119,7 @@ fn findings(adapter: &Adapter, options: &DeviceOptions) -> Result<Findings, Erro
     }
     let (findings, lasting) = try_first(adapter, options, &offered)?;
     for (feature, reason) in &findings.dropped {
-        tracing::warn!(adapter = facts.name, %feature, reason, "not used");
+        tracing::info!(adapter = facts.name, %feature, reason, "not used");
     }
     let mut text = Vec::new();
     if let (true, Some(keeper), Ok(())) =
