@@ -22,7 +22,7 @@ pub fn device(tier: Tier) -> Option<GpuDevice> {
     open(&DeviceOptions {
         tier,
         checks: ShaderChecks::Full,
-        memory_budget: None,
+        ..DeviceOptions::default()
     })
 }
 

@@ -15,7 +15,7 @@ pub fn backends() -> Vec<WgpuBackend> {
     let options = |tier| DeviceOptions {
         tier,
         checks: ShaderChecks::Full,
-        memory_budget: None,
+        ..DeviceOptions::default()
     };
     [Tier::Base, Tier::Full]
         .map(|tier| WgpuBackend::open(adapter, &options(tier), "gpu").expect("the adapter opens"))
