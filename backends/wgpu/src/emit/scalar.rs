@@ -431,7 +431,7 @@ impl Code<'_> {
             return Ok(format!("!({zero})"));
         }
         if target == Held::Float64 {
-            return Ok(self.to_double(source, x));
+            return Ok(self.double_of(source, x));
         }
         Ok(match (source, target) {
             (Held::Bool, Held::Float) => {
@@ -488,7 +488,7 @@ impl Code<'_> {
     }
 
     /// A value of this kind as a 64-bit float.
-    fn to_double(&mut self, source: Held, x: &str) -> String {
+    fn double_of(&mut self, source: Held, x: &str) -> String {
         match source {
             Held::Bool => format!("vec2<u32>(0u, select(0u, 0x3ff00000u, {x}))"),
             Held::Float => self.call("f64_of_f32", &[x]),
