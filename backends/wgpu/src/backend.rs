@@ -19,7 +19,7 @@ use crate::device::{
     Bindings, Command, DeviceOptions, Dispatch, GpuBuffer, GpuDevice, Pipeline, STORAGE_ALIGNMENT,
     fold_groups,
 };
-use crate::emit::{self, Mapping, Variant};
+use crate::emit::{self, Variant};
 use crate::error::Error;
 use crate::library::unit::{LibraryUnit, claim};
 use crate::library::{Place, kernel_source};
@@ -108,7 +108,7 @@ impl WgpuBackend {
         let work = match unit {
             Unit::Loops(kernel) => {
                 // Every variant has the same expressions, so one says whether all can be written.
-                emit::emit(kernel, PLAIN).map_err(unsupported)?;
+                emit::emit(kernel, Variant::default()).map_err(unsupported)?;
                 Work::Loops(Box::new(kernel.clone()))
             }
             Unit::Library(library) => {
@@ -122,13 +122,6 @@ impl WgpuBackend {
         }))
     }
 }
-
-/// The variant that every kernel has.
-const PLAIN: Variant = Variant {
-    mapping: Mapping::Threads { lanes: 1 },
-    words: 0,
-    shared: 0,
-};
 
 impl Backend for WgpuBackend {
     fn target(&self) -> &Target {
@@ -229,7 +222,7 @@ impl Executable for WgpuExecutable {
         }
         if texts.is_empty()
             && let Work::Loops(kernel) = &self.work
-            && let Ok(shader) = emit::emit(kernel, PLAIN)
+            && let Ok(shader) = emit::emit(kernel, Variant::default())
         {
             texts.push(shader.wgsl(ParamSpace::Uniform));
         }
@@ -291,20 +284,22 @@ impl WgpuExecutable {
             });
         }
         let Bound {
+            kernel,
+            sizes,
             variant,
             positions,
             groups,
         } = bound;
-        let shader =
-            emit::emit(kernel, Variant { shared, ..variant }).map_err(|error| Error::Shader {
-                label: self.name.to_string(),
-                message: error.0,
-            })?;
+        let variant = Variant { shared, ..variant };
+        let shader = emit::emit(&kernel, variant).map_err(|error| Error::Shader {
+            label: self.name.to_string(),
+            message: error.0,
+        })?;
         let pipeline = gpu.pipeline(&kernel_source(&shader, gpu.features()))?;
         let step = PreparedStep {
             pipeline,
             places: (0..kernel.buffers.len()).map(Place::Argument).collect(),
-            params: emit::param_words(kernel, positions, 0, sizes),
+            params: emit::param_words(&kernel, positions, 0, &sizes),
             groups: fold_groups(groups, gpu.limits().groups_per_axis)?,
         };
         Ok(Prepared {

@@ -10,6 +10,7 @@
 
 pub mod adapter;
 mod backend;
+mod canonical;
 pub mod device;
 pub mod emit;
 mod error;

@@ -3,13 +3,22 @@
 //! With numbers instead of symbols the offsets of a kernel are plain: which are affine in the axes, which stores are dense,
 //! how far every index reaches. The same look also shows that 32 bits are enough for all of them.
 
-use cupola_ir::kernel::{AxisId, Expr, Extent, Index, IndexId, Kernel, Phase, Store, StoreKind};
+use cupola_ir::kernel::{
+    AxisId, Expr, ExprId, Extent, Index, IndexId, Kernel, Phase, Store, StoreKind,
+};
 
+use crate::canonical::canonical;
+use crate::emit::lanes::{LANES, LaneView};
+use crate::emit::phase::{phase_axes, phase_stores, roots};
 use crate::emit::{Mapping, THREADS, Variant, element_of, stores, tree_bytes};
 
 /// A kernel with its sizes bound.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bound {
+    /// What to launch instead of the kernel; with [`Self::sizes`] it computes the same.
+    pub kernel: Kernel,
+    /// Its sizes.
+    pub sizes: Vec<i64>,
     /// The variant to launch; which buffers are shared is known only at the launch.
     pub variant: Variant,
     /// Parallel positions.
@@ -66,43 +75,63 @@ struct Sight<'k> {
 /// # Errors
 /// [`BindError`].
 pub fn bind(kernel: &Kernel, sizes: &[i64]) -> Result<Bound, BindError> {
+    let lens = lens(kernel, sizes)?;
+    product(lens[..kernel.parallel].iter().copied())?;
+    let (kernel, sizes) = canonical(kernel, sizes, &lens);
     let mut sight = Sight {
-        kernel,
-        sizes,
-        lens: Vec::new(),
+        kernel: &kernel,
+        sizes: &sizes,
+        lens: self::lens(&kernel, &sizes)?,
         affine: Vec::new(),
     };
-    for &extent in &kernel.axes {
-        let len = sight.len_of(extent)?.max(0);
-        sight.lens.push(len);
-    }
     let positions = product(sight.lens[..kernel.parallel].iter().copied())?;
-    sight.check_reach()?;
+    let natural = sight.check_reach()?;
     for at in 0..kernel.indices.len() {
         let affine = sight.affine_of(kernel.indices[at]);
         sight.affine.push(affine);
     }
     let mapping = sight.mapping(positions)?;
-    let words = sight.words(mapping)?;
-    let mapping = match mapping {
-        Mapping::Threads { .. } => Mapping::Threads {
-            lanes: sight.lanes(words),
-        },
-        group => group,
+    let aligned = sizes.iter().map(|size| size % i64::from(LANES) == 0);
+    let mut variant = Variant {
+        mapping,
+        aligned: aligned.collect(),
+        natural,
+        ..Variant::default()
     };
-    let groups = match mapping {
-        Mapping::Threads { lanes } => (positions as u64).div_ceil(u64::from(THREADS * lanes)),
+    sight.take_fours(&mut variant);
+    if !matches!(variant.mapping, Mapping::Threads { fours: true, .. }) {
+        variant.words = sight.words(&variant)?;
+    }
+    if let Mapping::Threads { lanes, fours: false } = &mut variant.mapping {
+        *lanes = sight.lanes(variant.words);
+    }
+    let groups = match variant.mapping {
+        Mapping::Threads { lanes, .. } => (positions as u64).div_ceil(u64::from(THREADS * lanes)),
         Mapping::Group { .. } => positions as u64,
     };
     Ok(Bound {
-        variant: Variant {
-            mapping,
-            words,
-            shared: 0,
-        },
+        variant,
         positions: positions as u32,
         groups,
+        kernel,
+        sizes,
     })
+}
+
+/// Lengths of the axes.
+fn lens(kernel: &Kernel, sizes: &[i64]) -> Result<Vec<i64>, BindError> {
+    let len = |&extent: &Extent| Ok(len_of(sizes, extent)?.max(0));
+    kernel.axes.iter().map(len).collect()
+}
+
+fn len_of(sizes: &[i64], extent: Extent) -> Result<i64, BindError> {
+    match extent {
+        Extent::Const(len) => Ok(len),
+        Extent::Size(at) => sizes
+            .get(at as usize)
+            .copied()
+            .ok_or(BindError::MissingSize { at }),
+    }
 }
 
 /// A product that fits 31 bits.
@@ -119,30 +148,19 @@ fn product(mut factors: impl Iterator<Item = i64>) -> Result<i64, BindError> {
 }
 
 impl Sight<'_> {
-    fn len_of(&self, extent: Extent) -> Result<i64, BindError> {
-        match extent {
-            Extent::Const(len) => Ok(len),
-            Extent::Size(at) => self
-                .sizes
-                .get(at as usize)
-                .copied()
-                .ok_or(BindError::MissingSize { at }),
-        }
-    }
-
     fn phase_len(&self, axes: &[AxisId]) -> Result<i64, BindError> {
         product(axes.iter().map(|axis| self.lens[axis.0 as usize]))
     }
 
-    /// Bounds of every index; none may need more than 32 bits with a sign.
-    fn check_reach(&self) -> Result<(), BindError> {
+    /// Bounds of every index; none may need more than 32 bits with a sign. Says of each whether it is never negative.
+    fn check_reach(&self) -> Result<Vec<bool>, BindError> {
         let mut reach: Vec<(i128, i128)> = Vec::with_capacity(self.kernel.indices.len());
         for &index in &self.kernel.indices {
             let of = |id: IndexId| reach[id.0 as usize];
             let bounds = match index {
                 Index::Const(value) => (i128::from(value), i128::from(value)),
                 Index::Size(at) => {
-                    let size = i128::from(self.len_of(Extent::Size(at))?);
+                    let size = i128::from(len_of(self.sizes, Extent::Size(at))?);
                     (size, size)
                 }
                 Index::Axis(axis) => (0, i128::from(self.lens[axis.0 as usize] - 1).max(0)),
@@ -181,7 +199,7 @@ impl Sight<'_> {
             }
             reach.push(bounds);
         }
-        Ok(())
+        Ok(reach.iter().map(|&(low, _)| low >= 0).collect())
     }
 
     fn constant(&self, base: i64) -> Affine {
@@ -248,7 +266,7 @@ impl Sight<'_> {
         }
         let share = work >= SHARED_WORK && (positions < MANY_POSITIONS || self.inner_is_near());
         if !share {
-            return Ok(Mapping::Threads { lanes: 1 });
+            return Ok(Mapping::default());
         }
         // At least 32, for the reduction tree; at most what the work and the workgroup memory fill.
         let fitting = WORKGROUP_MEMORY / tree_bytes(self.kernel).max(1);
@@ -290,12 +308,109 @@ impl Sight<'_> {
         near >= far
     }
 
+    /// Lets threads take four positions where that makes vectors of what they load and store. A buffer is all vectors where
+    /// it is stored to, so blocks are looked at again until all agree.
+    fn take_fours(&self, variant: &mut Variant) {
+        for (at, buffer) in self.kernel.buffers.iter().enumerate().take(64) {
+            let len = len_of(self.sizes, buffer.len).unwrap_or(0);
+            // A last part of a vector would be out of reach.
+            let whole = len > 0 && len % i64::from(LANES) == 0;
+            variant.wide |= u64::from(whole) << at;
+        }
+        loop {
+            let blocks = self.blocks(variant);
+            let narrowed = self.stores_outside(variant, &blocks);
+            variant.wide &= !narrowed;
+            if narrowed == 0 {
+                variant.wide &= self.buffers_of(variant, &blocks);
+                for (axis, phases) in blocks {
+                    match (axis < self.kernel.parallel, &mut variant.mapping) {
+                        (true, Mapping::Threads { lanes, fours }) => {
+                            (*lanes, *fours) = (LANES, true);
+                        }
+                        _ => phases.for_each(|phase| variant.fours |= 1 << phase),
+                    }
+                }
+                return;
+            }
+        }
+    }
+
+    /// The axes along which threads take four positions, each with the phases that run along it.
+    fn blocks(&self, variant: &Variant) -> Vec<(usize, std::ops::Range<usize>)> {
+        let phases = &self.kernel.phases;
+        let candidates: Vec<(usize, std::ops::Range<usize>)> = match variant.mapping {
+            Mapping::Threads { .. } => {
+                let axis = self.kernel.parallel.checked_sub(1);
+                axis.map(|axis| (axis, 0..phases.len())).into_iter().collect()
+            }
+            Mapping::Group { .. } => {
+                let last = |phase: usize| Some(phase_axes(&phases[phase]).last()?.0 as usize);
+                (0..phases.len().min(64))
+                    .filter_map(|phase| Some((last(phase)?, phase..phase + 1)))
+                    .collect()
+            }
+        };
+        let pays = |(axis, range): &(usize, std::ops::Range<usize>)| {
+            let whole = self.lens[*axis] % i64::from(LANES) == 0;
+            let view = LaneView::new(self.kernel, *axis, &variant.aligned, variant.wide);
+            let own = &phases[range.clone()];
+            let roots: Vec<_> = own.iter().flat_map(roots).collect();
+            let stores: Vec<Store> = own.iter().flat_map(phase_stores).copied().collect();
+            whole && view.pays(self.kernel, &roots, &stores, variant.wide)
+        };
+        candidates.into_iter().filter(pays).collect()
+    }
+
+    /// Buffers held as vectors that a store reaches otherwise.
+    fn stores_outside(&self, variant: &Variant, blocks: &[(usize, std::ops::Range<usize>)]) -> u64 {
+        let mut outside = 0;
+        for (phase, store) in stores(self.kernel) {
+            let block = blocks.iter().find(|(_, phases)| phases.contains(&phase));
+            let four = block.is_some_and(|&(axis, _)| {
+                LaneView::new(self.kernel, axis, &variant.aligned, variant.wide).stores_four(
+                    self.kernel,
+                    store,
+                    variant.wide,
+                )
+            });
+            if !four && (store.buffer.0 as usize) < 64 {
+                outside |= variant.wide & 1 << store.buffer.0;
+            }
+        }
+        outside
+    }
+
+    /// Buffers that these blocks reach with vectors.
+    fn buffers_of(&self, variant: &Variant, blocks: &[(usize, std::ops::Range<usize>)]) -> u64 {
+        let mut used = 0;
+        for (axis, phases) in blocks {
+            let view = LaneView::new(self.kernel, *axis, &variant.aligned, variant.wide);
+            for (at, expr) in self.kernel.exprs.iter().enumerate() {
+                if let Expr::Load { buffer, .. } = expr
+                    && view.is_four(ExprId(at as u32))
+                {
+                    used |= 1 << buffer.0;
+                }
+            }
+            let own = self.kernel.phases[phases.clone()].iter();
+            for store in own.flat_map(phase_stores) {
+                if view.stores_four(self.kernel, store, variant.wide) {
+                    used |= 1 << store.buffer.0;
+                }
+            }
+        }
+        used
+    }
+
     /// The stores whose words belong to one thread each.
-    fn words(&self, mapping: Mapping) -> Result<u64, BindError> {
+    fn words(&self, variant: &Variant) -> Result<u64, BindError> {
+        let mapping = variant.mapping;
         let mut words = 0u64;
         let mut plain = vec![false; self.kernel.buffers.len()];
         for (ordinal, (phase, store)) in stores(self.kernel).enumerate() {
-            if ordinal < 64 && self.makes_words(mapping, phase, store)? {
+            let in_vectors = phase < 64 && variant.fours >> phase & 1 == 1;
+            if ordinal < 64 && !in_vectors && self.makes_words(mapping, phase, store)? {
                 words |= 1 << ordinal;
             } else {
                 plain[store.buffer.0 as usize] = true;

@@ -10,7 +10,8 @@
 //! Reading order: this file, `phase` (loops and stores), `expr` (index and element expressions), `scalar`, `prelude`.
 
 mod expr;
-mod phase;
+pub(crate) mod lanes;
+pub(crate) mod phase;
 mod prelude;
 mod scalar;
 
@@ -22,6 +23,8 @@ use cupola_ir::scalar::Scalar;
 use cupola_shaders::shader::Param;
 use cupola_shaders::{Access as BindingAccess, Binding, Element, Epilogue, Shader, Stores, Width};
 use rustc_hash::FxHashSet;
+
+use lanes::LaneView;
 
 /// A kernel needs something that generated WGSL does not have; the text names it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -35,6 +38,8 @@ pub enum Mapping {
     Threads {
         /// Positions of a thread: 1, 2, 4, 8 or 16.
         lanes: u32,
+        /// Whether they are four along the last parallel axis, computed side by side.
+        fours: bool,
     },
     /// A parallel position for each workgroup; its threads share the phases' axes.
     Group {
@@ -44,7 +49,7 @@ pub enum Mapping {
 }
 
 /// One way to write a kernel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Variant {
     /// Which part of the work a thread has.
     pub mapping: Mapping,
@@ -54,6 +59,24 @@ pub struct Variant {
     /// Buffers, by position, that are only read, but declared `read_write` because another argument writes to the same
     /// memory object.
     pub shared: u64,
+    /// Buffers, by position, that are loaded and stored in vectors of four. Every store to one of them is such a vector.
+    pub wide: u64,
+    /// Phases, by number, in which threads take four neighbouring positions along the phase's last axis. Under
+    /// [`Mapping::Threads`] with `fours` it is the last parallel axis, for all phases.
+    pub fours: u64,
+    /// For each size whether it is a multiple of four; without `fours` nothing looks at it.
+    pub aligned: Vec<bool>,
+    /// For each index whether it is never negative; empty if unknown.
+    pub natural: Vec<bool>,
+}
+
+impl Default for Mapping {
+    fn default() -> Self {
+        Self::Threads {
+            lanes: 1,
+            fours: false,
+        }
+    }
 }
 
 /// How elements of a dtype live in storage buffers, if generated kernels can hold them.
@@ -66,13 +89,8 @@ pub const THREADS: u32 = 256;
 
 /// All stores of a kernel with their phase, in order.
 pub fn stores(kernel: &Kernel) -> impl Iterator<Item = (usize, &Store)> {
-    kernel.phases.iter().enumerate().flat_map(|(phase, step)| {
-        let stores: &[Store] = match step {
-            Phase::Store { stores, .. } => stores,
-            Phase::Reduce { .. } => &[],
-        };
-        stores.iter().map(move |store| (phase, store))
-    })
+    let phases = kernel.phases.iter().enumerate();
+    phases.flat_map(|(phase, step)| phase::phase_stores(step).iter().map(move |s| (phase, s)))
 }
 
 /// Whether a launch can report a fault: an index or an integer divisor that data decides.
@@ -145,7 +163,10 @@ struct Writer<'k> {
     /// Workgroup arrays: type and how many.
     trees: Vec<(&'static str, usize)>,
     /// What is computed in each open block.
-    scopes: Vec<FxHashSet<Item>>,
+    scopes: Vec<FxHashSet<(Item, u32)>>,
+    /// In a block where threads take four positions, how they differ, and which of them is being written.
+    view: Option<LaneView>,
+    lane: u32,
     /// Whether each index and each expression depends on parallel axes and accumulators only.
     outer_indices: Vec<bool>,
     outer_exprs: Vec<bool>,
@@ -199,12 +220,7 @@ pub fn emit_epilogue(
     if can_fault(kernel) {
         return Err(EmitError("an epilogue that can fault".to_owned()));
     }
-    let variant = Variant {
-        mapping: Mapping::Threads { lanes: 1 },
-        words: 0,
-        shared: 0,
-    };
-    let mut writer = Writer::new(kernel, variant, true);
+    let mut writer = Writer::new(kernel, Variant::default(), true);
     writer.epilogue_function(value_type)?;
     let bindings = writer.bindings()?.into_iter().skip(2).collect();
     let (helpers, code) = writer.finish();
@@ -230,6 +246,8 @@ impl<'k> Writer<'k> {
             functions: String::new(),
             trees: Vec::new(),
             scopes: vec![FxHashSet::default()],
+            view: None,
+            lane: 0,
             outer_indices: Vec::new(),
             outer_exprs: Vec::new(),
             epilogue,
@@ -309,11 +327,12 @@ impl<'k> Writer<'k> {
                 (false, true) => Stores::Words,
                 (false, false) => Stores::Elements,
             };
+            let wide = at < 64 && self.variant.wide >> at & 1 == 1;
             Ok(Binding {
                 name: self.buffer_name(at),
                 element,
                 access,
-                width: Width::One,
+                width: if wide { Width::Four } else { Width::One },
                 stores,
             })
         };
@@ -358,18 +377,18 @@ impl<'k> Writer<'k> {
         }
     }
 
-    /// `let` lines that take the row-major position `from` (`i32`) apart into `axes`.
+    /// `let` lines that take the row-major position `from` (`i32`) apart into `axes`, a division for each but one.
     fn declare_axes(&mut self, axes: &[usize], from: &str) {
-        for (place, &axis) in axes.iter().enumerate() {
-            let inner = self.product(&axes[place + 1..]);
-            let mut value = match place + 1 == axes.len() {
-                true => from.to_owned(),
-                false => format!("{from} / ({inner})"),
-            };
-            if place > 0 {
-                value = format!("({value}) % {}", self.extent(self.kernel.axes[axis]));
+        let mut rest = from.to_owned();
+        for (place, &axis) in axes.iter().enumerate().rev() {
+            if place == 0 {
+                self.line(&format!("let a{axis} = {rest};"));
+                continue;
             }
-            self.line(&format!("let a{axis} = {value};"));
+            let extent = self.extent(self.kernel.axes[axis]);
+            self.line(&format!("let over{axis} = i32(u32({rest}) / u32({extent}));"));
+            self.line(&format!("let a{axis} = {rest} - over{axis} * {extent};"));
+            rest = format!("over{axis}");
         }
     }
 }

@@ -4,8 +4,9 @@ use cupola_ir::kernel::{Access, Accum, AccumKind, AxisId, Phase, Store, StoreKin
 use cupola_ir::scalar::Scalar;
 use cupola_ir::{Class, DType};
 
+use super::lanes::{LANES, LaneView};
 use super::scalar::{element, held};
-use super::{EmitError, Item, Mapping, THREADS, Writer, stores, tree_name};
+use super::{EmitError, Item, Mapping, THREADS, Variant, Writer, stores, tree_name};
 
 /// Whether an accumulator finds a position.
 pub(super) fn is_position(kind: AccumKind) -> bool {
@@ -41,12 +42,21 @@ impl Writer<'_> {
                 self.line("let position = i32(group);");
                 self.body()?;
             }
-            Mapping::Threads { lanes: 1 } => {
+            Mapping::Threads { lanes: 1, .. } => {
                 self.line(&format!("let position = i32(group * {THREADS}u + local);"));
                 self.line("if position >= i32(params.positions) { return; }");
                 self.body()?;
             }
-            Mapping::Threads { lanes } => self.lanes(lanes)?,
+            Mapping::Threads { lanes, fours: true } => {
+                self.line(&format!(
+                    "let position = i32((group * {THREADS}u + local) * {lanes}u);"
+                ));
+                self.line("if position >= i32(params.positions) { return; }");
+                self.look_along(self.kernel.parallel.checked_sub(1));
+                self.body()?;
+                self.look_along(None);
+            }
+            Mapping::Threads { lanes, .. } => self.lanes(lanes)?,
         }
         self.close();
         Ok(())
@@ -101,7 +111,10 @@ impl Writer<'_> {
         let kernel = self.kernel;
         for (number, phase) in kernel.phases.iter().enumerate() {
             let roots = roots(phase);
-            self.need_outer(&roots)?;
+            for lane in self.lanes_here() {
+                self.lane = lane;
+                self.need_outer(&roots)?;
+            }
             match phase {
                 Phase::Reduce { axes, accums } => self.reduce(number, &numbers(axes), accums)?,
                 Phase::Store { axes, stores } => {
@@ -129,6 +142,37 @@ impl Writer<'_> {
             .any(|buffer| buffer.access == Access::ReadWrite)
     }
 
+    /// From here on threads take four positions along this axis, or one.
+    fn look_along(&mut self, axis: Option<usize>) {
+        let Variant { aligned, wide, .. } = &self.variant;
+        self.view = axis.map(|axis| LaneView::new(self.kernel, axis, aligned, *wide));
+        self.lane = 0;
+    }
+
+    /// Positions that a thread takes side by side.
+    fn lanes_here(&self) -> std::ops::Range<u32> {
+        0..if self.view.is_some() { LANES } else { 1 }
+    }
+
+    /// Of which each accumulator has its own.
+    fn accum_lanes(&self) -> std::ops::Range<u32> {
+        match &self.view {
+            Some(view) if view.parallel => 0..LANES,
+            _ => 0..1,
+        }
+    }
+
+    /// Closes what [`Self::open_loops`] opened.
+    fn close_loops(&mut self, blocks: usize) {
+        for _ in 0..blocks {
+            self.close();
+        }
+        if self.view.as_ref().is_some_and(|view| !view.parallel) {
+            self.look_along(None);
+        }
+        self.lane = 0;
+    }
+
     /// Opens the loops over a phase's axes; the number returned says how many blocks to close.
     fn open_loops(&mut self, phase: usize, axes: &[usize]) -> usize {
         match self.variant.mapping {
@@ -144,10 +188,16 @@ impl Writer<'_> {
             }
             Mapping::Group { threads } => {
                 let len = self.product(axes);
+                let fours = phase < 64 && self.variant.fours >> phase & 1 == 1;
+                let lanes = if fours { LANES } else { 1 };
                 self.open(&format!(
-                    "for (var p{phase} = i32(local); p{phase} < {len}; p{phase} += {threads})"
+                    "for (var p{phase} = i32(local * {lanes}u); p{phase} < {len}; p{phase} += {})",
+                    threads * lanes
                 ));
                 self.declare_axes(axes, &format!("p{phase}"));
+                if fours {
+                    self.look_along(axes.last().copied());
+                }
                 1
             }
         }
@@ -155,55 +205,90 @@ impl Writer<'_> {
 
     fn reduce(&mut self, phase: usize, axes: &[usize], accums: &[Accum]) -> Result<(), EmitError> {
         for (number, accum) in accums.iter().enumerate() {
-            let dtype = self.kernel.dtype(accum.value);
-            let start = self.start_of(accum.kind, dtype)?;
-            let name = format!("{phase}_{number}");
+            self.declare_accum(phase, number, accum)?;
+        }
+        let blocks = self.open_loops(phase, axes);
+        let grouped = matches!(self.variant.mapping, Mapping::Group { .. });
+        if blocks == 0 && grouped {
+            // Nothing to share: one thread takes the single element, so that it counts once.
+            self.open("if local == 0u");
+        }
+        let values: Vec<Item> = accums.iter().map(|accum| Item::Expr(accum.value)).collect();
+        for lane in self.lanes_here() {
+            self.lane = lane;
+            self.need(&values)?;
+            for (number, accum) in accums.iter().enumerate() {
+                self.accumulate(phase, number, accum, axes)?;
+            }
+        }
+        self.close_loops(blocks.max(usize::from(grouped)));
+        if let Mapping::Group { threads } = self.variant.mapping {
+            self.join(phase, accums, threads)?;
+        }
+        for (number, accum) in accums.iter().enumerate() {
             if is_position(accum.kind) {
-                self.write_better(&name, accum.kind, dtype)?;
+                for lane in self.accum_lanes() {
+                    self.lane = lane;
+                    let name = format!("{phase}_{number}{}", self.accum_suffix());
+                    let position = self.call("i64_of_i32", &[&format!("max(at{name}, 0)")]);
+                    self.line(&format!("let acc{name} = {position};"));
+                }
+                self.lane = 0;
+            }
+        }
+        Ok(())
+    }
+
+    /// The variables of an accumulator, at their start.
+    fn declare_accum(
+        &mut self,
+        phase: usize,
+        number: usize,
+        accum: &Accum,
+    ) -> Result<(), EmitError> {
+        let dtype = self.kernel.dtype(accum.value);
+        let start = self.start_of(accum.kind, dtype)?;
+        if is_position(accum.kind) {
+            self.write_better(&format!("{phase}_{number}"), accum.kind, dtype)?;
+        }
+        for lane in self.accum_lanes() {
+            self.lane = lane;
+            let name = format!("{phase}_{number}{}", self.accum_suffix());
+            if is_position(accum.kind) {
                 self.line(&format!("var best{name} = {}();", held(dtype)?.name()));
                 self.line(&format!("var at{name} = -1;"));
             } else {
                 self.line(&format!("var acc{name} = {start};"));
             }
         }
-        let blocks = self.open_loops(phase, axes);
-        if blocks == 0 && matches!(self.variant.mapping, Mapping::Group { .. }) {
-            // Nothing to share: one thread takes the single element, so that it counts once.
-            self.open("if local == 0u");
-        }
-        let values: Vec<Item> = accums.iter().map(|accum| Item::Expr(accum.value)).collect();
-        self.need(&values)?;
-        for (number, accum) in accums.iter().enumerate() {
-            let dtype = self.kernel.dtype(accum.value);
-            let value = self.expr_name(accum.value)?;
-            let name = format!("{phase}_{number}");
-            if is_position(accum.kind) {
-                let at = self.linear(axes);
-                self.line(&format!(
-                    "if better{name}({value}, {at}, best{name}, at{name}) {{ best{name} = {value}; at{name} = {at}; }}"
-                ));
-            } else {
-                let sum = self.combine(
-                    function_of(accum.kind),
-                    dtype,
-                    &format!("acc{name}"),
-                    &value,
-                )?;
-                self.line(&format!("acc{name} = {sum};"));
-            }
-        }
-        let grouped = matches!(self.variant.mapping, Mapping::Group { .. });
-        for _ in 0..blocks.max(usize::from(grouped)) {
-            self.close();
-        }
-        if let Mapping::Group { threads } = self.variant.mapping {
-            self.join(phase, accums, threads)?;
-        }
-        for (number, accum) in accums.iter().enumerate() {
-            if is_position(accum.kind) {
-                let position = self.call("i64_of_i32", &[&format!("max(at{phase}_{number}, 0)")]);
-                self.line(&format!("let acc{phase}_{number} = {position};"));
-            }
+        self.lane = 0;
+        Ok(())
+    }
+
+    /// Takes the value of one position, of the current lane, into an accumulator.
+    fn accumulate(
+        &mut self,
+        phase: usize,
+        number: usize,
+        accum: &Accum,
+        axes: &[usize],
+    ) -> Result<(), EmitError> {
+        let dtype = self.kernel.dtype(accum.value);
+        let value = self.expr_name(accum.value)?;
+        let name = format!("{phase}_{number}{}", self.accum_suffix());
+        if is_position(accum.kind) {
+            let at = self.linear(axes);
+            self.line(&format!(
+                "if better{phase}_{number}({value}, {at}, best{name}, at{name}) {{ best{name} = {value}; at{name} = {at}; }}"
+            ));
+        } else {
+            let sum = self.combine(
+                function_of(accum.kind),
+                dtype,
+                &format!("acc{name}"),
+                &value,
+            )?;
+            self.line(&format!("acc{name} = {sum};"));
         }
         Ok(())
     }
@@ -220,7 +305,11 @@ impl Writer<'_> {
                 ),
             };
         }
-        format!("({text})")
+        let own_lane = |view: &LaneView| axes.last() == Some(&view.axis);
+        match &self.view {
+            Some(view) if own_lane(view) && self.lane > 0 => format!("({text} + {})", self.lane),
+            _ => format!("({text})"),
+        }
     }
 
     /// Joins the threads' accumulators of a phase as a tree, and gives every thread the result.
@@ -397,9 +486,7 @@ impl Writer<'_> {
         }
         let blocks = self.open_loops(phase, axes);
         self.store_all(stores, "lane")?;
-        for _ in 0..blocks {
-            self.close();
-        }
+        self.close_loops(blocks);
         Ok(())
     }
 
@@ -454,23 +541,52 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// The stores at one position; `lane` names the place within a word.
+    /// The stores at one position, or four; `lane` names the place within a word.
     fn store_all(&mut self, stores: &PhaseStores<'_>, lane: &str) -> Result<(), EmitError> {
         for (n, store) in stores.stores.iter().enumerate() {
-            if let Some(guard) = store.guard {
-                self.need(&[Item::Expr(guard)])?;
-                let guard = self.expr_name(guard)?;
-                self.open(&format!("if {guard}"));
+            let wide = self.variant.wide;
+            let four = (self.view.as_ref())
+                .is_some_and(|view| view.stores_four(self.kernel, store, wide));
+            let lanes = if four { 0..1 } else { self.lanes_here() };
+            for own in lanes {
+                self.lane = own;
+                if let Some(guard) = store.guard {
+                    self.need(&[Item::Expr(guard)])?;
+                    let guard = self.expr_name(guard)?;
+                    self.open(&format!("if {guard}"));
+                }
+                let word = self.in_words(stores.first + n);
+                match four {
+                    true => self.store_four(store)?,
+                    false => self.store_one(store, word.then_some((stores.first + n, lane)))?,
+                }
+                if store.guard.is_some() {
+                    self.close();
+                }
             }
-            self.store_one(
-                store,
-                self.in_words(stores.first + n)
-                    .then_some((stores.first + n, lane)),
-            )?;
-            if store.guard.is_some() {
-                self.close();
-            }
+            self.lane = 0;
         }
+        Ok(())
+    }
+
+    /// A store of the four elements as one vector.
+    fn store_four(&mut self, store: &Store) -> Result<(), EmitError> {
+        let buffer = store.buffer.0 as usize;
+        let mut values = Vec::new();
+        for lane in self.lanes_here() {
+            self.lane = lane;
+            self.need(&[Item::Expr(store.value)])?;
+            values.push(self.expr_name(store.value)?);
+        }
+        self.lane = 0;
+        self.need(&[Item::Index(store.index)])?;
+        let index = self.index_name(store.index);
+        let value_type = element(self.kernel.buffers[buffer].dtype)?.value_type4();
+        self.line(&format!(
+            "store4_{}(u32({index}), {value_type}({}));",
+            self.buffer_name(buffer),
+            values.join(", ")
+        ));
         Ok(())
     }
 
@@ -532,14 +648,23 @@ fn numbers(axes: &[AxisId]) -> Vec<usize> {
     axes.iter().map(|axis| axis.0 as usize).collect()
 }
 
-pub(super) fn phase_axes(phase: &Phase) -> &[AxisId] {
+/// Its stores; none if it reduces.
+pub(crate) fn phase_stores(phase: &Phase) -> &[Store] {
+    match phase {
+        Phase::Store { stores, .. } => stores,
+        Phase::Reduce { .. } => &[],
+    }
+}
+
+/// Its axes, outermost first.
+pub(crate) fn phase_axes(phase: &Phase) -> &[AxisId] {
     match phase {
         Phase::Reduce { axes, .. } | Phase::Store { axes, .. } => axes,
     }
 }
 
 /// Everything a phase uses directly.
-fn roots(phase: &Phase) -> Vec<Item> {
+pub(crate) fn roots(phase: &Phase) -> Vec<Item> {
     match phase {
         Phase::Reduce { accums, .. } => {
             accums.iter().map(|accum| Item::Expr(accum.value)).collect()
