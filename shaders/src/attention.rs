@@ -221,6 +221,7 @@ impl AttentionShader {
             label: format!("attention_{form}"),
             bindings,
             params: AttentionParams::members(),
+            extensions: Vec::new(),
             helpers: Vec::new(),
             body,
         }

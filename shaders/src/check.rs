@@ -1,7 +1,9 @@
 //! Is a WGSL text valid, and can every graphics interface be given it? Answered by naga alone, without a GPU.
 
 use naga::back::{hlsl, msl, spv};
-use naga::valid::{Capabilities, ValidationFlags, Validator};
+use naga::valid::{Capabilities, ShaderStages, SubgroupOperationSet, ValidationFlags, Validator};
+
+use crate::shader::{Extension, ParamSpace, Shader};
 
 /// What is wrong with a text.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -20,8 +22,25 @@ pub struct Translations {
     pub spirv: Vec<u32>,
     /// Metal Shading Language.
     pub msl: String,
-    /// HLSL, for Direct3D 12.
+    /// HLSL, for Direct3D 12; empty where that has no such kernels.
     pub hlsl: String,
+}
+
+/// Validates a kernel that uses optional parts of the language, with the capabilities they need, and translates it to the
+/// languages that have them: Direct3D knows no cooperative matrices, so `hlsl` is empty then.
+///
+/// # Errors
+/// The first stage that refuses it.
+pub fn check(shader: &Shader, space: ParamSpace) -> Result<Translations, CheckError> {
+    let mut capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+    for extension in &shader.extensions {
+        capabilities |= match extension {
+            Extension::F16 => Capabilities::SHADER_FLOAT16,
+            Extension::Subgroups => Capabilities::SUBGROUP,
+            Extension::CooperativeMatrix => Capabilities::COOPERATIVE_MATRIX,
+        };
+    }
+    check_wgsl_with(&shader.wgsl(space), capabilities)
 }
 
 /// Validates `text` with what every WebGPU device has (`unpack2x16float` counts as a capability in naga), and translates it for Vulkan, Metal and Direct3D 12.
@@ -41,6 +60,8 @@ pub fn check_wgsl_with(text: &str, capabilities: Capabilities) -> Result<Transla
     let module = naga::front::wgsl::parse_str(text)
         .map_err(|error| fail("parse")(error.emit_to_string(text)))?;
     let info = Validator::new(ValidationFlags::all(), capabilities)
+        .subgroup_stages(ShaderStages::COMPUTE)
+        .subgroup_operations(SubgroupOperationSet::all())
         .validate(&module)
         .map_err(|error| fail("validate")(error.emit_to_string(text)))?;
 
@@ -65,6 +86,10 @@ pub fn check_wgsl_with(text: &str, capabilities: Capabilities) -> Result<Transla
     .map_err(|error| fail("MSL")(error.to_string()))?;
     entry_points(translated.entry_point_names, "MSL")?;
 
+    if capabilities.contains(Capabilities::COOPERATIVE_MATRIX) {
+        let hlsl = String::new();
+        return Ok(Translations { spirv, msl, hlsl });
+    }
     let hlsl_options = hlsl::Options {
         shader_model: hlsl::ShaderModel::V6_2,
         fake_missing_bindings: true,

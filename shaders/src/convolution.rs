@@ -192,6 +192,7 @@ impl ConvolutionShader {
             label,
             bindings,
             params,
+            extensions: Vec::new(),
             helpers: Vec::new(),
             body,
         }

@@ -24,5 +24,5 @@ mod template;
 pub mod tile;
 
 pub use element::{Access, Binding, Element, Stores, Width};
-pub use shader::{Epilogue, ParamSpace, Shader};
+pub use shader::{Epilogue, Extension, ParamSpace, Shader};
 pub use template::fill;

@@ -272,6 +272,7 @@ impl MatmulShader {
             label: format!("matmul_{form}_{:?}_{:?}", self.lhs, self.rhs),
             bindings,
             params,
+            extensions: Vec::new(),
             helpers: Vec::new(),
             body,
         }

@@ -86,6 +86,28 @@ impl Epilogue {
     }
 }
 
+/// An optional part of the language that a kernel uses. A device without the feature refuses the text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Extension {
+    /// The type `f16`.
+    F16,
+    /// Subgroup built-ins and functions; there is no line to enable them with.
+    Subgroups,
+    /// Cooperative matrices.
+    CooperativeMatrix,
+}
+
+impl Extension {
+    /// The line that enables it, if it needs one.
+    fn line(self) -> &'static str {
+        match self {
+            Self::F16 => "enable f16;\n",
+            Self::Subgroups => "",
+            Self::CooperativeMatrix => "enable wgpu_cooperative_matrix;\n",
+        }
+    }
+}
+
 /// A kernel.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Shader {
@@ -95,6 +117,8 @@ pub struct Shader {
     pub bindings: Vec<Binding>,
     /// Members of `struct Params`.
     pub params: Vec<Param>,
+    /// Optional parts of the language it uses.
+    pub extensions: Vec<Extension>,
     /// Element types whose helper functions the body calls, beside those of the bindings.
     pub helpers: Vec<Element>,
     /// Functions, with the entry point `main`.
@@ -122,7 +146,7 @@ impl Shader {
 
     /// The whole text.
     pub fn wgsl(&self, space: ParamSpace) -> String {
-        let mut text = String::new();
+        let mut text: String = self.extensions.iter().map(|used| used.line()).collect();
         if !self.params.is_empty() {
             text.push_str("struct Params {\n");
             for param in &self.params {

@@ -162,6 +162,7 @@ impl SortShader {
             label: format!("sort_{form}"),
             bindings,
             params: SortParams::members(),
+            extensions: Vec::new(),
             helpers: Vec::new(),
             body,
         }

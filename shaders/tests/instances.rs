@@ -1,7 +1,7 @@
 //! Every instance of every template is valid WGSL and translates to SPIR-V, MSL and HLSL. No GPU is needed.
 
 use cupola_shaders::attention::{AttentionForm, AttentionShader, Mask, ValueCols};
-use cupola_shaders::check::check_wgsl;
+use cupola_shaders::check;
 use cupola_shaders::convolution::{ConvolutionForm, ConvolutionShader, Direction, WeightLayout};
 use cupola_shaders::element::{Access, Binding, Element, Stores, Width};
 use cupola_shaders::matmul::{
@@ -13,8 +13,8 @@ use cupola_shaders::tile::{FastAxis, Staging, Tile};
 
 /// Checks one kernel with its parameters in uniform space.
 fn check(shader: &Shader) {
-    let text = shader.wgsl(ParamSpace::Uniform);
-    if let Err(error) = check_wgsl(&text) {
+    if let Err(error) = check::check(shader, ParamSpace::Uniform) {
+        let text = shader.wgsl(ParamSpace::Uniform);
         panic!("{}: {error}\n{}", shader.label, numbered(&text));
     }
 }
@@ -44,6 +44,7 @@ fn copy(label: String, source: Binding, sink: Binding, body: &str) -> Shader {
         label,
         bindings: vec![source, sink],
         params: vec![],
+        extensions: vec![],
         helpers: vec![],
         body: format!(
             "@compute @workgroup_size(64) fn main(@builtin(global_invocation_id) id: vec3<u32>) {{ {body} }}"

@@ -264,7 +264,7 @@ impl WgpuExecutable {
         sizes: &[i64],
         shared: u64,
     ) -> Result<Prepared, Error> {
-        let bound = schedule::bind(kernel, sizes).map_err(|error| match error {
+        let bound = schedule::bind(kernel, sizes, &gpu.model()).map_err(|error| match error {
             schedule::BindError::TooLarge { reach } => Error::Limit {
                 what: "an index of a kernel",
                 needed: u64::try_from(reach.unsigned_abs()).unwrap_or(u64::MAX),
@@ -344,7 +344,7 @@ fn prepare_library(
     sizes: &[i64],
     shares: bool,
 ) -> Result<Prepared, Error> {
-    let program = library.plan(sizes)?;
+    let program = library.plan(sizes, &gpu.model())?;
     let epilogue = library
         .epilogue_kernel()
         .map_or(Vec::new(), |kernel| emit::size_words(kernel, sizes));

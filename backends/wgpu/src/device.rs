@@ -14,6 +14,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::adapter::{Adapter, AdapterFacts, AdapterKind, AdapterLimits, CoopShape, Timestamps};
+use crate::choice::{DeviceModel, Rates};
 use crate::error::Error;
 
 pub mod buffer;
@@ -93,6 +94,7 @@ pub struct GpuDevice {
     device: wgpu::Device,
     queue: wgpu::Queue,
     facts: AdapterFacts,
+    model: Mutex<Arc<DeviceModel>>,
     limits: AdapterLimits,
     features: DeviceFeatures,
     checks: ShaderChecks,
@@ -193,8 +195,15 @@ impl GpuDevice {
                 0
             },
         };
+        let limits = AdapterLimits::of(&limits);
+        let model = DeviceModel {
+            features: features.clone(),
+            limits: limits.clone(),
+            rates: Rates::typical(facts.kind, facts.vendor),
+        };
         Ok(Self {
-            limits: AdapterLimits::of(&limits),
+            limits,
+            model: Mutex::new(Arc::new(model)),
             pipelines: pipeline::PipelineCache::default(),
             params: submit::ParamPool::new(&device),
             memory: Arc::new(buffer::MemoryAccount::new(options.memory_budget)),
@@ -220,6 +229,20 @@ impl GpuDevice {
     /// Optional features this device has.
     pub fn features(&self) -> &DeviceFeatures {
         &self.features
+    }
+
+    /// What kernels are chosen by.
+    pub fn model(&self) -> Arc<DeviceModel> {
+        Arc::clone(&lock(&self.model))
+    }
+
+    /// Takes measured rates in place of the typical ones. What is already prepared stays as it is.
+    pub fn learn(&self, rates: Rates) {
+        let mut model = lock(&self.model);
+        *model = Arc::new(DeviceModel {
+            rates,
+            ..DeviceModel::clone(&model)
+        });
     }
 
     /// Ok while the device answers.

@@ -1,7 +1,7 @@
 //! The GPU backend: WGSL kernels run through wgpu on Vulkan, Metal or Direct3D 12.
 //!
 //! Reading order: [`adapter`] says what is installed, [`device`] opens one adapter and owns buffers, pipelines and
-//! submissions, [`emit`] writes WGSL for generated kernels and [`schedule`] chooses how, [`library`] turns the shader
+//! submissions, [`choice`] is what kernels are chosen by, [`emit`] writes WGSL for generated kernels and [`schedule`] chooses how, [`library`] turns the shader
 //! templates of `cupola-shaders` into dispatches, [`WgpuBackend`] ties them to the traits of `cupola-backend`.
 //!
 //! Rules: nothing here is global, so two devices (or the same adapter opened twice) never see each other. Every error of
@@ -10,7 +10,11 @@
 
 pub mod adapter;
 mod backend;
+<<<<<<< HEAD
 mod canonical;
+=======
+pub mod choice;
+>>>>>>> main
 pub mod device;
 pub mod emit;
 mod error;
@@ -19,5 +23,6 @@ pub mod schedule;
 
 pub use adapter::{Adapter, AdapterFacts, AdapterList};
 pub use backend::{WgpuBackend, WgpuDevice};
+pub use choice::{DeviceModel, Rates};
 pub use device::{DeviceOptions, GpuBuffer, GpuDevice, Tier};
 pub use error::Error;

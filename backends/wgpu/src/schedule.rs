@@ -7,9 +7,10 @@ use cupola_ir::kernel::{
     AxisId, Expr, ExprId, Extent, Index, IndexId, Kernel, Phase, Store, StoreKind,
 };
 
-use crate::canonical::canonical;
-use crate::emit::lanes::{LANES, LaneView};
-use crate::emit::phase::{phase_axes, phase_stores, roots};
+pub fn bind(kernel: &Kernel, sizes: &[i64], _device: &DeviceModel) -> Result<Bound, BindError> {
+    let lens = lens(kernel, sizes)?;
+    product(lens[..kernel.parallel].iter().copied())?;
+    let (kernel, sizes) = canonical(kernel, sizes, &lens);
 use crate::emit::{Mapping, THREADS, Variant, element_of, stores, tree_bytes};
 
 /// A kernel with its sizes bound.
@@ -70,14 +71,18 @@ struct Sight<'k> {
     affine: Vec<Option<Affine>>,
 }
 
-/// Binds `sizes` and chooses.
+/// Binds `sizes` and chooses for a device.
 ///
 /// # Errors
 /// [`BindError`].
+<<<<<<< HEAD
 pub fn bind(kernel: &Kernel, sizes: &[i64]) -> Result<Bound, BindError> {
     let lens = lens(kernel, sizes)?;
     product(lens[..kernel.parallel].iter().copied())?;
     let (kernel, sizes) = canonical(kernel, sizes, &lens);
+=======
+pub fn bind(kernel: &Kernel, sizes: &[i64], _device: &DeviceModel) -> Result<Bound, BindError> {
+>>>>>>> main
     let mut sight = Sight {
         kernel: &kernel,
         sizes: &sizes,

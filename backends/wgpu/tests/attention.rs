@@ -5,7 +5,7 @@ mod common;
 use common::{Random, assert_close, loaded, rounding, run_program, stored};
 use cupola_shaders::element::Element;
 use cupola_wgpu::library::attention::{Attention, Tensor4};
-use cupola_wgpu::{GpuDevice, Tier};
+use cupola_wgpu::{DeviceModel, GpuDevice, Tier};
 
 /// Dense, in the order batch, head, row, column.
 fn dense(element: Element, dims: [u64; 4]) -> Tensor4 {
@@ -128,7 +128,7 @@ fn check(device: &GpuDevice, problem: &Attention, mask: &[f32]) {
     let mut arguments: Vec<&[u8]> = vec![&query_bytes, &key_bytes, &value_bytes];
     arguments.extend(mask_bytes.as_deref());
     arguments.push(&out_bytes);
-    let program = p.plan().expect("plans");
+    let program = p.plan(&device.model()).expect("plans");
     let got = loaded(
         &run_program(device, &program, &arguments, arguments.len() - 1),
         p.out.element,
@@ -403,7 +403,14 @@ fn long_key_lists_are_divided() {
         value_depth: 16,
     };
     let problem = attention(Element::F32, &sizes);
-    assert_eq!(problem.plan().expect("plans").steps.len(), 2);
+    assert_eq!(
+        problem
+            .plan(&DeviceModel::default())
+            .expect("plans")
+            .steps
+            .len(),
+        2
+    );
     check(&device, &problem, &[]);
     check(
         &device,

@@ -7,7 +7,7 @@ use cupola_shaders::convolution::Direction;
 use cupola_shaders::element::Element;
 use cupola_shaders::shader::Epilogue;
 use cupola_wgpu::library::convolution::{Channels, Convolution, SpatialAxis};
-use cupola_wgpu::{GpuDevice, Tier};
+use cupola_wgpu::{DeviceModel, GpuDevice, Tier};
 
 /// `(input, kernel, stride, dilation, before, after)` of a spatial axis.
 type Axis = (u64, u64, u64, u64, i64, i64);
@@ -191,7 +191,7 @@ fn check(device: &GpuDevice, p: &Convolution) {
             }
         }
     }
-    let program = p.plan().expect("plans");
+    let program = p.plan(&device.model()).expect("plans");
     let got = run_program(
         device,
         &program,
@@ -313,8 +313,8 @@ fn empty_and_refused() {
     let four: Vec<Axis> = vec![(2, 1, 1, 1, 0, 0); 4];
     let mut problem = dense(Direction::Forward, 1, 1, (2, 2), &four);
     problem.spatial[0].stride = 2;
-    assert!(problem.plan().is_err());
+    assert!(problem.plan(&DeviceModel::default()).is_err());
     let mut problem = dense(Direction::Forward, 1, 1, (2, 2), AXES[0]);
     problem.spatial[0].dilation = 1 << 40;
-    assert!(problem.plan().is_err());
+    assert!(problem.plan(&DeviceModel::default()).is_err());
 }

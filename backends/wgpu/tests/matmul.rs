@@ -6,7 +6,7 @@ use common::{Random, assert_close, loaded, rounding, run_library, stored};
 use cupola_shaders::element::{Binding, Element};
 use cupola_shaders::shader::Epilogue;
 use cupola_wgpu::library::matmul::{BatchAxis, InnerAxis, Matmul, Matrix};
-use cupola_wgpu::{GpuDevice, Tier};
+use cupola_wgpu::{DeviceModel, GpuDevice, Tier};
 
 /// Row-major unless told otherwise.
 fn matrix(element: Element, rows: u64, cols: u64, transposed: bool) -> Matrix {
@@ -124,7 +124,7 @@ fn check_with(
             }
         }
     }
-    let call = problem.plan().expect("plans");
+    let call = problem.plan(&device.model()).expect("plans");
     let mut buffers: Vec<&[u8]> = vec![&lhs_bytes, &rhs_bytes, &out_bytes];
     buffers.extend(extra.iter().map(Vec::as_slice));
     let got = loaded(&run_library(device, &call, words, &buffers, 2), out.element);
@@ -180,7 +180,14 @@ fn large_tiles() {
         (896, 900, 33, "64x64"),
     ] {
         let problem = plain(rows, cols, inner);
-        assert!(problem.plan().expect("plans").shader.label.contains(tile));
+        assert!(
+            problem
+                .plan(&DeviceModel::default())
+                .expect("plans")
+                .shader
+                .label
+                .contains(tile)
+        );
         check(&device, &problem);
     }
 }
@@ -305,7 +312,7 @@ fn batches_with_broadcast_and_gaps() {
     let right = random.units(7 + 14 * 50);
     let bytes = |v: &[f32]| bytemuck::cast_slice::<f32, u8>(v).to_vec();
     let run = |problem: &Matmul| {
-        let call = problem.plan().expect("plans");
+        let call = problem.plan(&device.model()).expect("plans");
         let out = run_library(
             &device,
             &call,
@@ -366,7 +373,7 @@ fn several_contracted_axes() {
                 want.push(sum.sum::<f64>());
             }
         }
-        let call = problem.plan().expect("plans");
+        let call = problem.plan(&device.model()).expect("plans");
         let out = vec![0; want.len() * 4];
         let bytes = |v: &[f32]| bytemuck::cast_slice::<f32, u8>(v).to_vec();
         let got = run_library(
@@ -401,10 +408,10 @@ fn too_many_batch_axes_are_refused() {
             batch,
             ..plain(2, 2, 2)
         }
-        .plan()
+        .plan(&DeviceModel::default())
         .is_err()
     );
-    assert!(plain(1 << 40, 2, 2).plan().is_err());
+    assert!(plain(1 << 40, 2, 2).plan(&DeviceModel::default()).is_err());
     let batch = vec![
         BatchAxis {
             len: 1 << 40,
@@ -419,7 +426,7 @@ fn too_many_batch_axes_are_refused() {
             batch,
             ..plain(2, 2, 2)
         }
-        .plan()
+        .plan(&DeviceModel::default())
         .is_err()
     );
 }
@@ -536,7 +543,7 @@ fn special_values_come_through() {
             ..plain(len, 1, 1)
         };
         let (out_bytes, _) = stored(&vec![0.0; values.len()], out);
-        let call = problem.plan().expect("plans");
+        let call = problem.plan(&device.model()).expect("plans");
         let left = bytemuck::cast_slice::<f32, u8>(&values).to_vec();
         let got = loaded(
             &run_library(

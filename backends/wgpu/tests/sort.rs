@@ -7,7 +7,7 @@ use std::cmp::Ordering;
 use common::{Random, run_program};
 use cupola_shaders::sort::KeyKind;
 use cupola_wgpu::library::sort::{RowAxis, Sort};
-use cupola_wgpu::{GpuDevice, Tier};
+use cupola_wgpu::{DeviceModel, GpuDevice, Tier};
 use half::{bf16, f16};
 
 /// One element type: how it is stored, and how two raw values compare.
@@ -172,7 +172,7 @@ fn check(device: &GpuDevice, kind: &Kind, descending: bool, [outer, len, inner]:
             },
         ],
     };
-    let program = problem.plan().expect("plans");
+    let program = problem.plan(&device.model()).expect("plans");
     let source = pack(&data, kind.bits);
     let arguments: [&[u8]; 3] = [&source, &vec![0; source.len()], &vec![0; data.len() * 8]];
     let what = format!(
@@ -234,7 +234,7 @@ fn empty_and_refused() {
         sink_step: 1,
         rows: vec![],
     };
-    assert!(problem.plan().is_err());
+    assert!(problem.plan(&DeviceModel::default()).is_err());
     let rows = vec![RowAxis {
         len: 1 << 20,
         source: 0,
@@ -246,7 +246,7 @@ fn empty_and_refused() {
             rows,
             ..problem
         }
-        .plan()
+        .plan(&DeviceModel::default())
         .is_err()
     );
 }

@@ -201,6 +201,7 @@ pub fn emit(kernel: &Kernel, variant: Variant) -> Result<Shader, EmitError> {
         label: name.to_owned(),
         bindings,
         params,
+        extensions: Vec::new(),
         helpers,
         body,
     })

@@ -7,6 +7,7 @@ use cupola_shaders::element::Element;
 use cupola_shaders::matmul::SkinnyRows;
 
 use super::{LibraryCall, LibraryProgram, Place, stride, word};
+use crate::choice::DeviceModel;
 use crate::error::Error;
 
 /// A tensor of four axes in a buffer, offset and strides in elements; stride 0 repeats.
@@ -69,7 +70,7 @@ impl Attention {
     ///
     /// # Errors
     /// [`Error::Limit`] for lengths beyond 32 bits.
-    pub fn plan(&self) -> Result<LibraryProgram, Error> {
+    pub fn plan(&self, _device: &DeviceModel) -> Result<LibraryProgram, Error> {
         let arguments = 4 + usize::from(self.mask.is_some());
         let heads = product(&[self.batches, self.kv_heads])?;
         let rows = product(&[self.queries, self.group])?;

@@ -9,6 +9,7 @@ use cupola_shaders::tile::Tile;
 
 use super::matmul::{BatchAxis, Matmul, Matrix};
 use super::{LibraryCall, LibraryProgram, accumulator_of, stride, word};
+use crate::choice::DeviceModel;
 use crate::error::Error;
 
 /// One spatial axis. Strides of input and weights are in elements.
@@ -95,9 +96,9 @@ impl Convolution {
     ///
     /// # Errors
     /// [`Error::Limit`] for more than [`SPATIAL_AXES`] spatial axes and lengths beyond 31 bits.
-    pub fn plan(&self) -> Result<LibraryProgram, Error> {
+    pub fn plan(&self, device: &DeviceModel) -> Result<LibraryProgram, Error> {
         if let Some(product) = self.pointwise() {
-            let mut program = LibraryProgram::one(product.plan()?);
+            let mut program = LibraryProgram::one(product.plan(device)?);
             // The product's left operand is the weights, its right one the input.
             program.steps[0].1.swap(0, 1);
             return Ok(program);

@@ -9,6 +9,7 @@ use cupola_shaders::shader::Epilogue;
 use cupola_shaders::tile::{FastAxis, Staging, Tile};
 
 use super::{LibraryCall, accumulator_of, closeness, stride, word};
+use crate::choice::DeviceModel;
 use crate::error::Error;
 
 /// A matrix in a buffer: element type, first element and strides, all in elements.
@@ -94,7 +95,7 @@ impl Matmul {
     ///
     /// # Errors
     /// [`Error::Limit`] for lengths beyond 32 bits or more than [`BATCH_AXES`] batch axes that cannot be merged.
-    pub fn plan(&self) -> Result<LibraryCall, Error> {
+    pub fn plan(&self, _device: &DeviceModel) -> Result<LibraryCall, Error> {
         // A few columns are a few rows of the transposed product.
         let few = SkinnyRows::holding(self.cols).is_some();
         if few && self.cols < self.rows {

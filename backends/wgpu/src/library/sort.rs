@@ -3,6 +3,7 @@
 use cupola_shaders::sort::{BlockSize, KeyKind, ROW_AXES, SortForm, SortParams, SortShader};
 
 use super::{LibraryCall, LibraryProgram, Place, stride, word};
+use crate::choice::DeviceModel;
 use crate::error::Error;
 
 /// An axis beside the sorted one; strides in elements.
@@ -42,7 +43,7 @@ impl Sort {
     ///
     /// # Errors
     /// [`Error::Limit`] for lengths beyond 31 bits or more than [`ROW_AXES`] other axes that cannot be merged.
-    pub fn plan(&self) -> Result<LibraryProgram, Error> {
+    pub fn plan(&self, _device: &DeviceModel) -> Result<LibraryProgram, Error> {
         let axes = merged(&self.rows);
         if axes.len() > ROW_AXES {
             return Err(Error::Limit {

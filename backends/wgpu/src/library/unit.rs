@@ -16,6 +16,7 @@ use super::convolution::{Channels, Convolution, SpatialAxis};
 use super::matmul::{BatchAxis, InnerAxis, Matmul, Matrix};
 use super::sort::{RowAxis, Sort};
 use super::{LibraryProgram, accumulator_of};
+use crate::choice::DeviceModel;
 use crate::emit::{EmitError, element_of, emit_epilogue};
 use crate::error::Error;
 
@@ -193,11 +194,11 @@ impl LibraryUnit {
         (first..first + self.library.results.len()).collect()
     }
 
-    /// The dispatches for these sizes. Arguments: operands, results, then the epilogue's.
+    /// The dispatches for these sizes on a device. Arguments: operands, results, then the epilogue's.
     ///
     /// # Errors
     /// [`Error::Limit`] for lengths that the kernels cannot handle.
-    pub fn plan(&self, sizes: &[i64]) -> Result<LibraryProgram, Error> {
+    pub fn plan(&self, sizes: &[i64], device: &DeviceModel) -> Result<LibraryProgram, Error> {
         let views = |views: &[View]| {
             views
                 .iter()
@@ -210,11 +211,11 @@ impl LibraryUnit {
         );
         let mut program = match &self.library.op {
             Op::Core(CoreOp::Contract(contract)) => LibraryProgram::one(
-                contraction(contract, &operands, &results[0], &self.epilogue).plan()?,
+                contraction(contract, &operands, &results[0], &self.epilogue).plan(device)?,
             ),
             Op::Core(CoreOp::Sort(sort)) => self
                 .sort(sort.axis, sort.descending, &operands[0], &results[0])
-                .plan()?,
+                .plan(device)?,
             Op::Composite(CompositeOp::Conv(conv)) => {
                 let before = dims_of(&conv.pads_low, &self.library, sizes)?;
                 let windows = Windows {
@@ -231,7 +232,7 @@ impl LibraryUnit {
                     &results[0],
                     &self.epilogue,
                 )
-                .plan()?
+                .plan(device)?
             }
             Op::Composite(CompositeOp::ConvTranspose(conv)) => {
                 let before = dims_of(&conv.pads_low, &self.library, sizes)?;
@@ -249,7 +250,7 @@ impl LibraryUnit {
                     &results[0],
                     &self.epilogue,
                 )
-                .plan()?
+                .plan(device)?
             }
             Op::Composite(CompositeOp::Attention(attention)) => {
                 let problem = attention_of(&operands, &results[0]);
@@ -262,7 +263,7 @@ impl LibraryUnit {
                     last_distance: causal,
                     ..problem
                 }
-                .plan()?
+                .plan(device)?
             }
             other => unreachable!("bug: {} was refused", other.name()),
         };

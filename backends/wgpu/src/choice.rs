@@ -1,0 +1,99 @@
+//! What is known of an opened device for choosing between kernels.
+//!
+//! Features and limits are facts; rates are typical of the adapter's kind until they are measured
+//! ([`GpuDevice::learn`](crate::GpuDevice::learn)). Rates decide between kernels that are all right, so a wrong one costs
+//! time, never a result.
+
+use crate::adapter::{AdapterKind, AdapterLimits, Timestamps};
+use crate::device::DeviceFeatures;
+
+/// A device as the choice of kernels sees it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DeviceModel {
+    /// Optional features it was opened with.
+    pub features: DeviceFeatures,
+    /// Limits it was opened with.
+    pub limits: AdapterLimits,
+    /// How fast it is.
+    pub rates: Rates,
+}
+
+/// How fast a device is at each kind of work.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Rates {
+    /// Bytes read and written by a plain copy, per second.
+    pub copy: f64,
+    /// 32-bit float operations per second; a multiply-add is two.
+    pub f32: f64,
+    /// 16-bit float operations per second outside matrix units.
+    pub f16: f64,
+    /// Operations per second of the matrix units on 16-bit floats summed in 32 bits.
+    pub matrix: f64,
+    /// Seconds that a dispatch takes beside its work, when it waits for the one before.
+    pub dispatch: f64,
+    /// Parts that run workgroups side by side (streaming multiprocessors, compute units, cores).
+    pub cores: u32,
+}
+
+impl Rates {
+    /// Figures of a middling adapter of this kind and vendor, from data sheets of 2020 to 2025.
+    pub fn typical(kind: AdapterKind, vendor: &str) -> Self {
+        let of = |copy: f64, f32: f64, f16: f64, matrix: f64, cores: u32| Self {
+            copy: copy * 1e9,
+            f32: f32 * 1e12,
+            f16: f16 * 1e12,
+            matrix: matrix * 1e12,
+            dispatch: 5e-6,
+            cores,
+        };
+        match (kind, vendor) {
+            (AdapterKind::Software, _) => Self {
+                dispatch: 1e-5,
+                ..of(5.0, 0.006, 0.006, 0.003, 2)
+            },
+            (_, "Apple") => of(180.0, 5.0, 5.0, 6.0, 16),
+            (AdapterKind::Integrated, "AMD") => of(90.0, 5.0, 10.0, 12.0, 12),
+            (AdapterKind::Integrated, _) => of(60.0, 2.0, 4.0, 4.0, 8),
+            (_, "NVIDIA") => of(600.0, 25.0, 25.0, 80.0, 60),
+            (_, "AMD") => of(550.0, 25.0, 50.0, 80.0, 50),
+            (_, "Intel") => of(450.0, 14.0, 28.0, 80.0, 28),
+            _ => of(200.0, 5.0, 5.0, 10.0, 16),
+        }
+    }
+}
+
+impl Default for DeviceModel {
+    /// A device of unknown make with WebGPU's default limits and no optional feature.
+    fn default() -> Self {
+        Self {
+            features: DeviceFeatures {
+                f16: false,
+                subgroups: None,
+                int64: false,
+                cooperative: Vec::new(),
+                timestamps: Timestamps::Absent,
+                immediate_size: 0,
+            },
+            limits: AdapterLimits::of(&wgpu::Limits::default()),
+            rates: Rates::typical(AdapterKind::Unknown, "unknown"),
+        }
+    }
+}
+
+impl DeviceModel {
+    /// Workgroups that keep every core busy: two each, so that one computes while the other loads.
+    pub fn busy_groups(&self) -> u64 {
+        2 * u64::from(self.rates.cores)
+    }
+
+    /// Threads that keep every core busy: about a thousand hide a core's memory latency.
+    pub fn busy_threads(&self) -> u64 {
+        1024 * u64::from(self.rates.cores)
+    }
+
+    /// The subgroup size, where the device has subgroup operations and but one size.
+    pub fn subgroup_size(&self) -> Option<u32> {
+        let (least, most) = self.features.subgroups?;
+        (least == most).then_some(least)
+    }
+}
