@@ -292,10 +292,7 @@ impl Binding {
             Element::I8 => format!("return unpack4xI8({name}[i >> 2u]);"),
             Element::U8 => format!("return unpack4xU8({name}[i >> 2u]);"),
             Element::Bool => format!("return unpack4xU8({name}[i >> 2u]) != vec4<u32>();"),
-            Element::F8E4M3Fn
-            | Element::F8E4M3Fnuz
-            | Element::F8E5M2
-            | Element::F8E5M2Fnuz => {
+            Element::F8E4M3Fn | Element::F8E4M3Fnuz | Element::F8E5M2 | Element::F8E5M2Fnuz => {
                 let value = format!("{}_value", element.name());
                 format!(
                     "let w = unpack4xU8({name}[i >> 2u]); return vec4<f32>({value}(w.x), {value}(w.y), {value}(w.z), {value}(w.w));"

@@ -298,10 +298,7 @@ impl Forms<'_> {
                     Atom::Opaque(at) => self.opaque_range(at),
                 };
                 let factor = i128::from(factor.value);
-                let (a, b) = (
-                    least.saturating_mul(factor),
-                    most.saturating_mul(factor),
-                );
+                let (a, b) = (least.saturating_mul(factor), most.saturating_mul(factor));
                 (low.saturating_add(a.min(b)), high.saturating_add(a.max(b)))
             })
     }
@@ -616,7 +613,11 @@ mod tests {
              i8 = i7 + i6\n  e0 = load b0[i8]\n  store [] {b1[i4] = e0}\n}\n",
             &[],
         );
-        assert!(new.indices.iter().any(|index| matches!(index, Index::Rem(..))));
+        assert!(
+            new.indices
+                .iter()
+                .any(|index| matches!(index, Index::Rem(..)))
+        );
         assert_eq!(new.axes.len(), 1);
     }
 

@@ -10,11 +10,8 @@
 
 pub mod adapter;
 mod backend;
-<<<<<<< HEAD
 mod canonical;
-=======
 pub mod choice;
->>>>>>> main
 pub mod device;
 pub mod emit;
 mod error;

@@ -7,10 +7,10 @@ use cupola_ir::kernel::{
     AxisId, Expr, ExprId, Extent, Index, IndexId, Kernel, Phase, Store, StoreKind,
 };
 
-pub fn bind(kernel: &Kernel, sizes: &[i64], _device: &DeviceModel) -> Result<Bound, BindError> {
-    let lens = lens(kernel, sizes)?;
-    product(lens[..kernel.parallel].iter().copied())?;
-    let (kernel, sizes) = canonical(kernel, sizes, &lens);
+use crate::canonical::canonical;
+use crate::choice::DeviceModel;
+use crate::emit::lanes::{LANES, LaneView};
+use crate::emit::phase::{phase_axes, phase_stores, roots};
 use crate::emit::{Mapping, THREADS, Variant, element_of, stores, tree_bytes};
 
 /// A kernel with its sizes bound.
@@ -75,14 +75,10 @@ struct Sight<'k> {
 ///
 /// # Errors
 /// [`BindError`].
-<<<<<<< HEAD
-pub fn bind(kernel: &Kernel, sizes: &[i64]) -> Result<Bound, BindError> {
+pub fn bind(kernel: &Kernel, sizes: &[i64], _device: &DeviceModel) -> Result<Bound, BindError> {
     let lens = lens(kernel, sizes)?;
     product(lens[..kernel.parallel].iter().copied())?;
     let (kernel, sizes) = canonical(kernel, sizes, &lens);
-=======
-pub fn bind(kernel: &Kernel, sizes: &[i64], _device: &DeviceModel) -> Result<Bound, BindError> {
->>>>>>> main
     let mut sight = Sight {
         kernel: &kernel,
         sizes: &sizes,
@@ -107,7 +103,11 @@ pub fn bind(kernel: &Kernel, sizes: &[i64], _device: &DeviceModel) -> Result<Bou
     if !matches!(variant.mapping, Mapping::Threads { fours: true, .. }) {
         variant.words = sight.words(&variant)?;
     }
-    if let Mapping::Threads { lanes, fours: false } = &mut variant.mapping {
+    if let Mapping::Threads {
+        lanes,
+        fours: false,
+    } = &mut variant.mapping
+    {
         *lanes = sight.lanes(variant.words);
     }
     let groups = match variant.mapping {
@@ -347,7 +347,9 @@ impl Sight<'_> {
         let candidates: Vec<(usize, std::ops::Range<usize>)> = match variant.mapping {
             Mapping::Threads { .. } => {
                 let axis = self.kernel.parallel.checked_sub(1);
-                axis.map(|axis| (axis, 0..phases.len())).into_iter().collect()
+                axis.map(|axis| (axis, 0..phases.len()))
+                    .into_iter()
+                    .collect()
             }
             Mapping::Group { .. } => {
                 let last = |phase: usize| Some(phase_axes(&phases[phase]).last()?.0 as usize);

@@ -387,7 +387,9 @@ impl<'k> Writer<'k> {
                 continue;
             }
             let extent = self.extent(self.kernel.axes[axis]);
-            self.line(&format!("let over{axis} = i32(u32({rest}) / u32({extent}));"));
+            self.line(&format!(
+                "let over{axis} = i32(u32({rest}) / u32({extent}));"
+            ));
             self.line(&format!("let a{axis} = {rest} - over{axis} * {extent};"));
             rest = format!("over{axis}");
         }

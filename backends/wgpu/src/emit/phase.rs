@@ -545,8 +545,8 @@ impl Writer<'_> {
     fn store_all(&mut self, stores: &PhaseStores<'_>, lane: &str) -> Result<(), EmitError> {
         for (n, store) in stores.stores.iter().enumerate() {
             let wide = self.variant.wide;
-            let four = (self.view.as_ref())
-                .is_some_and(|view| view.stores_four(self.kernel, store, wide));
+            let four =
+                (self.view.as_ref()).is_some_and(|view| view.stores_four(self.kernel, store, wide));
             let lanes = if four { 0..1 } else { self.lanes_here() };
             for own in lanes {
                 self.lane = own;
