@@ -23,7 +23,7 @@ use crate::emit::{self, Variant};
 use crate::error::Error;
 use crate::library::unit::{LibraryUnit, claim};
 use crate::library::{Place, kernel_source};
-use crate::schedule::{self, Bound};
+use crate::schedule;
 
 /// Compiles for one GPU and runs there.
 #[derive(Debug)]
@@ -276,35 +276,34 @@ impl WgpuExecutable {
             },
         })?;
         let faults = emit::can_fault(kernel);
-        if bound.groups == 0 {
-            return Ok(Prepared {
-                steps: Vec::new(),
-                scratch: Vec::new(),
-                faults: false,
+        let mut places: Vec<Place> = (0..kernel.buffers.len()).map(Place::Argument).collect();
+        let mut scratch = Vec::new();
+        if bound.partial_size > 0 {
+            places.push(Place::Scratch(0));
+            scratch.push(bound.partial_size);
+        }
+        let params = emit::param_words(&bound.kernel, bound.positions, bound.parts, &bound.sizes);
+        let mut steps = Vec::new();
+        for &(part, groups) in &bound.launches {
+            let variant = Variant {
+                shared,
+                part,
+                ..bound.variant.clone()
+            };
+            let shader = emit::emit(&bound.kernel, variant).map_err(|error| Error::Shader {
+                label: self.name.to_string(),
+                message: error.0,
+            })?;
+            steps.push(PreparedStep {
+                pipeline: gpu.pipeline(&kernel_source(&shader, gpu.features()))?,
+                places: places.clone(),
+                params: params.clone(),
+                groups: fold_groups(groups, gpu.limits().groups_per_axis)?,
             });
         }
-        let Bound {
-            kernel,
-            sizes,
-            variant,
-            positions,
-            groups,
-        } = bound;
-        let variant = Variant { shared, ..variant };
-        let shader = emit::emit(&kernel, variant).map_err(|error| Error::Shader {
-            label: self.name.to_string(),
-            message: error.0,
-        })?;
-        let pipeline = gpu.pipeline(&kernel_source(&shader, gpu.features()))?;
-        let step = PreparedStep {
-            pipeline,
-            places: (0..kernel.buffers.len()).map(Place::Argument).collect(),
-            params: emit::param_words(&kernel, positions, 0, &sizes),
-            groups: fold_groups(groups, gpu.limits().groups_per_axis)?,
-        };
         Ok(Prepared {
-            steps: vec![step],
-            scratch: Vec::new(),
+            steps,
+            scratch,
             faults,
         })
     }

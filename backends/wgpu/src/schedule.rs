@@ -4,14 +4,18 @@
 //! how far every index reaches. The same look also shows that 32 bits are enough for all of them.
 
 use cupola_ir::kernel::{
-    AxisId, Expr, ExprId, Extent, Index, IndexId, Kernel, Phase, Store, StoreKind,
+    Access, AxisId, BufferDecl, Expr, ExprId, Extent, Index, IndexId, Kernel, Phase, Store,
+    StoreKind,
 };
 
 use crate::canonical::canonical;
 use crate::choice::DeviceModel;
 use crate::emit::lanes::{LANES, LaneView};
 use crate::emit::phase::{phase_axes, phase_stores, roots};
-use crate::emit::{Mapping, THREADS, Variant, element_of, stores, tree_bytes};
+use crate::emit::{
+    Join, Mapping, Part, THREADS, Team, Variant, can_fault, element_of, partial_words, stores,
+    tree_bytes,
+};
 
 /// A kernel with its sizes bound.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,8 +28,12 @@ pub struct Bound {
     pub variant: Variant,
     /// Parallel positions.
     pub positions: u32,
-    /// Workgroups in all.
-    pub groups: u64,
+    /// Parts that the phases of each position are divided in.
+    pub parts: u32,
+    /// What to launch, in order, with the workgroups of each.
+    pub launches: Vec<(Part, u64)>,
+    /// Bytes of the partial results between launches; 0 for one launch.
+    pub partial_size: u64,
 }
 
 /// Why a kernel cannot run with these sizes.
@@ -48,9 +56,17 @@ pub enum BindError {
 /// Work inside a position from which a workgroup shares it.
 const SHARED_WORK: i64 = 32;
 
-/// Positions that keep a large GPU busy without sharing the work inside (some 2^16 threads are resident on the large
-/// cards of 2020 to 2025).
-const MANY_POSITIONS: i64 = 1 << 16;
+/// Distance up to which neighbouring threads still share most of what they load.
+const NEAR_STEP: i64 = 4;
+
+/// Elements from which on a part of a phase is worth a workgroup of its own.
+const PART_WORK: i64 = 4096;
+
+/// Most parts of a phase: every later phase reads the results of all.
+const MOST_PARTS: i64 = 512;
+
+/// Positions that neighbouring threads have in [`Team::across`]: 128 bytes of 32-bit elements.
+const COLUMNS: u32 = 32;
 
 /// Workgroup memory that every device has.
 const WORKGROUP_MEMORY: u32 = 16 << 10;
@@ -75,7 +91,7 @@ struct Sight<'k> {
 ///
 /// # Errors
 /// [`BindError`].
-pub fn bind(kernel: &Kernel, sizes: &[i64], _device: &DeviceModel) -> Result<Bound, BindError> {
+pub fn bind(kernel: &Kernel, sizes: &[i64], device: &DeviceModel) -> Result<Bound, BindError> {
     let lens = lens(kernel, sizes)?;
     product(lens[..kernel.parallel].iter().copied())?;
     let (kernel, sizes) = canonical(kernel, sizes, &lens);
@@ -91,7 +107,7 @@ pub fn bind(kernel: &Kernel, sizes: &[i64], _device: &DeviceModel) -> Result<Bou
         let affine = sight.affine_of(kernel.indices[at]);
         sight.affine.push(affine);
     }
-    let mapping = sight.mapping(positions)?;
+    let mapping = sight.mapping(positions, device)?;
     let aligned = sizes.iter().map(|size| size % i64::from(LANES) == 0);
     let mut variant = Variant {
         mapping,
@@ -112,15 +128,43 @@ pub fn bind(kernel: &Kernel, sizes: &[i64], _device: &DeviceModel) -> Result<Bou
     }
     let groups = match variant.mapping {
         Mapping::Threads { lanes, .. } => (positions as u64).div_ceil(u64::from(THREADS * lanes)),
-        Mapping::Group { .. } => positions as u64,
+        Mapping::Group(team) => (positions as u64).div_ceil(u64::from(team.rows)),
+    };
+    let parts = sight.parts(variant.mapping, groups, device)?;
+    let partial_size = match parts {
+        1 => 0,
+        _ => u64::from(partial_words(&kernel).max(1) * parts) * positions as u64 * 4,
     };
     Ok(Bound {
+        launches: launches(&kernel, groups, parts),
         variant,
         positions: positions as u32,
-        groups,
+        parts,
+        partial_size,
         kernel,
         sizes,
     })
+}
+
+/// One launch, or with parts one for each phase with axes and one for what is left.
+fn launches(kernel: &Kernel, groups: u64, parts: u32) -> Vec<(Part, u64)> {
+    if groups == 0 {
+        return Vec::new();
+    }
+    if parts == 1 {
+        return vec![(Part::Whole, groups)];
+    }
+    let phases = kernel.phases.iter().enumerate();
+    let along = phases.filter(|(_, phase)| !phase_axes(phase).is_empty());
+    let mut launches: Vec<_> = along
+        .map(|(number, _)| (Part::Phase(number), groups * u64::from(parts)))
+        .collect();
+    let rest =
+        |phase: &Phase| phase_axes(phase).is_empty() && !phase_stores(phase).is_empty();
+    if kernel.phases.iter().any(rest) {
+        launches.push((Part::Rest, groups));
+    }
+    launches
 }
 
 /// Lengths of the axes.
@@ -262,28 +306,87 @@ impl Sight<'_> {
         }
     }
 
-    /// Whether a workgroup should share the work of each position.
-    fn mapping(&self, positions: i64) -> Result<Mapping, BindError> {
-        let mut work = 1;
-        for phase in &self.kernel.phases {
-            let (Phase::Reduce { axes, .. } | Phase::Store { axes, .. }) = phase;
-            work = work.max(self.phase_len(axes)?);
-        }
-        let share = work >= SHARED_WORK && (positions < MANY_POSITIONS || self.inner_is_near());
-        if !share {
-            return Ok(Mapping::default());
-        }
-        // At least 32, for the reduction tree; at most what the work and the workgroup memory fill.
-        let fitting = WORKGROUP_MEMORY / tree_bytes(self.kernel).max(1);
-        let most = fitting.clamp(1, THREADS);
-        let wanted = (work as u64)
-            .next_power_of_two()
-            .clamp(32, u64::from(THREADS)) as u32;
-        let threads = wanted.min(1 << most.ilog2());
-        Ok(Mapping::Group { threads })
+    /// The longest phase.
+    fn work(&self) -> Result<i64, BindError> {
+        let mut lens = (self.kernel.phases.iter()).map(|phase| self.phase_len(phase_axes(phase)));
+        lens.try_fold(1, |work, len| Ok(work.max(len?)))
     }
 
-    /// Whether more loads step by one along the phases' innermost axes than along the innermost parallel axis.
+    /// How the work of each position is shared.
+    fn mapping(&self, positions: i64, device: &DeviceModel) -> Result<Mapping, BindError> {
+        let work = self.work()?;
+        let near = self.inner_is_near();
+        let many = positions >= i64::try_from(device.busy_threads()).unwrap_or(i64::MAX);
+        if work < SHARED_WORK || many && !near {
+            return Ok(Mapping::default());
+        }
+        // At most what the workgroup memory holds.
+        let fitting = WORKGROUP_MEMORY / tree_bytes(self.kernel).max(1);
+        let most = 1 << fitting.clamp(1, THREADS).ilog2();
+        let power = |len: i64| len.clamp(1, i64::from(THREADS)).cast_unsigned().next_power_of_two() as u32;
+        let team = match near {
+            true => {
+                // Two vectors for each thread where that leaves enough threads.
+                let each = match positions.saturating_mul(work / 8) as u64 >= device.busy_threads() {
+                    true => 8,
+                    false => 4,
+                };
+                let size = power((work + each - 1) / each).min(most);
+                let rows = power(positions).min(most / size);
+                // Half a subgroup of the widest is the least that a workgroup should have.
+                let size = size.max(32u32.min(most) / rows);
+                self.joined(size, rows, device)
+            }
+            false => {
+                let rows = COLUMNS.min(power(positions)).min(most);
+                let size = (most / rows).min(power(work / 4));
+                Team {
+                    threads: rows * size,
+                    rows,
+                    across: true,
+                    join: Join::Tree,
+                }
+            }
+        };
+        Ok(Mapping::Group(team))
+    }
+
+    /// A workgroup of teams whose threads are neighbours.
+    fn joined(&self, size: u32, rows: u32, device: &DeviceModel) -> Team {
+        let join = match device.features.subgroups {
+            Some((least, _)) if size <= least => Join::Within,
+            Some(_) if rows == 1 => Join::Subgroups,
+            _ => Join::Tree,
+        };
+        Team {
+            threads: size * rows,
+            rows,
+            across: false,
+            join,
+        }
+    }
+
+    /// Parts of each phase where workgroups for the positions alone leave the device idle.
+    fn parts(&self, mapping: Mapping, groups: u64, device: &DeviceModel) -> Result<u32, BindError> {
+        let wanted = 4 * device.busy_groups();
+        let Mapping::Group(team) = mapping else {
+            return Ok(1);
+        };
+        let buffers = self.kernel.buffers.len() as u32 + 1 + u32::from(can_fault(self.kernel));
+        let rereads = |buffer: &BufferDecl| buffer.access == Access::ReadWrite;
+        if groups == 0
+            || groups >= wanted
+            || buffers > device.limits.storage_buffers
+            || self.kernel.buffers.iter().any(rereads)
+        {
+            return Ok(1);
+        }
+        let worth = self.work()? * i64::from(team.rows) / PART_WORK;
+        let parts = i64::try_from(wanted / groups).unwrap_or(MOST_PARTS);
+        Ok(parts.min(worth).clamp(1, MOST_PARTS) as u32)
+    }
+
+    /// Whether more loads step by one along the phases' innermost axes than by little along the innermost parallel axis.
     fn inner_is_near(&self) -> bool {
         let inner: Vec<usize> = self
             .kernel
@@ -302,12 +405,13 @@ impl Sight<'_> {
             let Some(affine) = &self.affine[index.0 as usize] else {
                 continue;
             };
-            if inner.iter().any(|&axis| affine.factors[axis].abs() == 1) {
-                near += 1;
-            } else if self.kernel.parallel > 0
-                && affine.factors[self.kernel.parallel - 1].abs() == 1
-            {
+            let outer = self.kernel.parallel.checked_sub(1);
+            let step = outer.map_or(0, |axis| affine.factors[axis].abs());
+            // Windows that overlap or nearly touch are near either way.
+            if step > 0 && step <= NEAR_STEP {
                 far += 1;
+            } else if inner.iter().any(|&axis| affine.factors[axis].abs() == 1) {
+                near += 1;
             }
         }
         near >= far
@@ -351,7 +455,7 @@ impl Sight<'_> {
                     .into_iter()
                     .collect()
             }
-            Mapping::Group { .. } => {
+            Mapping::Group(_) => {
                 let last = |phase: usize| Some(phase_axes(&phases[phase]).last()?.0 as usize);
                 (0..phases.len().min(64))
                     .filter_map(|phase| Some((last(phase)?, phase..phase + 1)))
@@ -445,7 +549,7 @@ impl Sight<'_> {
         let (Phase::Reduce { axes, .. } | Phase::Store { axes, .. }) = &self.kernel.phases[phase];
         let whole = match (axes.is_empty(), mapping) {
             (true, Mapping::Threads { .. }) => true,
-            (true, Mapping::Group { .. }) => false,
+            (true, Mapping::Group(_)) => false,
             (false, _) => self.phase_len(axes)? % i64::from(per_word) == 0,
         };
         Ok(whole && self.is_dense(store.index, axes))

@@ -20,7 +20,7 @@ use cupola_ir::kernel::{
     Access, Expr, ExprId, Extent, Index, Item, Kernel, Phase, Store, StoreKind,
 };
 use cupola_ir::scalar::Scalar;
-use cupola_shaders::shader::Param;
+use cupola_shaders::shader::{Extension, Param};
 use cupola_shaders::{Access as BindingAccess, Binding, Element, Epilogue, Shader, Stores, Width};
 use rustc_hash::FxHashSet;
 
@@ -41,11 +41,8 @@ pub enum Mapping {
         /// Whether they are four along the last parallel axis, computed side by side.
         fours: bool,
     },
-    /// A parallel position for each workgroup; its threads share the phases' axes.
-    Group {
-        /// Threads of a workgroup, a power of two.
-        threads: u32,
-    },
+    /// Parallel positions shared by teams of threads, which divide the phases' axes among them.
+    Group(Team),
 }
 
 /// One way to write a kernel.
@@ -64,10 +61,56 @@ pub struct Variant {
     /// Phases, by number, in which threads take four neighbouring positions along the phase's last axis. Under
     /// [`Mapping::Threads`] with `fours` it is the last parallel axis, for all phases.
     pub fours: u64,
+    /// What this launch does of it.
+    pub part: Part,
     /// For each size whether it is a multiple of four; without `fours` nothing looks at it.
     pub aligned: Vec<bool>,
     /// For each index whether it is never negative; empty if unknown.
     pub natural: Vec<bool>,
+}
+
+/// How a workgroup shares positions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Team {
+    /// Threads of a workgroup, a power of two.
+    pub threads: u32,
+    /// Positions of a workgroup, a power of two of at most as many.
+    pub rows: u32,
+    /// Whether neighbouring threads have neighbouring positions, instead of being of one team.
+    pub across: bool,
+    /// How its threads join what they have.
+    pub join: Join,
+}
+
+impl Team {
+    /// Threads that share a position.
+    pub fn size(self) -> u32 {
+        self.threads / self.rows
+    }
+}
+
+/// How the threads of a team join their accumulators.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Join {
+    /// As a tree in workgroup memory.
+    Tree,
+    /// In subgroups of any size, then over these in workgroup memory. For teams of whole workgroups.
+    Subgroups,
+    /// In one subgroup: the smallest has as many threads as a team.
+    Within,
+}
+
+/// Which part of a kernel a launch does. Where few positions have much work each, every phase with axes is a launch of its
+/// own over `params.parts` parts of those axes; partial results of reductions go to the buffer `parts` between them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Part {
+    /// All of it.
+    #[default]
+    Whole,
+    /// The phase with this number, for one part of its axes.
+    Phase(usize),
+    /// What is left: stores of phases without axes.
+    Rest,
 }
 
 impl Default for Mapping {
@@ -125,9 +168,9 @@ fn long_sizes(kernel: &Kernel) -> Vec<u32> {
     long
 }
 
-/// Parameter words of an emitted kernel, padded: positions, launch number for fault reports, sizes.
-pub fn param_words(kernel: &Kernel, positions: u32, launch: u32, sizes: &[i64]) -> Vec<u32> {
-    let mut words = vec![positions, launch];
+/// Parameter words of an emitted kernel, padded: positions, launch number for fault reports (0), parts, sizes.
+pub fn param_words(kernel: &Kernel, positions: u32, parts: u32, sizes: &[i64]) -> Vec<u32> {
+    let mut words = vec![positions, 0, parts];
     words.extend(size_words(kernel, sizes));
     words.resize(words.len().next_multiple_of(4), 0);
     words
@@ -174,8 +217,17 @@ struct Writer<'k> {
     epilogue: bool,
 }
 
-/// Writes `variant` of `kernel`. Buffers are those of the kernel, then, if [`can_fault`], one word that receives the launch
-/// number on a fault. Parameters are those of [`param_words`].
+/// Words of the partial result of one position and part, as [`Part::Phase`] leaves it.
+pub fn partial_words(kernel: &Kernel) -> u32 {
+    let accums = kernel.phases.iter().map(|phase| match phase {
+        Phase::Reduce { accums, .. } => accums.len() as u32,
+        Phase::Store { .. } => 0,
+    });
+    accums.sum::<u32>() * phase::ACCUM_WORDS
+}
+
+/// Writes `variant` of `kernel`. Buffers are those of the kernel, then, unless it does [`Part::Whole`], the partial results,
+/// then, if [`can_fault`], one word that receives the launch number on a fault. Parameters are those of [`param_words`].
 ///
 /// # Errors
 /// What WGSL kernels lack: 64-bit floats, strings, block types.
@@ -183,14 +235,24 @@ pub fn emit(kernel: &Kernel, variant: Variant) -> Result<Shader, EmitError> {
     let mut writer = Writer::new(kernel, variant, false);
     writer.entry_point()?;
     let mut bindings = writer.bindings()?;
+    if writer.variant.part != Part::Whole {
+        bindings.push(Binding::write("parts", Element::U32));
+    }
     if can_fault(kernel) {
         bindings.push(Binding::write_as("faults", Element::U32, Stores::Sums));
     }
-    let names = ["positions", "launch"]
+    let names = ["positions", "launch", "parts"]
         .map(str::to_owned)
         .into_iter()
         .chain(size_params(kernel));
     let params = names.map(Param::Word).collect();
+    let extensions = match writer.variant.mapping {
+        Mapping::Group(Team {
+            join: Join::Subgroups | Join::Within,
+            ..
+        }) => vec![Extension::Subgroups],
+        _ => Vec::new(),
+    };
     let (helpers, body) = writer.finish();
     let name = if kernel.name.is_empty() {
         "kernel"
@@ -201,7 +263,7 @@ pub fn emit(kernel: &Kernel, variant: Variant) -> Result<Shader, EmitError> {
         label: name.to_owned(),
         bindings,
         params,
-        extensions: Vec::new(),
+        extensions,
         helpers,
         body,
     })
@@ -262,7 +324,7 @@ impl<'k> Writer<'k> {
         let mut text = String::new();
         for (value, count) in &self.trees {
             let threads = match self.variant.mapping {
-                Mapping::Group { threads } => threads,
+                Mapping::Group(team) => team.threads,
                 Mapping::Threads { .. } => THREADS,
             };
             for slot in 0..*count {
