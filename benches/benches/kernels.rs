@@ -1,24 +1,26 @@
-//! The ladder of kernels under criterion: `cargo bench -p cupola-benches [-- FILTER]`.
+//! Kernels of the benchmark suite under criterion, on the CPU: `cargo bench -p cupola-benches [-- FILTER]`.
 
 use criterion::{Criterion, Throughput};
 use cupola::Host;
-use cupola_benches::ladder;
+use cupola::suite::{Group, cases};
+use cupola_benches::Ready;
+
+/// Cases of more operations, or a tenth of that in bytes, are too slow to be run a hundred times.
+const LARGEST: f64 = 3e9;
 
 fn main() -> anyhow::Result<()> {
     let mut criterion = Criterion::default().configure_from_args();
     let host = Host::new();
-    let mut rates = None;
-    for case in ladder()? {
-        let (mut session, inputs) = case.session(&host, 0)?;
-        rates = rates.or_else(|| session.program().measure());
-        if let Some(rates) = &rates {
-            let limit = case.limit(rates).as_secs_f64() * 1e6;
-            println!("{}: the limit of this machine is {limit:.1} us", case.name);
-        }
-        let mut group = criterion.benchmark_group("kernels");
-        group.throughput(Throughput::Elements(case.flops as u64));
+    let kernels = cases().into_iter().filter(|c| c.group != Group::Model);
+    for case in kernels.filter(|c| c.flops.max(10.0 * c.bytes) <= LARGEST) {
+        let mut group = criterion.benchmark_group(case.group.name());
+        group.throughput(Throughput::Bytes(case.bytes as u64));
+        // Built only if the filter lets it run.
+        let mut ready = None;
         group.bench_function(&case.name, |b| {
-            b.iter(|| session.run(inputs.clone()).map(|outputs| outputs.len()));
+            let ready =
+                ready.get_or_insert_with(|| Ready::new(&case, &host).expect("every case compiles"));
+            b.iter(|| ready.run().expect("every case runs"));
         });
         group.finish();
     }

@@ -77,6 +77,7 @@ mod error;
 mod model;
 mod profile;
 mod runner;
+pub mod suite;
 mod tools;
 
 pub use artifact::Artifact;
@@ -95,7 +96,8 @@ pub use cut::{Cut, can_cut, cut};
 pub use error::{Class, Error, Result};
 pub use model::{Model, ModelOptions};
 pub use profile::{
-    Bound, MemorySlot, MemoryTimeline, Profile, ProfileOptions, StepKind, StepProfile, profile,
+    Bound, MemorySlot, MemoryTimeline, Profile, ProfileOptions, StepKind, StepProfile, Timings,
+    profile, timings,
 };
 pub use runner::{Options, Runner};
 pub use tools::{

@@ -184,6 +184,56 @@ pub fn profile(
     Ok(Some(evaluate(&program, &recording, plain, rates)))
 }
 
+/// Times of single runs.
+#[derive(Clone, Debug, Default)]
+pub struct Timings {
+    /// Whole runs: inputs from the host, outputs to the host.
+    pub runs: Vec<Duration>,
+    /// Kernels of as many other runs, added up; by the device's clock where it has one.
+    pub kernels: Vec<Duration>,
+    /// Kernels in a run.
+    pub launches: usize,
+}
+
+/// Times a session for about `time`, after one run that is not noted: at most `most` runs of each kind, and at least three
+/// unless they take much longer.
+/// `None` for the reference device, which has no kernels.
+///
+/// # Errors
+/// What a run finds.
+pub fn timings(
+    session: &mut Session,
+    inputs: &BTreeMap<String, Value>,
+    time: Duration,
+    most: usize,
+) -> Result<Option<Timings>> {
+    let program = session.program().clone();
+    if program.compiled().is_none() {
+        return Ok(None);
+    }
+    run(session, inputs)?;
+    let start = Instant::now();
+    let mut found = Timings::default();
+    let mut go_on = true;
+    while go_on {
+        let (plain, recording) = sample(session, inputs, 1)?;
+        let each = times(&recording);
+        let plans = program.plans();
+        let launches = each
+            .iter()
+            .filter(|((plan, step), _)| {
+                matches!(plans[plan].plan.steps[*step], Step::Launch { .. })
+            })
+            .map(|(_, figures)| figures);
+        found.launches = launches.clone().map(|(calls, _)| calls).sum();
+        found.kernels.push(launches.map(|(_, time)| *time).sum());
+        found.runs.extend(plain);
+        let patience = if found.runs.len() < 3 { 8 * time } else { time };
+        go_on = found.runs.len() < most && start.elapsed() < patience;
+    }
+    Ok(Some(found))
+}
+
 /// Times of runs that are not recorded, and a recording of as many in between.
 fn sample(
     session: &mut Session,

@@ -252,6 +252,15 @@ pub struct BenchArgs {
     /// Answer requests on standard input, one JSON object a line.
     #[arg(long)]
     pub worker: bool,
+    /// Measure the device itself, kernels and models on it, instead of a model: the benchmark that compares machines.
+    #[arg(long, conflicts_with_all = ["model", "worker", "json"])]
+    pub suite: bool,
+    /// Results of the suite to FILE.
+    #[arg(short, long, value_name = "FILE", requires = "suite")]
+    pub output: Option<PathBuf>,
+    /// Only cases of the suite whose name contains TEXT.
+    #[arg(long = "match", value_name = "TEXT", requires = "suite")]
+    pub only: Option<String>,
 }
 
 /// What `bench` does beside timing a model.
@@ -263,9 +272,15 @@ pub enum BenchAction {
 
 #[derive(Debug, Args)]
 pub struct BenchCompareArgs {
-    /// Results of `cupola bench --json` or of the program in benches/; the first is the standard.
-    #[arg(required = true, num_args = 2..)]
+    /// Results of `cupola bench --json` or of `cupola bench --suite`; the first is the standard.
+    #[arg(required = true, num_args = 1..)]
     pub files: Vec<PathBuf>,
+    /// Results of the suite as a page with charts.
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+    /// All results in one file, which compares like several.
+    #[arg(long, value_name = "FILE")]
+    pub merge: Option<PathBuf>,
     /// Least change that counts, as a fraction.
     #[arg(long, default_value_t = 0.05)]
     pub least: f64,

@@ -17,6 +17,7 @@ pub mod convolution;
 pub mod element;
 pub mod matmul;
 mod minifloat;
+pub mod peak;
 pub mod shader;
 pub mod sort;
 

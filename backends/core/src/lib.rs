@@ -236,6 +236,14 @@ pub struct Rates {
     pub reads: Vec<(usize, f64)>,
     /// Bytes read and written per second, both counted, when memory is copied.
     pub copy: f64,
+    /// Operations per second of fused multiply-adds in `f16`, where kernels compute in it.
+    pub f16_ops: Option<f64>,
+    /// Operations per second of matrix units on `f16` with sums in `f32`, where kernels use them.
+    pub matrix_ops: Option<f64>,
+    /// Seconds from handing over an empty kernel to knowing that it has run; 0 where that is a function call.
+    pub submit: f64,
+    /// Seconds that one more kernel takes beside its work.
+    pub dispatch: f64,
 }
 
 impl Rates {

@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cupola_backend::{
-    Backend, BackendError, Buffer, BufferRange, Device, Executable, Memory, Result,
+    Backend, BackendError, Buffer, BufferRange, Device, Executable, Memory, Rates, Result,
 };
 use cupola_ir::kernel::{Kernel, Unit};
 use cupola_ir::target::Target;
@@ -23,6 +23,7 @@ use crate::emit::{self, Variant};
 use crate::error::Error;
 use crate::library::unit::{LibraryUnit, claim};
 use crate::library::{Place, kernel_source};
+use crate::peaks;
 use crate::schedule;
 
 /// Compiles for one GPU and runs there.
@@ -130,6 +131,21 @@ impl Backend for WgpuBackend {
 
     fn device(&self) -> &dyn Device {
         &self.device
+    }
+
+    fn measure(&self) -> Option<Rates> {
+        let gpu = &self.device.gpu;
+        let peaks = peaks::measure(gpu).ok()?;
+        gpu.learn(peaks.rates(gpu.model().rates));
+        Some(Rates {
+            f32_ops: peaks.f32,
+            reads: vec![(usize::MAX, peaks.copy)],
+            copy: peaks.copy,
+            f16_ops: peaks.f16,
+            matrix_ops: peaks.matrix,
+            submit: peaks.submit,
+            dispatch: peaks.dispatch,
+        })
     }
 
     fn compile(&self, units: &[&Unit]) -> Vec<Result<Arc<dyn Executable>>> {

@@ -16,6 +16,7 @@ pub mod device;
 pub mod emit;
 mod error;
 pub mod library;
+pub mod peaks;
 pub mod schedule;
 
 pub use adapter::{Adapter, AdapterFacts, AdapterList};

@@ -1,11 +1,11 @@
-//! `cupola bench`: times a model; with `--worker` it answers a harness that times several engines in turn.
+//! `cupola bench`: times a model; with `--suite` the device itself; with `--worker` it answers a harness that times several engines in turn.
 //!
 //! Worker protocol: one JSON object a line. At start `{"ready":true,"peer":"cupola","version":V}`. Requests:
 //! `{"cmd":"load","case":"w2/b1s128"}`, `{"cmd":"run","n":8,"warmup_s":0.05,"max_s":0.6}`, `{"cmd":"quit"}`. Cases are
 //! looked up in the folder `$PEERS_MODELS`: `CASE.onnx` (or the shared file of a family) and `inputs/CASE.NAME.bin`
 //! with extents in `inputs/CASE.json`.
 
-use super::bench_compare;
+use super::{bench_compare, suite};
 use crate::args::{BenchAction, BenchArgs};
 use crate::fail::{Failure, Outcome};
 use crate::{inputs, outputs};
@@ -26,10 +26,13 @@ pub fn bench(args: &BenchArgs) -> Outcome {
     if args.worker {
         return worker(args);
     }
+    if args.suite {
+        return suite::suite(args);
+    }
     let path = args
         .model
         .as_ref()
-        .ok_or_else(|| Failure::usage("bench needs a MODEL or --worker"))?;
+        .ok_or_else(|| Failure::usage("bench needs a MODEL, --suite or --worker"))?;
     let model = super::open(path, &args.compile)?;
     let types = model.input_types()?;
     let given = inputs::gather(&types, &args.input, &args.compile, true)?;

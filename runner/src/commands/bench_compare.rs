@@ -1,9 +1,12 @@
 //! `cupola bench compare`: results of several files side by side, and what became slower or faster.
 //!
-//! A file holds what `cupola bench --json` or the program of `benches/` wrote: `{"machine": .., "rows": [{"name": ..,
-//! "samples_ms": [..]}, ..]}`, one row without the list around it, or a row on each line.
+//! A file holds what `cupola bench --json` or `cupola bench --suite` wrote: `{"machine": .., "rows": [{"name": ..,
+//! "samples_ms": [..]}, ..]}`, one row without the list around it, or a row on each line. Several results of the suite in
+//! one file, a line each, count like several files.
 
 use crate::args::BenchCompareArgs;
+use crate::commands::convert::write_whole;
+use crate::commands::suite::{page, results as suite};
 use crate::fail::{Failure, Outcome};
 use crate::outputs;
 use crate::significance::{Shift, shift};
@@ -11,12 +14,14 @@ use serde_json::{Value as Json, json};
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// The results of a file.
+/// The results of a file, or of one device of a file.
 struct Results {
     label: String,
     machine: Json,
     /// Samples in milliseconds by name.
     rows: BTreeMap<String, Vec<f64>>,
+    /// All of it, where the suite wrote it.
+    suite: Option<suite::Results>,
 }
 
 /// How a row lies to that of the first file.
@@ -27,7 +32,14 @@ struct Verdict {
 
 /// Prints the table; with `--check`, status 6 when something became slower.
 pub fn compare(args: &BenchCompareArgs) -> Outcome {
-    let all: Vec<Results> = args.files.iter().map(|f| read(f)).collect::<Outcome<_>>()?;
+    let mut all: Vec<Results> = vec![];
+    for file in &args.files {
+        all.extend(read(file)?);
+    }
+    write_suite(args, &all)?;
+    if all.len() < 2 && args.html.is_none() && args.merge.is_none() {
+        return Err(Failure::usage("one result alone compares with nothing"));
+    }
     let mut names: Vec<&String> = all.iter().flat_map(|r| r.rows.keys()).collect();
     names.sort();
     names.dedup();
@@ -73,28 +85,90 @@ fn median(samples: &[f64]) -> f64 {
     sorted[sorted.len() / 2]
 }
 
-fn read(path: &Path) -> Outcome<Results> {
+/// Writes the page and the joined file that are asked for.
+fn write_suite(args: &BenchCompareArgs, all: &[Results]) -> Outcome {
+    if args.html.is_none() && args.merge.is_none() {
+        return Ok(());
+    }
+    let of_suite = |r: &Results| {
+        let what = format!("{}: --html and --merge take results of --suite", r.label);
+        let suite = r.suite.clone().ok_or_else(|| Failure::usage(what))?;
+        Ok((r.label.clone(), suite))
+    };
+    let all: Vec<(String, suite::Results)> = all.iter().map(of_suite).collect::<Outcome<_>>()?;
+    if let Some(path) = &args.html {
+        write_whole(path, page::page(&all).as_bytes())?;
+    }
+    if let Some(path) = &args.merge {
+        let line = |(_, r): &(String, suite::Results)| serde_json::to_string(r).unwrap_or_default();
+        let lines: Vec<String> = all.iter().map(line).collect();
+        write_whole(path, (lines.join("\n") + "\n").as_bytes())?;
+    }
+    Ok(())
+}
+
+/// The documents of a file: the whole of it, or one on each line.
+fn documents(path: &Path) -> Outcome<Vec<Json>> {
     let text = std::fs::read_to_string(path).map_err(|e| Failure::io("cannot read", path, e))?;
-    let malformed = |what: &str| Failure::malformed(format!("{}: {what}", path.display()));
-    let documents: Vec<Json> = match serde_json::from_str(&text) {
-        Ok(document) => vec![document],
-        Err(_) => {
-            let lines = text.lines().filter(|l| l.trim_start().starts_with('{'));
-            let each: Result<_, _> = lines.map(serde_json::from_str).collect();
-            each.map_err(|_| malformed("neither JSON nor JSON lines"))?
-        }
+    if let Ok(document) = serde_json::from_str(&text) {
+        return Ok(vec![document]);
+    }
+    let lines = text.lines().filter(|l| l.trim_start().starts_with('{'));
+    let each: Result<Vec<Json>, _> = lines.map(serde_json::from_str).collect();
+    let malformed = |_| {
+        let path = path.display();
+        Failure::malformed(format!("{path}: neither JSON nor JSON lines"))
     };
-    let mut results = Results {
-        label: path
-            .file_stem()
-            .map(|s| s.to_string_lossy().into_owned())
-            .unwrap_or_default(),
-        machine: Json::Null,
-        rows: BTreeMap::new(),
-    };
+    each.map_err(malformed)
+}
+
+fn read(path: &Path) -> Outcome<Vec<Results>> {
+    let stem = path
+        .file_stem()
+        .map(|s| s.to_string_lossy().into_owned())
+        .unwrap_or_default();
+    let place = path.display().to_string();
+    let documents = documents(path)?;
+    let (mut devices, mut others) = (vec![], Results::empty(&stem));
     for document in &documents {
+        match suite::Results::read(document, &place)? {
+            None => others.add(document, &place)?,
+            Some(suite) => {
+                let label = match documents.len() {
+                    1 => stem.clone(),
+                    _ => format!("{stem}: {}", suite.machine.name),
+                };
+                let mut device = Results::empty(&label);
+                device.add(document, &place)?;
+                device.suite = Some(suite);
+                devices.push(device);
+            }
+        }
+    }
+    if !others.rows.is_empty() {
+        devices.push(others);
+    }
+    match devices.is_empty() {
+        true => Err(Failure::malformed(format!("{place}: no results"))),
+        false => Ok(devices),
+    }
+}
+
+impl Results {
+    fn empty(label: &str) -> Results {
+        Results {
+            label: label.to_string(),
+            machine: Json::Null,
+            rows: BTreeMap::new(),
+            suite: None,
+        }
+    }
+
+    /// Adds the rows of a document, or the document as a row.
+    fn add(&mut self, document: &Json, place: &str) -> Outcome {
+        let malformed = |what: &str| Failure::malformed(format!("{place}: {what}"));
         if !document["machine"].is_null() {
-            results.machine = document["machine"].clone();
+            self.machine = document["machine"].clone();
         }
         let own = std::slice::from_ref(document);
         for row in document["rows"].as_array().map_or(own, |rows| &rows[..]) {
@@ -104,12 +178,9 @@ fn read(path: &Path) -> Outcome<Results> {
             let samples = samples.filter(|s| s.iter().all(|x| *x > 0.0) && !s.is_empty());
             let samples = samples.ok_or_else(|| malformed("samples_ms holds positive numbers"))?;
             let name = row["name"].as_str().unwrap_or("run").to_string();
-            results.rows.entry(name).or_default().extend(samples);
+            self.rows.entry(name).or_default().extend(samples);
         }
-    }
-    match results.rows.is_empty() {
-        true => Err(malformed("no results")),
-        false => Ok(results),
+        Ok(())
     }
 }
 

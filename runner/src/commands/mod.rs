@@ -14,6 +14,7 @@ mod inspect;
 mod plan;
 mod profile;
 mod run;
+mod suite;
 
 use crate::args::{Command, CompileArgs, Precision};
 use crate::fail::{Failure, Outcome};

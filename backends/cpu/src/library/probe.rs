@@ -68,6 +68,7 @@ pub fn rates(cx: &Context<'_>) -> Result<Rates> {
             (usize::MAX, read(memory)),
         ],
         copy: (threads * memory / 8 * 8) as f64 * best_rate(cx, &copy),
+        ..Rates::default()
     })
 }
 
