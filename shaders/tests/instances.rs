@@ -73,8 +73,15 @@ fn accessors_of_every_element() {
         }
         if element.has_fours() {
             let fours = Binding::read_as("source", element, Width::Four);
-            let body = "store_sink(id.x, load4_source(id.x * 4u).y + load4_source(0u).w);";
-            check(&copy(label(), fours, write(Stores::Elements), body));
+            let body =
+                "store_sink(id.x, load4_source(id.x * 4u).y); store_sink(0u, load_source(id.x));";
+            check(&copy(label(), fours.clone(), write(Stores::Elements), body));
+            let wide = Binding {
+                width: Width::Four,
+                ..write(Stores::Elements)
+            };
+            let body = "store4_sink(id.x * 4u, load4_source(id.x * 4u));";
+            check(&copy(label(), fours, wide, body));
         }
     }
 }

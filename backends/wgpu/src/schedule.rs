@@ -159,8 +159,7 @@ fn launches(kernel: &Kernel, groups: u64, parts: u32) -> Vec<(Part, u64)> {
     let mut launches: Vec<_> = along
         .map(|(number, _)| (Part::Phase(number), groups * u64::from(parts)))
         .collect();
-    let rest =
-        |phase: &Phase| phase_axes(phase).is_empty() && !phase_stores(phase).is_empty();
+    let rest = |phase: &Phase| phase_axes(phase).is_empty() && !phase_stores(phase).is_empty();
     if kernel.phases.iter().any(rest) {
         launches.push((Part::Rest, groups));
     }
@@ -323,11 +322,16 @@ impl Sight<'_> {
         // At most what the workgroup memory holds.
         let fitting = WORKGROUP_MEMORY / tree_bytes(self.kernel).max(1);
         let most = 1 << fitting.clamp(1, THREADS).ilog2();
-        let power = |len: i64| len.clamp(1, i64::from(THREADS)).cast_unsigned().next_power_of_two() as u32;
+        let power = |len: i64| {
+            len.clamp(1, i64::from(THREADS))
+                .cast_unsigned()
+                .next_power_of_two() as u32
+        };
         let team = match near {
             true => {
                 // Two vectors for each thread where that leaves enough threads.
-                let each = match positions.saturating_mul(work / 8) as u64 >= device.busy_threads() {
+                let each = match positions.saturating_mul(work / 8) as u64 >= device.busy_threads()
+                {
                     true => 8,
                     false => 4,
                 };

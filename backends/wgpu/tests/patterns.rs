@@ -5,8 +5,9 @@ mod common;
 
 use cupola_backend::testing::run;
 use cupola_ir::kernel::{Extent, Kernel, Unit, run_kernel, text};
+use cupola_shaders::ParamSpace;
 use cupola_wgpu::choice::DeviceModel;
-use cupola_wgpu::emit::Mapping;
+use cupola_wgpu::emit::{Join, Mapping, Part, Team, Variant, emit};
 use cupola_wgpu::schedule;
 
 /// Bytes that read as small numbers in every dtype used here, different from element to element.
@@ -215,6 +216,50 @@ fn rows_reduced() {
         (0, 5),
     ] {
         check(row_reduction(), &[rows, cols, rows * cols]);
+    }
+}
+
+/// Few long rows are divided among many workgroups, over several launches.
+#[test]
+fn long_rows_use_the_whole_device() {
+    for (rows, cols) in [(1, 70_000), (3, 20_001), (1, 16_384)] {
+        let bound = check(row_reduction(), &[rows, cols, rows * cols]);
+        assert!(bound.parts > 1, "{rows} x {cols}");
+        assert_eq!(bound.launches.len(), 3);
+    }
+    let whole = check(row_reduction(), &[600, 64, 600 * 64]);
+    assert_eq!(whole.launches.len(), 1);
+}
+
+/// Every way to share and join rows is valid, and every graphics interface can be given it.
+#[test]
+fn every_form_is_portable() {
+    let sizes = [5, 64, 320];
+    let kernel = text::parse(row_reduction()).expect("a kernel");
+    let bound = schedule::bind(&kernel, &sizes, &DeviceModel::default()).expect("binds");
+    for (rows, across, join) in [
+        (1, false, Join::Tree),
+        (1, false, Join::Subgroups),
+        (8, false, Join::Tree),
+        (32, false, Join::Within),
+        (32, true, Join::Tree),
+    ] {
+        for part in [Part::Whole, Part::Phase(0), Part::Phase(1), Part::Rest] {
+            let mapping = Mapping::Group(Team {
+                threads: 256,
+                rows,
+                across,
+                join,
+            });
+            let variant = Variant {
+                mapping,
+                part,
+                ..bound.variant.clone()
+            };
+            let shader = emit(&bound.kernel, variant).expect("writes");
+            let checked = cupola_shaders::check::check(&shader, ParamSpace::Uniform);
+            assert!(checked.is_ok(), "{mapping:?} {part:?}: {:?}", checked.err());
+        }
     }
 }
 

@@ -401,12 +401,7 @@ impl Writer<'_> {
     }
 
     /// Stores a team's accumulators as the result of its part.
-    fn leave_parts(
-        &mut self,
-        phase: usize,
-        accums: &[Accum],
-        team: Team,
-    ) -> Result<(), EmitError> {
+    fn leave_parts(&mut self, phase: usize, accums: &[Accum], team: Team) -> Result<(), EmitError> {
         self.open_once(team);
         for (number, accum) in accums.iter().enumerate() {
             let place = self.part_place(phase, number, "part");
@@ -490,12 +485,7 @@ impl Writer<'_> {
                 "if better{phase}_{number}({value}, {at}, best{name}, at{name}) {{ best{name} = {value}; at{name} = {at}; }}"
             ));
         } else {
-            let sum = self.combine(
-                function_of(accum.kind),
-                dtype,
-                &format!("acc{name}"),
-                value,
-            )?;
+            let sum = self.combine(function_of(accum.kind), dtype, &format!("acc{name}"), value)?;
             self.line(&format!("acc{name} = {sum};"));
         }
         Ok(())
@@ -841,10 +831,7 @@ impl Writer<'_> {
         let (begin, end) = self.share(phase, axes);
         let (start, step) = match self.variant.mapping {
             Mapping::Threads { .. } => ("0".to_owned(), lanes),
-            Mapping::Group(team) => (
-                format!("{begin}i32(me * {lanes}u)"),
-                lanes * team.size(),
-            ),
+            Mapping::Group(team) => (format!("{begin}i32(me * {lanes}u)"), lanes * team.size()),
         };
         self.open(&format!(
             "for (var q{phase} = {start}; q{phase} < {end}; q{phase} += {step})"
