@@ -280,6 +280,11 @@ fn convolution() {
                         accumulator: accumulator(weight, out),
                         direction,
                         weights,
+                        kernel: if out == Element::F16 {
+                            [0; 3]
+                        } else {
+                            [1, 3, 5]
+                        },
                         form,
                         epilogue: if out == Element::F32 {
                             bias()
