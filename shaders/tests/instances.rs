@@ -240,6 +240,13 @@ fn attention() {
                         value: element,
                         mask,
                         out: element,
+                        key_width: match (form, cols) {
+                            (
+                                AttentionForm::Few(_) | AttentionForm::FewSplit(_),
+                                ValueCols::Wide,
+                            ) => Width::Four,
+                            _ => Width::One,
+                        },
                         form,
                         cols,
                     };

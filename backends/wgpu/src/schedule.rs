@@ -13,8 +13,8 @@ use crate::choice::DeviceModel;
 use crate::emit::lanes::{LANES, LaneView};
 use crate::emit::phase::{phase_axes, phase_stores, roots};
 use crate::emit::{
-    Join, Mapping, Part, THREADS, Team, Variant, can_fault, element_of, partial_words, stores,
-    tree_bytes,
+    Join, Mapping, Part, THREADS, TILE, TILE_PITCH, Team, Variant, can_fault, element_of,
+    partial_words, stores, tree_bytes,
 };
 
 /// A kernel with its sizes bound.
@@ -26,7 +26,7 @@ pub struct Bound {
     pub sizes: Vec<i64>,
     /// The variant to launch; which buffers are shared is known only at the launch.
     pub variant: Variant,
-    /// Parallel positions.
+    /// Parallel positions; under [`Mapping::Tiles`] tiles.
     pub positions: u32,
     /// Parts that the phases of each position are divided in.
     pub parts: u32,
@@ -55,6 +55,9 @@ pub enum BindError {
 
 /// Work inside a position from which a workgroup shares it.
 const SHARED_WORK: i64 = 32;
+
+/// Lengths from which on loads along another axis go through tiles.
+const TILE_WORTH: i64 = 16;
 
 /// Distance up to which neighbouring threads still share most of what they load.
 const NEAR_STEP: i64 = 4;
@@ -107,16 +110,36 @@ pub fn bind(kernel: &Kernel, sizes: &[i64], device: &DeviceModel) -> Result<Boun
         let affine = sight.affine_of(kernel.indices[at]);
         sight.affine.push(affine);
     }
-    let mapping = sight.mapping(positions, device)?;
+    let (mapping, tiled) = match sight.tiles() {
+        Some((other, tiled)) => (
+            Mapping::Tiles {
+                other,
+                fours: false,
+            },
+            tiled,
+        ),
+        None => (sight.mapping(positions, device)?, Vec::new()),
+    };
     let aligned = sizes.iter().map(|size| size % i64::from(LANES) == 0);
     let mut variant = Variant {
         mapping,
         aligned: aligned.collect(),
         natural,
+        tiled,
         ..Variant::default()
     };
     sight.take_fours(&mut variant);
-    if !matches!(variant.mapping, Mapping::Threads { fours: true, .. }) {
+    if matches!(variant.mapping, Mapping::Tiles { fours: false, .. }) && sight.stores_narrow() {
+        // Single elements would be stored atomically; rows of them make words.
+        variant.mapping = Mapping::default();
+        variant.tiled.clear();
+    }
+    let in_words = match variant.mapping {
+        Mapping::Threads { fours, .. } => !fours,
+        Mapping::Group(_) => true,
+        Mapping::Tiles { .. } => false,
+    };
+    if in_words {
         variant.words = sight.words(&variant)?;
     }
     if let Mapping::Threads {
@@ -129,6 +152,7 @@ pub fn bind(kernel: &Kernel, sizes: &[i64], device: &DeviceModel) -> Result<Boun
     let groups = match variant.mapping {
         Mapping::Threads { lanes, .. } => (positions as u64).div_ceil(u64::from(THREADS * lanes)),
         Mapping::Group(team) => (positions as u64).div_ceil(u64::from(team.rows)),
+        Mapping::Tiles { other, .. } => sight.tile_count(other, positions),
     };
     let parts = sight.parts(variant.mapping, groups, device)?;
     let partial_size = match parts {
@@ -137,8 +161,11 @@ pub fn bind(kernel: &Kernel, sizes: &[i64], device: &DeviceModel) -> Result<Boun
     };
     Ok(Bound {
         launches: launches(&kernel, groups, parts),
+        positions: match variant.mapping {
+            Mapping::Tiles { .. } => groups as u32,
+            Mapping::Threads { .. } | Mapping::Group(_) => positions as u32,
+        },
         variant,
-        positions: positions as u32,
         parts,
         partial_size,
         kernel,
@@ -305,6 +332,56 @@ impl Sight<'_> {
         }
     }
 
+    /// An elementwise kernel's axis along which some of its loads are contiguous, where the last one is not: it and those
+    /// loads, as far as workgroup memory holds their tiles.
+    fn tiles(&self) -> Option<(usize, Vec<u32>)> {
+        let inner = self.kernel.parallel.checked_sub(1)?;
+        let elementwise = self.kernel.parallel == self.lens.len();
+        let rereads = |buffer: &BufferDecl| buffer.access == Access::ReadWrite;
+        if !elementwise || self.kernel.buffers.iter().any(rereads) || self.lens[inner] < TILE_WORTH
+        {
+            return None;
+        }
+        let most = (WORKGROUP_MEMORY / (TILE * TILE_PITCH * 8)) as usize;
+        (0..inner)
+            .filter(|&axis| self.lens[axis] >= TILE_WORTH)
+            .find_map(|axis| {
+                let along = |&at: &usize| self.is_across(self.kernel.exprs[at], inner, axis);
+                let loads = (0..self.kernel.exprs.len()).filter(along);
+                let loads: Vec<u32> = loads.map(|at| at as u32).take(most).collect();
+                (!loads.is_empty()).then_some((axis, loads))
+            })
+    }
+
+    /// Whether an expression is a load that steps by one along `other` and by more than a few along `inner`.
+    fn is_across(&self, expr: Expr, inner: usize, other: usize) -> bool {
+        let Expr::Load {
+            index, guard: None, ..
+        } = expr
+        else {
+            return false;
+        };
+        let affine = self.affine[index.0 as usize].as_ref();
+        affine.is_some_and(|affine| {
+            affine.factors[other] == 1 && affine.factors[inner].abs() > NEAR_STEP
+        })
+    }
+
+    fn tile_count(&self, other: usize, positions: i64) -> u64 {
+        let inner = self.lens.len() - 1;
+        let [a, b] = [other, inner].map(|axis| self.lens[axis].max(1));
+        let rest = positions / (a * b);
+        let tiles = |len: i64| (len as u64).div_ceil(u64::from(TILE));
+        rest as u64 * tiles(a) * tiles(b)
+    }
+
+    fn stores_narrow(&self) -> bool {
+        stores(self.kernel).any(|(_, store)| {
+            let element = element_of(self.kernel.buffers[store.buffer.0 as usize].dtype);
+            element.is_none_or(|element| element.bits() < 32)
+        })
+    }
+
     /// The longest phase.
     fn work(&self) -> Result<i64, BindError> {
         let mut lens = (self.kernel.phases.iter()).map(|phase| self.phase_len(phase_axes(phase)));
@@ -441,6 +518,7 @@ impl Sight<'_> {
                         (true, Mapping::Threads { lanes, fours }) => {
                             (*lanes, *fours) = (LANES, true);
                         }
+                        (true, Mapping::Tiles { fours, .. }) => *fours = true,
                         _ => phases.for_each(|phase| variant.fours |= 1 << phase),
                     }
                 }
@@ -453,7 +531,7 @@ impl Sight<'_> {
     fn blocks(&self, variant: &Variant) -> Vec<(usize, std::ops::Range<usize>)> {
         let phases = &self.kernel.phases;
         let candidates: Vec<(usize, std::ops::Range<usize>)> = match variant.mapping {
-            Mapping::Threads { .. } => {
+            Mapping::Threads { .. } | Mapping::Tiles { .. } => {
                 let axis = self.kernel.parallel.checked_sub(1);
                 axis.map(|axis| (axis, 0..phases.len()))
                     .into_iter()
@@ -552,7 +630,7 @@ impl Sight<'_> {
         }
         let (Phase::Reduce { axes, .. } | Phase::Store { axes, .. }) = &self.kernel.phases[phase];
         let whole = match (axes.is_empty(), mapping) {
-            (true, Mapping::Threads { .. }) => true,
+            (true, Mapping::Threads { .. } | Mapping::Tiles { .. }) => true,
             (true, Mapping::Group(_)) => false,
             (false, _) => self.phase_len(axes)? % i64::from(per_word) == 0,
         };

@@ -412,6 +412,11 @@ impl Writer<'_> {
             self.line(&format!("let e{} = {value};", id.0));
             return Ok(());
         }
+        if self.from_tiles && self.variant.tiled.contains(&id.0) {
+            let value = self.tile_value(id);
+            self.line(&format!("let {} = {value};", self.expr_line(id)));
+            return Ok(());
+        }
         let four = self.view.as_ref().is_some_and(|view| view.is_four(id));
         let name = self.buffer_name(buffer);
         let (load, value_type) = match four {

@@ -14,6 +14,7 @@ pub(crate) mod lanes;
 pub(crate) mod phase;
 mod prelude;
 mod scalar;
+mod tiles;
 
 use cupola_ir::DType;
 use cupola_ir::kernel::{
@@ -41,6 +42,14 @@ pub enum Mapping {
         /// Whether they are four along the last parallel axis, computed side by side.
         fours: bool,
     },
+    /// Squares of [`TILE`] positions along the last parallel axis and another one, along which some loads are contiguous:
+    /// these go through workgroup memory, so that neighbouring threads load and store neighbours both ways.
+    Tiles {
+        /// The other axis.
+        other: usize,
+        /// Whether threads take four positions along the last axis.
+        fours: bool,
+    },
     /// Parallel positions shared by teams of threads, which divide the phases' axes among them.
     Group(Team),
 }
@@ -61,6 +70,8 @@ pub struct Variant {
     /// Phases, by number, in which threads take four neighbouring positions along the phase's last axis. Under
     /// [`Mapping::Threads`] with `fours` it is the last parallel axis, for all phases.
     pub fours: u64,
+    /// Loads that go through tiles, by their number among the expressions; under [`Mapping::Tiles`].
+    pub tiled: Vec<u32>,
     /// What this launch does of it.
     pub part: Part,
     /// For each size whether it is a multiple of four; without `fours` nothing looks at it.
@@ -127,8 +138,14 @@ pub fn element_of(dtype: DType) -> Option<Element> {
     scalar::element_of(dtype)
 }
 
-/// Threads of a workgroup under [`Mapping::Threads`].
+/// Threads of a workgroup under [`Mapping::Threads`] and [`Mapping::Tiles`].
 pub const THREADS: u32 = 256;
+
+/// Positions of a tile along each of its axes.
+pub const TILE: u32 = 32;
+
+/// Elements between the lines of a tile in workgroup memory: one more, so that both ways go through all banks.
+pub const TILE_PITCH: u32 = TILE + 1;
 
 /// All stores of a kernel with their phase, in order.
 pub fn stores(kernel: &Kernel) -> impl Iterator<Item = (usize, &Store)> {
@@ -210,6 +227,8 @@ struct Writer<'k> {
     /// In a block where threads take four positions, how they differ, and which of them is being written.
     view: Option<LaneView>,
     lane: u32,
+    /// Whether tiled loads are read from their tiles here.
+    from_tiles: bool,
     /// Whether each index and each expression depends on parallel axes and accumulators only.
     outer_indices: Vec<bool>,
     outer_exprs: Vec<bool>,
@@ -311,6 +330,7 @@ impl<'k> Writer<'k> {
             scopes: vec![FxHashSet::default()],
             view: None,
             lane: 0,
+            from_tiles: false,
             outer_indices: Vec::new(),
             outer_exprs: Vec::new(),
             epilogue,
@@ -325,7 +345,7 @@ impl<'k> Writer<'k> {
         for (value, count) in &self.trees {
             let threads = match self.variant.mapping {
                 Mapping::Group(team) => team.threads,
-                Mapping::Threads { .. } => THREADS,
+                Mapping::Threads { .. } | Mapping::Tiles { .. } => THREADS,
             };
             for slot in 0..*count {
                 let name = tree_name(value, slot);

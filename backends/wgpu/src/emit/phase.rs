@@ -46,7 +46,7 @@ struct PhaseStores<'a> {
 impl Writer<'_> {
     pub(super) fn entry_point(&mut self) -> Result<(), EmitError> {
         let threads = match self.variant.mapping {
-            Mapping::Threads { .. } => THREADS,
+            Mapping::Threads { .. } | Mapping::Tiles { .. } => THREADS,
             Mapping::Group(team) => team.threads,
         };
         self.line(&format!("@compute @workgroup_size({threads})"));
@@ -67,6 +67,7 @@ impl Writer<'_> {
         self.line("let group = group_number(group_id, group_count);");
         match self.variant.mapping {
             Mapping::Group(team) => self.teams(team)?,
+            Mapping::Tiles { other, fours } => self.tiles(other, fours)?,
             Mapping::Threads { lanes: 1, .. } => {
                 self.line(&format!("let position = i32(group * {THREADS}u + local);"));
                 self.line("if position >= i32(params.positions) { return; }");
@@ -189,6 +190,11 @@ impl Writer<'_> {
     fn body(&mut self) -> Result<(), EmitError> {
         let parallel: Vec<usize> = (0..self.kernel.parallel).collect();
         self.declare_axes(&parallel, "position");
+        self.all_phases()
+    }
+
+    /// All phases where the parallel axes are declared.
+    pub(super) fn all_phases(&mut self) -> Result<(), EmitError> {
         let mut first_store = 0;
         let count = self.kernel.phases.len();
         let kernel = self.kernel;
@@ -230,7 +236,7 @@ impl Writer<'_> {
     }
 
     /// From here on threads take four positions along this axis, or one.
-    fn look_along(&mut self, axis: Option<usize>) {
+    pub(super) fn look_along(&mut self, axis: Option<usize>) {
         let Variant { aligned, wide, .. } = &self.variant;
         self.view = axis.map(|axis| LaneView::new(self.kernel, axis, aligned, *wide));
         self.lane = 0;
@@ -264,7 +270,7 @@ impl Writer<'_> {
     fn open_loops(&mut self, phase: usize, axes: &[usize]) -> usize {
         match self.variant.mapping {
             _ if axes.is_empty() => 0,
-            Mapping::Threads { .. } => {
+            Mapping::Threads { .. } | Mapping::Tiles { .. } => {
                 for &axis in axes {
                     let extent = self.extent(self.kernel.axes[axis]);
                     self.open(&format!(
@@ -764,7 +770,7 @@ impl Writer<'_> {
     ) -> Result<(), EmitError> {
         let team = match self.variant.mapping {
             Mapping::Group(team) => Some(team),
-            Mapping::Threads { .. } => None,
+            Mapping::Threads { .. } | Mapping::Tiles { .. } => None,
         };
         if axes.is_empty() {
             if let Some(team) = team {
@@ -830,7 +836,7 @@ impl Writer<'_> {
         }
         let (begin, end) = self.share(phase, axes);
         let (start, step) = match self.variant.mapping {
-            Mapping::Threads { .. } => ("0".to_owned(), lanes),
+            Mapping::Threads { .. } | Mapping::Tiles { .. } => ("0".to_owned(), lanes),
             Mapping::Group(team) => (format!("{begin}i32(me * {lanes}u)"), lanes * team.size()),
         };
         self.open(&format!(
