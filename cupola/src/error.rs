@@ -113,7 +113,7 @@ impl Error {
             Error::NoGraph(_) => Class::Unsupported,
             Error::Runtime(e) => match e {
                 RuntimeError::Input { .. } => Class::Run,
-                RuntimeError::NoDevice { .. } => Class::Usage,
+                RuntimeError::NoDevice { .. } | RuntimeError::Setting(_) => Class::Usage,
                 RuntimeError::Pass(e) => pass_class(e),
                 RuntimeError::Ir(e) => match e {
                     IrError::Op { .. }

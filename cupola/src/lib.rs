@@ -89,8 +89,8 @@ pub use cupola_passes as passes;
 pub use cupola_passes::Precision;
 pub use cupola_runtime as runtime;
 pub use cupola_runtime::{
-    Cache, Cancel, DeviceSpec, DeviceTensor, Fault, Host, Keep, Pending, Place, Program, Request,
-    RunLimits, RunStats, RunValue, Session, State, Weights,
+    Cache, Cancel, DeviceSpec, DeviceTensor, Fault, Host, HostOptions, Keep, Pending, Place,
+    Program, Request, RunLimits, RunStats, RunValue, Session, State, Weights,
 };
 pub use cut::{Cut, can_cut, cut};
 pub use error::{Class, Error, Result};

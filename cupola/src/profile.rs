@@ -132,6 +132,8 @@ pub struct Profile {
     pub steps: Vec<StepProfile>,
     /// Names of the devices, the host's processor first.
     pub devices: Vec<String>,
+    /// Whether kernels of each device were timed by its own clock; the others by the host's, one by one.
+    pub clocks: Vec<bool>,
     /// The limits of the device, measured after the runs.
     pub rates: Option<Rates>,
     /// Bytes of weights on the devices.
@@ -291,6 +293,7 @@ fn evaluate(
     let machine = rates.as_ref().map(|rates| Machine {
         rates,
         all: program.weight_bytes() + memory.blocks.values().sum::<u64>(),
+        device: DeviceId(program.device_names().len().saturating_sub(1) as u32),
     });
     let steps = times(recording).into_iter().map(|(at, (calls, time))| {
         let bindings = recording.bindings.get(&at.0).cloned().unwrap_or_default();
@@ -314,6 +317,7 @@ fn evaluate(
         trace: trace.collect(),
         trace_time: lengths.get(typical).copied().unwrap_or_default(),
         devices: program.device_names(),
+        clocks: program.device_clocks(),
         rates,
     }
 }
@@ -348,6 +352,8 @@ struct Machine<'a> {
     rates: &'a Rates,
     /// Bytes that a run touches in all: constants come from the level of memory that holds this.
     all: u64,
+    /// The device whose limits they are.
+    device: DeviceId,
 }
 
 impl Machine<'_> {
@@ -394,6 +400,7 @@ fn describe(
             (flops, bytes) = (amount(&cost.flops), amount(&cost.bytes));
             let constant = amount(&cost.constant_bytes);
             device = compiled.units[*unit].device;
+            let machine = machine.filter(|m| m.device == device);
             limit = machine.and_then(|m| m.limit(flops, bytes, constant));
             (StepKind::Kernel, cost.name, cost.origins)
         }

@@ -49,6 +49,11 @@ impl Runner {
     /// # Errors
     /// What import and compilation find.
     pub fn session(&mut self, inputs: &BTreeMap<String, Value>) -> Result<&mut Session> {
+        // What kept no state loses nothing when it is made again on a device opened anew.
+        self.variants.retain(|(_, session)| {
+            let program = session.program();
+            !program.is_lost() || !program.graph().slots.is_empty()
+        });
         let key = key_of(&self.structural, inputs);
         if let Some(at) = self.variants.iter().position(|(k, _)| *k == key) {
             let found = self.variants.remove(at);
@@ -77,7 +82,8 @@ impl Runner {
     /// Runs with named inputs; gives named outputs in the model's order.
     ///
     /// # Errors
-    /// What import, compilation and the run find.
+    /// What import, compilation and the run find. After the loss of a device the next run compiles again, on the device
+    /// opened anew, unless the model keeps state, which was lost with it.
     pub fn run(&mut self, inputs: Vec<(&str, Value)>) -> Result<Vec<(String, Value)>> {
         let by_name: BTreeMap<String, Value> = inputs
             .into_iter()

@@ -52,6 +52,16 @@ pub enum Command {
     Compile(CompileCommandArgs),
     /// Convert a model between formats, by suffix.
     Convert(ConvertArgs),
+    /// Try the features of a GPU; started by this program for itself.
+    #[command(hide = true)]
+    TryGpu(TryGpuArgs),
+}
+
+/// `cupola try-gpu`.
+#[derive(Debug, Args)]
+pub struct TryGpuArgs {
+    /// Position of the adapter.
+    pub adapter: usize,
 }
 
 /// How a model is compiled; the same for every command that compiles.

@@ -10,6 +10,7 @@ mod inputs;
 mod npy;
 mod outputs;
 mod pb;
+mod probe;
 mod significance;
 
 use clap::Parser;

@@ -21,6 +21,98 @@ fn has_gpu() -> bool {
     std::env::var_os("CUPOLA_TEST_REQUIRE_GPU").is_some()
 }
 
+#[test]
+fn an_unknown_tier_is_one_clear_error() {
+    for command in [&["devices"][..], &["doctor"]] {
+        let out = support::cupola(command)
+            .env("CUPOLA_GPU_TIER", "fast")
+            .output()
+            .expect("cupola starts");
+        assert_eq!(out.status.code(), Some(2));
+        assert_eq!(
+            text(&out.stderr),
+            "error[usage]: CUPOLA_GPU_TIER is 'fast', which is none of base, full, experimental\n"
+        );
+    }
+}
+
+/// Runs to the end with environment variables.
+fn with_variables(args: &[&str], variables: &[(&str, &str)]) -> std::process::Output {
+    let mut command = support::cupola(args);
+    command.envs(variables.iter().copied());
+    command.output().expect("cupola starts")
+}
+
+#[test]
+fn a_failing_driver_is_one_line_and_status_1() {
+    if !has_gpu() {
+        return;
+    }
+    let args = [
+        "run",
+        "examples/digits/digits.onnx",
+        "-i",
+        "image=examples/digits/seven.png",
+        "--device",
+        "gpu",
+    ];
+    for failure in [
+        "allocation:1",
+        "allocation:9",
+        "pipeline:3",
+        "submission:2",
+        "map:1",
+    ] {
+        let out = with_variables(&args, &[("CUPOLA_GPU_FAIL", failure)]);
+        assert_eq!(
+            out.status.code(),
+            Some(1),
+            "{failure}: {}",
+            text(&out.stderr)
+        );
+        let error = text(&out.stderr);
+        assert!(error.starts_with("error[run]: gpu "), "{failure}: {error}");
+        assert_eq!(error.lines().count(), 1, "{error}");
+    }
+    let out = with_variables(&args, &[("CUPOLA_GPU_FAIL", "luck")]);
+    assert_eq!(out.status.code(), Some(2), "{}", text(&out.stderr));
+}
+
+#[test]
+fn devices_tell_what_is_used_and_what_is_not() {
+    if !has_gpu() {
+        return;
+    }
+    let facts = |tier: &str| {
+        let out = with_variables(&["devices", "--json"], &[("CUPOLA_GPU_TIER", tier)]);
+        assert!(out.status.success(), "{}", text(&out.stderr));
+        json(&out.stdout)[1]["facts"].clone()
+    };
+    let base = facts("base");
+    assert_eq!(
+        (&base["tier"], &base["features"]),
+        (&"base".into(), &"none".into())
+    );
+    assert_eq!(base["storage buffers"], "8");
+    let full = facts("full");
+    assert_eq!(full["tier"], "full");
+    assert!(
+        full["features"].as_str().is_some_and(|f| f.contains("f16")),
+        "{full}"
+    );
+    let most = facts("experimental");
+    let units = most["matrix units"].as_str().expect("text");
+    let used = most["features"].as_str().expect("text");
+    let keys: Vec<&String> = most.as_object().expect("facts").keys().collect();
+    let dropped = keys.iter().any(|k| k.starts_with("without cooperative"));
+    // Matrix units that are there are either used, or it is said why not.
+    assert!(
+        units == "none" || used.contains("cooperative") || dropped,
+        "{most}"
+    );
+    assert_eq!(used.contains("cooperative"), most["tier"] == "experimental");
+}
+
 /// The digit that the model reads in a picture.
 fn digit(picture: &str, device: &str) -> String {
     let image = format!("image={picture}");
@@ -361,15 +453,18 @@ struct Tally {
     unfinished: Option<String>,
 }
 
-fn conformance(suite: &Path, device: &str) -> Tally {
-    let log = std::env::temp_dir().join(format!("cupola-{}-{device}.jsonl", std::process::id()));
+/// Goes through a suite; `target` is a device, or a device and a tier.
+fn conformance(suite: &Path, target: &str) -> Tally {
+    let (device, tier) = target.split_once(' ').unwrap_or((target, ""));
+    let log = format!("cupola-{}-{device}-{tier}.jsonl", std::process::id());
+    let log = std::env::temp_dir().join(log);
     let _ = std::fs::remove_file(&log);
     let (suite, path) = (
         suite.to_string_lossy().into_owned(),
         log.to_string_lossy().into_owned(),
     );
     let profile = if device == "gpu" { "device" } else { "strict" };
-    let out = run(&[
+    let args = [
         "conformance",
         "--suite",
         &suite,
@@ -379,7 +474,8 @@ fn conformance(suite: &Path, device: &str) -> Tally {
         profile,
         "--json",
         &path,
-    ]);
+    ];
+    let out = with_variables(&args, &[("CUPOLA_GPU_TIER", tier)]);
     assert!(out.status.success(), "{}", text(&out.stderr));
     let mut tally = Tally::default();
     for line in std::fs::read_to_string(&log).expect("result lines").lines() {
@@ -442,6 +538,22 @@ fn generated_graphs_on_the_reference() {
 #[test]
 fn generated_graphs_on_the_cpu() {
     check_suite("CUPOLA_TEST_FUZZ", "fuzz", "cpu");
+}
+
+#[test]
+fn onnx_suite_on_the_gpu_with_and_without_optional_features() {
+    if has_gpu() {
+        check_suite("CUPOLA_TEST_SUITE", "onnx", "gpu");
+        check_suite("CUPOLA_TEST_SUITE", "onnx", "gpu base");
+    }
+}
+
+#[test]
+fn generated_graphs_on_the_gpu_with_and_without_optional_features() {
+    if has_gpu() {
+        check_suite("CUPOLA_TEST_FUZZ", "fuzz", "gpu");
+        check_suite("CUPOLA_TEST_FUZZ", "fuzz", "gpu base");
+    }
 }
 
 #[test]

@@ -214,3 +214,41 @@ fn the_time_of_a_loop_is_that_of_its_region() {
     assert_eq!(root["flops"], 7_000_000);
     assert!(number(&control["ms"]) < number(&root["ms"]), "{document}");
 }
+
+#[test]
+fn kernels_of_a_gpu_are_timed_by_its_clock() {
+    if std::env::var_os("CUPOLA_TEST_REQUIRE_GPU").is_none() {
+        return;
+    }
+    let folder = Folder::new("gpu-trace");
+    let path = folder.path("trace.json");
+    let document = profile(&["--device", "gpu", "--json", "--trace", &path]);
+    let document: Json = serde_json::from_str(&document).expect("a document");
+    let steps = document["steps"].as_array().expect("steps");
+    let kernels: Vec<&Json> = steps.iter().filter(|s| s["device"] == "gpu").collect();
+    assert!(kernels.len() > 5, "{document}");
+    let ms: f64 = kernels.iter().map(|k| number(&k["ms"])).sum();
+    assert!(kernels.iter().all(|k| k["device_clock"] == true));
+    assert!(
+        ms > 0.0 && ms <= number(&document["recorded_ms"]),
+        "{document}"
+    );
+    let trace = std::fs::read_to_string(&path).expect("a trace");
+    let trace: Json = serde_json::from_str(&trace).expect("a trace");
+    let events = trace["traceEvents"].as_array().expect("events");
+    let track = events.iter().find(|e| e["args"]["name"] == "gpu kernels");
+    let track = &track.expect("a track")["tid"];
+    let spans = events
+        .iter()
+        .filter(|e| e["cat"] == "kernel" && e["tid"] == *track);
+    let mut before = 0.0;
+    for span in spans {
+        let start = number(&span["ts"]);
+        assert!(
+            start >= before,
+            "one queue, one kernel after another: {span}"
+        );
+        before = start;
+    }
+    assert!(before > 0.0);
+}

@@ -5,7 +5,7 @@
 
 use crate::store::{self, Store};
 use bytes::Bytes;
-use cupola_backend::Key;
+use cupola_backend::{Keeper, Key};
 use cupola_source::Source;
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
 use std::io::{self, BufWriter, Write};
@@ -135,6 +135,17 @@ impl Cache {
             remove(path);
             all -= size;
         }
+    }
+}
+
+/// What belongs to no program is a store of one piece.
+impl Keeper for Cache {
+    fn find(&self, key: Key) -> Option<Bytes> {
+        self.open(key)?.find(key)
+    }
+
+    fn keep(&self, key: Key, bytes: Bytes) {
+        self.put(key, &[(key, bytes)]);
     }
 }
 

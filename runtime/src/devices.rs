@@ -1,11 +1,16 @@
 //! The devices of this host. The only file that names backends.
 
+use crate::cache::Cache;
 use crate::error::{Result, RuntimeError};
-use cupola_backend::Backend;
+use cupola_backend::{Backend, BackendError, Keeper};
 use cupola_cpu::CpuBackend;
-use cupola_wgpu::adapter::{AdapterFeatures, AdapterKind, CoopShape, Timestamps};
-use cupola_wgpu::{AdapterList, DeviceOptions, WgpuBackend};
+use cupola_wgpu::adapter::{AdapterFacts, AdapterKind, Timestamps};
+use cupola_wgpu::device::{DeviceFeatures, Optional};
+pub use cupola_wgpu::device::{Injected, Mishap};
+use cupola_wgpu::{AdapterList, DeviceOptions, GpuDevice, Tier, WgpuBackend};
+pub use cupola_wgpu::{Attempt, Cut, Prober};
 use std::fmt;
+use std::io;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex};
 
@@ -53,17 +58,37 @@ impl fmt::Display for DeviceSpec {
     }
 }
 
+/// What opening a GPU may use.
+#[derive(Clone, Debug, Default)]
+pub struct HostOptions {
+    /// Keeps what was found out about an adapter and its driver for later processes.
+    pub cache: Option<Cache>,
+    /// Tries features in another process whose use can end this one. Without it software adapters do without them.
+    pub prober: Option<Arc<dyn Prober>>,
+    /// A failure that GPUs are to have, to test what comes after; without one, that of `CUPOLA_GPU_FAIL`.
+    pub inject: Option<Injected>,
+}
+
 /// Opened devices, shared by all programs of a process that are given the same host.
 #[derive(Default)]
 pub struct Host {
+    options: HostOptions,
     cpus: Mutex<Vec<(usize, Arc<dyn Backend>)>>,
-    gpus: Mutex<Vec<(usize, Arc<dyn Backend>)>>,
+    gpus: Mutex<Vec<(usize, Arc<WgpuBackend>)>>,
 }
 
 impl Host {
     /// No device is opened before it is asked for.
     pub fn new() -> Host {
         Host::default()
+    }
+
+    /// As [`Host::new`], with more to use when a GPU is opened.
+    pub fn with(options: HostOptions) -> Host {
+        Host {
+            options,
+            ..Host::default()
+        }
     }
 
     /// Resolves a device and opens what it needs: the CPU first, the device itself last.
@@ -110,28 +135,84 @@ impl Host {
         Ok(backend)
     }
 
-    fn gpu(&self, position: usize) -> Result<Arc<dyn Backend>> {
+    /// A GPU, opened anew if the one that was open was lost.
+    fn gpu(&self, position: usize) -> Result<Arc<WgpuBackend>> {
         let mut open = self.gpus.lock().unwrap_or_else(|e| e.into_inner());
+        open.retain(|(p, b)| *p != position || !b.gpu().is_lost());
         if let Some((_, b)) = open.iter().find(|(p, _)| *p == position) {
             return Ok(b.clone());
         }
         let device = DeviceSpec::Gpu(position).to_string();
+        let options = self.gpu_options()?;
         let adapters = AdapterList::enumerate();
         let opened = adapters
             .get(position)
-            .and_then(|a| WgpuBackend::open(a, &DeviceOptions::default(), &device));
-        let backend: Arc<dyn Backend> = match opened {
-            Ok(b) => Arc::new(b),
-            Err(e) => {
-                return Err(RuntimeError::NoDevice {
-                    device,
-                    what: e.to_string(),
-                });
-            }
-        };
+            .and_then(|a| WgpuBackend::open(a, &options, &device));
+        let backend = opened.map_err(|e| open_error(device, &e))?;
+        let backend = Arc::new(backend);
         open.push((position, backend.clone()));
         Ok(backend)
     }
+
+    /// How GPUs are opened: the one place that reads `CUPOLA_GPU_TIER` and `CUPOLA_GPU_FAIL`.
+    fn gpu_options(&self) -> Result<DeviceOptions> {
+        let setting = |e: cupola_wgpu::Error| RuntimeError::Setting(e.to_string());
+        let tier = Tier::from_environment().map_err(setting)?;
+        let ordered = Injected::from_environment().map_err(setting)?;
+        let cache = self.options.cache.clone();
+        Ok(DeviceOptions {
+            tier,
+            prober: self.options.prober.clone(),
+            inject: self.options.inject.or(ordered),
+            keeper: cache.map(|cache| -> Arc<dyn Keeper> { Arc::new(cache) }),
+            ..DeviceOptions::default()
+        })
+    }
+
+    /// The CPU and every GPU adapter. Those that can be used are opened, to tell what works on them.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Setting`] where `CUPOLA_GPU_TIER` names no tier.
+    pub fn devices(&self) -> Result<Vec<DeviceInfo>> {
+        self.gpu_options()?;
+        let adapters = AdapterList::enumerate();
+        let gpus = adapters.adapters().iter().map(|adapter| {
+            let f = adapter.facts();
+            let spec = DeviceSpec::Gpu(f.index);
+            let mut facts = adapter_facts(f);
+            match self.gpu(f.index) {
+                Ok(backend) => facts.extend(opened_facts(backend.gpu())),
+                Err(e) => facts.push(("refused".into(), e.to_string())),
+            }
+            DeviceInfo {
+                spec,
+                name: f.name.clone(),
+                facts,
+            }
+        });
+        Ok(std::iter::once(processor()).chain(gpus).collect())
+    }
+}
+
+/// There is no such device, or there is and its driver failed.
+fn open_error(device: String, error: &cupola_wgpu::Error) -> RuntimeError {
+    let what = error.to_string();
+    match error {
+        cupola_wgpu::Error::NoAdapter { .. } | cupola_wgpu::Error::Unusable { .. } => {
+            RuntimeError::NoDevice { device, what }
+        }
+        _ => BackendError::Device { device, what }.into(),
+    }
+}
+
+/// The part of a [`Prober`] in the other process: tries the adapter of this index and writes what works.
+///
+/// # Errors
+/// Those of `to`, or why the adapter cannot be used at all.
+pub fn try_gpu(index: usize, to: &mut dyn io::Write) -> io::Result<()> {
+    let adapters = AdapterList::enumerate();
+    let adapter = adapters.get(index).map_err(io::Error::other)?;
+    cupola_wgpu::try_out(adapter, to)
 }
 
 /// A device of this host and what is known of it.
@@ -171,51 +252,49 @@ pub fn processor() -> DeviceInfo {
     }
 }
 
-/// The CPU and every GPU adapter.
-pub fn list_devices() -> Vec<DeviceInfo> {
-    let adapters = AdapterList::enumerate();
-    let gpus = adapters.adapters().iter().map(|a| {
-        let f = a.facts();
-        let facts = vec![
-            ("kind".to_string(), f.kind.name().to_string()),
-            ("backend".into(), f.interface.name().to_string()),
-            (
-                "vendor".into(),
-                format!("{} ({:#06x})", f.vendor, f.vendor_id),
-            ),
-            ("driver".into(), f.driver.clone()),
-            ("largest buffer".into(), f.limits.buffer_size.to_string()),
-            ("largest binding".into(), f.limits.binding_size.to_string()),
-            (
-                "storage buffers".into(),
-                f.limits.storage_buffers.to_string(),
-            ),
-            (
-                "workgroup memory".into(),
-                f.limits.workgroup_memory_size.to_string(),
-            ),
-            (
-                "workgroup threads".into(),
-                f.limits.workgroup_threads.to_string(),
-            ),
-            ("features".into(), features(&f.features)),
-            ("matrix units".into(), matrix_units(&f.features)),
-            (
-                "kernel tier".into(),
-                format!("{:?}", DeviceOptions::default().tier).to_lowercase(),
-            ),
-            (
-                "refused".into(),
-                f.refusal.clone().unwrap_or_else(|| "no".into()),
-            ),
-        ];
-        DeviceInfo {
-            spec: DeviceSpec::Gpu(f.index),
-            name: f.name.clone(),
-            facts,
-        }
-    });
-    std::iter::once(processor()).chain(gpus).collect()
+fn fact(what: &str, value: impl ToString) -> (String, String) {
+    (what.to_string(), value.to_string())
+}
+
+/// What an adapter is and offers.
+fn adapter_facts(f: &AdapterFacts) -> Vec<(String, String)> {
+    let cooperative = f.features.cooperative.iter().map(ToString::to_string);
+    vec![
+        fact("kind", f.kind.name()),
+        fact("backend", f.interface.name()),
+        fact("vendor", format!("{} ({:#06x})", f.vendor, f.vendor_id)),
+        fact("driver", &f.driver),
+        fact("matrix units", listed(cooperative)),
+    ]
+}
+
+/// What of an adapter is used.
+fn opened_facts(gpu: &GpuDevice) -> Vec<(String, String)> {
+    let limits = gpu.limits();
+    let mut facts = vec![
+        fact("tier", gpu.tier().name()),
+        fact("features", listed(features(gpu))),
+        fact("largest buffer", limits.buffer_size),
+        fact("largest binding", limits.binding_size),
+        fact("storage buffers", limits.storage_buffers),
+        fact("workgroup memory", limits.workgroup_memory_size),
+        fact("workgroup threads", limits.workgroup_threads),
+    ];
+    let dropped = &gpu.findings().dropped;
+    facts.extend(
+        dropped
+            .iter()
+            .map(|(feature, why)| fact(&format!("without {feature}"), why)),
+    );
+    facts
+}
+
+/// Joined by commas, or `none`.
+fn listed(all: impl IntoIterator<Item = String>) -> String {
+    match all.into_iter().collect::<Vec<_>>() {
+        all if all.is_empty() => "none".into(),
+        all => all.join(", "),
+    }
 }
 
 fn vector_level(isa: cupola_cpu::isa::Isa) -> String {
@@ -225,43 +304,23 @@ fn vector_level(isa: cupola_cpu::isa::Isa) -> String {
     own.fold(name, |text, (_, extension)| text + extension)
 }
 
-/// The optional features that kernels know how to use, of those an adapter has.
-fn features(f: &AdapterFeatures) -> String {
-    let subgroups = f
-        .subgroups
-        .map(|(least, most)| format!("subgroups of {least} to {most}"));
-    let timestamps = match f.timestamps {
+/// The optional features that are used.
+fn features(gpu: &GpuDevice) -> Vec<String> {
+    let DeviceFeatures {
+        subgroups,
+        timestamps,
+        ..
+    } = gpu.features();
+    let name = |feature: &Optional| match (feature, subgroups) {
+        (Optional::Subgroups, Some((least, most))) => format!("subgroups of {least} to {most}"),
+        _ => feature.to_string(),
+    };
+    let timed = match timestamps {
         Timestamps::Absent => None,
         Timestamps::PassBoundary => Some("timestamps of passes".to_string()),
         Timestamps::Anywhere => Some("timestamps".to_string()),
     };
-    let plain = [
-        (f.f16, "f16"),
-        (f.int64, "64-bit integers"),
-        (f.int16, "16-bit integers"),
-        (f.float_atomics, "float atomics"),
-        (!f.cooperative.is_empty(), "cooperative matrices"),
-        (f.pipeline_cache, "pipeline cache"),
-        (f.mappable_storage, "mappable storage"),
-    ];
-    let plain = plain
-        .iter()
-        .filter(|(there, _)| *there)
-        .map(|(_, n)| n.to_string());
-    let all: Vec<String> = plain.chain(subgroups).chain(timestamps).collect();
-    all.join(", ")
-}
-
-/// Shapes of the matrix products that an adapter's matrix units compute, as rows x columns x inner.
-fn matrix_units(f: &AdapterFeatures) -> String {
-    let one = |c: &CoopShape| {
-        let (operand, result) = (c.operand.name(), c.result.name());
-        format!("{}x{}x{} {operand} to {result}", c.rows, c.cols, c.inner)
-    };
-    match f.cooperative.iter().map(one).collect::<Vec<_>>() {
-        all if all.is_empty() => "none".into(),
-        all => all.join(", "),
-    }
+    gpu.findings().works.iter().map(name).chain(timed).collect()
 }
 
 /// The processor's name as the operating system knows it.

@@ -33,6 +33,9 @@ pub enum RuntimeError {
         /// What there is.
         what: String,
     },
+    /// An environment variable holds something it cannot mean. *User input.*
+    #[error("{0}")]
+    Setting(String),
     /// Ops would run on another device than the one asked for, and that was forbidden. *Unsupported.*
     #[error("not on {device}: {}", ops.join(", "))]
     Fallback {

@@ -77,6 +77,7 @@ fn run(
             continue;
         }
         let start = Frame::clock(cx);
+        frame.at = i;
         frame.step(i, step, cx)?;
         frame.note(i, step, start, cx)?;
         frame.release_after(i, cx);
@@ -85,7 +86,7 @@ fn run(
         .map(|(i, (slot, place))| frame.output(i, *slot, place, cx))
         .collect::<Result<_>>()?;
     frame.settle(cx)?;
-    frame.note_sizes(cx);
+    frame.note_end(cx);
     Ok(outputs)
 }
 
@@ -181,6 +182,9 @@ impl Frame<'_> {
 
     fn enqueue(&mut self, device: DeviceId, command: Command, cx: &RunCx<'_>) -> Result<()> {
         self.queues[device.0 as usize].push(command);
+        if cx.recording.is_some() {
+            self.queued[device.0 as usize].push(self.at);
+        }
         // Without a queue of its own the host runs at once, while operands are in cache.
         if device == DeviceId::HOST {
             self.start_others(cx)?;

@@ -7,6 +7,7 @@
 use crate::error::{Result, RuntimeError};
 use crate::exec::RunCx;
 use crate::load::Loaded;
+use crate::record::Timed;
 use crate::value::{DeviceTensor, Place, RunValue, download, whole};
 use cupola_backend::{Buffer, BufferRange, Command};
 use cupola_ir::eval::bind;
@@ -20,6 +21,12 @@ pub(crate) struct Frame<'a> {
     pub loaded: &'a Loaded,
     pub bindings: Bindings,
     pub queues: Vec<Vec<Command>>,
+    /// The step that runs now.
+    pub at: usize,
+    /// Steps of the queued commands, where the run is recorded.
+    pub queued: Vec<Vec<usize>>,
+    /// Steps that ran on a device with a clock, not yet noted.
+    pub timed: Vec<Timed>,
     memory: Vec<Option<BufferRange>>,
     /// Whether a slot's memory is a buffer of its own from the pool.
     pooled: Vec<bool>,
@@ -45,6 +52,9 @@ impl<'a> Frame<'a> {
             loaded,
             bindings,
             queues: vec![vec![]; devices],
+            at: 0,
+            queued: vec![vec![]; devices],
+            timed: vec![],
             memory: vec![None; slots],
             pooled: vec![false; slots],
             elsewhere: vec![None; slots],
@@ -397,15 +407,25 @@ impl<'a> Frame<'a> {
         }
     }
 
-    /// Submits what is queued for a device.
+    /// Submits what is queued for a device; where the run is recorded and the device has a clock, by that.
     pub fn flush(&mut self, device: DeviceId, cx: &RunCx<'_>) -> Result<()> {
-        let queue = &mut self.queues[device.0 as usize];
+        let d = device.0 as usize;
+        let queue = std::mem::take(&mut self.queues[d]);
+        let steps = std::mem::take(&mut self.queued[d]);
         if queue.is_empty() {
             return Ok(());
         }
-        let result = cx.devices[device.0 as usize].device().submit(queue);
-        queue.clear();
-        Ok(result?)
+        let device = cx.devices[d].device();
+        match &cx.recording {
+            Some(recording) if device.has_clock() => {
+                let begun = recording.now();
+                let spans = device.submit_timed(&queue)?;
+                let timed = Timed::on_host_clock(&steps, &spans, begun, recording.now());
+                self.timed.extend(timed);
+            }
+            _ => device.submit(&queue)?,
+        }
+        Ok(())
     }
 
     /// Returns memory of slots that no later step reads.

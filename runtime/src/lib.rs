@@ -28,7 +28,10 @@ mod value;
 pub use cache::{Cache, USUAL_LIMIT};
 pub use cupola_backend::{BackendError, Key, Rates};
 pub use cupola_ir::eval::Stop;
-pub use devices::{DeviceInfo, DeviceSpec, Host, list_devices, processor};
+pub use devices::{
+    Attempt, Cut, DeviceInfo, DeviceSpec, Host, HostOptions, Injected, Mishap, Prober, processor,
+    try_gpu,
+};
 pub use error::{Result, RuntimeError};
 pub use fault::Fault;
 pub use keeping::{Identify, Keep};

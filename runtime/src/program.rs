@@ -205,6 +205,16 @@ impl Program {
         }
     }
 
+    /// Whether kernels on each of [`Program::device_names`] are timed by the device's own clock.
+    pub fn device_clocks(&self) -> Vec<bool> {
+        match &self.engine {
+            Engine::Reference(_) => vec![],
+            Engine::Compiled { devices, .. } => {
+                devices.iter().map(|d| d.device().has_clock()).collect()
+            }
+        }
+    }
+
     /// What the program's device reaches in short measurements made now; `None` where it measures nothing.
     pub fn measure(&self) -> Option<Rates> {
         self.backend()?.measure()
@@ -249,6 +259,14 @@ impl Program {
         match &self.engine {
             Engine::Reference(_) => 0,
             Engine::Compiled { weight_bytes, .. } => *weight_bytes,
+        }
+    }
+
+    /// Whether a device that it runs on was lost. No run will succeed; compiled again, it runs on the device opened anew.
+    pub fn is_lost(&self) -> bool {
+        match &self.engine {
+            Engine::Reference(_) => false,
+            Engine::Compiled { devices, .. } => devices.iter().any(|d| d.device().is_lost()),
         }
     }
 

@@ -213,6 +213,30 @@ pub trait Device: Send + Sync {
     /// [`BackendError::Device`] or [`BackendError::Fault`].
     fn submit(&self, commands: &[Command]) -> Result<()>;
 
+    /// Whether the device has a clock of its own, so that [`Device::submit_timed`] can be used.
+    fn has_clock(&self) -> bool {
+        false
+    }
+
+    /// Runs commands and waits for them; the times at which each began and ended on the device, since the first began.
+    ///
+    /// # Errors
+    /// As [`Device::submit`]; [`BackendError::Device`] without a clock.
+    fn submit_timed(
+        &self,
+        _commands: &[Command],
+    ) -> Result<Vec<(std::time::Duration, std::time::Duration)>> {
+        Err(BackendError::Device {
+            device: "the device".into(),
+            what: "it has no clock".into(),
+        })
+    }
+
+    /// Whether nothing on the device can be used any more: its driver failed, and it has to be opened anew.
+    fn is_lost(&self) -> bool {
+        false
+    }
+
     /// Waits for all submitted work and reports faults of its launches.
     ///
     /// # Errors

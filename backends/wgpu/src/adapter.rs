@@ -99,6 +99,17 @@ pub struct CoopShape {
     pub result: CoopScalar,
 }
 
+impl std::fmt::Display for CoopShape {
+    /// As rows x columns x inner, operands to result.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (operand, result) = (self.operand.name(), self.result.name());
+        let Self {
+            rows, cols, inner, ..
+        } = self;
+        write!(f, "{rows}x{cols}x{inner} {operand} to {result}")
+    }
+}
+
 impl CoopShape {
     /// True for the shapes WGSL can name: square tiles of 8 or 16 with float elements.
     pub fn in_wgsl(self) -> bool {

@@ -2,6 +2,7 @@
 //!
 //! [`GpuDevice`] is shared by threads freely. Its parts: [`buffer`] holds memory and moves bytes between host and device,
 //! [`pipeline`] compiles WGSL and remembers what it compiled, [`submit`] turns a list of commands into one submission.
+//! [`open`] opens the device with those [`optional`] features that pass the [`selftest`].
 //!
 //! Rules: a driver's error is a value of [`Error`]; a lost device makes every later call return [`Error::Lost`]. wgpu's
 //! error scopes are kept per thread, so calls of different threads do not see each other's errors.
@@ -13,15 +14,25 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::adapter::{Adapter, AdapterFacts, AdapterKind, AdapterLimits, CoopShape, Timestamps};
+use cupola_backend::Keeper;
+
+use crate::adapter::{AdapterFacts, AdapterLimits, CoopShape, Timestamps};
 use crate::choice::{DeviceModel, Rates};
 use crate::error::Error;
 
 pub mod buffer;
+mod inject;
+mod open;
+mod optional;
 pub mod pipeline;
+mod reuse;
+mod selftest;
 pub mod submit;
 
 pub use buffer::{BufferRange, GpuBuffer, MemoryUse};
+pub use inject::{Injected, Mishap};
+pub use open::{Attempt, Cut, Prober, try_out};
+pub use optional::{Findings, Optional};
 pub use pipeline::{Access, Bindings, KernelSource, ParamSpace, Pipeline};
 pub use submit::{Command, Dispatch, Submission, fold_groups};
 
@@ -29,16 +40,54 @@ pub use submit::{Command, Dispatch, Submission, fold_groups};
 pub const STORAGE_ALIGNMENT: u64 = 256;
 
 /// How much of an adapter to use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub enum Tier {
     /// WebGPU's default limits and no optional feature: what a browser or the weakest driver gives.
     Base,
     /// All limits and all stable features that the adapter offers.
-    #[default]
     Full,
     /// As `Full`, and the experimental cooperative matrices. wgpu does not promise that kernels using them are free of
-    /// undefined behaviour; if the driver refuses or fails, the device is opened as `Full`.
+    /// undefined behaviour; shapes that do not pass the self-test are not used, and without any the device is `Full`.
+    #[default]
     Experimental,
+}
+
+/// The environment variable that names a [`Tier`].
+const TIER_VARIABLE: &str = "CUPOLA_GPU_TIER";
+
+impl Tier {
+    /// Every tier, the least first.
+    pub const ALL: [Self; 3] = [Self::Base, Self::Full, Self::Experimental];
+
+    /// Lower-case name, as in `CUPOLA_GPU_TIER`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Base => "base",
+            Self::Full => "full",
+            Self::Experimental => "experimental",
+        }
+    }
+
+    /// The tier that `CUPOLA_GPU_TIER` names; the default where it is unset or empty.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for any other value.
+    pub fn from_environment() -> Result<Self, Error> {
+        match std::env::var_os(TIER_VARIABLE) {
+            None => Ok(Self::default()),
+            Some(value) if value.is_empty() => Ok(Self::default()),
+            Some(value) => Self::named(&value.to_string_lossy()),
+        }
+    }
+
+    fn named(name: &str) -> Result<Self, Error> {
+        let found = Self::ALL.into_iter().find(|tier| tier.name() == name);
+        found.ok_or_else(|| Error::Setting {
+            variable: TIER_VARIABLE,
+            value: name.to_owned(),
+            allowed: Self::ALL.map(Self::name).join(", "),
+        })
+    }
 }
 
 /// wgpu's run-time checks in kernels (index clamping, loop counters).
@@ -69,6 +118,13 @@ pub struct DeviceOptions {
     pub checks: ShaderChecks,
     /// Most bytes of buffers alive at once; without one the driver decides.
     pub memory_budget: Option<u64>,
+    /// Where features that can end the process are tried first. Without one they are tried in this process, and on software
+    /// adapters not at all.
+    pub prober: Option<Arc<dyn Prober>>,
+    /// Where findings and compiled kernels are kept for later processes.
+    pub keeper: Option<Arc<dyn Keeper>>,
+    /// A failure to order.
+    pub inject: Option<Injected>,
 }
 
 /// Features an opened device has, after fallbacks.
@@ -97,11 +153,16 @@ pub struct GpuDevice {
     model: Mutex<Arc<DeviceModel>>,
     limits: AdapterLimits,
     features: DeviceFeatures,
+    tier: Tier,
+    findings: Findings,
     checks: ShaderChecks,
     health: Arc<Health>,
     memory: Arc<buffer::MemoryAccount>,
     pipelines: pipeline::PipelineCache,
     params: submit::ParamPool,
+    bound: Arc<reuse::BindCache>,
+    staging: reuse::StagingPool,
+    injector: inject::Injector,
 }
 
 /// What callbacks of the driver reported; they run on any thread.
@@ -112,110 +173,19 @@ struct Health {
 }
 
 /// A lock whose holder panicked still holds plain data here, so its content stays usable.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl GpuDevice {
-    /// Opens `adapter`. Optional features that it lacks are left out without an error; see [`Self::features`].
-    ///
-    /// # Errors
-    /// [`Error::Unusable`] if the adapter is below the base tier, [`Error::Open`] if the driver gives no device.
-    pub fn open(adapter: &Adapter, options: &DeviceOptions) -> Result<Self, Error> {
-        let facts = adapter.facts().clone();
-        if let Some(reason) = &facts.refusal {
-            return Err(Error::Unusable {
-                adapter: facts.name,
-                reason: reason.clone(),
-            });
+impl Drop for GpuDevice {
+    fn drop(&mut self) {
+        if !self.is_lost() {
+            self.pipelines.keep();
         }
-        let offered = adapter.handle.features();
-        let stable = (wgpu::Features::SHADER_F16
-            | wgpu::Features::SUBGROUP
-            | wgpu::Features::SHADER_INT64
-            | wgpu::Features::TIMESTAMP_QUERY
-            | wgpu::Features::IMMEDIATES)
-            & offered;
-        let matrix = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
-        let (tier, mut wanted) = match options.tier {
-            Tier::Base => (Tier::Base, wgpu::Features::empty()),
-            Tier::Experimental if offered.contains(matrix) && !matrix_denied(&facts) => {
-                (Tier::Experimental, stable | matrix)
-            }
-            Tier::Full | Tier::Experimental => (Tier::Full, stable),
-        };
-        let limits = match tier {
-            Tier::Base => wgpu::Limits::default(),
-            Tier::Full | Tier::Experimental => adapter.handle.limits(),
-        };
-        let opened = request(&adapter.handle, wanted, &limits).or_else(|reason| {
-            if tier != Tier::Experimental {
-                return Err(reason);
-            }
-            tracing::warn!(
-                adapter = facts.name,
-                reason,
-                "cooperative matrices are not used"
-            );
-            wanted = stable;
-            request(&adapter.handle, wanted, &limits)
-        });
-        let (device, queue) = opened.map_err(|reason| Error::Open {
-            adapter: facts.name.clone(),
-            reason,
-        })?;
-        let health = watch(&device);
-        let has = |feature| wanted.contains(feature);
-        let features = DeviceFeatures {
-            f16: has(wgpu::Features::SHADER_F16),
-            subgroups: facts
-                .features
-                .subgroups
-                .filter(|_| has(wgpu::Features::SUBGROUP)),
-            int64: has(wgpu::Features::SHADER_INT64),
-            cooperative: if has(matrix) {
-                facts
-                    .features
-                    .cooperative
-                    .iter()
-                    .copied()
-                    .filter(|shape| shape.in_wgsl())
-                    .collect()
-            } else {
-                Vec::new()
-            },
-            timestamps: if has(wgpu::Features::TIMESTAMP_QUERY) {
-                Timestamps::PassBoundary
-            } else {
-                Timestamps::Absent
-            },
-            immediate_size: if has(wgpu::Features::IMMEDIATES) {
-                limits.max_immediate_size
-            } else {
-                0
-            },
-        };
-        let limits = AdapterLimits::of(&limits);
-        let model = DeviceModel {
-            features: features.clone(),
-            limits: limits.clone(),
-            rates: Rates::typical(facts.kind, facts.vendor),
-        };
-        Ok(Self {
-            limits,
-            model: Mutex::new(Arc::new(model)),
-            pipelines: pipeline::PipelineCache::default(),
-            params: submit::ParamPool::new(&device),
-            memory: Arc::new(buffer::MemoryAccount::new(options.memory_budget)),
-            checks: options.checks,
-            device,
-            queue,
-            facts,
-            features,
-            health,
-        })
     }
+}
 
+impl GpuDevice {
     /// The adapter it was opened from.
     pub fn facts(&self) -> &AdapterFacts {
         &self.facts
@@ -231,6 +201,16 @@ impl GpuDevice {
         &self.features
     }
 
+    /// The tier in use, after fallbacks.
+    pub fn tier(&self) -> Tier {
+        self.tier
+    }
+
+    /// Which optional features the self-test passed, and which are not used for what reason.
+    pub fn findings(&self) -> &Findings {
+        &self.findings
+    }
+
     /// What kernels are chosen by.
     pub fn model(&self) -> Arc<DeviceModel> {
         Arc::clone(&lock(&self.model))
@@ -243,6 +223,23 @@ impl GpuDevice {
             rates,
             ..DeviceModel::clone(&model)
         });
+    }
+
+    /// Frees what is kept only to be used again.
+    pub fn trim(&self) {
+        self.staging.clear();
+        self.pipelines.keep();
+    }
+
+    /// Ends the device as a driver would.
+    fn lose(&self, reason: &str) {
+        lock(&self.health.lost).get_or_insert_with(|| reason.to_owned());
+        self.device.destroy();
+    }
+
+    /// Whether nothing on the device can be used any more.
+    pub fn is_lost(&self) -> bool {
+        lock(&self.health.lost).is_some()
     }
 
     /// Ok while the device answers.
@@ -329,58 +326,21 @@ fn one_line(message: &str) -> String {
         .join("; ")
 }
 
-/// Lavapipe offers matrices at every vector width, but fails to create the device at 128 bits and crashes at 512.
-fn matrix_denied(facts: &AdapterFacts) -> bool {
-    facts.kind == AdapterKind::Software && facts.features.subgroups != Some((8, 8))
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// A device, or the driver's words. wgpu panics instead when a driver offers a feature that it then refuses.
-fn request(
-    adapter: &wgpu::Adapter,
-    features: wgpu::Features,
-    limits: &wgpu::Limits,
-) -> Result<(wgpu::Device, wgpu::Queue), String> {
-    let experimental_features = if features.intersects(wgpu::Features::all_experimental_mask()) {
-        // SAFETY: the caller of `GpuDevice::open` chose `Tier::Experimental`, whose documentation passes wgpu's warning
-        // on; kernels that use the feature come only from this crate's own templates.
-        unsafe { wgpu::ExperimentalFeatures::enabled() }
-    } else {
-        wgpu::ExperimentalFeatures::disabled()
-    };
-    let descriptor = wgpu::DeviceDescriptor {
-        label: Some("cupola"),
-        required_features: features,
-        required_limits: limits.clone(),
-        experimental_features,
-        memory_hints: wgpu::MemoryHints::Performance,
-        trace: wgpu::Trace::Off,
-    };
-    catch_unwind(AssertUnwindSafe(|| {
-        pollster::block_on(adapter.request_device(&descriptor))
-    }))
-    .map_err(|_| "the driver failed while the device was created".to_owned())?
-    .map_err(|error| one_line(&error.to_string()))
-}
-
-/// Installs the callbacks that note loss and stray errors.
-fn watch(device: &wgpu::Device) -> Arc<Health> {
-    let health = Arc::new(Health::default());
-    let lost = Arc::clone(&health);
-    device.set_device_lost_callback(move |reason, message| {
-        let words = if message.is_empty() {
-            format!("{reason:?}")
-        } else {
-            one_line(&message)
+    #[test]
+    fn tiers_are_known_by_name() {
+        for tier in Tier::ALL {
+            assert_eq!(Tier::named(tier.name()), Ok(tier));
+        }
+        let Err(error) = Tier::named("Base") else {
+            panic!("names are lower-case")
         };
-        // Dropping the device reports a loss too; nobody is left to read that one.
-        tracing::debug!(reason = words, "GPU device lost");
-        lock(&lost.lost).get_or_insert(words);
-    });
-    let stray = Arc::clone(&health);
-    device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
-        let message = one_line(&error.to_string());
-        tracing::error!(message, "GPU error outside any call");
-        lock(&stray.stray).get_or_insert(message);
-    }));
-    health
+        assert_eq!(
+            error.to_string(),
+            "CUPOLA_GPU_TIER is 'Base', which is none of base, full, experimental"
+        );
+    }
 }

@@ -3,6 +3,16 @@
 /// What went wrong on the GPU side, and what to do about it.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum Error {
+    /// *User input*: an environment variable holds something it cannot mean.
+    #[error("{variable} is '{value}', which is none of {allowed}")]
+    Setting {
+        /// Name of the variable.
+        variable: &'static str,
+        /// What it holds.
+        value: String,
+        /// What it may hold.
+        allowed: String,
+    },
     /// *User input*: `gpu:N` names an adapter that is not there.
     #[error("no GPU adapter with index {index}: {count} found")]
     NoAdapter {

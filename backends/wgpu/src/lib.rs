@@ -2,7 +2,8 @@
 //!
 //! Reading order: [`adapter`] says what is installed, [`device`] opens one adapter and owns buffers, pipelines and
 //! submissions, [`choice`] is what kernels are chosen by, [`emit`] writes WGSL for generated kernels and [`schedule`] chooses how, [`library`] turns the shader
-//! templates of `cupola-shaders` into dispatches, [`WgpuBackend`] ties them to the traits of `cupola-backend`.
+//! templates of `cupola-shaders` into dispatches, [`WgpuBackend`] ties them to the traits of `cupola-backend`: `executable`
+//! prepares units for sizes, `queue` runs their launches.
 //!
 //! Rules: nothing here is global, so two devices (or the same adapter opened twice) never see each other. Every error of
 //! the driver comes back as a value of [`Error`]; no handler of this crate panics. Kernels run on the default limits of
@@ -15,12 +16,15 @@ pub mod choice;
 pub mod device;
 pub mod emit;
 mod error;
+mod executable;
 pub mod library;
 pub mod peaks;
+mod queue;
 pub mod schedule;
 
 pub use adapter::{Adapter, AdapterFacts, AdapterList};
-pub use backend::{WgpuBackend, WgpuDevice};
+pub use backend::WgpuBackend;
 pub use choice::{DeviceModel, Rates};
-pub use device::{DeviceOptions, GpuBuffer, GpuDevice, Tier};
+pub use device::{Attempt, Cut, DeviceOptions, GpuBuffer, GpuDevice, Prober, Tier, try_out};
 pub use error::Error;
+pub use queue::WgpuDevice;

@@ -203,10 +203,8 @@ fn transposed_matrices() {
 fn channels_put_last() {
     for (images, channels, places) in [(3, 20, 49), (2, 17, 33), (1, 64, 64)] {
         let len = images * channels * places;
-        let source = format!(
-            "kernel @last {{\n  s0 = $n\n  s1 = $c\n  s2 = $p\n  s3 = $l\n  b0 = read f32[s3]\n  b1 = read f32[s1]\n               b2 = write f32[s3]\n  a0 = parallel s0\n  a1 = parallel s2\n  a2 = parallel s1\n  i0 = a0\n  i1 = a1\n               i2 = a2\n  i3 = s1\n  i4 = s2\n  i5 = i0 * i3\n  i6 = i5 + i2\n  i7 = i6 * i4\n  i8 = i7 + i1\n               i9 = i0 * i4\n  i10 = i9 + i1\n  i11 = i10 * i3\n  i12 = i11 + i2\n  e0 = load b0[i8]\n               e1 = load b1[i2]\n  e2 = load b0[i7]\n  e3 = add(e0, e1)\n  e4 = add(e3, e2)\n               store [] {{b2[i12] = e4}}\n}}\n"
-        );
-        let bound = check(&source, &[images, channels, places, len]);
+        let source = "kernel @last {\n  s0 = $n\n  s1 = $c\n  s2 = $p\n  s3 = $l\n  b0 = read f32[s3]\n  b1 = read f32[s1]\n               b2 = write f32[s3]\n  a0 = parallel s0\n  a1 = parallel s2\n  a2 = parallel s1\n  i0 = a0\n  i1 = a1\n               i2 = a2\n  i3 = s1\n  i4 = s2\n  i5 = i0 * i3\n  i6 = i5 + i2\n  i7 = i6 * i4\n  i8 = i7 + i1\n               i9 = i0 * i4\n  i10 = i9 + i1\n  i11 = i10 * i3\n  i12 = i11 + i2\n  e0 = load b0[i8]\n               e1 = load b1[i2]\n  e2 = load b0[i7]\n  e3 = add(e0, e1)\n  e4 = add(e3, e2)\n               store [] {b2[i12] = e4}\n}\n";
+        let bound = check(source, &[images, channels, places, len]);
         assert!(matches!(bound.variant.mapping, Mapping::Tiles { .. }));
     }
 }

@@ -1,6 +1,6 @@
 //! `cupola devices` and `cupola doctor`.
 
-use crate::args::DevicesArgs;
+use crate::args::{DevicesArgs, TryGpuArgs};
 use crate::fail::{Failure, Outcome};
 use crate::outputs;
 use cupola::ir::Scalar;
@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 /// Lists the CPU and every adapter with what they can do.
 pub fn devices(args: &DevicesArgs) -> Outcome {
-    let all = cupola::runtime::list_devices();
+    let all = super::host().devices()?;
     match &args.json {
         Some(to) => outputs::write_json(to, &all.iter().map(to_json).collect()),
         None => {
@@ -28,6 +28,12 @@ pub fn devices(args: &DevicesArgs) -> Outcome {
     }
 }
 
+/// Tries the features of a GPU, for the process that started this one to do so.
+pub fn try_gpu(args: &TryGpuArgs) -> Outcome {
+    let tried = cupola::runtime::try_gpu(args.adapter, &mut std::io::stdout());
+    tried.map_err(|e| Failure::new(1, "run", e.to_string()))
+}
+
 fn to_json(d: &DeviceInfo) -> Json {
     let facts: serde_json::Map<String, Json> =
         d.facts.iter().map(|(k, v)| (k.clone(), json!(v))).collect();
@@ -38,8 +44,8 @@ fn to_json(d: &DeviceInfo) -> Json {
 pub fn doctor(args: &DevicesArgs) -> Outcome {
     let host = super::host();
     let mut rows = vec![];
-    let specs = std::iter::once(DeviceSpec::Reference)
-        .chain(cupola::runtime::list_devices().into_iter().map(|d| d.spec));
+    let all = host.devices()?;
+    let specs = std::iter::once(DeviceSpec::Reference).chain(all.into_iter().map(|d| d.spec));
     for spec in specs {
         let found = check(&host, &spec);
         rows.push((spec, found));

@@ -20,7 +20,8 @@ use crate::args::{Command, CompileArgs, Precision};
 use crate::fail::{Failure, Outcome};
 use crate::inputs::parse_set;
 use crate::outputs;
-use cupola::{Cache, DeviceSpec, Host, Keep, Model, ModelOptions, Options};
+use crate::probe::ChildProber;
+use cupola::{Cache, DeviceSpec, Host, HostOptions, Keep, Model, ModelOptions, Options};
 use serde_json::json;
 use std::path::Path;
 use std::sync::Arc;
@@ -51,7 +52,10 @@ fn json_target(command: &Command) -> Option<&str> {
         Command::Bisect(a) => &a.json,
         Command::Check(a) => &a.json,
         Command::Run(a) => &a.json,
-        Command::Compile(_) | Command::Convert(_) | Command::Conformance(_) => return None,
+        Command::Compile(_)
+        | Command::Convert(_)
+        | Command::Conformance(_)
+        | Command::TryGpu(_) => return None,
     };
     json.as_deref()
 }
@@ -60,6 +64,7 @@ fn start(command: Command) -> Outcome {
     match command {
         Command::Devices(a) => devices::devices(&a),
         Command::Doctor(a) => devices::doctor(&a),
+        Command::TryGpu(a) => devices::try_gpu(&a),
         Command::Inspect(a) => inspect::inspect(&a),
         Command::Bench(a) => bench::bench(&a),
         Command::Explain(a) => explain::explain(&a),
@@ -135,7 +140,11 @@ pub fn open(path: &Path, args: &CompileArgs) -> Outcome<Model> {
 
 /// The devices of this process.
 pub fn host() -> Arc<Host> {
-    Arc::new(Host::new())
+    Arc::new(Host::with(HostOptions {
+        cache: Cache::from_environment(),
+        prober: Some(Arc::new(ChildProber)),
+        ..HostOptions::default()
+    }))
 }
 
 /// What a panic said.

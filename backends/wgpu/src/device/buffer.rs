@@ -1,7 +1,11 @@
 //! Device memory, and bytes between host and device.
 
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
 
+use super::inject::Mishap;
+use super::reuse::BindCache;
 use super::{GpuDevice, STORAGE_ALIGNMENT, lock};
 use crate::error::Error;
 
@@ -11,14 +15,23 @@ const WORD: u64 = 4;
 /// Bytes read back in one piece; larger reads go in several, so that the host copy stays small.
 const READ_CHUNK: u64 = 64 << 20;
 
+/// How long finished work may take to be reported.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// A range of device memory that kernels can read and write. Fresh buffers hold zeros. Dropping it frees the memory once
 /// no submission uses it any more.
 #[derive(Debug)]
 pub struct GpuBuffer {
     pub(super) handle: wgpu::Buffer,
+    /// Tells it from every other buffer of this process, also from those that are gone.
+    pub(super) number: u64,
     size: u64,
     account: Arc<MemoryAccount>,
+    bound: Arc<BindCache>,
 }
+
+/// Buffers made so far.
+static COUNT: AtomicU64 = AtomicU64::new(0);
 
 impl GpuBuffer {
     /// Bytes asked for. The memory behind is rounded up to 16.
@@ -87,6 +100,7 @@ impl GpuBuffer {
 
 impl Drop for GpuBuffer {
     fn drop(&mut self) {
+        self.bound.forget(self.number);
         self.account.release(self.padded_size());
     }
 }
@@ -184,6 +198,13 @@ impl GpuDevice {
                 allowed,
             });
         }
+        if self.injector.strikes(Mishap::Allocation) {
+            return Err(Error::OutOfMemory {
+                requested: size,
+                live: self.memory().live,
+                budget: None,
+            });
+        }
         let account = Arc::clone(&self.memory);
         account.reserve(padded(size))?;
         let created = self.scoped("allocation", || {
@@ -199,8 +220,10 @@ impl GpuDevice {
         match created {
             Ok(handle) => Ok(GpuBuffer {
                 handle,
+                number: COUNT.fetch_add(1, Ordering::Relaxed),
                 size,
                 account,
+                bound: Arc::clone(&self.bound),
             }),
             Err(error) => {
                 account.release(padded(size));
@@ -326,12 +349,7 @@ impl GpuDevice {
             .map(|&(_, _, size)| size.next_multiple_of(WORD))
             .sum();
         let (staging, index) = self.scoped("download", || {
-            let staging = self.device.create_buffer(&wgpu::BufferDescriptor {
-                label: None,
-                size: total,
-                usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
-                mapped_at_creation: false,
-            });
+            let staging = self.staging.take(&self.device, total);
             let mut encoder = self
                 .device
                 .create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
@@ -345,29 +363,13 @@ impl GpuDevice {
             let index = self.queue.submit([encoder.finish()]);
             (staging, index)
         })?;
-        let outcome = Arc::new(Mutex::new(None));
-        let report = Arc::clone(&outcome);
-        self.scoped("download", || {
-            staging.map_async(wgpu::MapMode::Read, .., move |result| {
-                *lock(&report) = Some(result)
-            });
-        })?;
-        self.poll_until(index)?;
+        self.map(&staging, total, index)?;
         let refused = |message: String| Error::Refused {
             what: "download",
             message,
         };
-        match lock(&outcome).take() {
-            Some(Ok(())) => {}
-            Some(Err(error)) => return Err(refused(error.to_string())),
-            None => {
-                return Err(refused(
-                    "the copy was not finished by the driver".to_owned(),
-                ));
-            }
-        }
         let view = staging
-            .get_mapped_range(..)
+            .get_mapped_range(..total)
             .map_err(|error| refused(error.to_string()))?;
         let mut at = 0;
         for &(which, start, size) in batch {
@@ -375,7 +377,42 @@ impl GpuDevice {
             downloads[which].target[start..start + size].copy_from_slice(&view[at..at + size]);
             at += size.next_multiple_of(WORD as usize);
         }
+        drop(view);
+        staging.unmap();
+        self.staging.give(staging);
         Ok(())
+    }
+
+    /// Waits for the submission that fills `size` bytes of a staging buffer, and maps them.
+    fn map(
+        &self,
+        staging: &wgpu::Buffer,
+        size: u64,
+        filled: wgpu::SubmissionIndex,
+    ) -> Result<(), Error> {
+        let refused = |message: String| Error::Refused {
+            what: "download",
+            message,
+        };
+        if self.injector.strikes(Mishap::Map) {
+            return Err(refused("a failure was ordered".to_owned()));
+        }
+        let (report, outcome) = mpsc::channel();
+        self.scoped("download", || {
+            staging.map_async(wgpu::MapMode::Read, ..size, move |result| {
+                // Nobody listens any more when the wait below failed.
+                let _ = report.send(result);
+            });
+        })?;
+        self.poll_until(filled)?;
+        // Another thread that polled meanwhile may have taken the report and be about to make it.
+        match outcome.recv_timeout(PATIENCE) {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(refused(error.to_string())),
+            Err(_) => Err(refused(
+                "the copy was not finished by the driver".to_owned(),
+            )),
+        }
     }
 }
 

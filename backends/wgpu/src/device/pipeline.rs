@@ -1,13 +1,20 @@
 //! Compiled kernels: WGSL text in, a pipeline out, each text compiled once.
 
 use std::fmt::Write as _;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 pub use cupola_shaders::{Access, ParamSpace};
 use rustc_hash::FxHashMap;
 
+use cupola_backend::{Keeper, Key};
+
 use super::buffer::BufferRange;
+use super::inject::Mishap;
+use super::optional::identity;
+use super::reuse::BindKey;
 use super::{GpuDevice, ShaderChecks, lock, one_line};
+use crate::adapter::AdapterFacts;
 use crate::error::Error;
 
 /// Who vouches for a kernel's indices and loops.
@@ -58,7 +65,7 @@ impl Pipeline {
 #[derive(Debug, Clone)]
 pub struct Bindings {
     pub(super) handle: wgpu::BindGroup,
-    pub(super) accesses: Vec<Access>,
+    pub(super) accesses: Arc<[Access]>,
 }
 
 type Slot = Arc<Mutex<Option<Arc<Pipeline>>>>;
@@ -69,6 +76,62 @@ type Slot = Arc<Mutex<Option<Arc<Pipeline>>>>;
 pub(super) struct PipelineCache {
     slots: Mutex<FxHashMap<Arc<KernelSource>, Slot>>,
     layouts: Mutex<FxHashMap<Vec<Access>, wgpu::BindGroupLayout>>,
+    kept: Option<KeptPipelines>,
+}
+
+/// What the driver made of kernels, for later processes.
+#[derive(Debug)]
+struct KeptPipelines {
+    handle: wgpu::PipelineCache,
+    keeper: Arc<dyn Keeper>,
+    key: Key,
+    /// Whether a kernel was compiled since it was last kept.
+    changed: AtomicBool,
+}
+
+impl PipelineCache {
+    /// With what earlier processes compiled for this adapter and driver, where the device can be given that.
+    pub(super) fn new(
+        device: &wgpu::Device,
+        facts: &AdapterFacts,
+        keeper: Option<&Arc<dyn Keeper>>,
+    ) -> Self {
+        let able = device.features().contains(wgpu::Features::PIPELINE_CACHE);
+        let keeper = keeper.filter(|_| able);
+        let kept = keeper.map(|keeper| {
+            let key = Key::of(&("pipelines of wgpu 30", identity(facts)));
+            let data = keeper.find(key);
+            let descriptor = wgpu::PipelineCacheDescriptor {
+                label: Some("cupola"),
+                data: data.as_deref(),
+                fallback: true,
+            };
+            // SAFETY: the data came from `get_data` of the same adapter and driver, as the key says, and the keeper
+            // gives back whole pieces only; wgpu looks at the driver's own header too, and starts empty where that
+            // does not fit.
+            let handle = unsafe { device.create_pipeline_cache(&descriptor) };
+            KeptPipelines {
+                handle,
+                keeper: Arc::clone(keeper),
+                key,
+                changed: AtomicBool::new(false),
+            }
+        });
+        Self {
+            kept,
+            ..Self::default()
+        }
+    }
+
+    /// Keeps what was compiled since the last time.
+    pub(super) fn keep(&self) {
+        let Some(kept) = &self.kept else { return };
+        if kept.changed.swap(false, Ordering::Relaxed)
+            && let Some(data) = kept.handle.get_data()
+        {
+            kept.keeper.keep(kept.key, data.into());
+        }
+    }
 }
 
 impl GpuDevice {
@@ -104,6 +167,12 @@ impl GpuDevice {
 
     fn compile(&self, source: &KernelSource) -> Result<Pipeline, Error> {
         self.check_interface(source)?;
+        if self.injector.strikes(Mishap::Pipeline) {
+            return Err(Error::Shader {
+                label: source.label.clone(),
+                message: "a failure was ordered".to_owned(),
+            });
+        }
         let started = std::time::Instant::now();
         let layout = self.bind_group_layout(&source.bindings)?;
         let uniform = source.params_len > 0 && source.params_in == ParamSpace::Uniform;
@@ -128,7 +197,7 @@ impl GpuDevice {
                         // Every kernel here writes workgroup memory before it reads it.
                         zero_initialize_workgroup_memory: source.trust == Trust::Foreign,
                     },
-                    cache: None,
+                    cache: self.pipelines.kept.as_ref().map(|kept| &kept.handle),
                 })
         });
         let handle = built.map_err(|error| match error {
@@ -138,6 +207,9 @@ impl GpuDevice {
             },
             other => other,
         })?;
+        if let Some(kept) = &self.pipelines.kept {
+            kept.changed.store(true, Ordering::Relaxed);
+        }
         tracing::debug!(
             kernel = source.label,
             micros = started.elapsed().as_micros() as u64,
@@ -226,7 +298,7 @@ impl GpuDevice {
         Ok(layout)
     }
 
-    /// The buffers of a dispatch of `pipeline`, in binding order.
+    /// The buffers of a dispatch of `pipeline`, in binding order. The same ranges used the same way are bound once.
     ///
     /// # Errors
     /// [`Error::Range`] for a wrong number of buffers or one bound both for reading alone and for writing (WebGPU
@@ -239,6 +311,27 @@ impl GpuDevice {
                 format!("takes {} buffers, got {}", accesses.len(), ranges.len()),
             ));
         }
+        let key = BindKey {
+            accesses: accesses.clone(),
+            ranges: ranges
+                .iter()
+                .map(|range| (range.buffer.number, range.offset, range.size))
+                .collect(),
+        };
+        if let Some(bindings) = self.bound.find(&key) {
+            return Ok(bindings);
+        }
+        let bindings = self.bind_anew(pipeline, ranges)?;
+        self.bound.insert(key, &bindings);
+        Ok(bindings)
+    }
+
+    fn bind_anew(
+        &self,
+        pipeline: &Pipeline,
+        ranges: &[BufferRange<'_>],
+    ) -> Result<Bindings, Error> {
+        let accesses = &pipeline.source.bindings;
         for (position, (range, access)) in ranges.iter().zip(accesses).enumerate() {
             let allowed = self.limits().binding_size;
             if range.binding_size() > allowed {
@@ -284,7 +377,7 @@ impl GpuDevice {
         })?;
         Ok(Bindings {
             handle,
-            accesses: accesses.clone(),
+            accesses: accesses.as_slice().into(),
         })
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use super::buffer::GpuBuffer;
+use super::inject::Mishap;
 use super::pipeline::{Bindings, ParamSpace, Pipeline};
 use super::{GpuDevice, lock};
 use crate::adapter::Timestamps;
@@ -235,20 +236,39 @@ impl GpuDevice {
     /// # Errors
     /// As [`Self::submit`] and [`Self::wait`]; [`Error::MissingFeature`] without timestamps.
     pub fn run_timed(&self, commands: &[Command<'_>]) -> Result<Vec<Duration>, Error> {
+        let spans = self.run_stamped(commands)?;
+        Ok(spans.into_iter().map(|(start, end)| end - start).collect())
+    }
+
+    /// As [`Self::run_timed`], with the beginning and the end of each dispatch since the beginning of the first.
+    ///
+    /// # Errors
+    /// As [`Self::run_timed`].
+    pub fn run_stamped(
+        &self,
+        commands: &[Command<'_>],
+    ) -> Result<Vec<(Duration, Duration)>, Error> {
         if self.features().timestamps == Timestamps::Absent {
             return Err(Error::MissingFeature {
                 what: "timing",
                 feature: "timestamp-query",
             });
         }
-        let mut times = Vec::new();
+        let mut ticks: Vec<[u64; 2]> = Vec::new();
         for part in commands.chunks(QUERIES as usize / 2) {
-            times.extend(self.run_timed_part(part)?);
+            ticks.extend(self.run_stamped_part(part)?);
         }
-        Ok(times)
+        let origin = ticks.first().map_or(0, |pair| pair[0]);
+        let period = f64::from(self.queue.get_timestamp_period());
+        let since =
+            |tick: u64| Duration::from_nanos((tick.saturating_sub(origin) as f64 * period) as u64);
+        // A clock that wraps around or steps back must not make a negative time.
+        let span = |[start, end]: [u64; 2]| (since(start), since(end.max(start)));
+        Ok(ticks.into_iter().map(span).collect())
     }
 
-    fn run_timed_part(&self, commands: &[Command<'_>]) -> Result<Vec<Duration>, Error> {
+    /// Ticks at the beginning and the end of each dispatch.
+    fn run_stamped_part(&self, commands: &[Command<'_>]) -> Result<Vec<[u64; 2]>, Error> {
         let dispatches = commands
             .iter()
             .filter(|command| matches!(command, Command::Dispatch(_)))
@@ -282,13 +302,9 @@ impl GpuDevice {
             encoder.copy_buffer_to_buffer(&resolved, 0, &stamps.handle, 0, stamps.size());
             self.queue.submit([encoder.finish()]);
         })?;
-        let mut ticks = vec![0u64; 2 * dispatches];
+        let mut ticks = vec![[0u64; 2]; dispatches];
         self.download(&stamps, 0, bytemuck::cast_slice_mut(&mut ticks))?;
-        let period = f64::from(self.queue.get_timestamp_period());
-        let duration = |pair: &[u64]| {
-            Duration::from_nanos((pair[1].saturating_sub(pair[0]) as f64 * period) as u64)
-        };
-        Ok(ticks.chunks_exact(2).map(duration).collect())
+        Ok(ticks)
     }
 
     /// Encodes and submits; with `stamps`, each dispatch in its own timed pass.
@@ -301,6 +317,9 @@ impl GpuDevice {
             self.check_command(command)?;
         }
         let packed = PackedParams::of(commands)?;
+        if self.injector.strikes(Mishap::Submission) {
+            self.lose("a failure was ordered");
+        }
         let index = self.scoped("submission", || {
             let arena = (!packed.bytes.is_empty())
                 .then(|| self.params.take(&self.device, packed.arena_size()));
@@ -385,7 +404,7 @@ impl GpuDevice {
                 dispatch.params.len()
             )));
         }
-        if dispatch.bindings.accesses != source.bindings {
+        if *dispatch.bindings.accesses != *source.bindings {
             return Err(mismatch(
                 "the buffers were bound for a kernel that uses them otherwise".to_owned(),
             ));

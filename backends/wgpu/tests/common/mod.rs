@@ -17,7 +17,7 @@ pub fn backends() -> Vec<WgpuBackend> {
     let options = |tier| DeviceOptions {
         tier,
         checks: ShaderChecks::Full,
-        memory_budget: None,
+        ..DeviceOptions::default()
     };
     [Tier::Base, Tier::Full]
         .map(|tier| WgpuBackend::open(adapter, &options(tier), "gpu").expect("the adapter opens"))
@@ -37,7 +37,7 @@ pub fn device(tier: Tier) -> Option<GpuDevice> {
     open(&DeviceOptions {
         tier,
         checks: ShaderChecks::Full,
-        memory_budget: None,
+        ..DeviceOptions::default()
     })
 }
 

@@ -198,6 +198,13 @@ fn summary(profile: &Profile) -> String {
         millis(profile.recorded),
         profile.steps.len(),
     );
+    for (device, by_device) in profile.devices.iter().zip(&profile.clocks).skip(1) {
+        let how = match by_device {
+            true => "by the device's own clock",
+            false => "from the host, one by one: the device tells no times",
+        };
+        text.push_str(&format!("\nkernels on {device} are timed {how}"));
+    }
     if let Some(rates) = &profile.rates {
         let read = rates
             .reads
@@ -221,7 +228,7 @@ fn to_json(name: &str, profile: &Profile) -> Json {
             .collect();
         json!({
             "plan": s.at.0, "step": s.at.1, "kind": s.kind.name(), "device": profile.devices[s.device],
-            "name": s.name, "sources": sources, "calls": s.calls, "ms": millis(s.time),
+            "device_clock": profile.clocks[s.device], "name": s.name, "sources": sources, "calls": s.calls, "ms": millis(s.time),
             "flops": s.flops, "bytes": s.bytes, "gb_s": rate(s.bytes, s.time), "gflop_s": rate(s.flops, s.time),
             "limit_ms": s.limit.map(|(limit, _)| millis(limit)), "bound": bound(s), "fraction": s.fraction(),
             "reads": s.reads,

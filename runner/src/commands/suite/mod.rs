@@ -9,7 +9,7 @@ use crate::args::BenchArgs;
 use crate::commands::convert::write_whole;
 use crate::fail::{Failure, Outcome};
 use cupola::ir::Value;
-use cupola::runtime::{DeviceInfo, Rates, list_devices, processor};
+use cupola::runtime::{DeviceInfo, Rates, processor};
 use cupola::suite::{Arithmetic, Case, Group, cases};
 use cupola::{DeviceSpec, Host, Options, Program, Session, Timings, timings};
 use results::{LeftOut, Machine, Measured, Results, Row, SCHEMA};
@@ -86,7 +86,7 @@ fn measure(chosen: &[Case], options: Options) -> Outcome<Results> {
         version: env!("CARGO_PKG_VERSION").into(),
         unix_time: unix_time.map_or(0, |t| t.as_secs()),
         seconds: start.elapsed().as_secs_f64(),
-        machine: machine(&bench.options.device),
+        machine: machine(&bench.host, &bench.options.device)?,
         measured: Measured::from(&bench.rates),
         rows,
         left_out,
@@ -192,19 +192,19 @@ fn median(samples: &[f64]) -> f64 {
     sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-fn machine(device: &DeviceSpec) -> Machine {
+fn machine(host: &Host, device: &DeviceSpec) -> Outcome<Machine> {
     let facts = |info: &DeviceInfo| info.facts.iter().cloned().collect::<BTreeMap<_, _>>();
-    let own = list_devices().into_iter().find(|d| d.spec == *device);
+    let own = host.devices()?.into_iter().find(|d| d.spec == *device);
     let processor = processor();
     let mut host = facts(&processor);
     host.insert("name".into(), processor.name.clone());
     let own = own.unwrap_or(processor);
-    Machine {
+    Ok(Machine {
         device: device.to_string(),
         facts: facts(&own),
         name: own.name,
         host,
-    }
+    })
 }
 
 fn print(results: &Results) {
