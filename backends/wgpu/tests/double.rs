@@ -4,7 +4,8 @@
 mod common;
 
 use common::Random;
-use common::units::{backends, elementwise};
+use common::backends;
+use common::units::elementwise;
 use cupola_backend::testing::run;
 use cupola_ir::convert::{Lanes, encode, lanes};
 use cupola_ir::eval::scalar;

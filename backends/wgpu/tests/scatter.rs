@@ -3,7 +3,7 @@
 mod common;
 
 use common::Random;
-use common::units::backends;
+use common::backends;
 use cupola_backend::BackendError;
 use cupola_backend::testing::run;
 use cupola_ir::convert::{Lanes, cast, encode, lanes};

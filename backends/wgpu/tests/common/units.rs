@@ -1,26 +1,7 @@
-//! Backends, and kernels in parts, for tests of generated code.
+//! Kernels in parts, for tests of generated code.
 
 use cupola_ir::kernel::*;
 use cupola_ir::{DType, Dim};
-use cupola_wgpu::device::ShaderChecks;
-use cupola_wgpu::{AdapterList, DeviceOptions, Tier, WgpuBackend};
-
-/// Backends of both tiers; empty without an adapter.
-pub fn backends() -> Vec<WgpuBackend> {
-    let list = AdapterList::enumerate();
-    let Some(adapter) = list.adapters().first() else {
-        assert!(super::open(&DeviceOptions::default()).is_none());
-        return vec![];
-    };
-    let options = |tier| DeviceOptions {
-        tier,
-        checks: ShaderChecks::Full,
-        ..DeviceOptions::default()
-    };
-    [Tier::Base, Tier::Full]
-        .map(|tier| WgpuBackend::open(adapter, &options(tier), "gpu").expect("the adapter opens"))
-        .into()
-}
 
 /// A buffer argument.
 pub fn buffer(dtype: DType, access: Access, len: Extent) -> BufferDecl {
