@@ -7,15 +7,17 @@
 //! accumulator 1 of phase 0. Expressions that depend on the parallel axes alone are computed once, outside the loops
 //! of the phases; all others where they are used. Index arithmetic is in 32 bits, which the launch checks to be enough.
 //!
-//! Reading order: this file, `phase` (loops and stores), `expr` (index and element expressions), `scalar`, `prelude`,
-//! `double` and `double_functions` (64-bit floats).
+//! Reading order: this file, `phase` (loops and stores), `reduce`, `join`, `tiles`, `lanes`, `expr` (index and element
+//! expressions), `scalar`, `prelude`, `double` and `double_functions` (64-bit floats).
 
 mod double;
 mod double_functions;
 mod expr;
+mod join;
 pub(crate) mod lanes;
 pub(crate) mod phase;
 mod prelude;
+mod reduce;
 mod scalar;
 mod tiles;
 
@@ -257,7 +259,7 @@ pub fn partial_words(kernel: &Kernel) -> u32 {
         Phase::Reduce { accums, .. } => accums.len() as u32,
         Phase::Store { .. } => 0,
     });
-    accums.sum::<u32>() * phase::ACCUM_WORDS
+    accums.sum::<u32>() * reduce::ACCUM_WORDS
 }
 
 /// Writes `variant` of `kernel`. Buffers are those of the kernel, then, unless it does [`Part::Whole`], the partial results,
@@ -542,7 +544,7 @@ pub fn tree_bytes(kernel: &Kernel) -> u32 {
             if let Ok(held) = scalar::held(kernel.dtype(accum.value)) {
                 count(held);
             }
-            if phase::is_position(accum.kind) {
+            if reduce::is_position(accum.kind) {
                 count(scalar::Held::Signed);
             }
         }
