@@ -8,6 +8,7 @@
 //! bits atomically (no other bit is touched, and the order does not matter), or one thread makes whole words.
 
 use crate::minifloat;
+use crate::window::{Windowed, Windows};
 
 /// What a storage buffer holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -106,6 +107,8 @@ pub struct Binding {
     pub width: Width,
     /// How it is stored to, if it is.
     pub stores: Stores,
+    /// The bindings that its memory is divided over.
+    pub windows: Windows,
 }
 
 impl Binding {
@@ -117,6 +120,7 @@ impl Binding {
             access: Access::Read,
             width: Width::One,
             stores: Stores::Elements,
+            windows: Windows::ONE,
         }
     }
 
@@ -162,24 +166,31 @@ impl Binding {
             }
     }
 
-    /// Declaration at `@group(0) @binding(position)` and accessors.
+    fn memory(&self) -> Windowed<'_> {
+        Windowed {
+            name: &self.name,
+            windows: self.windows,
+        }
+    }
+
+    /// Declaration from `@group(0) @binding(position)` on, one binding for each window, and accessors.
     pub fn declaration(&self, position: usize) -> String {
-        let Self { name, element, .. } = self;
+        let element = self.element;
         let mode = match self.access {
             Access::Read => "read",
             Access::ReadShared | Access::ReadWrite => "read_write",
         };
-        let word = match (self.width, element.bits()) {
-            _ if self.atomic() => "atomic<u32>",
-            (Width::One, 64) => "vec2<u32>",
-            (Width::One, 32) => element.value_type(),
+        let (item, size) = match (self.width, element.bits()) {
+            _ if self.atomic() => ("atomic<u32>", 4),
+            (Width::One, 64) => ("vec2<u32>", 8),
+            (Width::One, 32) => (element.value_type(), 4),
             (Width::Four, 64) => unreachable!("bug: 64-bit elements are loaded one by one"),
-            (Width::Four, 32) => element.value_type4(),
-            (Width::Four, 16) => "vec2<u32>",
-            (Width::One | Width::Four, _) => "u32",
+            (Width::Four, 32) => (element.value_type4(), 16),
+            (Width::Four, 16) => ("vec2<u32>", 8),
+            (Width::One | Width::Four, _) => ("u32", 4),
         };
-        let mut text =
-            format!("@group(0) @binding({position}) var<storage, {mode}> {name}: array<{word}>;\n");
+        let written = self.access == Access::ReadWrite;
+        let mut text = (self.memory()).declaration(position, item, size, written, mode);
         match self.width {
             Width::One => {
                 text.push_str(&self.load_one());
@@ -203,13 +214,13 @@ impl Binding {
         let value_type = element.value_type();
         let bits = element.bits();
         let word = |index: String| match self.atomic() {
-            true => format!("atomicLoad(&{name}[{index}])"),
-            false => format!("{name}[{index}]"),
+            true => self.memory().atomic("atomicLoad", &index, &[]),
+            false => self.memory().read(&index),
         };
         let packed = || {
             let (shift, lane) = element.place();
             let holder = match (self.width, bits) {
-                (Width::Four, 16) => format!("{name}[i >> 2u][(i >> 1u) & 1u]"),
+                (Width::Four, 16) => format!("{}[(i >> 1u) & 1u]", word("i >> 2u".to_owned())),
                 _ => word(format!("i >> {shift}u")),
             };
             (holder, format!("(i & {lane}u) * {bits}u"))
@@ -226,7 +237,7 @@ impl Binding {
                 format!("bitcast<{value_type}>({})", word("i".to_owned()))
             }
             Element::F32 | Element::I32 | Element::U32 if self.width == Width::Four => {
-                format!("{name}[i >> 2u][i & 3u]")
+                format!("{}[i & 3u]", word("i >> 2u".to_owned()))
             }
             Element::F32
             | Element::I32
@@ -281,29 +292,30 @@ impl Binding {
     fn load_four(&self) -> String {
         let Self { name, element, .. } = self;
         let type4 = element.value_type4();
+        let held = self.memory().read("i >> 2u");
         let body = match element {
-            Element::F32 | Element::I32 | Element::U32 => format!("return {name}[i >> 2u];"),
+            Element::F32 | Element::I32 | Element::U32 => format!("return {held};"),
             Element::F16 => format!(
-                "let w = {name}[i >> 2u]; return vec4<f32>(unpack2x16float(w.x), unpack2x16float(w.y));"
+                "let w = {held}; return vec4<f32>(unpack2x16float(w.x), unpack2x16float(w.y));"
             ),
             Element::Bf16 => format!(
-                "let w = {name}[i >> 2u]; \
+                "let w = {held}; \
                  return bitcast<vec4<f32>>(vec4<u32>(w.x << 16u, w.x & 0xffff0000u, w.y << 16u, w.y & 0xffff0000u));"
             ),
             Element::I16 => format!(
-                "let w = bitcast<vec2<i32>>({name}[i >> 2u]); \
+                "let w = bitcast<vec2<i32>>({held}); \
                  return vec4<i32>((w.x << 16u) >> 16u, w.x >> 16u, (w.y << 16u) >> 16u, w.y >> 16u);"
             ),
             Element::U16 => format!(
-                "let w = {name}[i >> 2u]; return vec4<u32>(w.x & 0xffffu, w.x >> 16u, w.y & 0xffffu, w.y >> 16u);"
+                "let w = {held}; return vec4<u32>(w.x & 0xffffu, w.x >> 16u, w.y & 0xffffu, w.y >> 16u);"
             ),
-            Element::I8 => format!("return unpack4xI8({name}[i >> 2u]);"),
-            Element::U8 => format!("return unpack4xU8({name}[i >> 2u]);"),
-            Element::Bool => format!("return unpack4xU8({name}[i >> 2u]) != vec4<u32>();"),
+            Element::I8 => format!("return unpack4xI8({held});"),
+            Element::U8 => format!("return unpack4xU8({held});"),
+            Element::Bool => format!("return unpack4xU8({held}) != vec4<u32>();"),
             Element::F8E4M3Fn | Element::F8E4M3Fnuz | Element::F8E5M2 | Element::F8E5M2Fnuz => {
                 let value = format!("{}_value", element.name());
                 format!(
-                    "let w = unpack4xU8({name}[i >> 2u]); return vec4<f32>({value}(w.x), {value}(w.y), {value}(w.z), {value}(w.w));"
+                    "let w = unpack4xU8({held}); return vec4<f32>({value}(w.x), {value}(w.y), {value}(w.z), {value}(w.w));"
                 )
             }
             Element::F4E2M1
@@ -354,8 +366,9 @@ impl Binding {
                 bits("w", 24)
             ),
         };
+        let write = self.memory().write("i >> 2u", &words);
         format!(
-            "{}fn store4_{name}(i: u32, value: {type4}) {{ {name}[i >> 2u] = {words}; }}\n",
+            "{}fn store4_{name}(i: u32, value: {type4}) {{ {write} }}\n",
             self.encoder()
         )
     }
@@ -369,31 +382,42 @@ impl Binding {
         } = self;
         let value_type = element.value_type();
         let bits = element.bits();
+        let memory = self.memory();
         let mut text = self.encoder();
         match (stores, bits) {
             (Stores::Words, _) => {
-                text.push_str(&format!("fn store_word_{name}(word: u32, bits: u32) {{ {name}[word] = bits; }}\n"));
+                let write = memory.write("word", "bits");
+                text.push_str(&format!("fn store_word_{name}(word: u32, bits: u32) {{ {write} }}\n"));
             }
             (Stores::Elements, 32 | 64) => {
-                text.push_str(&format!("fn store_{name}(i: u32, value: {value_type}) {{ {name}[i] = value; }}\n"));
+                let write = memory.write("i", "value");
+                text.push_str(&format!("fn store_{name}(i: u32, value: {value_type}) {{ {write} }}\n"));
             }
-            (Stores::Sums, 32) => text.push_str(&format!(
-                "fn store_{name}(i: u32, value: {value_type}) {{ atomicStore(&{name}[i], bits_{name}(value)); }}\n"
-            )),
-            (Stores::Sums, 64) => text.push_str(&format!(
-                "fn store_{name}(i: u32, value: vec2<u32>) {{
-    atomicStore(&{name}[2u * i], value.x);
-    atomicStore(&{name}[2u * i + 1u], value.y);
+            (Stores::Sums, 32) => {
+                let store = memory.atomic("atomicStore", "i", &[&format!("bits_{name}(value)")]);
+                text.push_str(&format!("fn store_{name}(i: u32, value: {value_type}) {{ {store}; }}\n"));
+            }
+            (Stores::Sums, 64) => {
+                let low = memory.atomic("atomicStore", "2u * i", &["value.x"]);
+                let high = memory.atomic("atomicStore", "2u * i + 1u", &["value.y"]);
+                text.push_str(&format!(
+                    "fn store_{name}(i: u32, value: vec2<u32>) {{
+    {low};
+    {high};
 }}\n"
-            )),
+                ));
+            }
             (Stores::Elements | Stores::Sums, _) => {
                 let (index_shift, lane) = element.place();
                 let mask = u32::MAX >> (32 - bits);
+                let word = format!("i >> {index_shift}u");
+                let clear = memory.atomic("atomicAnd", &word, &[&format!("~({mask}u << shift)")]);
+                let set = memory.atomic("atomicOr", &word, &[&format!("bits_{name}(value) << shift")]);
                 text.push_str(&format!(
                     "fn store_{name}(i: u32, value: {value_type}) {{
     let shift = (i & {lane}u) * {bits}u;
-    atomicAnd(&{name}[i >> {index_shift}u], ~({mask}u << shift));
-    atomicOr(&{name}[i >> {index_shift}u], bits_{name}(value) << shift);
+    {clear};
+    {set};
 }}\n"
                 ));
             }
@@ -409,33 +433,31 @@ impl Binding {
     fn add(&self) -> String {
         let Self { name, element, .. } = self;
         let value_type = element.value_type();
+        let memory = self.memory();
         match element {
-            Element::I32 | Element::U32 => format!(
-                "fn add_{name}(i: u32, value: {value_type}) {{ atomicAdd(&{name}[i], bits_{name}(value)); }}\n"
-            ),
+            Element::I32 | Element::U32 => {
+                let add = memory.atomic("atomicAdd", "i", &[&format!("bits_{name}(value)")]);
+                format!("fn add_{name}(i: u32, value: {value_type}) {{ {add}; }}\n")
+            }
             Element::F64 => unreachable!("bug: 64-bit floats have no atomic sums"),
-            Element::I64 | Element::U64 => format!(
-                "fn add_{name}(i: u32, value: vec2<u32>) {{
-    let before = atomicAdd(&{name}[2u * i], value.x);
+            Element::I64 | Element::U64 => {
+                let low = memory.atomic("atomicAdd", "2u * i", &["value.x"]);
+                let high = memory.atomic("atomicAdd", "2u * i + 1u", &["value.y + carry"]);
+                format!(
+                    "fn add_{name}(i: u32, value: vec2<u32>) {{
+    let before = {low};
     let carry = select(0u, 1u, before + value.x < before);
-    atomicAdd(&{name}[2u * i + 1u], value.y + carry);
+    {high};
 }}\n"
-            ),
-            Element::Bool => format!(
-                "fn add_{name}(i: u32, value: bool) {{
-    if value {{ atomicOr(&{name}[i >> 2u], 1u << ((i & 3u) * 8u)); }}
-}}\n"
-            ),
-            Element::F32 => format!(
-                "fn add_{name}(i: u32, value: f32) {{
-    var old = atomicLoad(&{name}[i]);
-    loop {{
-        let result = atomicCompareExchangeWeak(&{name}[i], old, bitcast<u32>(bitcast<f32>(old) + value));
-        if result.exchanged {{ break; }}
-        old = result.old_value;
-    }}
-}}\n"
-            ),
+                )
+            }
+            Element::Bool => {
+                let set = memory.atomic("atomicOr", "i >> 2u", &["1u << ((i & 3u) * 8u)"]);
+                format!("fn add_{name}(i: u32, value: bool) {{\n    if value {{ {set}; }}\n}}\n")
+            }
+            Element::F32 => {
+                self.exchange_until_alone("i", "", "bitcast<u32>(bitcast<f32>(old) + value)")
+            }
             Element::F16
             | Element::Bf16
             | Element::F8E4M3Fn
@@ -454,22 +476,32 @@ impl Binding {
                 let (index_shift, lane) = element.place();
                 let bits = element.bits();
                 let mask = u32::MAX >> (32 - bits);
-                let decoded = element.decoded("((old >> shift) & MASK)").replace("MASK", &format!("{mask}u"));
-                format!(
-                    "fn add_{name}(i: u32, value: {value_type}) {{
-    let word = i >> {index_shift}u;
-    let shift = (i & {lane}u) * {bits}u;
-    var old = atomicLoad(&{name}[word]);
-    loop {{
-        let sum = bits_{name}({decoded} + value);
-        let result = atomicCompareExchangeWeak(&{name}[word], old, (old & ~({mask}u << shift)) | (sum << shift));
-        if result.exchanged {{ break; }}
-        old = result.old_value;
-    }}
-}}\n"
+                let decoded = element.decoded(&format!("((old >> shift) & {mask}u)"));
+                self.exchange_until_alone(
+                    &format!("i >> {index_shift}u"),
+                    &format!("    let shift = (i & {lane}u) * {bits}u;\n"),
+                    &format!("(old & ~({mask}u << shift)) | (bits_{name}({decoded} + value) << shift)"),
                 )
             }
         }
+    }
+
+    /// Addition that computes the new word from `old` and exchanges it until no other thread came between.
+    fn exchange_until_alone(&self, word: &str, before: &str, new: &str) -> String {
+        let name = &self.name;
+        let load = self.memory().atomic("atomicLoad", word, &[]);
+        let exchange = (self.memory()).atomic("atomicCompareExchangeWeak", word, &["old", new]);
+        format!(
+            "fn add_{name}(i: u32, value: {}) {{
+{before}    var old = {load};
+    loop {{
+        let result = {exchange};
+        if result.exchanged {{ break; }}
+        old = result.old_value;
+    }}
+}}\n",
+            self.element.value_type()
+        )
     }
 }
 

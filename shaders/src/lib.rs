@@ -24,7 +24,9 @@ pub mod sort;
 
 mod template;
 pub mod tile;
+mod window;
 
 pub use element::{Access, Binding, Element, Stores, Width};
 pub use shader::{Epilogue, Extension, ParamSpace, Shader};
 pub use template::fill;
+pub use window::Windows;

@@ -113,7 +113,7 @@ impl Extension {
 pub struct Shader {
     /// Name for messages and traces.
     pub label: String,
-    /// Buffers, `@group(0) @binding(0)` and on.
+    /// Buffers, `@group(0) @binding(0)` and on, each with as many bindings as it has windows.
     pub bindings: Vec<Binding>,
     /// Members of `struct Params`.
     pub params: Vec<Param>,
@@ -191,8 +191,10 @@ impl Shader {
                 text.push_str(&element.helpers());
             }
         }
-        for (position, binding) in self.bindings.iter().enumerate() {
+        let mut position = 0;
+        for binding in &self.bindings {
             text.push_str(&binding.declaration(position));
+            position += binding.windows.count as usize;
         }
         text.push_str(GROUP_NUMBER);
         text.push_str(&self.body);

@@ -11,6 +11,7 @@ use cupola_shaders::scatter::{self, Outside};
 use cupola_shaders::shader::{Epilogue, ParamSpace, Shader};
 use cupola_shaders::sort::{BlockSize, KeyKind, SortForm, SortShader};
 use cupola_shaders::tile::{FastAxis, Staging, Tile};
+use cupola_shaders::Windows;
 
 /// Checks one kernel with its parameters in uniform space.
 fn check(shader: &Shader) {
@@ -39,10 +40,24 @@ fn bias() -> Epilogue {
     }
 }
 
-/// A kernel that copies with the given bindings.
-fn copy(label: String, source: Binding, sink: Binding, body: &str) -> Shader {
+/// A kernel that copies with the given bindings, each in one window and in several.
+fn check_copy(label: &str, source: Binding, sink: Binding, body: &str) {
+    let one = copy(label, source, sink, body);
+    check(&one);
+    let mut divided = one;
+    for binding in &mut divided.bindings {
+        binding.windows = Windows {
+            count: 3,
+            size_log2: 27,
+            start: 256,
+        };
+    }
+    check(&divided);
+}
+
+fn copy(label: &str, source: Binding, sink: Binding, body: &str) -> Shader {
     Shader {
-        label,
+        label: label.to_owned(),
         bindings: vec![source, sink],
         params: vec![],
         extensions: vec![],
@@ -59,33 +74,33 @@ fn accessors_of_every_element() {
         let read = Binding::read("source", element);
         let write = |stores| Binding::write_as("sink", element, stores);
         let store = "store_sink(id.x, load_source(id.x));";
-        let label = || format!("{element:?}");
-        check(&copy(label(), read.clone(), write(Stores::Elements), store));
+        let label = format!("{element:?}");
+        check_copy(&label, read.clone(), write(Stores::Elements), store);
         let shared = Binding {
             access: Access::ReadShared,
             ..read.clone()
         };
-        check(&copy(label(), shared, write(Stores::Elements), store));
+        check_copy(&label, shared, write(Stores::Elements), store);
         let sums = "add_sink(id.x, load_source(id.x)); store_sink(id.x, load_sink(id.x));";
         // 64-bit floats are not added by many threads.
         if element != Element::F64 {
-            check(&copy(label(), read.clone(), write(Stores::Sums), sums));
+            check_copy(&label, read.clone(), write(Stores::Sums), sums);
         }
         if element.bits() < 32 {
             let words = "store_word_sink(id.x, bits_sink(load_source(id.x)));";
-            check(&copy(label(), read, write(Stores::Words), words));
+            check_copy(&label, read, write(Stores::Words), words);
         }
         if element.has_fours() {
             let fours = Binding::read_as("source", element, Width::Four);
             let body =
                 "store_sink(id.x, load4_source(id.x * 4u).y); store_sink(0u, load_source(id.x));";
-            check(&copy(label(), fours.clone(), write(Stores::Elements), body));
+            check_copy(&label, fours.clone(), write(Stores::Elements), body);
             let wide = Binding {
                 width: Width::Four,
                 ..write(Stores::Elements)
             };
             let body = "store4_sink(id.x * 4u, load4_source(id.x * 4u));";
-            check(&copy(label(), fours, wide, body));
+            check_copy(&label, fours, wide, body);
         }
     }
 }

@@ -24,6 +24,7 @@ pub mod buffer;
 mod inject;
 mod open;
 mod optional;
+mod parts;
 pub mod pipeline;
 mod reuse;
 mod selftest;

@@ -4,14 +4,15 @@ use std::any::Any;
 use std::fmt;
 use std::sync::{Arc, Mutex};
 
-use cupola_backend::{BufferRange, Executable, Launch};
+use cupola_backend::Executable;
 use cupola_ir::kernel::Kernel;
-use cupola_shaders::Shader;
 use cupola_shaders::shader::LAUNCH;
+use cupola_shaders::{Shader, Windows};
 use rustc_hash::FxHashMap;
 
+use crate::choice::DeviceModel;
 use crate::device::pipeline::ParamSpace;
-use crate::device::{GpuDevice, Pipeline, fold_groups, lock};
+use crate::device::{BufferRange, GpuDevice, Pipeline, fold_groups, lock};
 use crate::emit::{self, Variant};
 use crate::error::Error;
 use crate::library::unit::LibraryUnit;
@@ -22,12 +23,37 @@ use crate::schedule;
 pub(crate) struct WgpuExecutable {
     name: Arc<str>,
     work: Work,
-    /// What launches with these sizes, and these buffers that are shared, run.
-    prepared: Mutex<PreparedCache>,
+    /// What launches run.
+    prepared: Mutex<FxHashMap<PreparedKey, Arc<Prepared>>>,
 }
 
-/// By sizes, and the set of shared buffers.
-type PreparedCache = FxHashMap<(Vec<i64>, u64), Arc<Prepared>>;
+/// What decides the code of launches.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct PreparedKey {
+    sizes: Vec<i64>,
+    /// The set of buffers that are read alone while another argument writes to the same memory object; for library
+    /// kernels whether there are any.
+    shared: u64,
+    /// The arguments that need several bindings.
+    divided: Vec<(usize, Windows)>,
+}
+
+impl PreparedKey {
+    fn windows(&self, argument: usize) -> Windows {
+        let found = self.divided.iter().find(|(at, _)| *at == argument);
+        found.map_or(Windows::ONE, |(_, windows)| *windows)
+    }
+
+    /// The device as it is to kernels that do not know of windows: those beyond the first of each argument are taken.
+    fn model(&self, gpu: &GpuDevice) -> DeviceModel {
+        let mut model = DeviceModel::clone(&gpu.model());
+        let further: u32 = (self.divided.iter())
+            .map(|(_, windows)| windows.count - 1)
+            .sum();
+        model.limits.storage_buffers = model.limits.storage_buffers.saturating_sub(further);
+        model
+    }
+}
 
 /// Sizes remembered for each executable; a loop over ever new sizes does not fill the memory.
 const MOST_PREPARED: usize = 64;
@@ -59,18 +85,21 @@ impl PreparedStep {
     /// A kernel that reports faults has a buffer for them, which is the device's, and a parameter for its number.
     fn new(
         gpu: &GpuDevice,
-        shader: &Shader,
+        mut shader: Shader,
         mut places: Vec<Place>,
-        params: Vec<u32>,
-        groups: u64,
+        (params, groups): (Vec<u32>, u64),
+        windows: impl Fn(Place) -> Windows,
     ) -> Result<Self, Error> {
         let launch = shader.fault_word().and_then(|at| {
             places.resize(shader.bindings.len(), Place::Faults);
             places[at] = Place::Faults;
             shader.word_at(LAUNCH)
         });
+        for (binding, place) in shader.bindings.iter_mut().zip(&places) {
+            binding.windows = windows(*place);
+        }
         Ok(Self {
-            pipeline: gpu.pipeline(&kernel_source(shader, gpu.features()))?,
+            pipeline: gpu.pipeline(&kernel_source(&shader, gpu.features()))?,
             places,
             params,
             launch,
@@ -123,31 +152,38 @@ impl WgpuExecutable {
         &self.name
     }
 
-    /// What its launches with these sizes and buffers are prepared under.
-    fn key(&self, launch: &Launch) -> (Vec<i64>, u64) {
-        let ranges: Vec<&BufferRange> = launch.buffers.iter().collect();
-        let shared = match &self.work {
-            Work::Loops(kernel) => shared_buffers(kernel, &ranges),
-            Work::Library(library) => u64::from(library_shares(library, &ranges)),
-        };
-        (launch.sizes.clone(), shared)
+    /// What launches with these sizes and arguments are prepared under.
+    fn key(&self, sizes: &[i64], arguments: &[BufferRange<'_>]) -> PreparedKey {
+        let windows = arguments.iter().map(BufferRange::windows).enumerate();
+        PreparedKey {
+            sizes: sizes.to_vec(),
+            shared: match &self.work {
+                Work::Loops(kernel) => shared_buffers(kernel, arguments),
+                Work::Library(library) => u64::from(library_shares(library, arguments)),
+            },
+            divided: windows.filter(|(_, w)| *w != Windows::ONE).collect(),
+        }
     }
 
     /// Whether a launch like this one has been prepared.
-    pub fn is_prepared(&self, launch: &Launch) -> bool {
-        lock(&self.prepared).contains_key(&self.key(launch))
+    pub fn is_prepared(&self, sizes: &[i64], arguments: &[BufferRange<'_>]) -> bool {
+        lock(&self.prepared).contains_key(&self.key(sizes, arguments))
     }
 
     /// What a launch dispatches; kernels are compiled now that no launch before has used.
-    pub fn prepare(&self, gpu: &GpuDevice, launch: &Launch) -> Result<Arc<Prepared>, Error> {
-        let key = self.key(launch);
+    pub fn prepare(
+        &self,
+        gpu: &GpuDevice,
+        sizes: &[i64],
+        arguments: &[BufferRange<'_>],
+    ) -> Result<Arc<Prepared>, Error> {
+        let key = self.key(sizes, arguments);
         if let Some(prepared) = lock(&self.prepared).get(&key) {
             return Ok(Arc::clone(prepared));
         }
-        let (sizes, shared) = (launch.sizes.as_slice(), key.1);
         let prepared = Arc::new(match &self.work {
-            Work::Loops(kernel) => self.prepare_loops(gpu, kernel, sizes, shared)?,
-            Work::Library(library) => prepare_library(gpu, library, sizes, shared != 0)?,
+            Work::Loops(kernel) => self.prepare_loops(gpu, kernel, &key)?,
+            Work::Library(library) => prepare_library(gpu, library, &key)?,
         });
         let mut cache = lock(&self.prepared);
         if cache.len() >= MOST_PREPARED {
@@ -161,10 +197,9 @@ impl WgpuExecutable {
         &self,
         gpu: &GpuDevice,
         kernel: &Kernel,
-        sizes: &[i64],
-        shared: u64,
+        key: &PreparedKey,
     ) -> Result<Prepared, Error> {
-        let bound = schedule::bind(kernel, sizes, &gpu.model()).map_err(|error| match error {
+        let bound = schedule::bind(kernel, &key.sizes, &key.model(gpu)).map_err(|error| match error {
             schedule::BindError::TooLarge { reach } => Error::Limit {
                 what: "an index of a kernel",
                 needed: u64::try_from(reach.unsigned_abs()).unwrap_or(u64::MAX),
@@ -185,7 +220,7 @@ impl WgpuExecutable {
         let mut steps = Vec::new();
         for &(part, groups) in &bound.launches {
             let variant = Variant {
-                shared,
+                shared: key.shared,
                 part,
                 ..bound.variant.clone()
             };
@@ -195,23 +230,32 @@ impl WgpuExecutable {
             })?;
             steps.push(PreparedStep::new(
                 gpu,
-                &shader,
+                shader,
                 places.clone(),
-                params.clone(),
-                groups,
+                (params.clone(), groups),
+                |place| windows_of(gpu, key, &scratch, place),
             )?);
         }
         Ok(Prepared { steps, scratch })
     }
 }
 
+/// The windows of what a step finds at a place.
+fn windows_of(gpu: &GpuDevice, key: &PreparedKey, scratch: &[u64], place: Place) -> Windows {
+    match place {
+        Place::Argument(at) => key.windows(at),
+        Place::Scratch(at) => gpu.windows(scratch[at]),
+        Place::Faults => Windows::ONE,
+    }
+}
+
 /// Buffers of a kernel that are read alone while another argument writes to the same memory object.
-fn shared_buffers(kernel: &Kernel, ranges: &[&BufferRange]) -> u64 {
+fn shared_buffers(kernel: &Kernel, ranges: &[BufferRange<'_>]) -> u64 {
     use cupola_ir::kernel::Access;
     let mut shared = 0;
     for (at, buffer) in kernel.buffers.iter().enumerate().take(64) {
         let written_too = kernel.buffers.iter().zip(ranges).any(|(other, range)| {
-            other.access != Access::Read && Arc::ptr_eq(&range.buffer, &ranges[at].buffer)
+            other.access != Access::Read && range.same_buffer(&ranges[at])
         });
         if buffer.access == Access::Read && written_too {
             shared |= 1 << at;
@@ -221,14 +265,13 @@ fn shared_buffers(kernel: &Kernel, ranges: &[&BufferRange]) -> u64 {
 }
 
 /// Whether a library unit reads and writes one memory object.
-fn library_shares(library: &LibraryUnit, ranges: &[&BufferRange]) -> bool {
+fn library_shares(library: &LibraryUnit, ranges: &[BufferRange<'_>]) -> bool {
     let written = library.written();
     ranges.iter().enumerate().any(|(at, range)| {
         !written.contains(&at)
             && written.iter().any(|&other| {
-                ranges
-                    .get(other)
-                    .is_some_and(|other| Arc::ptr_eq(&other.buffer, &range.buffer))
+                let other = ranges.get(other);
+                other.is_some_and(|other| other.same_buffer(range))
             })
     })
 }
@@ -236,19 +279,18 @@ fn library_shares(library: &LibraryUnit, ranges: &[&BufferRange]) -> bool {
 fn prepare_library(
     gpu: &GpuDevice,
     library: &LibraryUnit,
-    sizes: &[i64],
-    shares: bool,
+    key: &PreparedKey,
 ) -> Result<Prepared, Error> {
-    let program = library.plan(sizes, &gpu.model())?;
+    let program = library.plan(&key.sizes, &key.model(gpu))?;
     let epilogue = library
         .epilogue_kernel()
-        .map_or(Vec::new(), |kernel| emit::epilogue_words(kernel, sizes));
+        .map_or(Vec::new(), |kernel| emit::epilogue_words(kernel, &key.sizes));
     let mut steps = Vec::new();
     for (mut call, places) in program.steps {
         if call.groups == 0 {
             continue;
         }
-        if shares {
+        if key.shared != 0 {
             for binding in &mut call.shader.bindings {
                 binding.share();
             }
@@ -256,10 +298,10 @@ fn prepare_library(
         let params = call.params_with(&epilogue);
         steps.push(PreparedStep::new(
             gpu,
-            &call.shader,
+            call.shader,
             places,
-            params,
-            call.groups,
+            (params, call.groups),
+            |place| windows_of(gpu, key, &program.scratch, place),
         )?);
     }
     Ok(Prepared {

@@ -10,7 +10,7 @@ use rustc_hash::FxHashMap;
 
 use crate::adapter::Timestamps;
 use crate::device::buffer::Download;
-use crate::device::{Bindings, Command, Dispatch, GpuBuffer, GpuDevice, Pipeline, lock};
+use crate::device::{self, Bindings, Command, Dispatch, GpuBuffer, GpuDevice, Pipeline, lock};
 use crate::error::Error;
 use crate::executable::WgpuExecutable;
 use crate::library::Place;
@@ -134,17 +134,29 @@ impl WgpuDevice {
         executable.ok_or_else(|| self.foreign("code"))
     }
 
+    /// The buffers of a launch.
+    fn arguments<'a>(&self, launch: &'a Launch) -> Result<Vec<device::BufferRange<'a>>> {
+        let argument = |range: &'a BufferRange| {
+            self.memory(&range.buffer)?
+                .range(range.offset as u64, range.size as u64)
+                .map_err(|error| self.error(error))
+        };
+        launch.buffers.iter().map(argument).collect()
+    }
+
     /// Compiles what launches need that have not been run before, on all cores.
     fn prepare_all(&self, launches: &[&Launch]) -> Result<()> {
         let mut missing = Vec::new();
         for launch in launches {
             let executable = self.executable(launch)?;
-            if !executable.is_prepared(launch) {
-                missing.push((executable, *launch));
+            let arguments = self.arguments(launch)?;
+            if !executable.is_prepared(&launch.sizes, &arguments) {
+                missing.push((executable, launch.sizes.as_slice(), arguments));
             }
         }
-        let prepare = |(executable, launch): &(&WgpuExecutable, &Launch)| {
-            let prepared = executable.prepare(&self.gpu, launch);
+        type Missing<'a> = (&'a WgpuExecutable, &'a [i64], Vec<device::BufferRange<'a>>);
+        let prepare = |(executable, sizes, arguments): &Missing<'_>| {
+            let prepared = executable.prepare(&self.gpu, sizes, arguments);
             prepared.map(drop).map_err(|error| self.error(error))
         };
         if missing.len() < 2 {
@@ -180,7 +192,10 @@ impl WgpuDevice {
     /// Memory that nothing else uses until it is given back; contents undefined.
     fn take_scratch(&self, size: u64) -> Result<GpuBuffer> {
         let mut free = lock(&self.scratch);
-        let fits = |buffer: &GpuBuffer| (size..=2 * size.max(1 << 16)).contains(&buffer.size());
+        let fits = |buffer: &GpuBuffer| {
+            let near = (size..=2 * size.max(1 << 16)).contains(&buffer.size());
+            near && buffer.first(size).windows() == self.gpu.windows(size)
+        };
         let best = (0..free.len())
             .filter(|&at| fits(&free[at]))
             .min_by_key(|&at| free[at].size());
@@ -205,8 +220,9 @@ impl WgpuDevice {
     /// The dispatches of a launch with their buffers.
     fn ready(&self, launch: &Launch, out: &mut Vec<Step>) -> Result<()> {
         let executable = self.executable(launch)?;
+        let arguments = self.arguments(launch)?;
         let prepared = executable
-            .prepare(&self.gpu, launch)
+            .prepare(&self.gpu, &launch.sizes, &arguments)
             .map_err(|error| self.error(error))?;
         let scratch: Vec<GpuBuffer> = prepared
             .scratch
@@ -220,17 +236,13 @@ impl WgpuDevice {
             let mut bound = Vec::with_capacity(step.places.len() + 1);
             for place in &step.places {
                 bound.push(match *place {
-                    Place::Scratch(at) => scratch[at].whole(),
+                    Place::Scratch(at) => scratch[at].first(prepared.scratch[at]),
                     Place::Faults => self.faults.whole(),
                     Place::Argument(at) => {
-                        let range = launch.buffers.get(at).ok_or_else(|| BackendError::Device {
+                        *arguments.get(at).ok_or_else(|| BackendError::Device {
                             device: self.name.clone(),
                             what: format!("{} takes more than {at} buffers", executable.name()),
-                        })?;
-                        let memory = self.memory(&range.buffer)?;
-                        memory
-                            .range(range.offset as u64, range.size as u64)
-                            .map_err(|error| self.error(error))?
+                        })?
                     }
                 });
             }

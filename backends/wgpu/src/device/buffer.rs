@@ -4,7 +4,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
+use cupola_shaders::Windows;
+
 use super::inject::Mishap;
+use super::parts::{Cut, Parts};
 use super::reuse::BindCache;
 use super::{GpuDevice, STORAGE_ALIGNMENT, lock};
 use crate::error::Error;
@@ -15,6 +18,9 @@ const WORD: u64 = 4;
 /// Bytes read back in one piece; larger reads go in several, so that the host copy stays small.
 const READ_CHUNK: u64 = 64 << 20;
 
+/// Bytes of the largest buffer: 2^31 elements, the most an index reaches, of 64 bits.
+pub(crate) const LARGEST_BUFFER: u64 = 1 << 34;
+
 /// How long finished work may take to be reported.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -22,7 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// no submission uses it any more.
 #[derive(Debug)]
 pub struct GpuBuffer {
-    pub(super) handle: wgpu::Buffer,
+    pub(super) parts: Parts,
     /// Tells it from every other buffer of this process, also from those that are gone.
     pub(super) number: u64,
     size: u64,
@@ -45,6 +51,15 @@ impl GpuBuffer {
             buffer: self,
             offset: 0,
             size: self.size,
+        }
+    }
+
+    /// The first bytes as a kernel argument, as many as `size` says or there are.
+    pub fn first(&self, size: u64) -> BufferRange<'_> {
+        BufferRange {
+            buffer: self,
+            offset: 0,
+            size: size.min(self.size),
         }
     }
 
@@ -121,10 +136,38 @@ pub struct BufferRange<'a> {
     pub(super) size: u64,
 }
 
-impl BufferRange<'_> {
-    /// The size wgpu is told.
-    pub(super) fn binding_size(&self) -> u64 {
-        padded(self.size)
+impl<'a> BufferRange<'a> {
+    /// Whether both are of one buffer.
+    pub(crate) fn same_buffer(&self, other: &BufferRange<'_>) -> bool {
+        self.buffer.number == other.buffer.number
+    }
+
+    /// The windows that a kernel sees it through.
+    pub(crate) fn windows(&self) -> Windows {
+        self.buffer.parts.windows(self.offset, padded(self.size))
+    }
+
+    /// What each of the windows binds.
+    pub(super) fn bindings(&self) -> impl Iterator<Item = wgpu::BufferBinding<'a>> {
+        let parts = &self.buffer.parts;
+        let windows = parts.windows(self.offset, padded(self.size));
+        let first = self.offset - u64::from(windows.start);
+        let end = self.offset + padded(self.size);
+        (0..u64::from(windows.count)).map(move |window| {
+            let (from, to) = match windows.count {
+                1 => (first, end),
+                _ => (
+                    first + (window << windows.size_log2),
+                    end.min(first + ((window + 1) << windows.size_log2)),
+                ),
+            };
+            let (buffer, offset) = parts.place(from);
+            wgpu::BufferBinding {
+                buffer,
+                offset,
+                size: std::num::NonZeroU64::new(to - from),
+            }
+        })
     }
 }
 
@@ -187,17 +230,16 @@ impl GpuDevice {
     /// Allocates `size` bytes of zeros. Zero bytes is allowed.
     ///
     /// # Errors
-    /// [`Error::Limit`] above the device's largest buffer, [`Error::OutOfMemory`] over the budget or when the driver has
-    /// no more.
+    /// [`Error::Limit`] above [`LARGEST_BUFFER`], [`Error::OutOfMemory`] over the budget or when the driver has no more.
     pub fn allocate(&self, size: u64) -> Result<GpuBuffer, Error> {
-        let allowed = self.limits().buffer_size;
-        if size > allowed.saturating_sub(4 * WORD) {
+        if size > LARGEST_BUFFER {
             return Err(Error::Limit {
                 what: "a buffer",
                 needed: size,
-                allowed,
+                allowed: LARGEST_BUFFER,
             });
         }
+        let cut = Cut::of(self.limits());
         if self.injector.strikes(Mishap::Allocation) {
             return Err(Error::OutOfMemory {
                 requested: size,
@@ -208,18 +250,11 @@ impl GpuDevice {
         let account = Arc::clone(&self.memory);
         account.reserve(padded(size))?;
         let created = self.scoped("allocation", || {
-            self.device.create_buffer(&wgpu::BufferDescriptor {
-                label: None,
-                size: padded(size),
-                usage: wgpu::BufferUsages::STORAGE
-                    | wgpu::BufferUsages::COPY_SRC
-                    | wgpu::BufferUsages::COPY_DST,
-                mapped_at_creation: false,
-            })
+            Parts::create(&self.device, cut, padded(size))
         });
         match created {
-            Ok(handle) => Ok(GpuBuffer {
-                handle,
+            Ok(parts) => Ok(GpuBuffer {
+                parts,
                 number: COUNT.fetch_add(1, Ordering::Relaxed),
                 size,
                 account,
@@ -237,6 +272,11 @@ impl GpuDevice {
                 })
             }
         }
+    }
+
+    /// The windows of `size` bytes at the start of a buffer of that size.
+    pub(crate) fn windows(&self, size: u64) -> Windows {
+        Cut::of(self.limits()).windows(padded(size))
     }
 
     /// Allocates a buffer that holds `bytes`.
@@ -265,12 +305,9 @@ impl GpuDevice {
         let whole = bytes.len() / WORD as usize * WORD as usize;
         self.scoped("upload", || {
             // Each piece is staged in host memory until the next submission, so a weight file goes in portions.
-            for (piece, start) in bytes[..whole]
-                .chunks(READ_CHUNK as usize)
-                .zip((0u64..).step_by(READ_CHUNK as usize))
-            {
-                self.queue
-                    .write_buffer(&buffer.handle, offset + start, piece);
+            for (handle, at, bytes_of) in buffer.parts.pieces(offset, whole as u64, READ_CHUNK) {
+                let piece = &bytes[bytes_of.start as usize..bytes_of.end as usize];
+                self.queue.write_buffer(handle, at, piece);
                 if piece.len() as u64 == READ_CHUNK {
                     self.queue.submit([]);
                 }
@@ -279,8 +316,8 @@ impl GpuDevice {
             if !tail.is_empty() {
                 let mut word = [0; WORD as usize];
                 word[..tail.len()].copy_from_slice(tail);
-                self.queue
-                    .write_buffer(&buffer.handle, offset + whole as u64, &word);
+                let (handle, at) = buffer.parts.place(offset + whole as u64);
+                self.queue.write_buffer(handle, at, &word);
             }
         })
     }
@@ -357,7 +394,10 @@ impl GpuDevice {
             for &(which, start, size) in batch {
                 let Download { buffer, offset, .. } = &downloads[which];
                 let whole = size.next_multiple_of(WORD);
-                encoder.copy_buffer_to_buffer(&buffer.handle, offset + start, &staging, at, whole);
+                for (handle, from, bytes) in buffer.parts.pieces(offset + start, whole, whole) {
+                    let size = bytes.end - bytes.start;
+                    encoder.copy_buffer_to_buffer(handle, from, &staging, at + bytes.start, size);
+                }
                 at += whole;
             }
             let index = self.queue.submit([encoder.finish()]);

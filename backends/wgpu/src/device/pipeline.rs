@@ -227,7 +227,7 @@ impl GpuDevice {
         let allowed = u64::from(self.limits().storage_buffers);
         if buffers > allowed {
             return Err(Error::Limit {
-                what: "a kernel's buffers",
+                what: "a kernel's buffers, each tensor over the binding limit counted by windows",
                 needed: buffers,
                 allowed,
             });
@@ -298,17 +298,23 @@ impl GpuDevice {
         Ok(layout)
     }
 
-    /// The buffers of a dispatch of `pipeline`, in binding order. The same ranges used the same way are bound once.
+    /// The buffers of a dispatch of `pipeline`, in binding order; a range above the binding limit takes as many bindings as
+    /// it has windows. The same ranges used the same way are bound once.
     ///
     /// # Errors
-    /// [`Error::Range`] for a wrong number of buffers or one bound both for reading alone and for writing (WebGPU
-    /// forbids that even where the ranges are apart), [`Error::Limit`] for a range above the binding limit.
+    /// [`Error::Range`] for a wrong number of buffers or windows, or a buffer bound both for reading alone and for writing
+    /// (WebGPU forbids that even where the ranges are apart).
     pub fn bind(&self, pipeline: &Pipeline, ranges: &[BufferRange<'_>]) -> Result<Bindings, Error> {
         let accesses = &pipeline.source.bindings;
-        if ranges.len() != accesses.len() {
+        let windows = ranges.iter().map(|range| range.windows().count as usize);
+        let windows: usize = windows.sum();
+        if windows != accesses.len() {
             return Err(bind_error(
                 pipeline,
-                format!("takes {} buffers, got {}", accesses.len(), ranges.len()),
+                format!(
+                    "takes {} buffers, got {windows}, those over the binding limit counted by windows",
+                    accesses.len()
+                ),
             ));
         }
         let key = BindKey {
@@ -332,21 +338,16 @@ impl GpuDevice {
         ranges: &[BufferRange<'_>],
     ) -> Result<Bindings, Error> {
         let accesses = &pipeline.source.bindings;
-        for (position, (range, access)) in ranges.iter().zip(accesses).enumerate() {
-            let allowed = self.limits().binding_size;
-            if range.binding_size() > allowed {
-                return Err(Error::Limit {
-                    what: "a kernel argument",
-                    needed: range.size,
-                    allowed,
-                });
-            }
-            let clash = ranges[..position]
+        let mut bound: Vec<(u64, wgpu::BufferBinding<'_>)> = Vec::with_capacity(accesses.len());
+        for range in ranges {
+            bound.extend(range.bindings().map(|binding| (range.buffer.number, binding)));
+        }
+        for (position, ((buffer, _), access)) in bound.iter().zip(accesses).enumerate() {
+            let clash = bound[..position]
                 .iter()
                 .zip(accesses)
-                .position(|(other, used)| {
-                    other.buffer.handle == range.buffer.handle
-                        && (*used == Access::Read) != (*access == Access::Read)
+                .position(|((other, _), used)| {
+                    other == buffer && (*used == Access::Read) != (*access == Access::Read)
                 });
             if let Some(other) = clash {
                 let mut reason = String::new();
@@ -358,14 +359,10 @@ impl GpuDevice {
             }
         }
         let entries: Vec<_> = (0u32..)
-            .zip(ranges)
-            .map(|(binding, range)| wgpu::BindGroupEntry {
+            .zip(bound)
+            .map(|(binding, (_, resource))| wgpu::BindGroupEntry {
                 binding,
-                resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
-                    buffer: &range.buffer.handle,
-                    offset: range.offset,
-                    size: std::num::NonZeroU64::new(range.binding_size()),
-                }),
+                resource: wgpu::BindingResource::Buffer(resource),
             })
             .collect();
         let handle = self.scoped("kernel arguments", || {

@@ -299,7 +299,8 @@ impl GpuDevice {
                 .device
                 .create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
             encoder.resolve_query_set(&set, 0..2 * dispatches as u32, &resolved, 0);
-            encoder.copy_buffer_to_buffer(&resolved, 0, &stamps.handle, 0, stamps.size());
+            let (handle, at) = stamps.parts.place(0);
+            encoder.copy_buffer_to_buffer(&resolved, 0, handle, at, stamps.size());
             self.queue.submit([encoder.finish()]);
         })?;
         let mut ticks = vec![[0u64; 2]; dispatches];
@@ -370,7 +371,7 @@ impl GpuDevice {
             } => {
                 source.transfer("copy", *source_offset, *size)?;
                 let whole = target.transfer("copy", *target_offset, *size)?;
-                let overlap = source.handle == target.handle
+                let overlap = source.number == target.number
                     && *source_offset < target_offset + whole
                     && *target_offset < source_offset + whole;
                 if overlap && *size > 0 {
@@ -457,19 +458,40 @@ impl Recorder<'_> {
                     size,
                 },
             ] => {
-                self.encoder
-                    .clear_buffer(&buffer.handle, *offset, Some(size.next_multiple_of(4)));
+                let size = size.next_multiple_of(4);
+                for (handle, from, bytes) in buffer.parts.pieces(*offset, size, size) {
+                    self.encoder
+                        .clear_buffer(handle, from, Some(bytes.end - bytes.start));
+                }
             }
             dispatches => self.pass(dispatches, arena, offsets),
         }
     }
 
-    /// WebGPU copies between two buffers only; within one, the bytes go through a third.
+    /// Copies piece by piece where a buffer has parts. No piece reads what one before wrote: the ranges are apart.
     fn copy(&mut self, source: &GpuBuffer, from: u64, target: &GpuBuffer, to: u64, size: u64) {
-        if source.handle != target.handle {
+        for (from_handle, from, bytes) in source.parts.pieces(from, size, size) {
+            let size = bytes.end - bytes.start;
+            for (to_handle, to, part) in target.parts.pieces(to + bytes.start, size, size) {
+                let size = part.end - part.start;
+                self.copy_piece(from_handle, from + part.start, to_handle, to, size);
+            }
+        }
+    }
+
+    /// WebGPU copies between two buffers only; within one, the bytes go through a third.
+    fn copy_piece(
+        &mut self,
+        source: &wgpu::Buffer,
+        from: u64,
+        target: &wgpu::Buffer,
+        to: u64,
+        size: u64,
+    ) {
+        if source != target {
             self.encoder
-                .copy_buffer_to_buffer(&source.handle, from, &target.handle, to, size);
-        } else if size > 0 {
+                .copy_buffer_to_buffer(source, from, target, to, size);
+        } else {
             let between = self.device.device.create_buffer(&wgpu::BufferDescriptor {
                 label: None,
                 size,
@@ -477,9 +499,9 @@ impl Recorder<'_> {
                 mapped_at_creation: false,
             });
             self.encoder
-                .copy_buffer_to_buffer(&source.handle, from, &between, 0, size);
+                .copy_buffer_to_buffer(source, from, &between, 0, size);
             self.encoder
-                .copy_buffer_to_buffer(&between, 0, &target.handle, to, size);
+                .copy_buffer_to_buffer(&between, 0, target, to, size);
         }
     }
 

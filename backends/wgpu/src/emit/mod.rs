@@ -27,7 +27,7 @@ use cupola_ir::kernel::{
 };
 use cupola_ir::scalar::Scalar;
 use cupola_shaders::shader::{Extension, FAULTS, LAUNCH, Param};
-use cupola_shaders::{Access as BindingAccess, Binding, Element, Epilogue, Shader, Stores, Width};
+use cupola_shaders::{Access as BindingAccess, Binding, Element, Epilogue, Shader, Stores, Width, Windows};
 use rustc_hash::FxHashSet;
 
 use lanes::LaneView;
@@ -460,6 +460,7 @@ impl<'k> Writer<'k> {
                 access,
                 width: if wide { Width::Four } else { Width::One },
                 stores,
+                windows: Windows::ONE,
             })
         };
         self.kernel

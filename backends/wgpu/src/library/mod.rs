@@ -93,7 +93,7 @@ pub fn kernel_source(shader: &Shader, features: &DeviceFeatures) -> KernelSource
         bindings: shader
             .bindings
             .iter()
-            .map(|binding| binding.access)
+            .flat_map(|binding| std::iter::repeat_n(binding.access, binding.windows.count as usize))
             .collect(),
         params_len,
         params_in,
