@@ -6,7 +6,7 @@ use cupola_backend::{Backend, BackendError, Keeper};
 use cupola_cpu::CpuBackend;
 use cupola_wgpu::adapter::{AdapterFacts, AdapterKind, Timestamps};
 use cupola_wgpu::device::{DeviceFeatures, Optional};
-pub use cupola_wgpu::device::{Injected, Mishap};
+pub use cupola_wgpu::device::{Injected, MemoryLimits, Mishap};
 use cupola_wgpu::{AdapterList, DeviceOptions, GpuDevice, Tier, WgpuBackend};
 pub use cupola_wgpu::{Attempt, Cut, Prober};
 use std::fmt;
@@ -67,6 +67,8 @@ pub struct HostOptions {
     pub prober: Option<Arc<dyn Prober>>,
     /// A failure that GPUs are to have, to test what comes after; without one, that of `CUPOLA_GPU_FAIL`.
     pub inject: Option<Injected>,
+    /// Divides the memory of GPUs as if their limits were these, to test that.
+    pub memory_limits: Option<MemoryLimits>,
 }
 
 /// Opened devices, shared by all programs of a process that are given the same host.
@@ -164,6 +166,7 @@ impl Host {
             tier,
             prober: self.options.prober.clone(),
             inject: self.options.inject.or(ordered),
+            memory_limits: self.options.memory_limits,
             keeper: cache.map(|cache| -> Arc<dyn Keeper> { Arc::new(cache) }),
             ..DeviceOptions::default()
         })

@@ -29,8 +29,8 @@ pub use cache::{Cache, USUAL_LIMIT};
 pub use cupola_backend::{BackendError, Key, Rates};
 pub use cupola_ir::eval::Stop;
 pub use devices::{
-    Attempt, Cut, DeviceInfo, DeviceSpec, Host, HostOptions, Injected, Mishap, Prober, processor,
-    try_gpu,
+    Attempt, Cut, DeviceInfo, DeviceSpec, Host, HostOptions, Injected, MemoryLimits, Mishap,
+    Prober, processor, try_gpu,
 };
 pub use error::{Result, RuntimeError};
 pub use fault::Fault;

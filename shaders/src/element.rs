@@ -387,15 +387,21 @@ impl Binding {
         match (stores, bits) {
             (Stores::Words, _) => {
                 let write = memory.write("word", "bits");
-                text.push_str(&format!("fn store_word_{name}(word: u32, bits: u32) {{ {write} }}\n"));
+                text.push_str(&format!(
+                    "fn store_word_{name}(word: u32, bits: u32) {{ {write} }}\n"
+                ));
             }
             (Stores::Elements, 32 | 64) => {
                 let write = memory.write("i", "value");
-                text.push_str(&format!("fn store_{name}(i: u32, value: {value_type}) {{ {write} }}\n"));
+                text.push_str(&format!(
+                    "fn store_{name}(i: u32, value: {value_type}) {{ {write} }}\n"
+                ));
             }
             (Stores::Sums, 32) => {
                 let store = memory.atomic("atomicStore", "i", &[&format!("bits_{name}(value)")]);
-                text.push_str(&format!("fn store_{name}(i: u32, value: {value_type}) {{ {store}; }}\n"));
+                text.push_str(&format!(
+                    "fn store_{name}(i: u32, value: {value_type}) {{ {store}; }}\n"
+                ));
             }
             (Stores::Sums, 64) => {
                 let low = memory.atomic("atomicStore", "2u * i", &["value.x"]);
@@ -412,7 +418,11 @@ impl Binding {
                 let mask = u32::MAX >> (32 - bits);
                 let word = format!("i >> {index_shift}u");
                 let clear = memory.atomic("atomicAnd", &word, &[&format!("~({mask}u << shift)")]);
-                let set = memory.atomic("atomicOr", &word, &[&format!("bits_{name}(value) << shift")]);
+                let set = memory.atomic(
+                    "atomicOr",
+                    &word,
+                    &[&format!("bits_{name}(value) << shift")],
+                );
                 text.push_str(&format!(
                     "fn store_{name}(i: u32, value: {value_type}) {{
     let shift = (i & {lane}u) * {bits}u;
@@ -464,7 +474,8 @@ impl Binding {
             | Element::F8E4M3Fnuz
             | Element::F8E5M2
             | Element::F8E5M2Fnuz
-            | Element::F4E2M1 | Element::F8E8M0
+            | Element::F4E2M1
+            | Element::F8E8M0
             | Element::I16
             | Element::U16
             | Element::I8
@@ -480,7 +491,9 @@ impl Binding {
                 self.exchange_until_alone(
                     &format!("i >> {index_shift}u"),
                     &format!("    let shift = (i & {lane}u) * {bits}u;\n"),
-                    &format!("(old & ~({mask}u << shift)) | (bits_{name}({decoded} + value) << shift)"),
+                    &format!(
+                        "(old & ~({mask}u << shift)) | (bits_{name}({decoded} + value) << shift)"
+                    ),
                 )
             }
         }

@@ -4,8 +4,8 @@
 //! kernel serves all shapes; only what changes the code itself (element types, tile sizes, which axis is contiguous) makes
 //! another text. The bodies are the files in `wgsl/`, filled in by [`fill`].
 //!
-//! Reading order: [`element`] (how dtypes live in storage buffers), [`shader`] (parameters and assembly), then one module
-//! per kernel. [`check::check_wgsl`] says whether every graphics interface accepts a text, without any GPU.
+//! Reading order: [`element`] (how dtypes live in storage buffers), `window` (those over the limits), [`shader`] (parameters
+//! and assembly), then one module per kernel. [`check::check_wgsl`] says whether every graphics interface accepts a text, without any GPU.
 //!
 //! Rules: no kernel needs an optional WebGPU feature unless its options say so; none assumes a subgroup size; workgroup
 //! memory stays within 16 KiB and workgroups within 256 threads; all loops are bounded and all divisors nonzero; a kernel

@@ -67,7 +67,14 @@ impl Windowed<'_> {
     }
 
     /// Declares the memory from `@binding(position)` on, as arrays of `item`, which has `size` bytes.
-    pub fn declaration(&self, position: usize, item: &str, size: u32, written: bool, mode: &str) -> String {
+    pub fn declaration(
+        &self,
+        position: usize,
+        item: &str,
+        size: u32,
+        written: bool,
+        mode: &str,
+    ) -> String {
         let name = self.name;
         let variable = |at: usize, name: &str| {
             format!("@group(0) @binding({at}) var<storage, {mode}> {name}: array<{item}>;\n")
@@ -85,7 +92,9 @@ impl Windowed<'_> {
             text.push_str(&format!("fn read_{name}(at: u32) -> {item} {{\n{read}}}\n"));
             if written {
                 let write = self.choice(size, |place| format!("{place} = value;"));
-                text.push_str(&format!("fn write_{name}(at: u32, value: {item}) {{\n{write}}}\n"));
+                text.push_str(&format!(
+                    "fn write_{name}(at: u32, value: {item}) {{\n{write}}}\n"
+                ));
             }
         }
         text
@@ -95,7 +104,10 @@ impl Windowed<'_> {
         let name = self.name;
         let mut text = format!("struct Exchanged_{name} {{ old_value: u32, exchanged: bool }}\n");
         for (function, operands, result) in ATOMICS {
-            let parameters: String = operands.iter().map(|name| format!(", {name}: u32")).collect();
+            let parameters: String = operands
+                .iter()
+                .map(|name| format!(", {name}: u32"))
+                .collect();
             let operands: String = operands.iter().map(|name| format!(", {name}")).collect();
             let (result, body) = match result {
                 "" => (String::new(), self.choice(size, |place| format!("{function}(&{place}{operands});"))),
@@ -107,14 +119,20 @@ impl Windowed<'_> {
                     }),
                 ),
             };
-            text.push_str(&format!("fn {function}_{name}(at: u32{parameters}){result} {{\n{body}}}\n"));
+            text.push_str(&format!(
+                "fn {function}_{name}(at: u32{parameters}){result} {{\n{body}}}\n"
+            ));
         }
         text
     }
 
     /// A switch over the windows; `statement` is given the place of item `at` in one of them.
     fn choice(&self, size: u32, statement: impl Fn(&str) -> String) -> String {
-        let Windows { count, size_log2, start } = self.windows;
+        let Windows {
+            count,
+            size_log2,
+            start,
+        } = self.windows;
         let shift = size_log2 - size.ilog2();
         let (mask, first) = ((1u32 << shift) - 1, start / size);
         let mut text = format!("    let i = at + {first}u;\n    switch i >> {shift}u {{\n");

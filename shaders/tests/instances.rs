@@ -1,5 +1,6 @@
 //! Every instance of every template is valid WGSL and translates to SPIR-V, MSL and HLSL. No GPU is needed.
 
+use cupola_shaders::Windows;
 use cupola_shaders::attention::{AttentionForm, AttentionShader, Mask, ValueCols};
 use cupola_shaders::check;
 use cupola_shaders::convolution::{ConvolutionForm, ConvolutionShader, Direction, WeightLayout};
@@ -11,7 +12,6 @@ use cupola_shaders::scatter::{self, Outside};
 use cupola_shaders::shader::{Epilogue, ParamSpace, Shader};
 use cupola_shaders::sort::{BlockSize, KeyKind, SortForm, SortShader};
 use cupola_shaders::tile::{FastAxis, Staging, Tile};
-use cupola_shaders::Windows;
 
 /// Checks one kernel with its parameters in uniform space.
 fn check(shader: &Shader) {

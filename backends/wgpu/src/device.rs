@@ -34,6 +34,7 @@ pub use buffer::{BufferRange, GpuBuffer, MemoryUse};
 pub use inject::{Injected, Mishap};
 pub use open::{Attempt, Cut, Prober, try_out};
 pub use optional::{Findings, Optional};
+pub use parts::MemoryLimits;
 pub use pipeline::{Access, Bindings, KernelSource, ParamSpace, Pipeline};
 pub use submit::{Command, Dispatch, Submission, fold_groups};
 
@@ -126,6 +127,8 @@ pub struct DeviceOptions {
     pub keeper: Option<Arc<dyn Keeper>>,
     /// A failure to order.
     pub inject: Option<Injected>,
+    /// Divides memory as a device with these limits would, to test that; they are below the device's own.
+    pub memory_limits: Option<MemoryLimits>,
 }
 
 /// Features an opened device has, after fallbacks.

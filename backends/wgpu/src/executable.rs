@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use cupola_backend::Executable;
 use cupola_ir::kernel::Kernel;
 use cupola_shaders::shader::LAUNCH;
-use cupola_shaders::{Shader, Windows};
+use cupola_shaders::{Binding, Shader, Windows};
 use rustc_hash::FxHashMap;
 
 use crate::choice::DeviceModel;
@@ -58,6 +58,9 @@ impl PreparedKey {
 /// Sizes remembered for each executable; a loop over ever new sizes does not fill the memory.
 const MOST_PREPARED: usize = 64;
 
+/// Where indices of kernels end.
+const LARGEST_INDEX: u64 = i32::MAX as u64;
+
 /// What a unit computes.
 pub(crate) enum Work {
     Loops(Box<Kernel>),
@@ -97,6 +100,7 @@ impl PreparedStep {
         });
         for (binding, place) in shader.bindings.iter_mut().zip(&places) {
             binding.windows = windows(*place);
+            check_reach(binding)?;
         }
         Ok(Self {
             pipeline: gpu.pipeline(&kernel_source(&shader, gpu.features()))?,
@@ -199,17 +203,18 @@ impl WgpuExecutable {
         kernel: &Kernel,
         key: &PreparedKey,
     ) -> Result<Prepared, Error> {
-        let bound = schedule::bind(kernel, &key.sizes, &key.model(gpu)).map_err(|error| match error {
-            schedule::BindError::TooLarge { reach } => Error::Limit {
-                what: "an index of a kernel",
-                needed: u64::try_from(reach.unsigned_abs()).unwrap_or(u64::MAX),
-                allowed: i32::MAX as u64,
-            },
-            schedule::BindError::MissingSize { at } => Error::Range {
-                what: "launch",
-                reason: format!("size {at} is not given"),
-            },
-        })?;
+        let bound =
+            schedule::bind(kernel, &key.sizes, &key.model(gpu)).map_err(|error| match error {
+                schedule::BindError::TooLarge { reach } => Error::Limit {
+                    what: "an index of a kernel",
+                    needed: u64::try_from(reach.unsigned_abs()).unwrap_or(u64::MAX),
+                    allowed: LARGEST_INDEX,
+                },
+                schedule::BindError::MissingSize { at } => Error::Range {
+                    what: "launch",
+                    reason: format!("size {at} is not given"),
+                },
+            })?;
         let mut places: Vec<Place> = (0..kernel.buffers.len()).map(Place::Argument).collect();
         let mut scratch = Vec::new();
         if bound.partial_size > 0 {
@@ -240,6 +245,25 @@ impl WgpuExecutable {
     }
 }
 
+/// Whether indices of 32 bits reach all elements of a divided argument.
+fn check_reach(binding: &Binding) -> Result<(), Error> {
+    let Windows {
+        count,
+        size_log2,
+        start,
+    } = binding.windows;
+    let before_last = (u64::from(count - 1) << size_log2).saturating_sub(start.into());
+    let elements = before_last * 8 / u64::from(binding.element.bits());
+    match elements <= LARGEST_INDEX {
+        true => Ok(()),
+        false => Err(Error::Limit {
+            what: "an index of a kernel",
+            needed: elements,
+            allowed: LARGEST_INDEX,
+        }),
+    }
+}
+
 /// The windows of what a step finds at a place.
 fn windows_of(gpu: &GpuDevice, key: &PreparedKey, scratch: &[u64], place: Place) -> Windows {
     match place {
@@ -254,9 +278,10 @@ fn shared_buffers(kernel: &Kernel, ranges: &[BufferRange<'_>]) -> u64 {
     use cupola_ir::kernel::Access;
     let mut shared = 0;
     for (at, buffer) in kernel.buffers.iter().enumerate().take(64) {
-        let written_too = kernel.buffers.iter().zip(ranges).any(|(other, range)| {
-            other.access != Access::Read && range.same_buffer(&ranges[at])
-        });
+        let written_too =
+            kernel.buffers.iter().zip(ranges).any(|(other, range)| {
+                other.access != Access::Read && range.same_buffer(&ranges[at])
+            });
         if buffer.access == Access::Read && written_too {
             shared |= 1 << at;
         }
@@ -282,9 +307,9 @@ fn prepare_library(
     key: &PreparedKey,
 ) -> Result<Prepared, Error> {
     let program = library.plan(&key.sizes, &key.model(gpu))?;
-    let epilogue = library
-        .epilogue_kernel()
-        .map_or(Vec::new(), |kernel| emit::epilogue_words(kernel, &key.sizes));
+    let epilogue = library.epilogue_kernel().map_or(Vec::new(), |kernel| {
+        emit::epilogue_words(kernel, &key.sizes)
+    });
     let mut steps = Vec::new();
     for (mut call, places) in program.steps {
         if call.groups == 0 {

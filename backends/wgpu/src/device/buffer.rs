@@ -7,7 +7,7 @@ use std::time::Duration;
 use cupola_shaders::Windows;
 
 use super::inject::Mishap;
-use super::parts::{Cut, Parts};
+use super::parts::{MemoryLimits, Parts};
 use super::reuse::BindCache;
 use super::{GpuDevice, STORAGE_ALIGNMENT, lock};
 use crate::error::Error;
@@ -239,7 +239,7 @@ impl GpuDevice {
                 allowed: LARGEST_BUFFER,
             });
         }
-        let cut = Cut::of(self.limits());
+        let limits = MemoryLimits::of(self.limits());
         if self.injector.strikes(Mishap::Allocation) {
             return Err(Error::OutOfMemory {
                 requested: size,
@@ -250,7 +250,7 @@ impl GpuDevice {
         let account = Arc::clone(&self.memory);
         account.reserve(padded(size))?;
         let created = self.scoped("allocation", || {
-            Parts::create(&self.device, cut, padded(size))
+            Parts::create(&self.device, limits, padded(size))
         });
         match created {
             Ok(parts) => Ok(GpuBuffer {
@@ -276,7 +276,7 @@ impl GpuDevice {
 
     /// The windows of `size` bytes at the start of a buffer of that size.
     pub(crate) fn windows(&self, size: u64) -> Windows {
-        Cut::of(self.limits()).windows(padded(size))
+        MemoryLimits::of(self.limits()).windows(padded(size))
     }
 
     /// Allocates a buffer that holds `bytes`.

@@ -11,8 +11,8 @@ use std::{fmt, io};
 
 use super::optional::{Findings, Optional};
 use super::{
-    DeviceFeatures, DeviceOptions, GpuDevice, Health, Tier, buffer, inject, lock, one_line,
-    pipeline, reuse, selftest, submit,
+    DeviceFeatures, DeviceOptions, GpuDevice, Health, STORAGE_ALIGNMENT, Tier, buffer, inject,
+    lock, one_line, pipeline, reuse, selftest, submit,
 };
 use crate::adapter::{Adapter, AdapterFacts, AdapterKind, AdapterLimits, Timestamps};
 use crate::choice::{DeviceModel, Rates};
@@ -311,7 +311,13 @@ fn start(
             false => 0,
         },
     };
-    let limits = AdapterLimits::of(&limits);
+    let mut limits = AdapterLimits::of(&limits);
+    if let Some(least) = options.memory_limits {
+        limits.binding_size = limits
+            .binding_size
+            .min(least.binding.max(STORAGE_ALIGNMENT));
+        limits.buffer_size = limits.buffer_size.min(least.buffer.max(STORAGE_ALIGNMENT));
+    }
     let model = DeviceModel {
         features: features.clone(),
         limits: limits.clone(),

@@ -7,17 +7,17 @@ use cupola_shaders::Windows;
 
 use crate::adapter::AdapterLimits;
 
-/// Where a device's limits make it divide memory.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Cut {
-    /// Bytes that one binding can see.
-    binding: u64,
-    /// Bytes that one buffer can have.
-    buffer: u64,
+/// Where memory is divided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryLimits {
+    /// Bytes that one binding can see, at least 256.
+    pub binding: u64,
+    /// Bytes that one buffer can have, at least 256.
+    pub buffer: u64,
 }
 
-impl Cut {
-    pub fn of(limits: &AdapterLimits) -> Self {
+impl MemoryLimits {
+    pub(super) fn of(limits: &AdapterLimits) -> Self {
         Self {
             binding: limits.binding_size,
             buffer: limits.buffer_size,
@@ -33,7 +33,7 @@ impl Cut {
     }
 
     /// Windows for all `size` bytes of a buffer.
-    pub fn windows(self, size: u64) -> Windows {
+    pub(super) fn windows(self, size: u64) -> Windows {
         self.windows_at(0, size, self.part_log2(size))
     }
 
@@ -71,13 +71,13 @@ pub(super) struct Parts {
     handles: Vec<wgpu::Buffer>,
     /// Bytes of each but the last: whole windows.
     part_log2: u32,
-    cut: Cut,
+    limits: MemoryLimits,
 }
 
 impl Parts {
     /// Buffers for `size` bytes, more than one only where the device has no buffer that large.
-    pub fn create(device: &wgpu::Device, cut: Cut, size: u64) -> Self {
-        let part_log2 = cut.part_log2(size);
+    pub fn create(device: &wgpu::Device, limits: MemoryLimits, size: u64) -> Self {
+        let part_log2 = limits.part_log2(size);
         let part = 1 << part_log2;
         let starts = (0..size.div_ceil(part)).map(|at| at << part_log2);
         let handles = starts.map(|start| {
@@ -93,7 +93,7 @@ impl Parts {
         Self {
             handles: handles.collect(),
             part_log2,
-            cut,
+            limits,
         }
     }
 
@@ -127,6 +127,6 @@ impl Parts {
 
     /// Windows for `size` bytes from `offset`.
     pub fn windows(&self, offset: u64, size: u64) -> Windows {
-        self.cut.windows_at(offset, size, self.part_log2)
+        self.limits.windows_at(offset, size, self.part_log2)
     }
 }

@@ -340,7 +340,11 @@ impl GpuDevice {
         let accesses = &pipeline.source.bindings;
         let mut bound: Vec<(u64, wgpu::BufferBinding<'_>)> = Vec::with_capacity(accesses.len());
         for range in ranges {
-            bound.extend(range.bindings().map(|binding| (range.buffer.number, binding)));
+            bound.extend(
+                range
+                    .bindings()
+                    .map(|binding| (range.buffer.number, binding)),
+            );
         }
         for (position, ((buffer, _), access)) in bound.iter().zip(accesses).enumerate() {
             let clash = bound[..position]

@@ -27,7 +27,9 @@ use cupola_ir::kernel::{
 };
 use cupola_ir::scalar::Scalar;
 use cupola_shaders::shader::{Extension, FAULTS, LAUNCH, Param};
-use cupola_shaders::{Access as BindingAccess, Binding, Element, Epilogue, Shader, Stores, Width, Windows};
+use cupola_shaders::{
+    Access as BindingAccess, Binding, Element, Epilogue, Shader, Stores, Width, Windows,
+};
 use rustc_hash::FxHashSet;
 
 use lanes::LaneView;
