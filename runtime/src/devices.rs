@@ -154,7 +154,7 @@ impl Host {
         Ok(backend)
     }
 
-    /// How GPUs are opened: the one place that reads `CUPOLA_GPU_TIER` and `CUPOLA_GPU_FAIL`.
+    /// How GPUs are opened: the one place that reads the environment variables of GPUs.
     fn gpu_options(&self) -> Result<DeviceOptions> {
         let setting = |e: cupola_wgpu::Error| RuntimeError::Setting(e.to_string());
         let tier = Tier::from_environment().map_err(setting)?;
@@ -165,6 +165,7 @@ impl Host {
             prober: self.options.prober.clone(),
             inject: self.options.inject.or(ordered),
             keeper: cache.map(|cache| -> Arc<dyn Keeper> { Arc::new(cache) }),
+            translate: std::env::var_os("CUPOLA_GPU_TRANSLATE").is_some_and(|v| !v.is_empty()),
             ..DeviceOptions::default()
         })
     }

@@ -56,52 +56,80 @@ pub fn check_wgsl(text: &str) -> Result<Translations, CheckError> {
 /// # Errors
 /// The first stage that refuses it.
 pub fn check_wgsl_with(text: &str, capabilities: Capabilities) -> Result<Translations, CheckError> {
-    let fail = |stage| move |message: String| CheckError { stage, message };
+    let (module, info) = validated(text, capabilities)?;
+    Ok(Translations {
+        spirv: to_spirv(&module, &info)?,
+        msl: to_msl(&module, &info)?,
+        hlsl: to_hlsl(&module, &info)?,
+    })
+}
+
+/// As [`check_wgsl`], for a kernel that may use any feature, in the languages that have what it uses: Direct3D 12 has no
+/// cooperative matrices.
+///
+/// # Errors
+/// The first stage that refuses it.
+pub fn check_kernel(text: &str) -> Result<(), CheckError> {
+    let (module, info) = validated(text, Capabilities::all())?;
+    to_spirv(&module, &info)?;
+    to_msl(&module, &info)?;
+    if !text.contains("enable wgpu_cooperative_matrix;") {
+        to_hlsl(&module, &info)?;
+    }
+    Ok(())
+}
+
+fn validated(text: &str, capabilities: Capabilities) -> Result<(Module, ModuleInfo), CheckError> {
     let module = naga::front::wgsl::parse_str(text)
-        .map_err(|error| fail("parse")(error.emit_to_string(text)))?;
+        .map_err(|error| refused("parse")(error.emit_to_string(text)))?;
     let info = Validator::new(ValidationFlags::all(), capabilities)
         .subgroup_stages(ShaderStages::COMPUTE)
         .subgroup_operations(SubgroupOperationSet::all())
         .validate(&module)
-        .map_err(|error| fail("validate")(error.emit_to_string(text)))?;
+        .map_err(|error| refused("validate")(error.emit_to_string(text)))?;
+    Ok((module, info))
+}
 
-    let spv_options = spv::Options {
+/// The stage and what it said.
+fn refused(stage: &'static str) -> impl Fn(String) -> CheckError {
+    move |message| CheckError { stage, message }
+}
+
+fn to_spirv(module: &Module, info: &ModuleInfo) -> Result<Vec<u32>, CheckError> {
+    let options = spv::Options {
         lang_version: (1, 3),
         ..Default::default()
     };
-    let spirv = spv::write_vec(&module, &info, &spv_options, None)
-        .map_err(|error| fail("SPIR-V")(error.to_string()))?;
+    spv::write_vec(module, info, &options, None)
+        .map_err(|error| refused("SPIR-V")(error.to_string()))
+}
 
-    let msl_options = msl::Options {
+fn to_msl(module: &Module, info: &ModuleInfo) -> Result<String, CheckError> {
+    let options = msl::Options {
         lang_version: (2, 4),
         fake_missing_bindings: true,
         ..Default::default()
     };
-    let (msl, translated) = msl::write_string(
-        &module,
-        &info,
-        &msl_options,
-        &msl::PipelineOptions::default(),
-    )
-    .map_err(|error| fail("MSL")(error.to_string()))?;
+    let pipeline = msl::PipelineOptions::default();
+    let (text, translated) = msl::write_string(module, info, &options, &pipeline)
+        .map_err(|error| refused("MSL")(error.to_string()))?;
     entry_points(translated.entry_point_names, "MSL")?;
+    Ok(text)
+}
 
-    if capabilities.contains(Capabilities::COOPERATIVE_MATRIX) {
-        let hlsl = String::new();
-        return Ok(Translations { spirv, msl, hlsl });
-    }
-    let hlsl_options = hlsl::Options {
+fn to_hlsl(module: &Module, info: &ModuleInfo) -> Result<String, CheckError> {
+    let options = hlsl::Options {
         shader_model: hlsl::ShaderModel::V6_2,
         fake_missing_bindings: true,
         ..Default::default()
     };
-    let pipeline_options = hlsl::PipelineOptions::default();
-    let mut hlsl = String::new();
-    let translated = hlsl::Writer::new(&mut hlsl, &hlsl_options, &pipeline_options)
-        .write(&module, &info, None)
-        .map_err(|error| fail("HLSL")(error.to_string()))?;
+    let pipeline = hlsl::PipelineOptions::default();
+    let mut text = String::new();
+    let translated = hlsl::Writer::new(&mut text, &options, &pipeline)
+        .write(module, info, None)
+        .map_err(|error| refused("HLSL")(error.to_string()))?;
     entry_points(translated.entry_point_names, "HLSL")?;
-    Ok(Translations { spirv, msl, hlsl })
+    Ok(text)
 }
 
 fn entry_points<E: std::fmt::Display>(

@@ -125,6 +125,9 @@ pub struct DeviceOptions {
     pub keeper: Option<Arc<dyn Keeper>>,
     /// A failure to order.
     pub inject: Option<Injected>,
+    /// Kernels are translated for every graphics interface before they are compiled for this one, and refused where one
+    /// would not take them.
+    pub translate: bool,
 }
 
 /// Features an opened device has, after fallbacks.
@@ -156,6 +159,7 @@ pub struct GpuDevice {
     tier: Tier,
     findings: Findings,
     checks: ShaderChecks,
+    translate: bool,
     health: Arc<Health>,
     memory: Arc<buffer::MemoryAccount>,
     pipelines: pipeline::PipelineCache,
