@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::element::{Binding, Element};
+use crate::element::{Binding, Element, Width};
 use crate::matmul::SkinnyRows;
 use crate::shader::{Shader, params};
 use crate::template::fill;
@@ -158,6 +158,9 @@ pub struct AttentionShader {
     pub mask: Mask,
     /// Storage of the result.
     pub out: Element,
+    /// Whether the few-rows form loads keys in fours: their elements are neighbours, and depth, offset and all other
+    /// strides multiples of four.
+    pub key_width: Width,
     /// How the work is divided.
     pub form: AttentionForm,
     /// Value columns of a workgroup.
@@ -191,7 +194,7 @@ impl AttentionShader {
             form => {
                 let mut bindings = vec![
                     Binding::read("query", self.query),
-                    Binding::read("key", self.key),
+                    Binding::read_as("key", self.key, self.key_width),
                     Binding::read("value", self.value),
                 ];
                 if let Mask::Present(element) = self.mask {
@@ -231,8 +234,29 @@ impl AttentionShader {
         let cols = self.cols.cols();
         // 8 threads side by side with 4 columns each make 32 columns a vector.
         let vectors = cols / 32;
-        let mut code = [const { String::new() }; 7];
-        let [setup, clear, scores, finish, rescale, accumulate, store] = &mut code;
+        let mut code = [const { String::new() }; 8];
+        let [
+            setup,
+            stage,
+            clear,
+            scores,
+            finish,
+            rescale,
+            accumulate,
+            store,
+        ] = &mut code;
+        for n in 0..8 {
+            let line = format!("local / 16u + {}u", n * 4);
+            let _ = writeln!(
+                stage,
+                "            query_tile[own_depth * 36u + {line}] = query_value(own_{n}, at);
+            key_tile[own_depth * 36u + {line}] = key_value(place, first_key + {line}, at);"
+            );
+            let _ = writeln!(
+                setup,
+                "    let own_{n} = row_of(place, first_row + {line});"
+            );
+        }
         for vector in 0..vectors {
             let at = |lane: u32| format!("value_tile[v + {}u]", vector * 32 + lane);
             let _ = writeln!(
@@ -297,6 +321,7 @@ impl AttentionShader {
                 ("VECTORS", &vectors.to_string()),
                 ("VALUE_STEP", &(1024 / cols).to_string()),
                 ("SETUP", setup),
+                ("STAGE", stage),
                 ("CLEAR", clear),
                 ("SCORES", scores),
                 ("FINISH_SCORES", finish),
@@ -328,10 +353,12 @@ impl AttentionShader {
                 "    let col_{column} = first_col + local + {}u;",
                 column * 64
             );
-            let _ = writeln!(
-                accumulate,
-                "            let value_{column} = value_value(place, first_key + n, col_{column});"
-            );
+            for next in 0..4 {
+                let _ = writeln!(
+                    accumulate,
+                    "            let value_{column}_{next} = value_value(place, first_key + n + {next}u, col_{column});"
+                );
+            }
         }
         for row in 0..rows {
             let at = row * 64;
@@ -345,11 +372,15 @@ impl AttentionShader {
             );
             let _ = writeln!(clear, "        var score_{row} = 0.0;");
             let _ = writeln!(clear, "        var now_{row} = HIDDEN;");
-            let _ = writeln!(
-                scores,
-                "                score_{row} += queries[{}u + at] * k;",
-                row * depth
-            );
+            let query = |next: u32| format!("queries[{}u + at]", row * depth + next);
+            let product = match self.key_width {
+                Width::One => format!("{} * k", query(0)),
+                Width::Four => {
+                    let queries = [0, 1, 2, 3].map(query).join(", ");
+                    format!("dot(vec4<f32>({queries}), k)")
+                }
+            };
+            let _ = writeln!(scores, "                score_{row} += {product};");
             let _ = writeln!(
                 finish,
                 "            now_{row} = finished_score(score_{row}, row_{row}, key);"
@@ -375,10 +406,13 @@ impl AttentionShader {
             for column in 0..each {
                 let _ = writeln!(setup, "    var sum_{row}_{column} = 0.0;");
                 let _ = writeln!(weights, "        sum_{row}_{column} *= factor_{row};");
-                let _ = writeln!(
-                    accumulate,
-                    "            sum_{row}_{column} += weights[{at}u + n] * value_{column};"
-                );
+                for next in 0..4 {
+                    let _ = writeln!(
+                        accumulate,
+                        "            sum_{row}_{column} += weights[{}u + n] * value_{column}_{next};",
+                        at + next
+                    );
+                }
             }
             few_store(store, row, each, split);
         }
@@ -386,6 +420,24 @@ impl AttentionShader {
             include_str!("../wgsl/attention_few.wgsl"),
             &[
                 ("ROWS", &rows.to_string()),
+                (
+                    "KEY_STEP",
+                    match self.key_width {
+                        Width::One => "1",
+                        Width::Four => "4",
+                    },
+                ),
+                (
+                    "KEY_LOAD",
+                    match self.key_width {
+                        Width::One => {
+                            "f32(load_key(place.key + key * params.key_row + at * params.key_depth))"
+                        }
+                        Width::Four => {
+                            "vec4<f32>(load4_key(place.key + key * params.key_row + at))"
+                        }
+                    },
+                ),
                 ("COLS", &cols.to_string()),
                 ("COLS_EACH", &each.to_string()),
                 ("QUERY_SIZE", &(rows * depth).to_string()),

@@ -100,6 +100,9 @@ pub struct ConvolutionShader {
     pub direction: Direction,
     /// How weights are read; [`ConvolutionForm::Direct`] needs [`WeightLayout::Strided`].
     pub weights: WeightLayout,
+    /// Kernel lengths written into the text, so that inner positions are taken apart without divisions; 0 where the
+    /// parameter is read.
+    pub kernel: [u32; SPATIAL_AXES],
     /// How the work is divided.
     pub form: ConvolutionForm,
     /// What happens to each result instead of the plain store; row, column and batch are channel, position and batch.
@@ -172,6 +175,9 @@ impl ConvolutionShader {
                 &[("V", value)],
             ),
         });
+        for (axis, &len) in self.kernel.iter().enumerate().filter(|&(_, &len)| len > 0) {
+            body = body.replace(&format!("params.source[{axis}].w"), &format!("{len}u"));
+        }
         let mut bindings = vec![
             Binding::read("input", self.input),
             Binding::read_as("weight", self.weight, width),

@@ -73,7 +73,8 @@ pub enum Access {
 pub enum Width {
     /// Elements one by one, at any index: `load_NAME(i)`, and `load4_NAME(i)` for `i` to `i + 3`.
     One,
-    /// Aligned groups of four: only `load4_NAME(i)` with `i` a multiple of four.
+    /// Aligned groups of four: `load4_NAME(i)` and, if written, `store4_NAME(i, values)` with `i` a multiple of four; and
+    /// `load_NAME(i)` at any index. Not with [`Stores::Sums`].
     Four,
 }
 
@@ -151,7 +152,7 @@ impl Binding {
         let narrow = self.element.bits() < 32;
         self.access == Access::ReadWrite
             && match self.stores {
-                Stores::Elements => narrow,
+                Stores::Elements => narrow && self.width == Width::One,
                 Stores::Words => false,
                 Stores::Sums => true,
             }
@@ -182,7 +183,13 @@ impl Binding {
                     text.push_str(&self.store());
                 }
             }
-            Width::Four => text.push_str(&self.load_four()),
+            Width::Four => {
+                text.push_str(&self.load_one());
+                text.push_str(&self.load_four());
+                if self.access == Access::ReadWrite {
+                    text.push_str(&self.store_four());
+                }
+            }
         }
         text
     }
@@ -197,10 +204,11 @@ impl Binding {
         };
         let packed = || {
             let (shift, lane) = element.place();
-            (
-                word(format!("i >> {shift}u")),
-                format!("(i & {lane}u) * {bits}u"),
-            )
+            let holder = match (self.width, bits) {
+                (Width::Four, 16) => format!("{name}[i >> 2u][(i >> 1u) & 1u]"),
+                _ => word(format!("i >> {shift}u")),
+            };
+            (holder, format!("(i & {lane}u) * {bits}u"))
         };
         let body = match element {
             Element::I64 | Element::U64 if self.atomic() => {
@@ -212,6 +220,9 @@ impl Binding {
             }
             Element::F32 | Element::I32 if self.atomic() => {
                 format!("bitcast<{value_type}>({})", word("i".to_owned()))
+            }
+            Element::F32 | Element::I32 | Element::U32 if self.width == Width::Four => {
+                format!("{name}[i >> 2u][i & 3u]")
             }
             Element::F32 | Element::I32 | Element::U32 | Element::I64 | Element::U64 => {
                 word("i".to_owned())
@@ -249,7 +260,7 @@ impl Binding {
             }
         };
         let mut text = format!("fn load_{name}(i: u32) -> {value_type} {{ return {body}; }}\n");
-        if bits <= 32 && *element != Element::Bool {
+        if bits <= 32 && *element != Element::Bool && self.width == Width::One {
             let type4 = element.value_type4();
             text.push_str(&format!(
                 "fn load4_{name}(i: u32) -> {type4} {{ return {type4}(load_{name}(i), load_{name}(i + 1u), \
@@ -280,20 +291,63 @@ impl Binding {
             ),
             Element::I8 => format!("return unpack4xI8({name}[i >> 2u]);"),
             Element::U8 => format!("return unpack4xU8({name}[i >> 2u]);"),
-            Element::F8E4M3Fn
-            | Element::F8E4M3Fnuz
-            | Element::F8E5M2
-            | Element::F8E5M2Fnuz
-            | Element::F4E2M1
+            Element::Bool => format!("return unpack4xU8({name}[i >> 2u]) != vec4<u32>();"),
+            Element::F8E4M3Fn | Element::F8E4M3Fnuz | Element::F8E5M2 | Element::F8E5M2Fnuz => {
+                let value = format!("{}_value", element.name());
+                format!(
+                    "let w = unpack4xU8({name}[i >> 2u]); return vec4<f32>({value}(w.x), {value}(w.y), {value}(w.z), {value}(w.w));"
+                )
+            }
+            Element::F4E2M1
             | Element::I4
             | Element::U4
             | Element::I2
             | Element::U2
-            | Element::Bool
             | Element::I64
             | Element::U64 => unreachable!("bug: {element:?} elements are loaded one by one"),
         };
         format!("fn load4_{name}(i: u32) -> {type4} {{ {body} }}\n")
+    }
+
+    /// How one value becomes stored bits.
+    fn encoder(&self) -> String {
+        format!(
+            "fn bits_{}(value: {}) -> {} {{ return {}; }}\n",
+            self.name,
+            self.element.value_type(),
+            self.element.bits_type(),
+            self.element.encoded()
+        )
+    }
+
+    fn store_four(&self) -> String {
+        let Self { name, element, .. } = self;
+        let type4 = element.value_type4();
+        let bits = |component: &str, shift: u32| match shift {
+            0 => format!("bits_{name}(value.{component})"),
+            _ => format!("(bits_{name}(value.{component}) << {shift}u)"),
+        };
+        let words = match element.bits() {
+            32 => "value".to_owned(),
+            16 => format!(
+                "vec2<u32>({} | {}, {} | {})",
+                bits("x", 0),
+                bits("y", 16),
+                bits("z", 0),
+                bits("w", 16)
+            ),
+            _ => format!(
+                "{} | {} | {} | {}",
+                bits("x", 0),
+                bits("y", 8),
+                bits("z", 16),
+                bits("w", 24)
+            ),
+        };
+        format!(
+            "{}fn store4_{name}(i: u32, value: {type4}) {{ {name}[i >> 2u] = {words}; }}\n",
+            self.encoder()
+        )
     }
 
     fn store(&self) -> String {
@@ -305,11 +359,7 @@ impl Binding {
         } = self;
         let value_type = element.value_type();
         let bits = element.bits();
-        let mut text = format!(
-            "fn bits_{name}(value: {value_type}) -> {} {{ return {}; }}\n",
-            element.bits_type(),
-            element.encoded()
-        );
+        let mut text = self.encoder();
         match (stores, bits) {
             (Stores::Words, _) => {
                 text.push_str(&format!("fn store_word_{name}(word: u32, bits: u32) {{ {name}[word] = bits; }}\n"));
@@ -474,6 +524,11 @@ impl Element {
                 | Self::U16
                 | Self::I8
                 | Self::U8
+                | Self::Bool
+                | Self::F8E4M3Fn
+                | Self::F8E4M3Fnuz
+                | Self::F8E5M2
+                | Self::F8E5M2Fnuz
         )
     }
 

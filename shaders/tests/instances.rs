@@ -73,8 +73,15 @@ fn accessors_of_every_element() {
         }
         if element.has_fours() {
             let fours = Binding::read_as("source", element, Width::Four);
-            let body = "store_sink(id.x, load4_source(id.x * 4u).y + load4_source(0u).w);";
-            check(&copy(label(), fours, write(Stores::Elements), body));
+            let body =
+                "store_sink(id.x, load4_source(id.x * 4u).y); store_sink(0u, load_source(id.x));";
+            check(&copy(label(), fours.clone(), write(Stores::Elements), body));
+            let wide = Binding {
+                width: Width::Four,
+                ..write(Stores::Elements)
+            };
+            let body = "store4_sink(id.x * 4u, load4_source(id.x * 4u));";
+            check(&copy(label(), fours, wide, body));
         }
     }
 }
@@ -233,6 +240,13 @@ fn attention() {
                         value: element,
                         mask,
                         out: element,
+                        key_width: match (form, cols) {
+                            (
+                                AttentionForm::Few(_) | AttentionForm::FewSplit(_),
+                                ValueCols::Wide,
+                            ) => Width::Four,
+                            _ => Width::One,
+                        },
                         form,
                         cols,
                     };
@@ -273,6 +287,11 @@ fn convolution() {
                         accumulator: accumulator(weight, out),
                         direction,
                         weights,
+                        kernel: if out == Element::F16 {
+                            [0; 3]
+                        } else {
+                            [1, 3, 5]
+                        },
                         form,
                         epilogue: if out == Element::F32 {
                             bias()

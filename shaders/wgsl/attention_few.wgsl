@@ -26,8 +26,8 @@ ${STAGE_QUERIES}
         let key = first_key + local;
 ${CLEAR}
         if key < end_key {
-            for (var at = 0u; at < params.depth; at += 1u) {
-                let k = load_key(place.key + key * params.key_row + at * params.key_depth);
+            for (var at = 0u; at < params.depth; at += ${KEY_STEP}u) {
+                let k = ${KEY_LOAD};
 ${SCORES}
             }
 ${FINISH_SCORES}
@@ -36,7 +36,8 @@ ${TREE_MAX}
 ${WEIGHTS}
         workgroupBarrier();
         let visible = min(64u, end_key - first_key);
-        for (var n = 0u; n < visible; n += 1u) {
+        // The weights beyond are 0.
+        for (var n = 0u; n < visible; n += 4u) {
 ${ACCUMULATE}
         }
         workgroupBarrier();

@@ -21,6 +21,7 @@ fn main(@builtin(workgroup_id) group_id: vec3<u32>, @builtin(num_workgroups) gro
     let thread_row = (local / 8u) * 4u;
     let thread_slot = (local % 8u) * 4u;
 ${SETUP}
+    let own_depth = local % 16u;
     // The softmax of a row is kept by two threads, each for 16 of the 32 keys.
     let own_row = local / 2u;
     let own_half = (local % 2u) * 16u;
@@ -30,13 +31,8 @@ ${SETUP}
     for (var first_key = 0u; first_key < params.keys; first_key += 32u) {
 ${CLEAR}
         for (var step = 0u; step < params.depth; step += 16u) {
-            for (var n = 0u; n < 8u; n += 1u) {
-                let item = local + n * 64u;
-                let at = item % 16u;
-                let line = item / 16u;
-                query_tile[at * 36u + line] = query_value(row_of(place, first_row + line), step + at);
-                key_tile[at * 36u + line] = key_value(place, first_key + line, step + at);
-            }
+            let at = step + own_depth;
+${STAGE}
             workgroupBarrier();
             for (var at = 0u; at < 16u; at += 1u) {
                 let k = at * 36u + thread_slot;

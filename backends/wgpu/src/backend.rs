@@ -11,7 +11,7 @@ use crate::adapter::Adapter;
 use crate::device::{DeviceOptions, GpuDevice, STORAGE_ALIGNMENT};
 use crate::emit;
 use crate::error::Error;
-use crate::executable::{PLAIN, WgpuExecutable, Work};
+use crate::executable::{WgpuExecutable, Work};
 use crate::library::unit::{LibraryUnit, claim};
 use crate::peaks;
 use crate::queue::WgpuDevice;
@@ -50,7 +50,7 @@ impl WgpuBackend {
         let work = match unit {
             Unit::Loops(kernel) => {
                 // Every variant has the same expressions, so one says whether all can be written.
-                emit::emit(kernel, PLAIN).map_err(unsupported)?;
+                emit::emit(kernel, emit::Variant::default()).map_err(unsupported)?;
                 Work::Loops(Box::new(kernel.clone()))
             }
             Unit::Library(library) => {

@@ -10,18 +10,11 @@ use rustc_hash::FxHashMap;
 
 use crate::device::pipeline::{KernelSource, ParamSpace, Trust};
 use crate::device::{GpuDevice, Pipeline, fold_groups, lock};
-use crate::emit::{self, Mapping, Variant};
+use crate::emit::{self, Variant};
 use crate::error::Error;
 use crate::library::unit::LibraryUnit;
 use crate::library::{Place, kernel_source};
-use crate::schedule::{self, Bound};
-
-/// The variant that every kernel has.
-pub(crate) const PLAIN: Variant = Variant {
-    mapping: Mapping::Threads { lanes: 1 },
-    words: 0,
-    shared: 0,
-};
+use crate::schedule;
 
 /// A unit that launches can be made of.
 pub(crate) struct WgpuExecutable {
@@ -82,7 +75,7 @@ impl Executable for WgpuExecutable {
         }
         if texts.is_empty()
             && let Work::Loops(kernel) = &self.work
-            && let Ok(shader) = emit::emit(kernel, PLAIN)
+            && let Ok(shader) = emit::emit(kernel, Variant::default())
         {
             texts.push(shader.wgsl(ParamSpace::Uniform));
         }
@@ -157,33 +150,34 @@ impl WgpuExecutable {
             },
         })?;
         let faults = emit::can_fault(kernel);
-        if bound.groups == 0 {
-            return Ok(Prepared {
-                steps: Vec::new(),
-                scratch: Vec::new(),
-                faults: false,
-            });
+        let mut places: Vec<Place> = (0..kernel.buffers.len()).map(Place::Argument).collect();
+        let mut scratch = Vec::new();
+        if bound.partial_size > 0 {
+            places.push(Place::Scratch(0));
+            scratch.push(bound.partial_size);
         }
-        let Bound {
-            variant,
-            positions,
-            groups,
-        } = bound;
-        let shader =
-            emit::emit(kernel, Variant { shared, ..variant }).map_err(|error| Error::Shader {
+        let params = emit::param_words(&bound.kernel, bound.positions, bound.parts, &bound.sizes);
+        let mut steps = Vec::new();
+        for &(part, groups) in &bound.launches {
+            let variant = Variant {
+                shared,
+                part,
+                ..bound.variant.clone()
+            };
+            let shader = emit::emit(&bound.kernel, variant).map_err(|error| Error::Shader {
                 label: self.name.to_string(),
                 message: error.0,
             })?;
-        let pipeline = gpu.pipeline(&kernel_source(&shader, gpu.features()))?;
-        let step = PreparedStep {
-            pipeline,
-            places: (0..kernel.buffers.len()).map(Place::Argument).collect(),
-            params: emit::param_words(kernel, positions, 0, sizes),
-            groups: fold_groups(groups, gpu.limits().groups_per_axis)?,
-        };
+            steps.push(PreparedStep {
+                pipeline: gpu.pipeline(&kernel_source(&shader, gpu.features()))?,
+                places: places.clone(),
+                params: params.clone(),
+                groups: fold_groups(groups, gpu.limits().groups_per_axis)?,
+            });
+        }
         Ok(Prepared {
-            steps: vec![step],
-            scratch: Vec::new(),
+            steps,
+            scratch,
             faults,
         })
     }

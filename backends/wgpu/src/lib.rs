@@ -11,6 +11,7 @@
 
 pub mod adapter;
 mod backend;
+mod canonical;
 pub mod choice;
 pub mod device;
 pub mod emit;

@@ -3,20 +3,37 @@
 //! With numbers instead of symbols the offsets of a kernel are plain: which are affine in the axes, which stores are dense,
 //! how far every index reaches. The same look also shows that 32 bits are enough for all of them.
 
-use cupola_ir::kernel::{AxisId, Expr, Extent, Index, IndexId, Kernel, Phase, Store, StoreKind};
+use cupola_ir::kernel::{
+    Access, AxisId, BufferDecl, Expr, ExprId, Extent, Index, IndexId, Kernel, Phase, Store,
+    StoreKind,
+};
 
+use crate::canonical::canonical;
 use crate::choice::DeviceModel;
-use crate::emit::{Mapping, THREADS, Variant, element_of, stores, tree_bytes};
+use crate::emit::lanes::{LANES, LaneView};
+use crate::emit::phase::{phase_axes, phase_stores, roots};
+use crate::emit::{
+    Join, Mapping, Part, THREADS, TILE, TILE_PITCH, Team, Variant, can_fault, element_of,
+    partial_words, stores, tree_bytes,
+};
 
 /// A kernel with its sizes bound.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bound {
+    /// What to launch instead of the kernel; with [`Self::sizes`] it computes the same.
+    pub kernel: Kernel,
+    /// Its sizes.
+    pub sizes: Vec<i64>,
     /// The variant to launch; which buffers are shared is known only at the launch.
     pub variant: Variant,
-    /// Parallel positions.
+    /// Parallel positions; under [`Mapping::Tiles`] tiles.
     pub positions: u32,
-    /// Workgroups in all.
-    pub groups: u64,
+    /// Parts that the phases of each position are divided in.
+    pub parts: u32,
+    /// What to launch, in order, with the workgroups of each.
+    pub launches: Vec<(Part, u64)>,
+    /// Bytes of the partial results between launches; 0 for one launch.
+    pub partial_size: u64,
 }
 
 /// Why a kernel cannot run with these sizes.
@@ -39,9 +56,20 @@ pub enum BindError {
 /// Work inside a position from which a workgroup shares it.
 const SHARED_WORK: i64 = 32;
 
-/// Positions that keep a large GPU busy without sharing the work inside (some 2^16 threads are resident on the large
-/// cards of 2020 to 2025).
-const MANY_POSITIONS: i64 = 1 << 16;
+/// Lengths from which on loads along another axis go through tiles.
+const TILE_WORTH: i64 = 16;
+
+/// Distance up to which neighbouring threads still share most of what they load.
+const NEAR_STEP: i64 = 4;
+
+/// Elements from which on a part of a phase is worth a workgroup of its own.
+const PART_WORK: i64 = 4096;
+
+/// Most parts of a phase: every later phase reads the results of all.
+const MOST_PARTS: i64 = 512;
+
+/// Positions that neighbouring threads have in [`Team::across`]: 128 bytes of 32-bit elements.
+const COLUMNS: u32 = 32;
 
 /// Workgroup memory that every device has.
 const WORKGROUP_MEMORY: u32 = 16 << 10;
@@ -66,44 +94,119 @@ struct Sight<'k> {
 ///
 /// # Errors
 /// [`BindError`].
-pub fn bind(kernel: &Kernel, sizes: &[i64], _device: &DeviceModel) -> Result<Bound, BindError> {
+pub fn bind(kernel: &Kernel, sizes: &[i64], device: &DeviceModel) -> Result<Bound, BindError> {
+    let lens = lens(kernel, sizes)?;
+    product(lens[..kernel.parallel].iter().copied())?;
+    let (kernel, sizes) = canonical(kernel, sizes, &lens);
     let mut sight = Sight {
-        kernel,
-        sizes,
-        lens: Vec::new(),
+        kernel: &kernel,
+        sizes: &sizes,
+        lens: self::lens(&kernel, &sizes)?,
         affine: Vec::new(),
     };
-    for &extent in &kernel.axes {
-        let len = sight.len_of(extent)?.max(0);
-        sight.lens.push(len);
-    }
     let positions = product(sight.lens[..kernel.parallel].iter().copied())?;
-    sight.check_reach()?;
+    let natural = sight.check_reach()?;
     for at in 0..kernel.indices.len() {
         let affine = sight.affine_of(kernel.indices[at]);
         sight.affine.push(affine);
     }
-    let mapping = sight.mapping(positions)?;
-    let words = sight.words(mapping)?;
-    let mapping = match mapping {
-        Mapping::Threads { .. } => Mapping::Threads {
-            lanes: sight.lanes(words),
-        },
-        group => group,
+    let (mapping, tiled) = match sight.tiles() {
+        Some((other, tiled)) => (
+            Mapping::Tiles {
+                other,
+                fours: false,
+            },
+            tiled,
+        ),
+        None => (sight.mapping(positions, device)?, Vec::new()),
     };
-    let groups = match mapping {
-        Mapping::Threads { lanes } => (positions as u64).div_ceil(u64::from(THREADS * lanes)),
-        Mapping::Group { .. } => positions as u64,
+    let aligned = sizes.iter().map(|size| size % i64::from(LANES) == 0);
+    let mut variant = Variant {
+        mapping,
+        aligned: aligned.collect(),
+        natural,
+        tiled,
+        ..Variant::default()
+    };
+    sight.take_fours(&mut variant);
+    if matches!(variant.mapping, Mapping::Tiles { fours: false, .. }) && sight.stores_narrow() {
+        // Single elements would be stored atomically; rows of them make words.
+        variant.mapping = Mapping::default();
+        variant.tiled.clear();
+    }
+    let in_words = match variant.mapping {
+        Mapping::Threads { fours, .. } => !fours,
+        Mapping::Group(_) => true,
+        Mapping::Tiles { .. } => false,
+    };
+    if in_words {
+        variant.words = sight.words(&variant)?;
+    }
+    if let Mapping::Threads {
+        lanes,
+        fours: false,
+    } = &mut variant.mapping
+    {
+        *lanes = sight.lanes(variant.words);
+    }
+    let groups = match variant.mapping {
+        Mapping::Threads { lanes, .. } => (positions as u64).div_ceil(u64::from(THREADS * lanes)),
+        Mapping::Group(team) => (positions as u64).div_ceil(u64::from(team.rows)),
+        Mapping::Tiles { other, .. } => sight.tile_count(other, positions),
+    };
+    let parts = sight.parts(variant.mapping, groups, device)?;
+    let partial_size = match parts {
+        1 => 0,
+        _ => u64::from(partial_words(&kernel).max(1) * parts) * positions as u64 * 4,
     };
     Ok(Bound {
-        variant: Variant {
-            mapping,
-            words,
-            shared: 0,
+        launches: launches(&kernel, groups, parts),
+        positions: match variant.mapping {
+            Mapping::Tiles { .. } => groups as u32,
+            Mapping::Threads { .. } | Mapping::Group(_) => positions as u32,
         },
-        positions: positions as u32,
-        groups,
+        variant,
+        parts,
+        partial_size,
+        kernel,
+        sizes,
     })
+}
+
+/// One launch, or with parts one for each phase with axes and one for what is left.
+fn launches(kernel: &Kernel, groups: u64, parts: u32) -> Vec<(Part, u64)> {
+    if groups == 0 {
+        return Vec::new();
+    }
+    if parts == 1 {
+        return vec![(Part::Whole, groups)];
+    }
+    let phases = kernel.phases.iter().enumerate();
+    let along = phases.filter(|(_, phase)| !phase_axes(phase).is_empty());
+    let mut launches: Vec<_> = along
+        .map(|(number, _)| (Part::Phase(number), groups * u64::from(parts)))
+        .collect();
+    let rest = |phase: &Phase| phase_axes(phase).is_empty() && !phase_stores(phase).is_empty();
+    if kernel.phases.iter().any(rest) {
+        launches.push((Part::Rest, groups));
+    }
+    launches
+}
+
+/// Lengths of the axes.
+fn lens(kernel: &Kernel, sizes: &[i64]) -> Result<Vec<i64>, BindError> {
+    let len = |&extent: &Extent| Ok(len_of(sizes, extent)?.max(0));
+    kernel.axes.iter().map(len).collect()
+}
+
+fn len_of(sizes: &[i64], extent: Extent) -> Result<i64, BindError> {
+    match extent {
+        Extent::Const(len) => Ok(len),
+        Extent::Size(at) => sizes
+            .get(at as usize)
+            .copied()
+            .ok_or(BindError::MissingSize { at }),
+    }
 }
 
 /// A product that fits 31 bits.
@@ -120,30 +223,19 @@ fn product(mut factors: impl Iterator<Item = i64>) -> Result<i64, BindError> {
 }
 
 impl Sight<'_> {
-    fn len_of(&self, extent: Extent) -> Result<i64, BindError> {
-        match extent {
-            Extent::Const(len) => Ok(len),
-            Extent::Size(at) => self
-                .sizes
-                .get(at as usize)
-                .copied()
-                .ok_or(BindError::MissingSize { at }),
-        }
-    }
-
     fn phase_len(&self, axes: &[AxisId]) -> Result<i64, BindError> {
         product(axes.iter().map(|axis| self.lens[axis.0 as usize]))
     }
 
-    /// Bounds of every index; none may need more than 32 bits with a sign.
-    fn check_reach(&self) -> Result<(), BindError> {
+    /// Bounds of every index; none may need more than 32 bits with a sign. Says of each whether it is never negative.
+    fn check_reach(&self) -> Result<Vec<bool>, BindError> {
         let mut reach: Vec<(i128, i128)> = Vec::with_capacity(self.kernel.indices.len());
         for &index in &self.kernel.indices {
             let of = |id: IndexId| reach[id.0 as usize];
             let bounds = match index {
                 Index::Const(value) => (i128::from(value), i128::from(value)),
                 Index::Size(at) => {
-                    let size = i128::from(self.len_of(Extent::Size(at))?);
+                    let size = i128::from(len_of(self.sizes, Extent::Size(at))?);
                     (size, size)
                 }
                 Index::Axis(axis) => (0, i128::from(self.lens[axis.0 as usize] - 1).max(0)),
@@ -182,7 +274,7 @@ impl Sight<'_> {
             }
             reach.push(bounds);
         }
-        Ok(())
+        Ok(reach.iter().map(|&(low, _)| low >= 0).collect())
     }
 
     fn constant(&self, base: i64) -> Affine {
@@ -240,28 +332,142 @@ impl Sight<'_> {
         }
     }
 
-    /// Whether a workgroup should share the work of each position.
-    fn mapping(&self, positions: i64) -> Result<Mapping, BindError> {
-        let mut work = 1;
-        for phase in &self.kernel.phases {
-            let (Phase::Reduce { axes, .. } | Phase::Store { axes, .. }) = phase;
-            work = work.max(self.phase_len(axes)?);
+    /// An elementwise kernel's axis along which some of its loads are contiguous, where the last one is not: it and those
+    /// loads, as far as workgroup memory holds their tiles.
+    fn tiles(&self) -> Option<(usize, Vec<u32>)> {
+        let inner = self.kernel.parallel.checked_sub(1)?;
+        let elementwise = self.kernel.parallel == self.lens.len();
+        let rereads = |buffer: &BufferDecl| buffer.access == Access::ReadWrite;
+        if !elementwise || self.kernel.buffers.iter().any(rereads) || self.lens[inner] < TILE_WORTH
+        {
+            return None;
         }
-        let share = work >= SHARED_WORK && (positions < MANY_POSITIONS || self.inner_is_near());
-        if !share {
-            return Ok(Mapping::Threads { lanes: 1 });
-        }
-        // At least 32, for the reduction tree; at most what the work and the workgroup memory fill.
-        let fitting = WORKGROUP_MEMORY / tree_bytes(self.kernel).max(1);
-        let most = fitting.clamp(1, THREADS);
-        let wanted = (work as u64)
-            .next_power_of_two()
-            .clamp(32, u64::from(THREADS)) as u32;
-        let threads = wanted.min(1 << most.ilog2());
-        Ok(Mapping::Group { threads })
+        let most = (WORKGROUP_MEMORY / (TILE * TILE_PITCH * 8)) as usize;
+        (0..inner)
+            .filter(|&axis| self.lens[axis] >= TILE_WORTH)
+            .find_map(|axis| {
+                let along = |&at: &usize| self.is_across(self.kernel.exprs[at], inner, axis);
+                let loads = (0..self.kernel.exprs.len()).filter(along);
+                let loads: Vec<u32> = loads.map(|at| at as u32).take(most).collect();
+                (!loads.is_empty()).then_some((axis, loads))
+            })
     }
 
-    /// Whether more loads step by one along the phases' innermost axes than along the innermost parallel axis.
+    /// Whether an expression is a load that steps by one along `other` and by more than a few along `inner`.
+    fn is_across(&self, expr: Expr, inner: usize, other: usize) -> bool {
+        let Expr::Load {
+            index, guard: None, ..
+        } = expr
+        else {
+            return false;
+        };
+        let affine = self.affine[index.0 as usize].as_ref();
+        affine.is_some_and(|affine| {
+            affine.factors[other] == 1 && affine.factors[inner].abs() > NEAR_STEP
+        })
+    }
+
+    fn tile_count(&self, other: usize, positions: i64) -> u64 {
+        let inner = self.lens.len() - 1;
+        let [a, b] = [other, inner].map(|axis| self.lens[axis].max(1));
+        let rest = positions / (a * b);
+        let tiles = |len: i64| (len as u64).div_ceil(u64::from(TILE));
+        rest as u64 * tiles(a) * tiles(b)
+    }
+
+    fn stores_narrow(&self) -> bool {
+        stores(self.kernel).any(|(_, store)| {
+            let element = element_of(self.kernel.buffers[store.buffer.0 as usize].dtype);
+            element.is_none_or(|element| element.bits() < 32)
+        })
+    }
+
+    /// The longest phase.
+    fn work(&self) -> Result<i64, BindError> {
+        let mut lens = (self.kernel.phases.iter()).map(|phase| self.phase_len(phase_axes(phase)));
+        lens.try_fold(1, |work, len| Ok(work.max(len?)))
+    }
+
+    /// How the work of each position is shared.
+    fn mapping(&self, positions: i64, device: &DeviceModel) -> Result<Mapping, BindError> {
+        let work = self.work()?;
+        let near = self.inner_is_near();
+        let many = positions >= i64::try_from(device.busy_threads()).unwrap_or(i64::MAX);
+        if work < SHARED_WORK || many && !near {
+            return Ok(Mapping::default());
+        }
+        // At most what the workgroup memory holds.
+        let fitting = WORKGROUP_MEMORY / tree_bytes(self.kernel).max(1);
+        let most = 1 << fitting.clamp(1, THREADS).ilog2();
+        let power = |len: i64| {
+            len.clamp(1, i64::from(THREADS))
+                .cast_unsigned()
+                .next_power_of_two() as u32
+        };
+        let team = match near {
+            true => {
+                // Two vectors for each thread where that leaves enough threads.
+                let each = match positions.saturating_mul(work / 8) as u64 >= device.busy_threads()
+                {
+                    true => 8,
+                    false => 4,
+                };
+                let size = power((work + each - 1) / each).min(most);
+                let rows = power(positions).min(most / size);
+                // Half a subgroup of the widest is the least that a workgroup should have.
+                let size = size.max(32u32.min(most) / rows);
+                self.joined(size, rows, device)
+            }
+            false => {
+                let rows = COLUMNS.min(power(positions)).min(most);
+                let size = (most / rows).min(power(work / 4));
+                Team {
+                    threads: rows * size,
+                    rows,
+                    across: true,
+                    join: Join::Tree,
+                }
+            }
+        };
+        Ok(Mapping::Group(team))
+    }
+
+    /// A workgroup of teams whose threads are neighbours.
+    fn joined(&self, size: u32, rows: u32, device: &DeviceModel) -> Team {
+        let join = match device.features.subgroups {
+            Some((least, _)) if size <= least => Join::Within,
+            Some(_) if rows == 1 => Join::Subgroups,
+            _ => Join::Tree,
+        };
+        Team {
+            threads: size * rows,
+            rows,
+            across: false,
+            join,
+        }
+    }
+
+    /// Parts of each phase where workgroups for the positions alone leave the device idle.
+    fn parts(&self, mapping: Mapping, groups: u64, device: &DeviceModel) -> Result<u32, BindError> {
+        let wanted = 4 * device.busy_groups();
+        let Mapping::Group(team) = mapping else {
+            return Ok(1);
+        };
+        let buffers = self.kernel.buffers.len() as u32 + 1 + u32::from(can_fault(self.kernel));
+        let rereads = |buffer: &BufferDecl| buffer.access == Access::ReadWrite;
+        if groups == 0
+            || groups >= wanted
+            || buffers > device.limits.storage_buffers
+            || self.kernel.buffers.iter().any(rereads)
+        {
+            return Ok(1);
+        }
+        let worth = self.work()? * i64::from(team.rows) / PART_WORK;
+        let parts = i64::try_from(wanted / groups).unwrap_or(MOST_PARTS);
+        Ok(parts.min(worth).clamp(1, MOST_PARTS) as u32)
+    }
+
+    /// Whether more loads step by one along the phases' innermost axes than by little along the innermost parallel axis.
     fn inner_is_near(&self) -> bool {
         let inner: Vec<usize> = self
             .kernel
@@ -280,23 +486,124 @@ impl Sight<'_> {
             let Some(affine) = &self.affine[index.0 as usize] else {
                 continue;
             };
-            if inner.iter().any(|&axis| affine.factors[axis].abs() == 1) {
-                near += 1;
-            } else if self.kernel.parallel > 0
-                && affine.factors[self.kernel.parallel - 1].abs() == 1
-            {
+            let outer = self.kernel.parallel.checked_sub(1);
+            let step = outer.map_or(0, |axis| affine.factors[axis].abs());
+            // Windows that overlap or nearly touch are near either way.
+            if step > 0 && step <= NEAR_STEP {
                 far += 1;
+            } else if inner.iter().any(|&axis| affine.factors[axis].abs() == 1) {
+                near += 1;
             }
         }
         near >= far
     }
 
+    /// Lets threads take four positions where that makes vectors of what they load and store. A buffer is all vectors where
+    /// it is stored to, so blocks are looked at again until all agree.
+    fn take_fours(&self, variant: &mut Variant) {
+        for (at, buffer) in self.kernel.buffers.iter().enumerate().take(64) {
+            let len = len_of(self.sizes, buffer.len).unwrap_or(0);
+            // A last part of a vector would be out of reach.
+            let whole = len > 0 && len % i64::from(LANES) == 0;
+            variant.wide |= u64::from(whole) << at;
+        }
+        loop {
+            let blocks = self.blocks(variant);
+            let narrowed = self.stores_outside(variant, &blocks);
+            variant.wide &= !narrowed;
+            if narrowed == 0 {
+                variant.wide &= self.buffers_of(variant, &blocks);
+                for (axis, phases) in blocks {
+                    match (axis < self.kernel.parallel, &mut variant.mapping) {
+                        (true, Mapping::Threads { lanes, fours }) => {
+                            (*lanes, *fours) = (LANES, true);
+                        }
+                        (true, Mapping::Tiles { fours, .. }) => *fours = true,
+                        _ => phases.for_each(|phase| variant.fours |= 1 << phase),
+                    }
+                }
+                return;
+            }
+        }
+    }
+
+    /// The axes along which threads take four positions, each with the phases that run along it.
+    fn blocks(&self, variant: &Variant) -> Vec<(usize, std::ops::Range<usize>)> {
+        let phases = &self.kernel.phases;
+        let candidates: Vec<(usize, std::ops::Range<usize>)> = match variant.mapping {
+            Mapping::Threads { .. } | Mapping::Tiles { .. } => {
+                let axis = self.kernel.parallel.checked_sub(1);
+                axis.map(|axis| (axis, 0..phases.len()))
+                    .into_iter()
+                    .collect()
+            }
+            Mapping::Group(_) => {
+                let last = |phase: usize| Some(phase_axes(&phases[phase]).last()?.0 as usize);
+                (0..phases.len().min(64))
+                    .filter_map(|phase| Some((last(phase)?, phase..phase + 1)))
+                    .collect()
+            }
+        };
+        let pays = |(axis, range): &(usize, std::ops::Range<usize>)| {
+            let whole = self.lens[*axis] % i64::from(LANES) == 0;
+            let view = LaneView::new(self.kernel, *axis, &variant.aligned, variant.wide);
+            let own = &phases[range.clone()];
+            let roots: Vec<_> = own.iter().flat_map(roots).collect();
+            let stores: Vec<Store> = own.iter().flat_map(phase_stores).copied().collect();
+            whole && view.pays(self.kernel, &roots, &stores, variant.wide)
+        };
+        candidates.into_iter().filter(pays).collect()
+    }
+
+    /// Buffers held as vectors that a store reaches otherwise.
+    fn stores_outside(&self, variant: &Variant, blocks: &[(usize, std::ops::Range<usize>)]) -> u64 {
+        let mut outside = 0;
+        for (phase, store) in stores(self.kernel) {
+            let block = blocks.iter().find(|(_, phases)| phases.contains(&phase));
+            let four = block.is_some_and(|&(axis, _)| {
+                LaneView::new(self.kernel, axis, &variant.aligned, variant.wide).stores_four(
+                    self.kernel,
+                    store,
+                    variant.wide,
+                )
+            });
+            if !four && (store.buffer.0 as usize) < 64 {
+                outside |= variant.wide & 1 << store.buffer.0;
+            }
+        }
+        outside
+    }
+
+    /// Buffers that these blocks reach with vectors.
+    fn buffers_of(&self, variant: &Variant, blocks: &[(usize, std::ops::Range<usize>)]) -> u64 {
+        let mut used = 0;
+        for (axis, phases) in blocks {
+            let view = LaneView::new(self.kernel, *axis, &variant.aligned, variant.wide);
+            for (at, expr) in self.kernel.exprs.iter().enumerate() {
+                if let Expr::Load { buffer, .. } = expr
+                    && view.is_four(ExprId(at as u32))
+                {
+                    used |= 1 << buffer.0;
+                }
+            }
+            let own = self.kernel.phases[phases.clone()].iter();
+            for store in own.flat_map(phase_stores) {
+                if view.stores_four(self.kernel, store, variant.wide) {
+                    used |= 1 << store.buffer.0;
+                }
+            }
+        }
+        used
+    }
+
     /// The stores whose words belong to one thread each.
-    fn words(&self, mapping: Mapping) -> Result<u64, BindError> {
+    fn words(&self, variant: &Variant) -> Result<u64, BindError> {
+        let mapping = variant.mapping;
         let mut words = 0u64;
         let mut plain = vec![false; self.kernel.buffers.len()];
         for (ordinal, (phase, store)) in stores(self.kernel).enumerate() {
-            if ordinal < 64 && self.makes_words(mapping, phase, store)? {
+            let in_vectors = phase < 64 && variant.fours >> phase & 1 == 1;
+            if ordinal < 64 && !in_vectors && self.makes_words(mapping, phase, store)? {
                 words |= 1 << ordinal;
             } else {
                 plain[store.buffer.0 as usize] = true;
@@ -323,8 +630,8 @@ impl Sight<'_> {
         }
         let (Phase::Reduce { axes, .. } | Phase::Store { axes, .. }) = &self.kernel.phases[phase];
         let whole = match (axes.is_empty(), mapping) {
-            (true, Mapping::Threads { .. }) => true,
-            (true, Mapping::Group { .. }) => false,
+            (true, Mapping::Threads { .. } | Mapping::Tiles { .. }) => true,
+            (true, Mapping::Group(_)) => false,
             (false, _) => self.phase_len(axes)? % i64::from(per_word) == 0,
         };
         Ok(whole && self.is_dense(store.index, axes))

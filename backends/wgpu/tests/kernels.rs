@@ -11,25 +11,7 @@ use cupola_ir::convert::{Lanes, encode, lanes};
 use cupola_ir::eval::scalar;
 use cupola_ir::kernel::*;
 use cupola_ir::{DType, Dim, Scalar, Tensor};
-use cupola_wgpu::device::ShaderChecks;
-use cupola_wgpu::{AdapterList, DeviceOptions, Tier, WgpuBackend};
-
-/// Backends of both tiers; empty without an adapter.
-fn backends() -> Vec<WgpuBackend> {
-    let list = AdapterList::enumerate();
-    let Some(adapter) = list.adapters().first() else {
-        assert!(common::open(&DeviceOptions::default()).is_none());
-        return vec![];
-    };
-    let options = |tier| DeviceOptions {
-        tier,
-        checks: ShaderChecks::Full,
-        ..DeviceOptions::default()
-    };
-    [Tier::Base, Tier::Full]
-        .map(|tier| WgpuBackend::open(adapter, &options(tier), "gpu").expect("the adapter opens"))
-        .into()
-}
+use cupola_wgpu::WgpuBackend;
 
 fn buffer(dtype: DType, access: Access, len: Extent) -> BufferDecl {
     BufferDecl { dtype, access, len }
@@ -90,7 +72,7 @@ fn elementwise(
 /// Names of generated values never hide those of WGSL's types, however many there are.
 #[test]
 fn kernels_of_many_indices() {
-    for backend in backends() {
+    for backend in common::backends() {
         let mut k = kernel("many", 1);
         let n = Extent::Size(0);
         k.axes = vec![n];
@@ -320,7 +302,7 @@ fn functions_of(arity: usize) -> impl Iterator<Item = Scalar> {
 
 #[test]
 fn functions_of_one_operand() {
-    for backend in backends() {
+    for backend in common::backends() {
         for f in functions_of(1) {
             for dtype in [
                 DType::F32,
@@ -343,7 +325,7 @@ fn functions_of_one_operand() {
 
 #[test]
 fn float_functions_over_their_range() {
-    let Some(backend) = backends().into_iter().last() else {
+    let Some(backend) = common::backends().into_iter().last() else {
         return;
     };
     let values: Vec<f64> = (-4000..4000).map(|i| f64::from(i) * 0.013_57).collect();
@@ -408,7 +390,7 @@ fn without_zero_divisors(x: &Tensor, y: &Tensor) -> (Tensor, Tensor) {
 
 #[test]
 fn functions_of_two_operands() {
-    for backend in backends() {
+    for backend in common::backends() {
         for f in functions_of(2) {
             let remainder = matches!(f, Scalar::Rem | Scalar::Mod);
             for dtype in [
@@ -435,7 +417,7 @@ fn functions_of_two_operands() {
 
 #[test]
 fn functions_of_three_operands() {
-    for backend in backends() {
+    for backend in common::backends() {
         for dtype in [
             DType::F32,
             DType::I8,
@@ -538,7 +520,7 @@ fn cast(x: &Tensor, to: DType, saturate: bool) -> Tensor {
 
 #[test]
 fn casts_between_all_dtypes() {
-    for backend in backends() {
+    for backend in common::backends() {
         for from in DTYPES {
             let x = samples(from);
             for to in DTYPES {
@@ -575,7 +557,7 @@ fn casts_between_all_dtypes() {
 
 #[test]
 fn bits_keep_through_bitcasts() {
-    let Some(backend) = backends().into_iter().last() else {
+    let Some(backend) = common::backends().into_iter().last() else {
         return;
     };
     let groups: [&[DType]; 4] = [
@@ -601,7 +583,7 @@ fn bits_keep_through_bitcasts() {
 
 #[test]
 fn copies_of_every_length() {
-    for backend in backends() {
+    for backend in common::backends() {
         for dtype in DTYPES {
             let unit = elementwise(&[dtype], dtype, |_, v| v[0]);
             for len in [
@@ -710,7 +692,7 @@ fn softmax(out: DType) -> Unit {
 
 #[test]
 fn softmax_of_every_width() {
-    for backend in backends() {
+    for backend in common::backends() {
         for out in [DType::F32, DType::F16] {
             let unit = softmax(out);
             // Few columns are a thread's work, many a workgroup's; odd ones keep narrow results from making words.
@@ -802,7 +784,7 @@ const ORDERS: [AccumKind; 6] = [
 
 #[test]
 fn reductions_of_integers() {
-    for backend in backends() {
+    for backend in common::backends() {
         for dtype in [
             DType::I8,
             DType::U8,
@@ -894,7 +876,7 @@ fn reductions_of_integers() {
 
 #[test]
 fn reductions_of_floats_with_nan() {
-    for backend in backends() {
+    for backend in common::backends() {
         let result = |kind| {
             if matches!(kind, AccumKind::Max | AccumKind::Min) {
                 DType::F32
@@ -934,7 +916,7 @@ fn reductions_of_floats_with_nan() {
 
 #[test]
 fn reductions_over_nothing_give_their_start() {
-    let Some(backend) = backends().into_iter().last() else {
+    let Some(backend) = common::backends().into_iter().last() else {
         return;
     };
     let kinds = [
@@ -991,7 +973,7 @@ fn gather(index: DType, fault: bool) -> Unit {
 
 #[test]
 fn indices_from_data_are_clamped_or_reported() {
-    for backend in backends() {
+    for backend in common::backends() {
         let data: Vec<f32> = (0..10).map(|i| i as f32 * 1.5).collect();
         let inside: Vec<i64> = vec![3, 0, 9, 9, 1];
         let outside: Vec<i64> = vec![3, -1, 10, i64::MAX, i64::MIN];
@@ -1033,7 +1015,7 @@ fn indices_from_data_are_clamped_or_reported() {
 
 #[test]
 fn division_by_zero_is_a_fault() {
-    for backend in backends() {
+    for backend in common::backends() {
         for dtype in [DType::I32, DType::I64, DType::U8] {
             for f in [Scalar::Div, Scalar::Rem, Scalar::Mod] {
                 let unit = elementwise(&[dtype, dtype], dtype, |k, v| {
@@ -1056,7 +1038,7 @@ fn division_by_zero_is_a_fault() {
 /// `out[i] = i - low inside x ? x[i - low] : 0`, then divided by x[0]: a guarded load and a guarded store.
 #[test]
 fn guards_keep_loads_and_stores_inside() {
-    for backend in backends() {
+    for backend in common::backends() {
         let mut k = kernel("pad", 2);
         let (len, padded) = (Extent::Size(0), Extent::Size(1));
         k.axes = vec![padded];
@@ -1114,7 +1096,7 @@ fn guards_keep_loads_and_stores_inside() {
 /// `bins[index[i]] += value[i]` from all positions at once.
 #[test]
 fn atomic_sums_lose_nothing() {
-    for backend in backends() {
+    for backend in common::backends() {
         for dtype in [
             DType::F32,
             DType::F16,
@@ -1183,7 +1165,7 @@ fn atomic_sums_lose_nothing() {
 
 #[test]
 fn random_bits_are_the_references() {
-    for backend in backends() {
+    for backend in common::backends() {
         let mut k = kernel("random", 3);
         let n = Extent::Size(0);
         k.axes = vec![n];
@@ -1219,7 +1201,7 @@ fn random_bits_are_the_references() {
 /// A transposed copy of `[a, b, c]` to `[c, a, b]`, whose stores are not dense in the parallel axes.
 #[test]
 fn scattered_narrow_stores() {
-    for backend in backends() {
+    for backend in common::backends() {
         for dtype in [DType::I8, DType::F16, DType::I4, DType::I32, DType::I64] {
             let mut k = kernel("transpose", 3);
             k.axes = (0..3).map(Extent::Size).collect();
@@ -1279,7 +1261,7 @@ fn scattered_narrow_stores() {
 
 #[test]
 fn one_memory_object_is_read_and_written() {
-    for backend in backends() {
+    for backend in common::backends() {
         let unit = elementwise(&[DType::F32], DType::F32, |k, v| {
             k.expr(Expr::Unary(Scalar::Neg, v[0]))
         });
@@ -1315,7 +1297,7 @@ fn one_memory_object_is_read_and_written() {
 
 #[test]
 fn too_large_launches_are_refused() {
-    let Some(backend) = backends().into_iter().last() else {
+    let Some(backend) = common::backends().into_iter().last() else {
         return;
     };
     let unit = elementwise(&[DType::U8], DType::U8, |_, v| v[0]);

@@ -4,7 +4,8 @@ use cupola_ir::kernel::{Access, Expr, ExprId, Index, IndexId};
 use cupola_ir::scalar::Scalar;
 use cupola_ir::{Class, DType};
 
-use super::scalar::{Code, Held, held, signed_literal};
+use super::lanes::Step;
+use super::scalar::{Code, Held, element, held, signed_literal};
 use super::{EmitError, Item, Writer, faulting_division};
 
 /// The constant that spreads random streams over keys, as [`cupola_ir::ops::Random`] defines it.
@@ -99,8 +100,33 @@ impl Writer<'_> {
         }
     }
 
+    /// An item with the lane that it is written for: one for all where they share it.
+    fn key(&self, item: Item) -> (Item, u32) {
+        match &self.view {
+            Some(view) if !view.is_shared(item) => (item, self.lane),
+            _ => (item, 0),
+        }
+    }
+
     fn is_computed(&self, item: Item) -> bool {
-        self.scopes.iter().any(|scope| scope.contains(&item))
+        let key = self.key(item);
+        self.scopes.iter().any(|scope| scope.contains(&key))
+    }
+
+    /// What follows the name of an item of which each lane has its own.
+    fn lane_suffix(&self, item: Item) -> String {
+        match &self.view {
+            Some(view) if !view.is_shared(item) => format!("_{}", self.lane),
+            _ => String::new(),
+        }
+    }
+
+    /// What follows the name of an accumulator.
+    pub(super) fn accum_suffix(&self) -> String {
+        match &self.view {
+            Some(view) if view.parallel => format!("_{}", self.lane),
+            _ => String::new(),
+        }
     }
 
     /// What an item is made of. The index of a guarded load counts only with `guarded`: its line stands inside the
@@ -127,9 +153,17 @@ impl Writer<'_> {
                 continue;
             }
             if ready {
-                self.compute(item)?;
+                let key = self.key(item);
+                // What lanes share is what the first of them has.
+                let lane = self.lane;
+                if self.view.as_ref().is_some_and(|view| view.is_shared(item)) {
+                    self.lane = 0;
+                }
+                let computed = self.compute(item);
+                self.lane = lane;
+                computed?;
                 if let Some(scope) = self.scopes.last_mut() {
-                    scope.insert(item);
+                    scope.insert(key);
                 }
             } else {
                 stack.push((item, true));
@@ -165,20 +199,42 @@ impl Writer<'_> {
 
     /// How an index is written where it is used.
     pub(super) fn index_name(&self, index: IndexId) -> String {
-        match self.index_at(index) {
+        let name = match self.index_at(index) {
             Index::Const(value) => signed_literal(value as i32),
             Index::Size(at) => format!("s{at}"),
             Index::Axis(axis) => format!("a{}", axis.0),
-            _ => format!("at{}", index.0),
+            _ => self.index_line(index),
+        };
+        match &self.view {
+            Some(view) if self.lane > 0 && view.step(index) == Step::One => {
+                format!("({name} + {})", self.lane)
+            }
+            _ => name,
         }
+    }
+
+    /// The name that an index has where it is computed.
+    fn index_line(&self, index: IndexId) -> String {
+        format!("at{}{}", index.0, self.lane_suffix(Item::Index(index)))
+    }
+
+    /// The name that an element has where it is computed.
+    fn expr_line(&self, expr: ExprId) -> String {
+        format!("e{}{}", expr.0, self.lane_suffix(Item::Expr(expr)))
     }
 
     /// How an element is written where it is used.
     pub(super) fn expr_name(&mut self, expr: ExprId) -> Result<String, EmitError> {
         Ok(match self.expr_at(expr) {
             Expr::Const(literal) => self.code().literal(literal.dtype, literal.bits)?,
-            Expr::Accum { phase, accum } => format!("acc{phase}_{accum}"),
-            _ => format!("e{}", expr.0),
+            Expr::Accum { phase, accum } => format!("acc{phase}_{accum}{}", self.accum_suffix()),
+            _ => match &self.view {
+                Some(view) if view.is_four(expr) => {
+                    let component = ["x", "y", "z", "w"][self.lane as usize];
+                    format!("{}.{component}", self.expr_line(expr))
+                }
+                _ => self.expr_line(expr),
+            },
         })
     }
 
@@ -186,7 +242,7 @@ impl Writer<'_> {
         match item {
             Item::Index(id) => {
                 let value = self.index_value(id)?;
-                self.line(&format!("let {} = {value};", self.index_name(id)));
+                self.line(&format!("let {} = {value};", self.index_line(id)));
                 Ok(())
             }
             Item::Expr(id) => self.compute_expr(id),
@@ -242,8 +298,11 @@ impl Writer<'_> {
         })
     }
 
-    /// Whether an index is never negative, whatever the sizes.
+    /// Whether an index is never negative: with the sizes of this variant, or with any.
     fn is_natural(&self, index: IndexId) -> bool {
+        if let Some(&natural) = self.variant.natural.get(index.0 as usize) {
+            return natural;
+        }
         match self.index_at(index) {
             Index::Const(value) => value >= 0,
             Index::Axis(_) | Index::Rem(..) | Index::Checked { .. } => true,
@@ -336,7 +395,7 @@ impl Writer<'_> {
                 self.call("random_word", &[&element, &key, &run])
             }
         };
-        self.line(&format!("let e{} = {value};", id.0));
+        self.line(&format!("let {} = {value};", self.expr_line(id)));
         Ok(())
     }
 
@@ -353,19 +412,29 @@ impl Writer<'_> {
             self.line(&format!("let e{} = {value};", id.0));
             return Ok(());
         }
+        if self.from_tiles && self.variant.tiled.contains(&id.0) {
+            let value = self.tile_value(id);
+            self.line(&format!("let {} = {value};", self.expr_line(id)));
+            return Ok(());
+        }
+        let four = self.view.as_ref().is_some_and(|view| view.is_four(id));
         let name = self.buffer_name(buffer);
+        let (load, value_type) = match four {
+            true => (format!("load4_{name}"), element(dtype)?.value_type4()),
+            false => (format!("load_{name}"), held(dtype)?.name()),
+        };
+        let line = self.expr_line(id);
         let Some(guard) = guard else {
             let index = self.index_name(index);
-            self.line(&format!("let e{} = load_{name}(u32({index}));", id.0));
+            self.line(&format!("let {line} = {load}(u32({index}));"));
             return Ok(());
         };
-        let value_type = held(dtype)?.name();
         let guard = self.expr_name(guard)?;
-        self.line(&format!("var e{} = {value_type}();", id.0));
+        self.line(&format!("var {line} = {value_type}();"));
         self.open(&format!("if {guard}"));
         self.need(&[Item::Index(index)])?;
         let index = self.index_name(index);
-        self.line(&format!("e{} = load_{name}(u32({index}));", id.0));
+        self.line(&format!("{line} = {load}(u32({index}));"));
         self.close();
         Ok(())
     }

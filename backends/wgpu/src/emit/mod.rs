@@ -10,18 +10,22 @@
 //! Reading order: this file, `phase` (loops and stores), `expr` (index and element expressions), `scalar`, `prelude`.
 
 mod expr;
-mod phase;
+pub(crate) mod lanes;
+pub(crate) mod phase;
 mod prelude;
 mod scalar;
+mod tiles;
 
 use cupola_ir::DType;
 use cupola_ir::kernel::{
     Access, Expr, ExprId, Extent, Index, Item, Kernel, Phase, Store, StoreKind,
 };
 use cupola_ir::scalar::Scalar;
-use cupola_shaders::shader::Param;
+use cupola_shaders::shader::{Extension, Param};
 use cupola_shaders::{Access as BindingAccess, Binding, Element, Epilogue, Shader, Stores, Width};
 use rustc_hash::FxHashSet;
+
+use lanes::LaneView;
 
 /// A kernel needs something that generated WGSL does not have; the text names it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -35,16 +39,23 @@ pub enum Mapping {
     Threads {
         /// Positions of a thread: 1, 2, 4, 8 or 16.
         lanes: u32,
+        /// Whether they are four along the last parallel axis, computed side by side.
+        fours: bool,
     },
-    /// A parallel position for each workgroup; its threads share the phases' axes.
-    Group {
-        /// Threads of a workgroup, a power of two.
-        threads: u32,
+    /// Squares of [`TILE`] positions along the last parallel axis and another one, along which some loads are contiguous:
+    /// these go through workgroup memory, so that neighbouring threads load and store neighbours both ways.
+    Tiles {
+        /// The other axis.
+        other: usize,
+        /// Whether threads take four positions along the last axis.
+        fours: bool,
     },
+    /// Parallel positions shared by teams of threads, which divide the phases' axes among them.
+    Group(Team),
 }
 
 /// One way to write a kernel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Variant {
     /// Which part of the work a thread has.
     pub mapping: Mapping,
@@ -54,6 +65,72 @@ pub struct Variant {
     /// Buffers, by position, that are only read, but declared `read_write` because another argument writes to the same
     /// memory object.
     pub shared: u64,
+    /// Buffers, by position, that are loaded and stored in vectors of four. Every store to one of them is such a vector.
+    pub wide: u64,
+    /// Phases, by number, in which threads take four neighbouring positions along the phase's last axis. Under
+    /// [`Mapping::Threads`] with `fours` it is the last parallel axis, for all phases.
+    pub fours: u64,
+    /// Loads that go through tiles, by their number among the expressions; under [`Mapping::Tiles`].
+    pub tiled: Vec<u32>,
+    /// What this launch does of it.
+    pub part: Part,
+    /// For each size whether it is a multiple of four; without `fours` nothing looks at it.
+    pub aligned: Vec<bool>,
+    /// For each index whether it is never negative; empty if unknown.
+    pub natural: Vec<bool>,
+}
+
+/// How a workgroup shares positions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Team {
+    /// Threads of a workgroup, a power of two.
+    pub threads: u32,
+    /// Positions of a workgroup, a power of two of at most as many.
+    pub rows: u32,
+    /// Whether neighbouring threads have neighbouring positions, instead of being of one team.
+    pub across: bool,
+    /// How its threads join what they have.
+    pub join: Join,
+}
+
+impl Team {
+    /// Threads that share a position.
+    pub fn size(self) -> u32 {
+        self.threads / self.rows
+    }
+}
+
+/// How the threads of a team join their accumulators.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Join {
+    /// As a tree in workgroup memory.
+    Tree,
+    /// In subgroups of any size, then over these in workgroup memory. For teams of whole workgroups.
+    Subgroups,
+    /// In one subgroup: the smallest has as many threads as a team.
+    Within,
+}
+
+/// Which part of a kernel a launch does. Where few positions have much work each, every phase with axes is a launch of its
+/// own over `params.parts` parts of those axes; partial results of reductions go to the buffer `parts` between them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Part {
+    /// All of it.
+    #[default]
+    Whole,
+    /// The phase with this number, for one part of its axes.
+    Phase(usize),
+    /// What is left: stores of phases without axes.
+    Rest,
+}
+
+impl Default for Mapping {
+    fn default() -> Self {
+        Self::Threads {
+            lanes: 1,
+            fours: false,
+        }
+    }
 }
 
 /// How elements of a dtype live in storage buffers, if generated kernels can hold them.
@@ -61,18 +138,19 @@ pub fn element_of(dtype: DType) -> Option<Element> {
     scalar::element_of(dtype)
 }
 
-/// Threads of a workgroup under [`Mapping::Threads`].
+/// Threads of a workgroup under [`Mapping::Threads`] and [`Mapping::Tiles`].
 pub const THREADS: u32 = 256;
+
+/// Positions of a tile along each of its axes.
+pub const TILE: u32 = 32;
+
+/// Elements between the lines of a tile in workgroup memory: one more, so that both ways go through all banks.
+pub const TILE_PITCH: u32 = TILE + 1;
 
 /// All stores of a kernel with their phase, in order.
 pub fn stores(kernel: &Kernel) -> impl Iterator<Item = (usize, &Store)> {
-    kernel.phases.iter().enumerate().flat_map(|(phase, step)| {
-        let stores: &[Store] = match step {
-            Phase::Store { stores, .. } => stores,
-            Phase::Reduce { .. } => &[],
-        };
-        stores.iter().map(move |store| (phase, store))
-    })
+    let phases = kernel.phases.iter().enumerate();
+    phases.flat_map(|(phase, step)| phase::phase_stores(step).iter().map(move |s| (phase, s)))
 }
 
 /// Whether a launch can report a fault: an index or an integer divisor that data decides.
@@ -107,9 +185,9 @@ fn long_sizes(kernel: &Kernel) -> Vec<u32> {
     long
 }
 
-/// Parameter words of an emitted kernel, padded: positions, launch number for fault reports, sizes.
-pub fn param_words(kernel: &Kernel, positions: u32, launch: u32, sizes: &[i64]) -> Vec<u32> {
-    let mut words = vec![positions, launch];
+/// Parameter words of an emitted kernel, padded: positions, launch number for fault reports (0), parts, sizes.
+pub fn param_words(kernel: &Kernel, positions: u32, parts: u32, sizes: &[i64]) -> Vec<u32> {
+    let mut words = vec![positions, 0, parts];
     words.extend(size_words(kernel, sizes));
     words.resize(words.len().next_multiple_of(4), 0);
     words
@@ -145,7 +223,12 @@ struct Writer<'k> {
     /// Workgroup arrays: type and how many.
     trees: Vec<(&'static str, usize)>,
     /// What is computed in each open block.
-    scopes: Vec<FxHashSet<Item>>,
+    scopes: Vec<FxHashSet<(Item, u32)>>,
+    /// In a block where threads take four positions, how they differ, and which of them is being written.
+    view: Option<LaneView>,
+    lane: u32,
+    /// Whether tiled loads are read from their tiles here.
+    from_tiles: bool,
     /// Whether each index and each expression depends on parallel axes and accumulators only.
     outer_indices: Vec<bool>,
     outer_exprs: Vec<bool>,
@@ -153,8 +236,17 @@ struct Writer<'k> {
     epilogue: bool,
 }
 
-/// Writes `variant` of `kernel`. Buffers are those of the kernel, then, if [`can_fault`], one word that receives the launch
-/// number on a fault. Parameters are those of [`param_words`].
+/// Words of the partial result of one position and part, as [`Part::Phase`] leaves it.
+pub fn partial_words(kernel: &Kernel) -> u32 {
+    let accums = kernel.phases.iter().map(|phase| match phase {
+        Phase::Reduce { accums, .. } => accums.len() as u32,
+        Phase::Store { .. } => 0,
+    });
+    accums.sum::<u32>() * phase::ACCUM_WORDS
+}
+
+/// Writes `variant` of `kernel`. Buffers are those of the kernel, then, unless it does [`Part::Whole`], the partial results,
+/// then, if [`can_fault`], one word that receives the launch number on a fault. Parameters are those of [`param_words`].
 ///
 /// # Errors
 /// What WGSL kernels lack: 64-bit floats, strings, block types.
@@ -162,14 +254,24 @@ pub fn emit(kernel: &Kernel, variant: Variant) -> Result<Shader, EmitError> {
     let mut writer = Writer::new(kernel, variant, false);
     writer.entry_point()?;
     let mut bindings = writer.bindings()?;
+    if writer.variant.part != Part::Whole {
+        bindings.push(Binding::write("parts", Element::U32));
+    }
     if can_fault(kernel) {
         bindings.push(Binding::write_as("faults", Element::U32, Stores::Sums));
     }
-    let names = ["positions", "launch"]
+    let names = ["positions", "launch", "parts"]
         .map(str::to_owned)
         .into_iter()
         .chain(size_params(kernel));
     let params = names.map(Param::Word).collect();
+    let extensions = match writer.variant.mapping {
+        Mapping::Group(Team {
+            join: Join::Subgroups | Join::Within,
+            ..
+        }) => vec![Extension::Subgroups],
+        _ => Vec::new(),
+    };
     let (helpers, body) = writer.finish();
     let name = if kernel.name.is_empty() {
         "kernel"
@@ -180,7 +282,7 @@ pub fn emit(kernel: &Kernel, variant: Variant) -> Result<Shader, EmitError> {
         label: name.to_owned(),
         bindings,
         params,
-        extensions: Vec::new(),
+        extensions,
         helpers,
         body,
     })
@@ -200,12 +302,7 @@ pub fn emit_epilogue(
     if can_fault(kernel) {
         return Err(EmitError("an epilogue that can fault".to_owned()));
     }
-    let variant = Variant {
-        mapping: Mapping::Threads { lanes: 1 },
-        words: 0,
-        shared: 0,
-    };
-    let mut writer = Writer::new(kernel, variant, true);
+    let mut writer = Writer::new(kernel, Variant::default(), true);
     writer.epilogue_function(value_type)?;
     let bindings = writer.bindings()?.into_iter().skip(2).collect();
     let (helpers, code) = writer.finish();
@@ -231,6 +328,9 @@ impl<'k> Writer<'k> {
             functions: String::new(),
             trees: Vec::new(),
             scopes: vec![FxHashSet::default()],
+            view: None,
+            lane: 0,
+            from_tiles: false,
             outer_indices: Vec::new(),
             outer_exprs: Vec::new(),
             epilogue,
@@ -244,8 +344,8 @@ impl<'k> Writer<'k> {
         let mut text = String::new();
         for (value, count) in &self.trees {
             let threads = match self.variant.mapping {
-                Mapping::Group { threads } => threads,
-                Mapping::Threads { .. } => THREADS,
+                Mapping::Group(team) => team.threads,
+                Mapping::Threads { .. } | Mapping::Tiles { .. } => THREADS,
             };
             for slot in 0..*count {
                 let name = tree_name(value, slot);
@@ -310,11 +410,12 @@ impl<'k> Writer<'k> {
                 (false, true) => Stores::Words,
                 (false, false) => Stores::Elements,
             };
+            let wide = at < 64 && self.variant.wide >> at & 1 == 1;
             Ok(Binding {
                 name: self.buffer_name(at),
                 element,
                 access,
-                width: Width::One,
+                width: if wide { Width::Four } else { Width::One },
                 stores,
             })
         };
@@ -359,18 +460,20 @@ impl<'k> Writer<'k> {
         }
     }
 
-    /// `let` lines that take the row-major position `from` (`i32`) apart into `axes`.
+    /// `let` lines that take the row-major position `from` (`i32`) apart into `axes`, a division for each but one.
     fn declare_axes(&mut self, axes: &[usize], from: &str) {
-        for (place, &axis) in axes.iter().enumerate() {
-            let inner = self.product(&axes[place + 1..]);
-            let mut value = match place + 1 == axes.len() {
-                true => from.to_owned(),
-                false => format!("{from} / ({inner})"),
-            };
-            if place > 0 {
-                value = format!("({value}) % {}", self.extent(self.kernel.axes[axis]));
+        let mut rest = from.to_owned();
+        for (place, &axis) in axes.iter().enumerate().rev() {
+            if place == 0 {
+                self.line(&format!("let a{axis} = {rest};"));
+                continue;
             }
-            self.line(&format!("let a{axis} = {value};"));
+            let extent = self.extent(self.kernel.axes[axis]);
+            self.line(&format!(
+                "let over{axis} = i32(u32({rest}) / u32({extent}));"
+            ));
+            self.line(&format!("let a{axis} = {rest} - over{axis} * {extent};"));
+            rest = format!("over{axis}");
         }
     }
 }

@@ -3,7 +3,7 @@
 use cupola_shaders::attention::{
     AttentionForm, AttentionParams, AttentionShader, FEW_DEPTH, Mask, ValueCols,
 };
-use cupola_shaders::element::Element;
+use cupola_shaders::element::{Element, Width};
 use cupola_shaders::matmul::SkinnyRows;
 
 use super::{LibraryCall, LibraryProgram, Place, stride, word};
@@ -59,18 +59,18 @@ pub struct Attention {
     pub out: Tensor4,
 }
 
-/// Workgroups that keep a large GPU busy; fewer rows than that are divided along the keys.
-const BUSY_GROUPS: u64 = 256;
+/// Workgroups of 64 threads that hide a core's memory latency; fewer rows than that are divided along the keys.
+const GROUPS_OF_CORE: u64 = 16;
 
 /// Keys worth a workgroup of their own: below, joining costs more than it saves.
-const SPLIT_KEYS: u64 = 256;
+const SPLIT_KEYS: u64 = 128;
 
 impl Attention {
     /// The dispatches that compute it. Arguments: query, key, value, mask if present, result.
     ///
     /// # Errors
     /// [`Error::Limit`] for lengths beyond 32 bits.
-    pub fn plan(&self, _device: &DeviceModel) -> Result<LibraryProgram, Error> {
+    pub fn plan(&self, device: &DeviceModel) -> Result<LibraryProgram, Error> {
         let arguments = 4 + usize::from(self.mask.is_some());
         let heads = product(&[self.batches, self.kv_heads])?;
         let rows = product(&[self.queries, self.group])?;
@@ -85,7 +85,7 @@ impl Attention {
             None => 1,
             Some(_) => {
                 let groups = heads.max(1) * col_tiles.max(1);
-                BUSY_GROUPS
+                (GROUPS_OF_CORE * u64::from(device.rates.cores))
                     .div_ceil(groups)
                     .min(self.keys / SPLIT_KEYS)
                     .max(1)
@@ -144,9 +144,24 @@ impl Attention {
                 .mask
                 .map_or(Mask::Absent, |mask| Mask::Present(mask.element)),
             out: self.out.element,
+            key_width: match form {
+                AttentionForm::Few(_) | AttentionForm::FewSplit(_) => self.key_width(),
+                AttentionForm::Tile | AttentionForm::Join => Width::One,
+            },
             form,
             cols,
         }
+    }
+
+    fn key_width(&self) -> Width {
+        let [outer @ .., along] = self.key.strides;
+        let aligned = |distance: &i64| distance % 4 == 0;
+        let fours = along == 1
+            && self.depth.is_multiple_of(4)
+            && aligned(&self.key.offset)
+            && outer.iter().all(aligned)
+            && self.key.element.has_fours();
+        if fours { Width::Four } else { Width::One }
     }
 
     fn params(

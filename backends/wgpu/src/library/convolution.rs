@@ -88,6 +88,9 @@ pub struct Convolution {
 /// Output channels below which tiles would be mostly empty.
 const TILED_CHANNELS: u64 = 8;
 
+/// Kernel lengths up to which each has a text of its own.
+const MOST_KERNEL: u64 = 16;
+
 /// Workgroups below which a smaller tile is taken.
 const BUSY_GROUPS: u64 = 192;
 
@@ -133,6 +136,10 @@ impl Convolution {
                 ConvolutionForm::Tiled(_) => self.weight_layout(&axes, inner, weight_group),
                 ConvolutionForm::Direct => WeightLayout::Strided,
             },
+            kernel: axes.map(|axis| match axis.kernel_len {
+                len @ 1..=MOST_KERNEL => len as u32,
+                _ => 0,
+            }),
             form,
             epilogue: self.epilogue.clone(),
         };

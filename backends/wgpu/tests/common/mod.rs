@@ -4,8 +4,25 @@
 use cupola_shaders::element::Element;
 use cupola_wgpu::device::{Command, Dispatch, KernelSource, ParamSpace, ShaderChecks};
 use cupola_wgpu::library::{LibraryCall, LibraryProgram, Place, kernel_source};
-use cupola_wgpu::{AdapterList, DeviceOptions, GpuDevice, Tier};
+use cupola_wgpu::{AdapterList, DeviceOptions, GpuDevice, Tier, WgpuBackend};
 use half::{bf16, f16};
+
+/// Backends of both tiers; empty without an adapter.
+pub fn backends() -> Vec<WgpuBackend> {
+    let list = AdapterList::enumerate();
+    let Some(adapter) = list.adapters().first() else {
+        assert!(open(&DeviceOptions::default()).is_none());
+        return vec![];
+    };
+    let options = |tier| DeviceOptions {
+        tier,
+        checks: ShaderChecks::Full,
+        ..DeviceOptions::default()
+    };
+    [Tier::Base, Tier::Full]
+        .map(|tier| WgpuBackend::open(adapter, &options(tier), "gpu").expect("the adapter opens"))
+        .into()
+}
 
 /// Every tier of the first adapter; empty without an adapter.
 pub fn devices() -> Vec<GpuDevice> {
