@@ -56,80 +56,64 @@ pub fn check_wgsl(text: &str) -> Result<Translations, CheckError> {
 /// # Errors
 /// The first stage that refuses it.
 pub fn check_wgsl_with(text: &str, capabilities: Capabilities) -> Result<Translations, CheckError> {
-    let (module, info) = validated(text, capabilities)?;
-    Ok(Translations {
-        spirv: to_spirv(&module, &info)?,
-        msl: to_msl(&module, &info)?,
-        hlsl: to_hlsl(&module, &info)?,
-    })
-}
-
-/// As [`check_wgsl`], for a kernel that may use any feature, in the languages that have what it uses: Direct3D 12 has no
-/// cooperative matrices.
-///
-/// # Errors
-/// The first stage that refuses it.
-pub fn check_kernel(text: &str) -> Result<(), CheckError> {
-    let (module, info) = validated(text, Capabilities::all())?;
-    to_spirv(&module, &info)?;
-    to_msl(&module, &info)?;
-    if !text.contains("enable wgpu_cooperative_matrix;") {
-        to_hlsl(&module, &info)?;
-    }
-    Ok(())
-}
-
-fn validated(text: &str, capabilities: Capabilities) -> Result<(Module, ModuleInfo), CheckError> {
+    let fail = |stage| move |message: String| CheckError { stage, message };
     let module = naga::front::wgsl::parse_str(text)
-        .map_err(|error| refused("parse")(error.emit_to_string(text)))?;
+        .map_err(|error| fail("parse")(error.emit_to_string(text)))?;
     let info = Validator::new(ValidationFlags::all(), capabilities)
         .subgroup_stages(ShaderStages::COMPUTE)
         .subgroup_operations(SubgroupOperationSet::all())
         .validate(&module)
-        .map_err(|error| refused("validate")(error.emit_to_string(text)))?;
-    Ok((module, info))
-}
+        .map_err(|error| fail("validate")(error.emit_to_string(text)))?;
 
-/// The stage and what it said.
-fn refused(stage: &'static str) -> impl Fn(String) -> CheckError {
-    move |message| CheckError { stage, message }
-}
-
-fn to_spirv(module: &Module, info: &ModuleInfo) -> Result<Vec<u32>, CheckError> {
-    let options = spv::Options {
+    let spv_options = spv::Options {
         lang_version: (1, 3),
         ..Default::default()
     };
-    spv::write_vec(module, info, &options, None)
-        .map_err(|error| refused("SPIR-V")(error.to_string()))
-}
+    let spirv = spv::write_vec(&module, &info, &spv_options, None)
+        .map_err(|error| fail("SPIR-V")(error.to_string()))?;
 
-fn to_msl(module: &Module, info: &ModuleInfo) -> Result<String, CheckError> {
-    let options = msl::Options {
+    let msl_options = msl::Options {
         lang_version: (2, 4),
         fake_missing_bindings: true,
         ..Default::default()
     };
-    let pipeline = msl::PipelineOptions::default();
-    let (text, translated) = msl::write_string(module, info, &options, &pipeline)
-        .map_err(|error| refused("MSL")(error.to_string()))?;
+    let (msl, translated) = msl::write_string(
+        &module,
+        &info,
+        &msl_options,
+        &msl::PipelineOptions::default(),
+    )
+    .map_err(|error| fail("MSL")(error.to_string()))?;
     entry_points(translated.entry_point_names, "MSL")?;
-    Ok(text)
-}
 
-fn to_hlsl(module: &Module, info: &ModuleInfo) -> Result<String, CheckError> {
-    let options = hlsl::Options {
+    if capabilities.contains(Capabilities::COOPERATIVE_MATRIX) {
+        let hlsl = String::new();
+        return Ok(Translations { spirv, msl, hlsl });
+    }
+    let hlsl_options = hlsl::Options {
         shader_model: hlsl::ShaderModel::V6_2,
+        immediates_target: Some(hlsl::BindTarget::default()),
         fake_missing_bindings: true,
         ..Default::default()
     };
-    let pipeline = hlsl::PipelineOptions::default();
-    let mut text = String::new();
-    let translated = hlsl::Writer::new(&mut text, &options, &pipeline)
-        .write(module, info, None)
-        .map_err(|error| refused("HLSL")(error.to_string()))?;
+    let pipeline_options = hlsl::PipelineOptions::default();
+    let mut hlsl = String::new();
+    let translated = hlsl::Writer::new(&mut hlsl, &hlsl_options, &pipeline_options)
+        .write(&module, &info, None)
+        .map_err(|error| fail("HLSL")(error.to_string()))?;
     entry_points(translated.entry_point_names, "HLSL")?;
-    Ok(text)
+    Ok(Translations { spirv, msl, hlsl })
+}
+
+/// As [`check_wgsl`], for a text of which nothing is known but itself.
+///
+/// # Errors
+/// The first stage that refuses it.
+pub fn check_kernel(text: &str) -> Result<Translations, CheckError> {
+    let line = Extension::CooperativeMatrix.line();
+    let mut capabilities = Capabilities::all();
+    capabilities.set(Capabilities::COOPERATIVE_MATRIX, text.contains(line));
+    check_wgsl_with(text, capabilities)
 }
 
 fn entry_points<E: std::fmt::Display>(
