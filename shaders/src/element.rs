@@ -1,7 +1,7 @@
 //! How element types live in WGSL storage buffers.
 //!
 //! WGSL has 32-bit scalars only (f16 is optional, 8-bit types do not exist), so narrower elements are packed in `u32`
-//! words, lowest bits first, and 64-bit integers are pairs of words, low word first. Every binding gets accessors, and
+//! words, lowest bits first, and 64-bit numbers are pairs of words, low word first. Every binding gets accessors, and
 //! kernels use nothing else; which ones depends on [`Access`], [`Width`] and [`Stores`].
 //!
 //! A narrow store changes part of a word that other threads may be storing to as well. Either it clears and sets its own
@@ -28,6 +28,8 @@ pub enum Element {
     F8E5M2Fnuz,
     /// 4-bit float: 2 exponent bits, every code a number.
     F4E2M1,
+    /// 8-bit power of two, no sign.
+    F8E8M0,
     /// 32-bit signed.
     I32,
     /// 32-bit unsigned.
@@ -54,6 +56,8 @@ pub enum Element {
     I64,
     /// 64-bit unsigned, two words.
     U64,
+    /// 64-bit float, two words.
+    F64,
 }
 
 /// How a kernel uses a buffer.
@@ -211,7 +215,7 @@ impl Binding {
             (holder, format!("(i & {lane}u) * {bits}u"))
         };
         let body = match element {
-            Element::I64 | Element::U64 if self.atomic() => {
+            Element::I64 | Element::U64 | Element::F64 if self.atomic() => {
                 format!(
                     "vec2<u32>({}, {})",
                     word("2u * i".to_owned()),
@@ -224,9 +228,12 @@ impl Binding {
             Element::F32 | Element::I32 | Element::U32 if self.width == Width::Four => {
                 format!("{name}[i >> 2u][i & 3u]")
             }
-            Element::F32 | Element::I32 | Element::U32 | Element::I64 | Element::U64 => {
-                word("i".to_owned())
-            }
+            Element::F32
+            | Element::I32
+            | Element::U32
+            | Element::I64
+            | Element::U64
+            | Element::F64 => word("i".to_owned()),
             Element::F16 => {
                 let (word, shift) = packed();
                 format!("unpack2x16float({word} >> ({shift})).x")
@@ -239,7 +246,8 @@ impl Binding {
             | Element::F8E4M3Fnuz
             | Element::F8E5M2
             | Element::F8E5M2Fnuz
-            | Element::F4E2M1 => {
+            | Element::F4E2M1
+            | Element::F8E8M0 => {
                 let (word, shift) = packed();
                 format!(
                     "{}_value(extractBits({word}, {shift}, {bits}u))",
@@ -299,12 +307,14 @@ impl Binding {
                 )
             }
             Element::F4E2M1
+            | Element::F8E8M0
             | Element::I4
             | Element::U4
             | Element::I2
             | Element::U2
             | Element::I64
-            | Element::U64 => unreachable!("bug: {element:?} elements are loaded one by one"),
+            | Element::U64
+            | Element::F64 => unreachable!("bug: {element:?} elements are loaded one by one"),
         };
         format!("fn load4_{name}(i: u32) -> {type4} {{ {body} }}\n")
     }
@@ -403,6 +413,7 @@ impl Binding {
             Element::I32 | Element::U32 => format!(
                 "fn add_{name}(i: u32, value: {value_type}) {{ atomicAdd(&{name}[i], bits_{name}(value)); }}\n"
             ),
+            Element::F64 => unreachable!("bug: 64-bit floats have no atomic sums"),
             Element::I64 | Element::U64 => format!(
                 "fn add_{name}(i: u32, value: vec2<u32>) {{
     let before = atomicAdd(&{name}[2u * i], value.x);
@@ -431,7 +442,7 @@ impl Binding {
             | Element::F8E4M3Fnuz
             | Element::F8E5M2
             | Element::F8E5M2Fnuz
-            | Element::F4E2M1
+            | Element::F4E2M1 | Element::F8E8M0
             | Element::I16
             | Element::U16
             | Element::I8
@@ -464,7 +475,7 @@ impl Binding {
 
 impl Element {
     /// Every element type.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 23] = [
         Self::F32,
         Self::F16,
         Self::Bf16,
@@ -473,6 +484,7 @@ impl Element {
         Self::F8E5M2,
         Self::F8E5M2Fnuz,
         Self::F4E2M1,
+        Self::F8E8M0,
         Self::I32,
         Self::U32,
         Self::I16,
@@ -486,6 +498,7 @@ impl Element {
         Self::Bool,
         Self::I64,
         Self::U64,
+        Self::F64,
     ];
 
     /// Bits of one element in storage.
@@ -499,10 +512,11 @@ impl Element {
             | Self::F8E4M3Fn
             | Self::F8E4M3Fnuz
             | Self::F8E5M2
-            | Self::F8E5M2Fnuz => 8,
+            | Self::F8E5M2Fnuz
+            | Self::F8E8M0 => 8,
             Self::F16 | Self::Bf16 | Self::I16 | Self::U16 => 16,
             Self::F32 | Self::I32 | Self::U32 => 32,
-            Self::I64 | Self::U64 => 64,
+            Self::I64 | Self::U64 | Self::F64 => 64,
         }
     }
 
@@ -543,6 +557,7 @@ impl Element {
             Self::F8E5M2 => "f8e5m2",
             Self::F8E5M2Fnuz => "f8e5m2fnuz",
             Self::F4E2M1 => "f4e2m1",
+            Self::F8E8M0 => "f8e8m0",
             Self::I32 => "i32",
             Self::U32 => "u32",
             Self::I16 => "i16",
@@ -556,6 +571,7 @@ impl Element {
             Self::Bool => "bool",
             Self::I64 => "i64",
             Self::U64 => "u64",
+            Self::F64 => "f64",
         }
     }
 
@@ -569,11 +585,12 @@ impl Element {
             | Self::F8E4M3Fnuz
             | Self::F8E5M2
             | Self::F8E5M2Fnuz
-            | Self::F4E2M1 => "f32",
+            | Self::F4E2M1
+            | Self::F8E8M0 => "f32",
             Self::I32 | Self::I16 | Self::I8 | Self::I4 | Self::I2 => "i32",
             Self::U32 | Self::U16 | Self::U8 | Self::U4 | Self::U2 => "u32",
             Self::Bool => "bool",
-            Self::I64 | Self::U64 => "vec2<u32>",
+            Self::I64 | Self::U64 | Self::F64 => "vec2<u32>",
         }
     }
 
@@ -607,9 +624,14 @@ impl Element {
         let mask = u32::MAX >> (32 - self.bits().min(32));
         match self {
             Self::F32 | Self::I32 => "bitcast<u32>(value)".to_owned(),
-            Self::U32 | Self::I64 | Self::U64 => "value".to_owned(),
+            Self::U32 | Self::I64 | Self::U64 | Self::F64 => "value".to_owned(),
             Self::F16 | Self::Bf16 => format!("{}_bits(value)", self.name()),
-            Self::F8E4M3Fn | Self::F8E4M3Fnuz | Self::F8E5M2 | Self::F8E5M2Fnuz | Self::F4E2M1 => {
+            Self::F8E4M3Fn
+            | Self::F8E4M3Fnuz
+            | Self::F8E5M2
+            | Self::F8E5M2Fnuz
+            | Self::F4E2M1
+            | Self::F8E8M0 => {
                 format!("{}_bits(value, false)", self.name())
             }
             Self::I16 | Self::I8 | Self::I4 | Self::I2 => {
@@ -625,14 +647,19 @@ impl Element {
         match self {
             Self::F16 => format!("unpack2x16float({bits}).x"),
             Self::Bf16 => format!("bitcast<f32>({bits} << 16u)"),
-            Self::F8E4M3Fn | Self::F8E4M3Fnuz | Self::F8E5M2 | Self::F8E5M2Fnuz | Self::F4E2M1 => {
+            Self::F8E4M3Fn
+            | Self::F8E4M3Fnuz
+            | Self::F8E5M2
+            | Self::F8E5M2Fnuz
+            | Self::F4E2M1
+            | Self::F8E8M0 => {
                 format!("{}_value({bits})", self.name())
             }
             Self::I16 | Self::I8 | Self::I4 | Self::I2 => {
                 format!("extractBits(bitcast<i32>({bits}), 0u, {}u)", self.bits())
             }
             Self::U16 | Self::U8 | Self::U4 | Self::U2 => bits.to_owned(),
-            Self::F32 | Self::I32 | Self::U32 | Self::Bool | Self::I64 | Self::U64 => {
+            Self::F32 | Self::I32 | Self::U32 | Self::Bool | Self::I64 | Self::U64 | Self::F64 => {
                 unreachable!("bug: {self:?} is no narrow number")
             }
         }
@@ -644,9 +671,12 @@ impl Element {
         match self {
             Self::F16 => F16_BITS.to_owned(),
             Self::Bf16 => BF16_BITS.to_owned(),
-            Self::F8E4M3Fn | Self::F8E4M3Fnuz | Self::F8E5M2 | Self::F8E5M2Fnuz | Self::F4E2M1 => {
-                minifloat::helpers(self)
-            }
+            Self::F8E4M3Fn
+            | Self::F8E4M3Fnuz
+            | Self::F8E5M2
+            | Self::F8E5M2Fnuz
+            | Self::F4E2M1
+            | Self::F8E8M0 => minifloat::helpers(self),
             Self::F32
             | Self::I32
             | Self::U32
@@ -660,7 +690,8 @@ impl Element {
             | Self::U2
             | Self::Bool
             | Self::I64
-            | Self::U64 => String::new(),
+            | Self::U64
+            | Self::F64 => String::new(),
         }
     }
 }

@@ -18,6 +18,7 @@ pub mod element;
 pub mod matmul;
 mod minifloat;
 pub mod peak;
+pub mod scatter;
 pub mod shader;
 pub mod sort;
 

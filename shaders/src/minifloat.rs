@@ -40,8 +40,35 @@ fn format_of(element: Element) -> Format {
     }
 }
 
+/// Powers of two are rounded up; what has no code becomes the nearest when saturating, otherwise NaN.
+const POWER_OF_TWO: &str = "fn f8e8m0_value(code: u32) -> f32 {
+    if code == 255u {
+        return bitcast<f32>(0x7fc00000u + code);
+    }
+    return bitcast<f32>(select(code << 23u, 0x400000u, code == 0u));
+}
+
+fn f8e8m0_bits(value: f32, saturate: bool) -> u32 {
+    let bits = bitcast<u32>(value);
+    if (bits & 0x7fffffffu) > 0x7f800000u {
+        return 255u;
+    }
+    if bits <= 0x200000u || bits >= 0x80000000u {
+        return select(255u, 0u, saturate);
+    }
+    if bits <= 0x400000u {
+        return 0u;
+    }
+    let code = max((bits >> 23u) + select(0u, 1u, (bits & 0x7fffffu) != 0u), 1u);
+    return select(code, select(255u, 254u, saturate), code > 254u);
+}
+";
+
 /// `NAME_value(code) -> f32` and `NAME_bits(value, saturate) -> u32`, to nearest, ties to even.
 pub(crate) fn helpers(element: Element) -> String {
+    if element == Element::F8E8M0 {
+        return POWER_OF_TWO.to_owned();
+    }
     let format = format_of(element);
     let Format {
         exponent_bits,

@@ -109,7 +109,7 @@ impl Extension {
 }
 
 /// A kernel.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Shader {
     /// Name for messages and traces.
     pub label: String,
@@ -131,7 +131,31 @@ const GROUP_NUMBER: &str = "fn group_number(id: vec3<u32>, count: vec3<u32>) -> 
 }
 ";
 
+/// Buffer of one word that a kernel reports faults to.
+pub const FAULTS: &str = "faults";
+
+/// Parameter word with the number that a kernel reports.
+pub const LAUNCH: &str = "launch";
+
 impl Shader {
+    /// Position of the buffer called [`FAULTS`], if there is one.
+    pub fn fault_word(&self) -> Option<usize> {
+        self.bindings.iter().position(|b| b.name == FAULTS)
+    }
+
+    /// Offset of the parameter word `name`.
+    pub fn word_at(&self, name: &str) -> Option<usize> {
+        let mut at = 0;
+        for param in &self.params {
+            match param {
+                Param::Word(own) if own == name => return Some(at),
+                Param::Word(_) => at += 1,
+                Param::Vectors(_, len) => at = usize::next_multiple_of(at, 4) + 4 * len,
+            }
+        }
+        None
+    }
+
     /// Parameter words, with the padding that ends the struct.
     pub fn params_len(&self) -> u32 {
         let mut words = 0usize;

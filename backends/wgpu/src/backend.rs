@@ -96,8 +96,8 @@ fn target(name: &str, gpu: &GpuDevice) -> Target {
     Target {
         name: name.to_owned(),
         dtypes: vec![
-            Bool, I2, I4, I8, I16, I32, I64, U2, U4, U8, U16, U32, U64, F16, BF16, F32, F8E4M3FN,
-            F8E4M3FNUZ, F8E5M2, F8E5M2FNUZ, F4E2M1,
+            Bool, I2, I4, I8, I16, I32, I64, U2, U4, U8, U16, U32, U64, F16, BF16, F32, F64,
+            F8E4M3FN, F8E4M3FNUZ, F8E5M2, F8E5M2FNUZ, F8E8M0, F4E2M1,
         ],
         scalars: Scalar::ALL.to_vec(),
         // One binding is kept for the fault word.

@@ -6,9 +6,11 @@ use std::sync::{Arc, Mutex};
 
 use cupola_backend::{BufferRange, Executable, Launch};
 use cupola_ir::kernel::Kernel;
+use cupola_shaders::Shader;
+use cupola_shaders::shader::LAUNCH;
 use rustc_hash::FxHashMap;
 
-use crate::device::pipeline::{KernelSource, ParamSpace, Trust};
+use crate::device::pipeline::ParamSpace;
 use crate::device::{GpuDevice, Pipeline, fold_groups, lock};
 use crate::emit::{self, Variant};
 use crate::error::Error;
@@ -41,8 +43,6 @@ pub(crate) struct Prepared {
     pub steps: Vec<PreparedStep>,
     /// Bytes of each scratch buffer.
     pub scratch: Vec<u64>,
-    /// The last buffer of the last step is the fault word, and its launch number is parameter 1.
-    pub faults: bool,
 }
 
 /// A dispatch without its buffers.
@@ -50,7 +50,33 @@ pub(crate) struct PreparedStep {
     pub pipeline: Arc<Pipeline>,
     pub places: Vec<Place>,
     pub params: Vec<u32>,
+    /// Parameter word that takes the launch number, if the kernel reports faults.
+    pub launch: Option<usize>,
     pub groups: [u32; 3],
+}
+
+impl PreparedStep {
+    /// A kernel that reports faults has a buffer for them, which is the device's, and a parameter for its number.
+    fn new(
+        gpu: &GpuDevice,
+        shader: &Shader,
+        mut places: Vec<Place>,
+        params: Vec<u32>,
+        groups: u64,
+    ) -> Result<Self, Error> {
+        let launch = shader.fault_word().and_then(|at| {
+            places.resize(shader.bindings.len(), Place::Faults);
+            places[at] = Place::Faults;
+            shader.word_at(LAUNCH)
+        });
+        Ok(Self {
+            pipeline: gpu.pipeline(&kernel_source(shader, gpu.features()))?,
+            places,
+            params,
+            launch,
+            groups: fold_groups(groups, gpu.limits().groups_per_axis)?,
+        })
+    }
 }
 
 impl fmt::Debug for WgpuExecutable {
@@ -149,7 +175,6 @@ impl WgpuExecutable {
                 reason: format!("size {at} is not given"),
             },
         })?;
-        let faults = emit::can_fault(kernel);
         let mut places: Vec<Place> = (0..kernel.buffers.len()).map(Place::Argument).collect();
         let mut scratch = Vec::new();
         if bound.partial_size > 0 {
@@ -168,18 +193,15 @@ impl WgpuExecutable {
                 label: self.name.to_string(),
                 message: error.0,
             })?;
-            steps.push(PreparedStep {
-                pipeline: gpu.pipeline(&kernel_source(&shader, gpu.features()))?,
-                places: places.clone(),
-                params: params.clone(),
-                groups: fold_groups(groups, gpu.limits().groups_per_axis)?,
-            });
+            steps.push(PreparedStep::new(
+                gpu,
+                &shader,
+                places.clone(),
+                params.clone(),
+                groups,
+            )?);
         }
-        Ok(Prepared {
-            steps,
-            scratch,
-            faults,
-        })
+        Ok(Prepared { steps, scratch })
     }
 }
 
@@ -220,7 +242,7 @@ fn prepare_library(
     let program = library.plan(sizes, &gpu.model())?;
     let epilogue = library
         .epilogue_kernel()
-        .map_or(Vec::new(), |kernel| emit::size_words(kernel, sizes));
+        .map_or(Vec::new(), |kernel| emit::epilogue_words(kernel, sizes));
     let mut steps = Vec::new();
     for (mut call, places) in program.steps {
         if call.groups == 0 {
@@ -231,18 +253,17 @@ fn prepare_library(
                 binding.share();
             }
         }
-        let source: KernelSource = kernel_source(&call.shader, gpu.features());
-        debug_assert_eq!(source.trust, Trust::Generated);
-        steps.push(PreparedStep {
-            pipeline: gpu.pipeline(&source)?,
+        let params = call.params_with(&epilogue);
+        steps.push(PreparedStep::new(
+            gpu,
+            &call.shader,
             places,
-            params: call.params_with(&epilogue),
-            groups: call.folded(gpu.limits().groups_per_axis)?,
-        });
+            params,
+            call.groups,
+        )?);
     }
     Ok(Prepared {
         steps,
         scratch: program.scratch,
-        faults: false,
     })
 }

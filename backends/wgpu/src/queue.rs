@@ -221,6 +221,7 @@ impl WgpuDevice {
             for place in &step.places {
                 bound.push(match *place {
                     Place::Scratch(at) => scratch[at].whole(),
+                    Place::Faults => self.faults.whole(),
                     Place::Argument(at) => {
                         let range = launch.buffers.get(at).ok_or_else(|| BackendError::Device {
                             device: self.name.clone(),
@@ -234,9 +235,8 @@ impl WgpuDevice {
                 });
             }
             let mut params = step.params.clone();
-            if prepared.faults {
-                bound.push(self.faults.whole());
-                params[1] = self.number(executable.name());
+            if let Some(at) = step.launch {
+                params[at] = self.number(executable.name());
             }
             let bindings = self
                 .gpu
@@ -247,7 +247,7 @@ impl WgpuDevice {
                 bindings,
                 params,
                 groups: step.groups,
-                faults: prepared.faults,
+                faults: step.launch.is_some(),
                 first: at == 0,
                 expected: std::mem::take(&mut expected) + rates.dispatch,
             }));

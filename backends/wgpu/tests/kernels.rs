@@ -5,69 +5,14 @@ mod common;
 
 use std::sync::Arc;
 
+use common::units::{buffer, elementwise, kernel, load, set};
 use cupola_backend::testing::run;
 use cupola_backend::{Backend, BackendError, BufferRange, Command, Launch};
 use cupola_ir::convert::{Lanes, encode, lanes};
 use cupola_ir::eval::scalar;
 use cupola_ir::kernel::*;
-use cupola_ir::{DType, Dim, Scalar, Tensor};
+use cupola_ir::{DType, Scalar, Tensor};
 use cupola_wgpu::WgpuBackend;
-
-fn buffer(dtype: DType, access: Access, len: Extent) -> BufferDecl {
-    BufferDecl { dtype, access, len }
-}
-
-fn kernel(name: &str, sizes: usize) -> Kernel {
-    let mut kernel = Kernel {
-        name: name.into(),
-        ..Kernel::default()
-    };
-    // Sizes are given by number at the launch; what they are made of does not matter here.
-    kernel.sizes = (0..sizes).map(|at| Dim::Const(at as i64)).collect();
-    kernel
-}
-
-fn load(k: &mut Kernel, buffer: u32, index: IndexId) -> ExprId {
-    k.expr(Expr::Load {
-        buffer: BufferId(buffer),
-        index,
-        guard: None,
-    })
-}
-
-fn set(buffer: u32, index: IndexId, value: ExprId) -> Store {
-    Store {
-        buffer: BufferId(buffer),
-        index,
-        value,
-        guard: None,
-        kind: StoreKind::Set,
-    }
-}
-
-/// `y[i] = f(x0[i], ..)` over one axis of run-time size.
-fn elementwise(
-    inputs: &[DType],
-    output: DType,
-    f: impl FnOnce(&mut Kernel, &[ExprId]) -> ExprId,
-) -> Unit {
-    let mut k = kernel("map", 1);
-    let n = Extent::Size(0);
-    k.axes = vec![n];
-    k.parallel = 1;
-    k.buffers = inputs.iter().map(|&d| buffer(d, Access::Read, n)).collect();
-    k.buffers.push(buffer(output, Access::Write, n));
-    let i = k.index(Index::Axis(AxisId(0)));
-    let loads: Vec<ExprId> = (0..inputs.len() as u32)
-        .map(|b| load(&mut k, b, i))
-        .collect();
-    let value = f(&mut k, &loads);
-    k.phases = vec![Phase::Store {
-        axes: vec![],
-        stores: vec![set(inputs.len() as u32, i, value)],
-    }];
-    Unit::Loops(k)
-}
 
 /// Names of generated values never hide those of WGSL's types, however many there are.
 #[test]
@@ -99,7 +44,7 @@ fn kernels_of_many_indices() {
 }
 
 /// Every dtype that kernels hold.
-const DTYPES: [DType; 21] = [
+const DTYPES: [DType; 23] = [
     DType::Bool,
     DType::I2,
     DType::I4,
@@ -116,10 +61,12 @@ const DTYPES: [DType; 21] = [
     DType::F16,
     DType::BF16,
     DType::F32,
+    DType::F64,
     DType::F8E4M3FN,
     DType::F8E4M3FNUZ,
     DType::F8E5M2,
     DType::F8E5M2FNUZ,
+    DType::F8E8M0,
     DType::F4E2M1,
 ];
 
@@ -1306,7 +1253,7 @@ fn too_large_launches_are_refused() {
         matches!(result, Err(BackendError::Device { .. })),
         "{result:?}"
     );
-    let unit = elementwise(&[DType::F64], DType::F64, |_, v| v[0]);
+    let unit = elementwise(&[DType::String], DType::String, |_, v| v[0]);
     let result = run(&backend, &unit, &[1], &mut [vec![0; 8], vec![0; 8]]);
     assert!(
         matches!(result, Err(BackendError::Unsupported { .. })),

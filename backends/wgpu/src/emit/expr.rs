@@ -286,7 +286,7 @@ impl Writer<'_> {
                         ("checked64", self.call("outside64", &[&value, &extent]))
                     }
                     Held::Signed => ("checked32", format!("{value} < 0 || {value} >= {extent}")),
-                    Held::Bool | Held::Float | Held::Unsigned => {
+                    Held::Bool | Held::Float | Held::Float64 | Held::Unsigned => {
                         return Err(EmitError("an index that is neither i32 nor i64".to_owned()));
                     }
                 };

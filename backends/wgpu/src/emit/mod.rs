@@ -7,12 +7,17 @@
 //! accumulator 1 of phase 0. Expressions that depend on the parallel axes alone are computed once, outside the loops
 //! of the phases; all others where they are used. Index arithmetic is in 32 bits, which the launch checks to be enough.
 //!
-//! Reading order: this file, `phase` (loops and stores), `expr` (index and element expressions), `scalar`, `prelude`.
+//! Reading order: this file, `phase` (loops and stores), `reduce`, `join`, `tiles`, `lanes`, `expr` (index and element
+//! expressions), `scalar`, `prelude`, `double` and `double_functions` (64-bit floats).
 
+mod double;
+mod double_functions;
 mod expr;
+mod join;
 pub(crate) mod lanes;
 pub(crate) mod phase;
 mod prelude;
+mod reduce;
 mod scalar;
 mod tiles;
 
@@ -21,7 +26,7 @@ use cupola_ir::kernel::{
     Access, Expr, ExprId, Extent, Index, Item, Kernel, Phase, Store, StoreKind,
 };
 use cupola_ir::scalar::Scalar;
-use cupola_shaders::shader::{Extension, Param};
+use cupola_shaders::shader::{Extension, FAULTS, LAUNCH, Param};
 use cupola_shaders::{Access as BindingAccess, Binding, Element, Epilogue, Shader, Stores, Width};
 use rustc_hash::FxHashSet;
 
@@ -193,14 +198,26 @@ pub fn param_words(kernel: &Kernel, positions: u32, parts: u32, sizes: &[i64]) -
     words
 }
 
-/// The words for the sizes alone, as [`emit_epilogue`] wants them after the library kernel's own.
-pub fn size_words(kernel: &Kernel, sizes: &[i64]) -> Vec<u32> {
+/// The words for the sizes alone.
+fn size_words(kernel: &Kernel, sizes: &[i64]) -> Vec<u32> {
     let mut words: Vec<u32> = sizes.iter().map(|&size| size as u32).collect();
     words.extend(
         long_sizes(kernel)
             .iter()
             .map(|&at| (sizes[at as usize] >> 32) as u32),
     );
+    words
+}
+
+/// The buffer that faults are reported to.
+fn faults() -> Binding {
+    Binding::write_as(FAULTS, Element::U32, Stores::Sums)
+}
+
+/// The words of an epilogue, as [`emit_epilogue`] names them: those of the sizes, then the launch number if it can fault.
+pub fn epilogue_words(kernel: &Kernel, sizes: &[i64]) -> Vec<u32> {
+    let mut words = size_words(kernel, sizes);
+    words.extend(can_fault(kernel).then_some(0));
     words
 }
 
@@ -242,14 +259,14 @@ pub fn partial_words(kernel: &Kernel) -> u32 {
         Phase::Reduce { accums, .. } => accums.len() as u32,
         Phase::Store { .. } => 0,
     });
-    accums.sum::<u32>() * phase::ACCUM_WORDS
+    accums.sum::<u32>() * reduce::ACCUM_WORDS
 }
 
 /// Writes `variant` of `kernel`. Buffers are those of the kernel, then, unless it does [`Part::Whole`], the partial results,
 /// then, if [`can_fault`], one word that receives the launch number on a fault. Parameters are those of [`param_words`].
 ///
 /// # Errors
-/// What WGSL kernels lack: 64-bit floats, strings, block types.
+/// What WGSL kernels lack: strings, block types.
 pub fn emit(kernel: &Kernel, variant: Variant) -> Result<Shader, EmitError> {
     let mut writer = Writer::new(kernel, variant, false);
     writer.entry_point()?;
@@ -258,9 +275,9 @@ pub fn emit(kernel: &Kernel, variant: Variant) -> Result<Shader, EmitError> {
         bindings.push(Binding::write("parts", Element::U32));
     }
     if can_fault(kernel) {
-        bindings.push(Binding::write_as("faults", Element::U32, Stores::Sums));
+        bindings.push(faults());
     }
-    let names = ["positions", "launch", "parts"]
+    let names = ["positions", LAUNCH, "parts"]
         .map(str::to_owned)
         .into_iter()
         .chain(size_params(kernel));
@@ -291,29 +308,52 @@ pub fn emit(kernel: &Kernel, variant: Variant) -> Result<Shader, EmitError> {
 /// An elementwise kernel as the epilogue of a library kernel whose result elements have `value_type` (`f32`, `i32` or
 /// `u32`) and whose result, dense and in row-major order, has the kernel's parallel axes. Buffer 0 is the element in hand,
 /// buffer 1 the library kernel's `out`. The elements whose helpers it calls come with it. Its parameters are those of
-/// [`size_words`].
+/// [`epilogue_words`]. If it can fault, its last buffer is the word for that.
 ///
 /// # Errors
-/// As [`emit`], and for a kernel that is not elementwise or can fault.
+/// As [`emit`], and for a kernel that is not elementwise.
 pub fn emit_epilogue(
     kernel: &Kernel,
     value_type: &str,
 ) -> Result<(Epilogue, Vec<Element>), EmitError> {
-    if can_fault(kernel) {
-        return Err(EmitError("an epilogue that can fault".to_owned()));
-    }
     let mut writer = Writer::new(kernel, Variant::default(), true);
     writer.epilogue_function(value_type)?;
-    let bindings = writer.bindings()?.into_iter().skip(2).collect();
+    let mut bindings: Vec<Binding> = writer.bindings()?.into_iter().skip(2).collect();
+    let mut params = size_params(kernel);
+    if can_fault(kernel) {
+        bindings.push(faults());
+        params.push(LAUNCH.to_owned());
+    }
     let (helpers, code) = writer.finish();
     Ok((
         Epilogue {
             code,
             bindings,
-            params: size_params(kernel),
+            params,
         },
         helpers,
     ))
+}
+
+/// `fn combine(old: V, update: V) -> V` for two elements of a dtype, after all that it calls; and the elements whose helpers
+/// it needs.
+///
+/// # Errors
+/// As [`emit`].
+pub fn combine_function(f: Scalar, dtype: DType) -> Result<(String, Vec<Element>), EmitError> {
+    let (mut helpers, mut elements) = (Vec::new(), Vec::new());
+    let mut code = scalar::Code {
+        helpers: &mut helpers,
+        elements: &mut elements,
+    };
+    let value = code.binary(f, dtype, "old", "update")?;
+    let held = scalar::held(dtype)?.name();
+    let mut text = String::new();
+    prelude::write(&helpers, &mut text);
+    text.push_str(&format!(
+        "fn combine(old: {held}, update: {held}) -> {held} {{\n    return {value};\n}}\n"
+    ));
+    Ok((text, elements))
 }
 
 impl<'k> Writer<'k> {
@@ -404,6 +444,9 @@ impl<'k> Writer<'k> {
                     sums |= store.kind == StoreKind::AtomicAdd;
                     words |= self.in_words(position);
                 }
+            }
+            if sums && element == Element::F64 {
+                return Err(EmitError("sums of f64 from many threads".to_owned()));
             }
             let stores = match (sums, words) {
                 (true, _) => Stores::Sums,
@@ -501,7 +544,7 @@ pub fn tree_bytes(kernel: &Kernel) -> u32 {
             if let Ok(held) = scalar::held(kernel.dtype(accum.value)) {
                 count(held);
             }
-            if phase::is_position(accum.kind) {
+            if reduce::is_position(accum.kind) {
                 count(scalar::Held::Signed);
             }
         }

@@ -1,31 +1,42 @@
 //! WGSL helper functions that generated kernels call: 64-bit integers as pairs of words, float functions whose built-ins
-//! are too inexact or undefined at the edges, random numbers.
+//! are too inexact or undefined at the edges, random numbers. Those of 64-bit floats are in `double` and
+//! `double_functions`.
 //!
 //! Each helper names those it calls; a kernel gets the ones it needs, callees first.
 
+use super::{double, double_functions};
+
 /// A helper function.
-struct Helper {
-    name: &'static str,
-    calls: &'static [&'static str],
-    text: &'static str,
+pub(super) struct Helper {
+    pub name: &'static str,
+    pub calls: &'static [&'static str],
+    pub text: &'static str,
+}
+
+/// All helpers.
+fn all() -> impl Iterator<Item = &'static Helper> {
+    HELPERS
+        .iter()
+        .chain(double::HELPERS)
+        .chain(double_functions::HELPERS)
 }
 
 /// Writes the helpers in `wanted` and all they call, each once.
 pub(super) fn write(wanted: &[&'static str], out: &mut String) {
-    let mut written = vec![false; HELPERS.len()];
+    let mut written = vec![false; all().count()];
     for name in wanted {
         write_one(name, &mut written, out);
     }
 }
 
 fn write_one(name: &str, written: &mut [bool], out: &mut String) {
-    let position = HELPERS.iter().position(|helper| helper.name == name);
-    let position = position.unwrap_or_else(|| unreachable!("bug: no helper `{name}`"));
+    let found = all().enumerate().find(|(_, helper)| helper.name == name);
+    let (position, helper) = found.unwrap_or_else(|| unreachable!("bug: no helper `{name}`"));
     if !std::mem::replace(&mut written[position], true) {
-        for callee in HELPERS[position].calls {
+        for callee in helper.calls {
             write_one(callee, written, out);
         }
-        out.push_str(HELPERS[position].text);
+        out.push_str(&double::with_constants(helper.text));
     }
 }
 
@@ -34,6 +45,7 @@ macro_rules! helpers {
         &[$(Helper { name: $name, calls: &[$($call),*], text: concat!($text, "\n") }),*]
     };
 }
+pub(super) use helpers;
 
 /// Polynomials are least-squares fits, weighted towards equal error, of the function divided by its leading term; the
 /// interval and the largest relative error are given with each.
@@ -649,12 +661,12 @@ fn large_turns(x: f32) -> Turned {
 
 #[cfg(test)]
 mod tests {
-    use super::{HELPERS, write};
+    use super::{all, write};
     use cupola_shaders::check::check_wgsl;
 
     #[test]
     fn every_helper_is_valid() {
-        let names: Vec<&'static str> = HELPERS.iter().map(|helper| helper.name).collect();
+        let names: Vec<&'static str> = all().map(|helper| helper.name).collect();
         let mut text = String::new();
         write(&names, &mut text);
         text.push_str("@compute @workgroup_size(1) fn main() {}\n");

@@ -1,7 +1,7 @@
 //! Scalar functions and conversions as WGSL expressions over operands already computed.
 //!
 //! Values are held wider than they are stored: every float up to 32 bits is an `f32`, every integer up to 32 bits an `i32`
-//! or `u32` that is wrapped to its width after each operation, 64-bit integers are pairs of words. Floats narrower than
+//! or `u32` that is wrapped to its width after each operation, 64-bit integers and floats are pairs of words. Floats narrower than
 //! 32 bits are rounded by casts and stores only.
 
 use cupola_ir::{DType, Scalar};
@@ -26,6 +26,7 @@ pub(super) enum Held {
     Unsigned,
     Signed64,
     Unsigned64,
+    Float64,
 }
 
 /// Storage of a dtype, if kernels can hold it.
@@ -52,7 +53,9 @@ pub(super) fn element_of(dtype: DType) -> Option<Element> {
         DType::F8E5M2 => Element::F8E5M2,
         DType::F8E5M2FNUZ => Element::F8E5M2Fnuz,
         DType::F4E2M1 => Element::F4E2M1,
-        DType::F64 | DType::F8E8M0 | DType::String | DType::Block(_) => return None,
+        DType::F8E8M0 => Element::F8E8M0,
+        DType::F64 => Element::F64,
+        DType::String | DType::Block(_) => return None,
     })
 }
 
@@ -68,6 +71,7 @@ pub(super) fn held(dtype: DType) -> Result<Held, EmitError> {
         "i32" => Held::Signed,
         "u32" => Held::Unsigned,
         _ if dtype == DType::I64 => Held::Signed64,
+        _ if dtype == DType::F64 => Held::Float64,
         _ => Held::Unsigned64,
     })
 }
@@ -80,7 +84,7 @@ impl Held {
             Self::Float => "f32",
             Self::Signed => "i32",
             Self::Unsigned => "u32",
-            Self::Signed64 | Self::Unsigned64 => "vec2<u32>",
+            Self::Signed64 | Self::Unsigned64 | Self::Float64 => "vec2<u32>",
         }
     }
 }
@@ -109,7 +113,7 @@ impl Code<'_> {
                 signed_literal(((bits << unused) as i64 >> unused) as i32)
             }
             Held::Unsigned => format!("{}u", bits & (u64::MAX >> (64 - dtype.bits() as u32))),
-            Held::Signed64 | Held::Unsigned64 => {
+            Held::Signed64 | Held::Unsigned64 | Held::Float64 => {
                 format!("vec2<u32>({}u, {}u)", bits as u32, (bits >> 32) as u32)
             }
             Held::Float => match dtype {
@@ -154,6 +158,7 @@ impl Code<'_> {
         let unsupported = || EmitError(format!("{} of {dtype}", f.name()));
         let value = match held(dtype)? {
             Held::Float => self.float_unary(f, x).ok_or_else(unsupported)?,
+            Held::Float64 => self.call(double_unary(f).ok_or_else(unsupported)?, &[x]),
             Held::Bool => match f {
                 Scalar::Not => format!("!{x}"),
                 _ => return Err(unsupported()),
@@ -242,6 +247,7 @@ impl Code<'_> {
         let unsupported = || EmitError(format!("{} of {dtype}", f.name()));
         let value = match held(dtype)? {
             Held::Float => self.float_binary(f, x, y).ok_or_else(unsupported)?,
+            Held::Float64 => self.call(double_binary(f).ok_or_else(unsupported)?, &[x, y]),
             Held::Bool => match f {
                 Scalar::And => format!("({x} & {y})"),
                 Scalar::Or => format!("({x} | {y})"),
@@ -360,13 +366,14 @@ impl Code<'_> {
     }
 
     /// Whether an integer is zero.
-    pub(super) fn is_zero(&self, dtype: DType, x: &str) -> Result<String, EmitError> {
+    pub(super) fn is_zero(&mut self, dtype: DType, x: &str) -> Result<String, EmitError> {
         Ok(match held(dtype)? {
             Held::Bool => format!("!{x}"),
             Held::Float => format!("({x} == 0.0)"),
             Held::Signed => format!("({x} == 0)"),
             Held::Unsigned => format!("({x} == 0u)"),
             Held::Signed64 | Held::Unsigned64 => format!("all({x} == vec2<u32>(0u, 0u))"),
+            Held::Float64 => self.call("is_zero_f64", &[x]),
         })
     }
 
@@ -381,6 +388,7 @@ impl Code<'_> {
             Held::Signed => self.wrapped(to, x.to_owned()),
             Held::Unsigned => self.wrapped(to, format!("bitcast<u32>({x})")),
             Held::Signed64 | Held::Unsigned64 => self.call("i64_of_i32", &[x]),
+            Held::Float64 => self.call("f64_of_i32", &[x]),
         })
     }
 
@@ -422,8 +430,14 @@ impl Code<'_> {
             let zero = self.is_zero(from, x)?;
             return Ok(format!("!({zero})"));
         }
+        if target == Held::Float64 {
+            return Ok(self.double_of(source, x));
+        }
         Ok(match (source, target) {
-            (Held::Bool, Held::Float) => format!("select(0.0, 1.0, {x})"),
+            (Held::Bool, Held::Float) => {
+                // Not every format has a zero.
+                self.rounded(to, format!("select(0.0, 1.0, {x})"), saturate)?
+            }
             (Held::Bool, Held::Signed) => self.wrapped(to, format!("select(0, 1, {x})")),
             (Held::Bool, Held::Unsigned) => format!("select(0u, 1u, {x})"),
             (Held::Bool, Held::Signed64 | Held::Unsigned64) => {
@@ -432,7 +446,9 @@ impl Code<'_> {
             (Held::Float, Held::Float) => self.rounded(to, x.to_owned(), saturate)?,
             (Held::Float, Held::Signed64) => self.call("f32_to_i64", &[x]),
             (Held::Float, Held::Unsigned64) => self.call("f32_to_u64", &[x]),
-            (Held::Float, Held::Signed | Held::Unsigned) => self.float_to_int(to, x),
+            (Held::Float, Held::Signed | Held::Unsigned) => {
+                self.float_to_int(to, ["f32_to_i32", "f32_to_u32"], x)
+            }
             (Held::Signed, Held::Float) => self.rounded(to, format!("f32({x})"), saturate)?,
             (Held::Unsigned, Held::Float) => self.rounded(to, format!("f32({x})"), saturate)?,
             (Held::Signed64, Held::Float) => {
@@ -456,32 +472,52 @@ impl Code<'_> {
                 self.wrapped(to, format!("{x}.x"))
             }
             (Held::Signed64 | Held::Unsigned64, Held::Signed64 | Held::Unsigned64) => x.to_owned(),
+            (Held::Float64, Held::Float) if to == DType::F32 => self.call("f32_of_f64", &[x]),
+            (Held::Float64, Held::Float) => {
+                let near = self.call("f32_odd_f64", &[x]);
+                self.rounded(to, near, saturate)?
+            }
+            (Held::Float64, Held::Signed64) => self.call("f64_to_i64", &[x]),
+            (Held::Float64, Held::Unsigned64) => self.call("f64_to_u64", &[x]),
+            (Held::Float64, Held::Signed | Held::Unsigned) => {
+                self.float_to_int(to, ["f64_to_i32", "f64_to_u32"], x)
+            }
+            (_, Held::Float64) => unreachable!("bug: handled above"),
             (_, Held::Bool) => unreachable!("bug: handled above"),
         })
     }
 
-    /// Truncates toward zero; out of range saturates, NaN gives 0.
-    fn float_to_int(&mut self, to: DType, x: &str) -> String {
+    /// A value of this kind as a 64-bit float.
+    fn double_of(&mut self, source: Held, x: &str) -> String {
+        match source {
+            Held::Bool => format!("vec2<u32>(0u, select(0u, 0x3ff00000u, {x}))"),
+            Held::Float => self.call("f64_of_f32", &[x]),
+            Held::Signed => self.call("f64_of_i32", &[x]),
+            Held::Unsigned => self.call("f64_of_u64", &[&format!("vec2<u32>({x}, 0u)")]),
+            Held::Signed64 => self.call("f64_of_i64", &[x]),
+            Held::Unsigned64 => self.call("f64_of_u64", &[x]),
+            Held::Float64 => x.to_owned(),
+        }
+    }
+
+    /// Truncates toward zero; out of range saturates, NaN gives 0. `whole` are the conversions to i32 and u32.
+    fn float_to_int(&mut self, to: DType, whole: [&'static str; 2], x: &str) -> String {
+        let (least, most) = to.int_range().unwrap_or((0, 1));
+        let (name, suffix) = match least < 0 {
+            true => (whole[0], ""),
+            false => (whole[1], "u"),
+        };
+        let value = self.call(name, &[x]);
         match to {
-            DType::I32 => self.call("f32_to_i32", &[x]),
-            DType::U32 => self.call("f32_to_u32", &[x]),
-            _ => {
-                let (least, most) = to.int_range().unwrap_or((0, 1));
-                let (name, suffix) = if least < 0 {
-                    ("f32_to_i32", "")
-                } else {
-                    ("f32_to_u32", "u")
-                };
-                let whole = self.call(name, &[x]);
-                format!("clamp({whole}, {least}{suffix}, {most}{suffix})")
-            }
+            DType::I32 | DType::U32 => value,
+            _ => format!("clamp({value}, {least}{suffix}, {most}{suffix})"),
         }
     }
 
     /// The same bits as another dtype of equal width.
     pub(super) fn bitcast(&mut self, from: DType, to: DType, x: &str) -> Result<String, EmitError> {
         let (source, target) = (held(from)?, held(to)?);
-        if matches!(source, Held::Signed64 | Held::Unsigned64) {
+        if matches!(source, Held::Signed64 | Held::Unsigned64 | Held::Float64) {
             return Ok(x.to_owned());
         }
         let mask = u32::MAX >> (32 - from.bits() as u32);
@@ -498,7 +534,9 @@ impl Code<'_> {
                     _ => format!("{}_bits({x}, false)", element.name()),
                 }
             }
-            Held::Signed64 | Held::Unsigned64 => unreachable!("bug: handled above"),
+            Held::Signed64 | Held::Unsigned64 | Held::Float64 => {
+                unreachable!("bug: handled above")
+            }
         };
         Ok(match target {
             Held::Bool => format!("({bits} != 0u)"),
@@ -514,11 +552,68 @@ impl Code<'_> {
                     format!("{}_value({bits})", element.name())
                 }
             },
-            Held::Signed64 | Held::Unsigned64 => {
+            Held::Signed64 | Held::Unsigned64 | Held::Float64 => {
                 return Err(EmitError(format!("bitcast of {from} to {to}")));
             }
         })
     }
+}
+
+/// The helper for a function of one 64-bit float.
+fn double_unary(f: Scalar) -> Option<&'static str> {
+    Some(match f {
+        Scalar::Neg => "neg_f64",
+        Scalar::Abs => "abs_f64",
+        Scalar::Sign => "sign_f64",
+        Scalar::Floor => "floor_f64",
+        Scalar::Ceil => "ceil_f64",
+        Scalar::Round => "round_f64",
+        Scalar::Trunc => "trunc_f64",
+        Scalar::Sqrt => "sqrt_f64",
+        Scalar::Rsqrt => "rsqrt_f64",
+        Scalar::Recip => "recip_f64",
+        Scalar::Exp => "exp_f64",
+        Scalar::Expm1 => "expm1_f64",
+        Scalar::Log => "log_f64",
+        Scalar::Log1p => "log1p_f64",
+        Scalar::Sin => "sin_f64",
+        Scalar::Cos => "cos_f64",
+        Scalar::Tan => "tan_f64",
+        Scalar::Asin => "asin_f64",
+        Scalar::Acos => "acos_f64",
+        Scalar::Atan => "atan_f64",
+        Scalar::Sinh => "sinh_f64",
+        Scalar::Cosh => "cosh_f64",
+        Scalar::Tanh => "tanh_f64",
+        Scalar::Asinh => "asinh_f64",
+        Scalar::Acosh => "acosh_f64",
+        Scalar::Atanh => "atanh_f64",
+        Scalar::Erf => "erf_f64",
+        Scalar::Sigmoid => "sigmoid_f64",
+        Scalar::IsNan => "is_nan_f64",
+        Scalar::IsInf => "is_inf_f64",
+        _ => return None,
+    })
+}
+
+/// The helper for a function of two 64-bit floats.
+fn double_binary(f: Scalar) -> Option<&'static str> {
+    Some(match f {
+        Scalar::Add => "add_f64",
+        Scalar::Sub => "sub_f64",
+        Scalar::Mul => "mul_f64",
+        Scalar::Div => "div_f64",
+        Scalar::Rem => "rem_f64",
+        Scalar::Mod => "mod_f64",
+        Scalar::Pow => "pow_f64",
+        Scalar::Atan2 => "atan2_f64",
+        Scalar::Min => "min_f64",
+        Scalar::Max => "max_f64",
+        Scalar::Eq => "same_f64",
+        Scalar::Lt => "less_f64",
+        Scalar::Le => "least_f64",
+        _ => return None,
+    })
 }
 
 /// The least i32 has no literal of its own: the minus sign comes after reading the number.

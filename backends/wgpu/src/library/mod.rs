@@ -13,6 +13,7 @@ use crate::error::Error;
 pub mod attention;
 pub mod convolution;
 pub mod matmul;
+pub mod scatter;
 pub mod sort;
 pub mod unit;
 
@@ -52,6 +53,8 @@ pub enum Place {
     Argument(usize),
     /// Scratch memory of the program, by position.
     Scratch(usize),
+    /// The device's word for faults.
+    Faults,
 }
 
 /// Several dispatches in order, with memory of their own between them.

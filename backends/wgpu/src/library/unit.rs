@@ -14,6 +14,7 @@ use cupola_shaders::sort::{KeyKind, ROW_AXES};
 use super::attention::{Attention, Tensor4};
 use super::convolution::{Channels, Convolution, SpatialAxis};
 use super::matmul::{BatchAxis, InnerAxis, Matmul, Matrix};
+use super::scatter::{self, Scatter};
 use super::sort::{RowAxis, Sort};
 use super::{LibraryProgram, accumulator_of};
 use crate::choice::DeviceModel;
@@ -25,7 +26,7 @@ pub fn claim(op: &Op, operands: &[&TensorType]) -> Claim {
     match refusal(op, operands) {
         Some(reason) => Claim::No { reason },
         None => Claim::Yes {
-            strided: true,
+            strided: !matches!(op, Op::Core(CoreOp::Scatter(_))),
             epilogue: takes_epilogue(op),
             converts: false,
         },
@@ -61,6 +62,13 @@ fn refusal(op: &Op, operands: &[&TensorType]) -> Option<String> {
             }
             (ty.rank() > ROW_AXES + 1).then(|| format!("no sort of {} axes", ty.rank()))
         }
+        Op::Core(CoreOp::Scatter(op)) => {
+            let data = operands.first()?;
+            element_of(data.dtype)
+                .is_none()
+                .then(|| format!("no scatter of {}", data.dtype))
+                .or_else(|| scatter::refusal(op, data.dtype, data.rank()))
+        }
         Op::Composite(CompositeOp::Conv(_) | CompositeOp::ConvTranspose(_)) => {
             let spatial = operands.first()?.rank().saturating_sub(2);
             let mixed = operands
@@ -76,7 +84,7 @@ fn refusal(op: &Op, operands: &[&TensorType]) -> Option<String> {
             let (vectors, mask) = operands.split_at(operands.len().min(3));
             let float = |ty: &&TensorType| {
                 let known = ty.dtype.is_float() && element_of(ty.dtype).is_some();
-                (!known).then(|| format!("no attention of {}", ty.dtype))
+                (!known || ty.dtype.bits() > 32).then(|| format!("no attention of {}", ty.dtype))
             };
             let mask_fits = |ty: &&TensorType| {
                 let known = element_of(ty.dtype).is_some() && ty.dtype.bits() <= 32;
@@ -216,6 +224,16 @@ impl LibraryUnit {
             Op::Core(CoreOp::Sort(sort)) => self
                 .sort(sort.axis, sort.descending, &operands[0], &results[0])
                 .plan(device)?,
+            Op::Core(CoreOp::Scatter(op)) => Scatter {
+                op,
+                dtype: self.library.operands[0].dtype,
+                element: operands[0].element,
+                dims: &operands[0].dims,
+                tuples: operands[2].dims.iter().product(),
+                offsets: [operands[0].offset, operands[1].offset],
+                index_offsets: operands[2..].iter().map(|list| list.offset).collect(),
+            }
+            .plan()?,
             Op::Composite(CompositeOp::Conv(conv)) => {
                 let before = dims_of(&conv.pads_low, &self.library, sizes)?;
                 let windows = Windows {

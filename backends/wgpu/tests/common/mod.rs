@@ -1,6 +1,8 @@
 //! Devices for tests. Without an adapter a test says so and passes, unless `CUPOLA_TEST_REQUIRE_GPU=1`.
 #![allow(dead_code)]
 
+pub mod units;
+
 use cupola_shaders::element::Element;
 use cupola_wgpu::device::{Command, Dispatch, KernelSource, ParamSpace, ShaderChecks};
 use cupola_wgpu::library::{LibraryCall, LibraryProgram, Place, kernel_source};
@@ -253,6 +255,7 @@ pub fn run_program(
                 .map(|place| match place {
                     Place::Argument(n) => held[*n].whole(),
                     Place::Scratch(n) => scratch[*n].whole(),
+                    Place::Faults => panic!("nothing here reports faults"),
                 })
                 .collect();
             let bindings = device.bind(&pipeline, &ranges).expect("binds");
