@@ -156,7 +156,7 @@ impl Host {
         Ok(backend)
     }
 
-    /// How GPUs are opened: the one place that reads `CUPOLA_GPU_TIER` and `CUPOLA_GPU_FAIL`.
+    /// How GPUs are opened: the one place that reads the environment variables of GPUs.
     fn gpu_options(&self) -> Result<DeviceOptions> {
         let setting = |e: cupola_wgpu::Error| RuntimeError::Setting(e.to_string());
         let tier = Tier::from_environment().map_err(setting)?;
@@ -168,6 +168,7 @@ impl Host {
             inject: self.options.inject.or(ordered),
             memory_limits: self.options.memory_limits,
             keeper: cache.map(|cache| -> Arc<dyn Keeper> { Arc::new(cache) }),
+            translate: std::env::var_os("CUPOLA_GPU_TRANSLATE").is_some_and(|v| !v.is_empty()),
             ..DeviceOptions::default()
         })
     }

@@ -92,6 +92,7 @@ pub fn check_wgsl_with(text: &str, capabilities: Capabilities) -> Result<Transla
     }
     let hlsl_options = hlsl::Options {
         shader_model: hlsl::ShaderModel::V6_2,
+        immediates_target: Some(hlsl::BindTarget::default()),
         fake_missing_bindings: true,
         ..Default::default()
     };
@@ -102,6 +103,17 @@ pub fn check_wgsl_with(text: &str, capabilities: Capabilities) -> Result<Transla
         .map_err(|error| fail("HLSL")(error.to_string()))?;
     entry_points(translated.entry_point_names, "HLSL")?;
     Ok(Translations { spirv, msl, hlsl })
+}
+
+/// As [`check_wgsl`], for a text of which nothing is known but itself.
+///
+/// # Errors
+/// The first stage that refuses it.
+pub fn check_kernel(text: &str) -> Result<Translations, CheckError> {
+    let line = Extension::CooperativeMatrix.line();
+    let mut capabilities = Capabilities::all();
+    capabilities.set(Capabilities::COOPERATIVE_MATRIX, text.contains(line));
+    check_wgsl_with(text, capabilities)
 }
 
 fn entry_points<E: std::fmt::Display>(

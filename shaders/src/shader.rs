@@ -99,7 +99,7 @@ pub enum Extension {
 
 impl Extension {
     /// The line that enables it, if it needs one.
-    fn line(self) -> &'static str {
+    pub(crate) fn line(self) -> &'static str {
         match self {
             Self::F16 => "enable f16;\n",
             Self::Subgroups => "",

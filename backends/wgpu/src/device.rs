@@ -129,6 +129,9 @@ pub struct DeviceOptions {
     pub inject: Option<Injected>,
     /// Divides memory as a device with these limits would, to test that; they are below the device's own.
     pub memory_limits: Option<MemoryLimits>,
+    /// Kernels are translated for every graphics interface before they are compiled for this one, and refused where one
+    /// would not take them.
+    pub translate: bool,
 }
 
 /// Features an opened device has, after fallbacks.
@@ -160,6 +163,7 @@ pub struct GpuDevice {
     tier: Tier,
     findings: Findings,
     checks: ShaderChecks,
+    translate: bool,
     health: Arc<Health>,
     memory: Arc<buffer::MemoryAccount>,
     pipelines: pipeline::PipelineCache,

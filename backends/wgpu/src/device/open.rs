@@ -333,6 +333,7 @@ fn start(
         injector: inject::Injector::new(options.inject),
         memory: Arc::new(buffer::MemoryAccount::new(options.memory_budget)),
         checks: options.checks,
+        translate: options.translate,
         device,
         queue,
         facts,

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
+use cupola_shaders::check::check_kernel;
 pub use cupola_shaders::{Access, ParamSpace};
 use rustc_hash::FxHashMap;
 
@@ -172,6 +173,12 @@ impl GpuDevice {
                 label: source.label.clone(),
                 message: "a failure was ordered".to_owned(),
             });
+        }
+        if self.translate {
+            check_kernel(&source.text).map_err(|error| Error::Shader {
+                label: source.label.clone(),
+                message: one_line(&error.to_string()),
+            })?;
         }
         let started = std::time::Instant::now();
         let layout = self.bind_group_layout(&source.bindings)?;
