@@ -13,6 +13,7 @@ mod quant;
 mod text;
 
 pub use dequant::{BlockCodes, MAX_BLOCK, SizeMismatch, block_codes, dequantize};
+pub use dequant_codebook::codebook;
 pub(crate) use pack::{pack, unpack};
 pub use quant::quantize_q8_0;
 

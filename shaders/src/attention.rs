@@ -1,11 +1,15 @@
 //! Scaled dot-product attention with an online softmax: the scores are never stored.
 
+mod cooperative;
+
 use std::fmt::Write as _;
 
 use crate::element::{Binding, Element, Width};
 use crate::matmul::SkinnyRows;
-use crate::shader::{Shader, params};
+use crate::shader::{Extension, Shader, params};
 use crate::template::fill;
+
+pub use cooperative::AttentionMatrices;
 
 params! {
     /// Parameters of every attention kernel. Lengths and strides in elements; strides are two's complement, 0 where an
@@ -112,6 +116,9 @@ pub enum Mask {
 pub enum AttentionForm {
     /// 32 rows at a time.
     Tile,
+    /// Matrix units. Queries, keys, values and results are neighbours along their last axis, their other strides, offsets
+    /// and lengths multiples of four.
+    Cooperative(AttentionMatrices),
     /// A few rows, with the keys in one range.
     Few(SkinnyRows),
     /// A few rows, the keys in several ranges; results go to scratch for [`AttentionForm::Join`].
@@ -159,11 +166,11 @@ pub struct AttentionShader {
     /// Storage of the result.
     pub out: Element,
     /// Whether the few-rows form loads keys in fours: their elements are neighbours, and depth, offset and all other
-    /// strides multiples of four.
+    /// strides multiples of four. [`AttentionForm::Cooperative`] always does.
     pub key_width: Width,
     /// How the work is divided.
     pub form: AttentionForm,
-    /// Value columns of a workgroup.
+    /// Value columns of a workgroup; [`AttentionForm::Cooperative`] has its own.
     pub cols: ValueCols,
 }
 
@@ -192,10 +199,14 @@ impl AttentionShader {
                 (vec![Binding::read("parts", Element::F32)], body)
             }
             form => {
+                let others = match form {
+                    AttentionForm::Cooperative(_) => Width::Four,
+                    _ => Width::One,
+                };
                 let mut bindings = vec![
-                    Binding::read("query", self.query),
+                    Binding::read_as("query", self.query, others),
                     Binding::read_as("key", self.key, self.key_width),
-                    Binding::read("value", self.value),
+                    Binding::read_as("value", self.value, others),
                 ];
                 if let Mask::Present(element) = self.mask {
                     bindings.push(Binding::read("mask", element));
@@ -203,6 +214,7 @@ impl AttentionShader {
                 let main = match form {
                     AttentionForm::Few(rows) => self.few(rows.most(), false),
                     AttentionForm::FewSplit(rows) => self.few(rows.most(), true),
+                    AttentionForm::Cooperative(matrices) => matrices.kernel(),
                     AttentionForm::Tile | AttentionForm::Join => self.tile(),
                 };
                 (bindings, common + &main)
@@ -210,12 +222,19 @@ impl AttentionShader {
         };
         bindings.push(match self.form {
             AttentionForm::FewSplit(_) => Binding::write("parts", Element::F32),
+            AttentionForm::Cooperative(_) => Binding {
+                width: Width::Four,
+                ..Binding::write("out", self.out)
+            },
             AttentionForm::Tile | AttentionForm::Few(_) | AttentionForm::Join => {
                 Binding::write("out", self.out)
             }
         });
         let form = match self.form {
             AttentionForm::Tile => "tile".to_owned(),
+            AttentionForm::Cooperative(matrices) => {
+                format!("cooperative{}x{}", matrices.rows(), matrices.keys)
+            }
             AttentionForm::Few(rows) => format!("few{}", rows.most()),
             AttentionForm::FewSplit(rows) => format!("split{}", rows.most()),
             AttentionForm::Join => "join".to_owned(),
@@ -224,7 +243,14 @@ impl AttentionShader {
             label: format!("attention_{form}"),
             bindings,
             params: AttentionParams::members(),
-            extensions: Vec::new(),
+            extensions: match self.form {
+                AttentionForm::Cooperative(_) => vec![
+                    Extension::F16,
+                    Extension::Subgroups,
+                    Extension::CooperativeMatrix,
+                ],
+                _ => Vec::new(),
+            },
             helpers: Vec::new(),
             body,
         }
@@ -375,7 +401,7 @@ impl AttentionShader {
             let query = |next: u32| format!("queries[{}u + at]", row * depth + next);
             let product = match self.key_width {
                 Width::One => format!("{} * k", query(0)),
-                Width::Four => {
+                Width::Four | Width::Halves => {
                     let queries = [0, 1, 2, 3].map(query).join(", ");
                     format!("dot(vec4<f32>({queries}), k)")
                 }
@@ -424,7 +450,7 @@ impl AttentionShader {
                     "KEY_STEP",
                     match self.key_width {
                         Width::One => "1",
-                        Width::Four => "4",
+                        Width::Four | Width::Halves => "4",
                     },
                 ),
                 (
@@ -433,7 +459,7 @@ impl AttentionShader {
                         Width::One => {
                             "f32(load_key(place.key + key * params.key_row + at * params.key_depth))"
                         }
-                        Width::Four => {
+                        Width::Four | Width::Halves => {
                             "vec4<f32>(load4_key(place.key + key * params.key_row + at))"
                         }
                     },

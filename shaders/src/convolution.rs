@@ -4,7 +4,7 @@ use crate::element::{Binding, Element, Width};
 use crate::matmul::Accumulator;
 use crate::shader::{Epilogue, Param, Shader, params};
 use crate::template::fill;
-use crate::tile::{FastAxis, Staging, Tile, tiled_product};
+use crate::tile::{FastAxis, Split, Staging, Tile, tiled_product};
 
 /// Spatial axes of every kernel here; missing ones have length 1.
 pub const SPATIAL_AXES: usize = 3;
@@ -168,7 +168,7 @@ impl ConvolutionShader {
                     fast: FastAxis::Outer,
                     width: Width::One,
                 };
-                tiled_product(tile, value, lhs, rhs, "groups")
+                tiled_product(tile, value, lhs, rhs, "groups", Split::Whole)
             }
             ConvolutionForm::Direct => fill(
                 include_str!("../wgsl/convolution_direct.wgsl"),
@@ -218,7 +218,7 @@ impl ConvolutionShader {
                 ),
                 Width::One,
             ),
-            WeightLayout::Dense(Width::Four) => (
+            WeightLayout::Dense(Width::Four | Width::Halves) => (
                 format!(
                     "fn lhs_value4(item: LhsItem, inner: u32) -> vec4<{value}> {{
     if item.present && inner < params.inner {{

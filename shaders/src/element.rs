@@ -81,6 +81,8 @@ pub enum Width {
     /// Aligned groups of four: `load4_NAME(i)` and, if written, `store4_NAME(i, values)` with `i` a multiple of four; and
     /// `load_NAME(i)` at any index. Not with [`Stores::Sums`].
     Four,
+    /// As `Four`, as `vec4<f16>`: for [`Element::F16`] in kernels that use [`crate::Extension::F16`].
+    Halves,
 }
 
 /// How a written binding is stored to.
@@ -187,10 +189,18 @@ impl Binding {
             (Width::Four, 64) => unreachable!("bug: 64-bit elements are loaded one by one"),
             (Width::Four, 32) => (element.value_type4(), 16),
             (Width::Four, 16) => ("vec2<u32>", 8),
+            (Width::Halves, _) => ("vec4<f16>", 8),
             (Width::One | Width::Four, _) => ("u32", 4),
         };
         let written = self.access == Access::ReadWrite;
         let mut text = (self.memory()).declaration(position, item, size, written, mode);
+        if self.element == Element::U32 && self.access != Access::ReadWrite {
+            let len = self.memory().len(size);
+            text.push_str(&format!(
+                "fn len_{}() -> u32 {{ return {len}; }}\n",
+                self.name
+            ));
+        }
         match self.width {
             Width::One => {
                 text.push_str(&self.load_one());
@@ -205,6 +215,11 @@ impl Binding {
                     text.push_str(&self.store_four());
                 }
             }
+            Width::Halves => text.push_str(&format!(
+                "fn load4_{}(i: u32) -> vec4<f16> {{ return {}; }}\n",
+                self.name,
+                self.memory().read("i >> 2u")
+            )),
         }
         text
     }

@@ -12,15 +12,19 @@
 //! writes workgroup memory before it reads it. This crate never talks to a device.
 
 pub mod attention;
+pub mod blocks;
 pub mod check;
 pub mod convolution;
+pub mod cooperative;
 pub mod element;
 pub mod matmul;
 mod minifloat;
 pub mod peak;
 pub mod scatter;
 pub mod shader;
+pub mod skinny;
 pub mod sort;
+mod staging;
 
 mod template;
 pub mod tile;

@@ -1,11 +1,18 @@
-//! Matrix products: tiled for matrices, skinny for a few rows.
+//! Matrix products: tiled for matrices, cooperative where there are matrix units, skinny for a few rows.
+//!
+//! One generator: operands of any storage, block-quantised ones too, in any layout; any form; the inner axis whole or
+//! divided among workgroups, whose parts [`JoinShader`] adds up.
 
-use std::fmt::Write as _;
+use cupola_ir::BlockFormat;
 
+use crate::blocks;
+use crate::cooperative::CooperativeTile;
 use crate::element::{Binding, Element, Width};
-use crate::shader::{Epilogue, Param, Shader, params};
+use crate::shader::{Epilogue, Extension, Param, Shader, params};
+pub use crate::skinny::SkinnyRows;
+use crate::skinny::{Reduction, Right, Skinny};
 use crate::template::fill;
-use crate::tile::{FastAxis, Staging, Tile, tiled_product};
+use crate::tile::{FastAxis, Split, Staging, Tile, tiled_product};
 
 /// Most batch axes of one product, after neighbours that can be merged have been.
 pub const BATCH_AXES: usize = 8;
@@ -50,6 +57,12 @@ params! {
         out_row,
         /// Stride from column to column.
         out_col,
+        /// Parts that the inner axis is divided into.
+        splits,
+        /// Inner positions of a part, a multiple of the form's step.
+        split_inner,
+        /// Distance of the parts' results.
+        split_out,
     } [
         /// Batch axes, innermost first: length, then strides of left, right and result (0 where broadcast).
         batch_dims: 8,
@@ -90,6 +103,15 @@ impl Accumulator {
             Self::U32 => "u32",
         }
     }
+
+    /// Storage of sums as they are.
+    pub fn element(self) -> Element {
+        match self {
+            Self::F32 => Element::F32,
+            Self::I32 => Element::I32,
+            Self::U32 => Element::U32,
+        }
+    }
 }
 
 /// How the contracted axis is laid out.
@@ -101,111 +123,106 @@ pub enum InnerAxes {
     Many,
 }
 
+/// What an operand is stored as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Source {
+    /// Single elements.
+    Plain(Element),
+    /// Block-quantised along the inner axis, whose length is a multiple of the block's; rows follow one another in
+    /// multiples of it too. Read along the inner axis in fours.
+    Blocks(BlockFormat),
+}
+
+/// An operand as a kernel reads it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Operand {
+    /// Storage.
+    pub source: Source,
+    /// How it is read.
+    pub staging: Staging,
+    /// Values are rounded to this type of 16 bits, if any, before they are multiplied.
+    pub rounded: Option<Element>,
+}
+
+impl Operand {
+    /// An operand of single elements.
+    pub fn plain(element: Element, staging: Staging) -> Self {
+        Self {
+            source: Source::Plain(element),
+            staging,
+            rounded: None,
+        }
+    }
+
+    /// A block-quantised operand.
+    pub fn blocks(format: BlockFormat) -> Self {
+        Self {
+            source: Source::Blocks(format),
+            staging: Staging::new(FastAxis::Inner, Width::Four),
+            rounded: None,
+        }
+    }
+
+    fn name(&self) -> String {
+        match self.source {
+            Source::Plain(element) => format!("{element:?}"),
+            Source::Blocks(format) => format.name().to_owned(),
+        }
+    }
+
+    fn blocks_of(&self) -> Option<BlockFormat> {
+        match self.source {
+            Source::Plain(_) => None,
+            Source::Blocks(format) => Some(format),
+        }
+    }
+
+    /// Accessors beside those of the binding.
+    fn accessors(&self, side: &str) -> String {
+        self.blocks_of()
+            .map_or(String::new(), |format| blocks::accessors(side, format))
+    }
+
+    fn binding(&self, side: &str) -> Binding {
+        match self.source {
+            Source::Plain(element) => Binding::read_as(side, element, self.staging.width),
+            Source::Blocks(_) => Binding::read(side, Element::U32),
+        }
+    }
+}
+
 /// The way the work is divided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum MatmulForm {
     /// A tile of the result for each workgroup.
     Tiled(Tile),
-    /// At most [`SkinnyRows::most`] rows, any number of columns.
-    Skinny(SkinnyRows),
-}
-
-/// Rows of a skinny product, rounded up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum SkinnyRows {
-    /// One.
-    One,
-    /// Two.
-    Two,
-    /// Three or four.
-    Four,
-    /// Five to eight.
-    Eight,
-}
-
-impl SkinnyRows {
-    /// All of them, ascending.
-    pub const ALL: [Self; 4] = [Self::One, Self::Two, Self::Four, Self::Eight];
-
-    /// The most rows it computes.
-    pub fn most(self) -> u32 {
-        match self {
-            Self::One => 1,
-            Self::Two => 2,
-            Self::Four => 4,
-            Self::Eight => 8,
-        }
-    }
-
-    /// The smallest that holds `rows`.
-    pub fn holding(rows: u64) -> Option<Self> {
-        Self::ALL
-            .into_iter()
-            .find(|form| u64::from(form.most()) >= rows)
-    }
+    /// A tile on matrix units; values are rounded to f16 before they are multiplied and summed in f32.
+    Cooperative(CooperativeTile),
+    /// A few rows, any number of columns.
+    Skinny(Skinny),
 }
 
 /// What makes one product kernel's text differ from another's.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct MatmulShader {
-    /// Storage of the left operand.
-    pub lhs: Element,
-    /// Storage of the right operand.
-    pub rhs: Element,
+    /// Left operand.
+    pub lhs: Operand,
+    /// Right operand.
+    pub rhs: Operand,
     /// Storage of the result.
     pub out: Element,
     /// Type of the sums; operands are converted to it.
     pub accumulator: Accumulator,
     /// Layout of the contracted axis.
     pub inner: InnerAxes,
-    /// How the left operand is read.
-    pub lhs_staging: Staging,
-    /// How the right operand is read.
-    pub rhs_staging: Staging,
     /// How the work is divided.
     pub form: MatmulForm,
+    /// Whether the inner axis is divided too. Then the result is that of the parts, in `accumulator`'s type.
+    pub split: Split,
     /// What happens to each result instead of the plain store.
     pub epilogue: Epilogue,
     /// Which way round the epilogue sees rows and columns.
     pub orientation: Orientation,
-}
-
-/// How a skinny workgroup is divided.
-struct SkinnyShape {
-    threads: u32,
-    /// Threads that share one column, or one four of columns.
-    lanes: u32,
-    /// Columns of a thread: 1, or 4 where the right operand is read in fours along them.
-    thread_cols: u32,
-}
-
-impl SkinnyShape {
-    /// Neighbouring threads read along the fast axis of the right operand. Fours of columns take four times the
-    /// workgroup memory, so there are half as many threads: 8 rows x 128 threads x 16 bytes fill 16 KiB.
-    fn of(rhs: Staging) -> Self {
-        match (rhs.fast, rhs.width) {
-            (FastAxis::Inner, _) => Self {
-                threads: 256,
-                lanes: 64,
-                thread_cols: 1,
-            },
-            (FastAxis::Outer, Width::One) => Self {
-                threads: 256,
-                lanes: 8,
-                thread_cols: 1,
-            },
-            (FastAxis::Outer, Width::Four) => Self {
-                threads: 128,
-                lanes: 8,
-                thread_cols: 4,
-            },
-        }
-    }
-
-    /// Threads side by side along the columns.
-    fn slots(&self) -> u32 {
-        self.threads / self.lanes
-    }
 }
 
 impl MatmulShader {
@@ -213,10 +230,8 @@ impl MatmulShader {
     pub fn group_cols(&self) -> u32 {
         match self.form {
             MatmulForm::Tiled(tile) => tile.cols,
-            MatmulForm::Skinny(_) => {
-                let shape = SkinnyShape::of(self.rhs_staging);
-                shape.slots() * shape.thread_cols
-            }
+            MatmulForm::Cooperative(tile) => tile.cols(),
+            MatmulForm::Skinny(skinny) => skinny.group_cols(self.rhs.staging),
         }
     }
 
@@ -224,178 +239,156 @@ impl MatmulShader {
     pub fn group_rows(&self) -> u32 {
         match self.form {
             MatmulForm::Tiled(tile) => tile.rows,
-            MatmulForm::Skinny(rows) => rows.most(),
+            MatmulForm::Cooperative(tile) => tile.rows(),
+            MatmulForm::Skinny(skinny) => skinny.rows.most(),
+        }
+    }
+
+    /// Threads of a workgroup.
+    pub fn threads(&self) -> u32 {
+        match self.form {
+            MatmulForm::Tiled(tile) => tile.threads(),
+            MatmulForm::Cooperative(tile) => tile.threads(),
+            MatmulForm::Skinny(skinny) => skinny.threads,
+        }
+    }
+
+    /// Inner positions of a step: parts of a divided inner axis are multiples of it.
+    pub fn inner_step(&self) -> u32 {
+        match self.form {
+            MatmulForm::Tiled(tile) => tile.step,
+            MatmulForm::Cooperative(tile) => tile.step,
+            MatmulForm::Skinny(skinny) => {
+                let blocks = self.rhs.blocks_of();
+                skinny.inner_step(
+                    self.rhs.staging,
+                    blocks.map(|format| format.group_len() as u32),
+                )
+            }
+        }
+    }
+
+    /// Bytes of workgroup memory, at most.
+    pub fn memory_size(&self) -> u32 {
+        match self.form {
+            MatmulForm::Tiled(tile) => tile.memory_size(),
+            MatmulForm::Cooperative(tile) => tile.memory_size(),
+            MatmulForm::Skinny(skinny) => skinny.memory_size(self.rhs.staging),
         }
     }
 
     /// The kernel. Buffers: the operands as the product was asked, the result, then the epilogue's.
     pub fn shader(&self) -> Shader {
+        let (lhs, rhs) = (self.lhs.staging, self.rhs.staging);
         let value = self.accumulator.name();
-        let mut body = fill(
-            include_str!("../wgsl/matmul.wgsl"),
-            &[
-                ("V", value),
-                ("LHS_VALUE", &self.value_functions("lhs", self.lhs_staging)),
-                ("RHS_VALUE", &self.value_functions("rhs", self.rhs_staging)),
-                (
-                    "EPILOGUE_POSITION",
-                    match self.orientation {
-                        Orientation::Normal => "row, col",
-                        Orientation::Swapped => "col, row",
-                    },
-                ),
-                ("EPILOGUE", &self.epilogue.code_for(value, self.out)),
-            ],
+        let values = [("lhs", self.lhs), ("rhs", self.rhs)].map(|(side, operand)| {
+            format!(
+                "{}{}",
+                operand.accessors(side),
+                self.value_functions(side, operand)
+            )
+        });
+        let mut body = prelude(
+            value,
+            &values.concat(),
+            self.orientation,
+            &self.epilogue.code_for(value, self.out),
         );
         body.push_str(&match self.form {
-            MatmulForm::Tiled(tile) => {
-                tiled_product(tile, value, self.lhs_staging, self.rhs_staging, "batches")
+            MatmulForm::Tiled(tile) => tiled_product(tile, value, lhs, rhs, "batches", self.split),
+            MatmulForm::Cooperative(tile) => tile.product(lhs, rhs, "batches", self.split),
+            MatmulForm::Skinny(skinny) => {
+                let right = Right {
+                    staging: rhs,
+                    blocks: self.rhs.blocks_of(),
+                };
+                skinny.product(value, right, self.split)
             }
-            MatmulForm::Skinny(rows) => self.skinny_product(rows.most(), value),
         });
         let mut bindings = vec![
-            Binding::read_as("lhs", self.lhs, self.lhs_staging.width),
-            Binding::read_as("rhs", self.rhs, self.rhs_staging.width),
+            self.lhs.binding("lhs"),
+            self.rhs.binding("rhs"),
             Binding::write("out", self.out),
         ];
         if self.orientation == Orientation::Swapped {
             bindings.swap(0, 1);
         }
         bindings.extend(self.epilogue.bindings.iter().cloned());
-        let mut params = MatmulParams::members();
-        params.extend(self.epilogue.params.iter().cloned().map(Param::Word));
-        let form = match self.form {
-            MatmulForm::Tiled(tile) => format!("{}x{}", tile.rows, tile.cols),
-            MatmulForm::Skinny(rows) => format!("skinny{}", rows.most()),
-        };
         Shader {
-            label: format!("matmul_{form}_{:?}_{:?}", self.lhs, self.rhs),
+            label: format!(
+                "matmul_{}_{}_{}",
+                self.form_name(),
+                self.lhs.name(),
+                self.rhs.name()
+            ),
             bindings,
-            params,
-            extensions: Vec::new(),
-            helpers: Vec::new(),
+            params: params_with(&self.epilogue),
+            extensions: self.extensions(),
+            helpers: [self.lhs.rounded, self.rhs.rounded]
+                .into_iter()
+                .flatten()
+                .collect(),
             body,
         }
     }
 
-    fn skinny_product(&self, rows: u32, value: &str) -> String {
-        let shape = SkinnyShape::of(self.rhs_staging);
-        let slots = shape.slots();
-        let (lane, slot) = match self.rhs_staging.fast {
-            FastAxis::Inner => (
-                format!("local % {}u", shape.lanes),
-                format!("local / {}u", shape.lanes),
-            ),
-            FastAxis::Outer => (format!("local / {slots}u"), format!("local % {slots}u")),
-        };
-        let inner_fours = self.rhs_staging
-            == Staging {
-                fast: FastAxis::Inner,
-                width: Width::Four,
-            };
-        let width = if inner_fours { 4 } else { 1 };
-        let sum_type = if shape.thread_cols == 4 {
-            format!("vec4<{value}>")
-        } else {
-            value.to_owned()
-        };
-        let right = match self.rhs_staging.width {
-            Width::One => "rhs_value(right, k)",
-            Width::Four => "rhs_value4(right, k)",
-        };
-        let (mut setup, mut multiply, mut finish) = (String::new(), String::new(), String::new());
-        let _ = writeln!(multiply, "        let b = {right};");
-        for row in 0..rows {
-            let _ = writeln!(setup, "    let left_{row} = lhs_item(batch, {row}u);");
-            let _ = writeln!(setup, "    var sum_{row} = {sum_type}();");
-            let product = match inner_fours {
-                true => format!("dot(lhs_value4(left_{row}, k), b)"),
-                false => format!("lhs_value(left_{row}, k) * b"),
-            };
-            let _ = writeln!(multiply, "        sum_{row} += {product};");
-            if shape.thread_cols == 4 {
-                for (column, component) in ["x", "y", "z", "w"].iter().enumerate() {
-                    let _ = writeln!(
-                        finish,
-                        "        finish(batch, {row}u, col + {column}u, sum_{row}.{component});"
-                    );
-                }
-            } else {
-                let _ = writeln!(finish, "        finish(batch, {row}u, col, sum_{row});");
+    fn form_name(&self) -> String {
+        let form = match self.form {
+            MatmulForm::Tiled(tile) => format!("{}x{}", tile.rows, tile.cols),
+            MatmulForm::Cooperative(tile) => {
+                format!("cooperative{}_{}x{}", tile.size, tile.rows(), tile.cols())
             }
+            MatmulForm::Skinny(skinny) => format!("skinny{}", skinny.rows.most()),
+        };
+        match self.split {
+            Split::Whole => form,
+            Split::Parts => format!("{form}_parts"),
         }
-        fill(
-            include_str!("../wgsl/skinny.wgsl"),
-            &[
-                ("ROWS", &rows.to_string()),
-                ("LANES", &shape.lanes.to_string()),
-                ("SLOTS", &slots.to_string()),
-                ("THREAD_COLS", &shape.thread_cols.to_string()),
-                ("THREADS", &shape.threads.to_string()),
-                ("SUM", &sum_type),
-                ("PARTIAL", &(shape.threads * rows).to_string()),
-                ("LANE", &lane),
-                ("SLOT", &slot),
-                ("SETUP", &setup),
-                ("WIDTH", &width.to_string()),
-                ("STRIDE", &(shape.lanes * width).to_string()),
-                ("MULTIPLY", &multiply),
-                ("REDUCE", &reduce_lanes(rows, &shape, self.rhs_staging.fast)),
-                ("FINISH", &finish),
+    }
+
+    fn extensions(&self) -> Vec<Extension> {
+        match self.form {
+            MatmulForm::Cooperative(_) => vec![
+                Extension::F16,
+                Extension::Subgroups,
+                Extension::CooperativeMatrix,
             ],
-        )
-    }
-}
-
-/// Adds the lanes' sums up; lane 0 ends with the total in `sum_ROW`.
-fn reduce_lanes(rows: u32, shape: &SkinnyShape, fast: FastAxis) -> String {
-    let distance = match fast {
-        FastAxis::Inner => 1,
-        FastAxis::Outer => shape.slots(),
-    };
-    let mut code = String::new();
-    for row in 0..rows {
-        let _ = writeln!(
-            code,
-            "    partial[{}u + local] = sum_{row};",
-            row * shape.threads
-        );
-    }
-    let mut half = shape.lanes / 2;
-    while half > 0 {
-        let _ = writeln!(code, "    workgroupBarrier();\n    if lane < {half}u {{");
-        for row in 0..rows {
-            let at = row * shape.threads;
-            let other = at + half * distance;
-            let _ = writeln!(code, "        sum_{row} += partial[{other}u + local];");
-            if half > 1 {
-                let _ = writeln!(code, "        partial[{at}u + local] = sum_{row};");
-            }
+            MatmulForm::Skinny(Skinny {
+                reduction: Reduction::Subgroups,
+                ..
+            }) => vec![Extension::Subgroups],
+            MatmulForm::Tiled(_) | MatmulForm::Skinny(_) => Vec::new(),
         }
-        code.push_str("    }\n");
-        half /= 2;
     }
-    code
-}
 
-impl MatmulShader {
-    /// `SIDE_value` and, where a kernel may ask for it, `SIDE_value4`: zero outside the operand.
-    fn value_functions(&self, side: &str, staging: Staging) -> String {
-        let value = self.accumulator.name();
-        let four = |along: &str, at: &str| {
+    /// WGSL type that operands are multiplied in.
+    fn factor(&self) -> &'static str {
+        match self.form {
+            MatmulForm::Cooperative(_) => "f16",
+            MatmulForm::Tiled(_) | MatmulForm::Skinny(_) => self.accumulator.name(),
+        }
+    }
+
+    /// `SIDE_value`, where operands are read one by one, and `SIDE_value4`: zero outside the operand.
+    fn value_functions(&self, side: &str, operand: Operand) -> String {
+        let value = self.factor();
+        let four = |load: String| {
+            let loaded = rounded("loaded", operand.rounded, 4);
             format!(
-                "// Four along {along}.
-fn {side}_value4(item: Item, inner: u32) -> vec4<{value}> {{
+                "fn {side}_value4(item: Item, inner: u32) -> vec4<{value}> {{
     if item.present && inner < params.inner {{
-        return vec4<{value}>(load4_{side}({at}));
+        let loaded = {load};
+        return vec4<{value}>({loaded});
     }}
     return vec4<{value}>();
 }}
 "
             )
         };
-        match (staging.width, staging.fast) {
-            (Width::One, _) => {
+        let Staging { fast, width } = operand.staging;
+        match (operand.source, width, fast) {
+            (Source::Blocks(_), ..) => four(format!("{side}_four(item.base + inner)")),
+            (_, Width::One, _) => {
                 let offset = match self.inner {
                     InnerAxes::One => format!("inner * params.{side}_inner"),
                     InnerAxes::Many => format!(
@@ -403,10 +396,12 @@ fn {side}_value4(item: Item, inner: u32) -> vec4<{value}> {{
                         if side == "lhs" { "x" } else { "y" }
                     ),
                 };
+                let load = format!("load_{side}(item.base + {offset})");
+                let load = rounded(&load, operand.rounded, 1);
                 format!(
                     "fn {side}_value(item: Item, inner: u32) -> {value} {{
     if item.present && inner < params.inner {{
-        return {value}(load_{side}(item.base + {offset}));
+        return {value}({load});
     }}
     return {value}();
 }}
@@ -417,11 +412,96 @@ fn {side}_value4(item: Item, inner: u32) -> vec4<{value}> {{
 "
                 )
             }
-            (Width::Four, FastAxis::Inner) => four("the inner axis", "item.base + inner"),
-            (Width::Four, FastAxis::Outer) => four(
-                "the outer axis",
-                &format!("item.base + inner * params.{side}_inner"),
+            (_, Width::Four | Width::Halves, FastAxis::Inner) => {
+                four(format!("load4_{side}(item.base + inner)"))
+            }
+            (_, Width::Four | Width::Halves, FastAxis::Outer) => four(format!(
+                "load4_{side}(item.base + inner * params.{side}_inner)"
+            )),
+        }
+    }
+}
+
+/// WGSL that rounds one value or four to a type of 16 bits.
+fn rounded(value: &str, to: Option<Element>, len: u32) -> String {
+    let Some(to) = to else {
+        return value.to_owned();
+    };
+    let one = |value: &str| match to {
+        Element::F16 => format!("unpack2x16float(f16_bits({value})).x"),
+        Element::Bf16 => format!("bitcast<f32>(bf16_bits({value}) << 16u)"),
+        other => unreachable!("bug: nothing is rounded to {other:?}"),
+    };
+    match len {
+        1 => one(value),
+        _ => {
+            let parts = ["x", "y", "z", "w"].map(|part| one(&format!("{value}.{part}")));
+            parts.join(", ")
+        }
+    }
+}
+
+/// Functions that all product kernels share.
+fn prelude(value: &str, values: &str, orientation: Orientation, epilogue: &str) -> String {
+    fill(
+        include_str!("../wgsl/matmul.wgsl"),
+        &[
+            ("V", value),
+            ("VALUES", values),
+            (
+                "EPILOGUE_POSITION",
+                match orientation {
+                    Orientation::Normal => "row, col",
+                    Orientation::Swapped => "col, row",
+                },
             ),
+            ("EPILOGUE", epilogue),
+        ],
+    )
+}
+
+fn params_with(epilogue: &Epilogue) -> Vec<Param> {
+    let mut params = MatmulParams::members();
+    params.extend(epilogue.params.iter().cloned().map(Param::Word));
+    params
+}
+
+/// The kernel that adds up the parts of a divided product, whose parameters it takes. Buffers: the parts, the result, then
+/// the epilogue's.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct JoinShader {
+    /// Storage of the result.
+    pub out: Element,
+    /// Type of the parts.
+    pub accumulator: Accumulator,
+    /// What happens to each result instead of the plain store.
+    pub epilogue: Epilogue,
+    /// Which way round the epilogue sees rows and columns.
+    pub orientation: Orientation,
+}
+
+impl JoinShader {
+    /// Results of a workgroup.
+    pub const GROUP_LEN: u32 = 256;
+
+    /// The kernel.
+    pub fn shader(&self) -> Shader {
+        let value = self.accumulator.name();
+        let epilogue = self.epilogue.code_for(value, self.out);
+        let mut body = prelude(value, "", self.orientation, &epilogue);
+        body.push_str(include_str!("../wgsl/matmul_join.wgsl"));
+        let mut bindings = vec![
+            Binding::read("parts", self.accumulator.element()),
+            Binding::write("out", self.out),
+        ];
+        bindings.extend(self.epilogue.bindings.iter().cloned());
+        Shader {
+            label: "matmul_join".to_owned(),
+            bindings,
+            params: params_with(&self.epilogue),
+            extensions: Vec::new(),
+            helpers: Vec::new(),
+            body,
         }
     }
 }

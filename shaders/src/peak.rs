@@ -108,18 +108,6 @@ fn copy(each: u32) -> String {
     )
 }
 
-/// `UNROLL` links of every chain, and the sum of all chains.
-fn chains(link: impl Fn(u32) -> String) -> (String, String) {
-    let mut links = String::new();
-    for _ in 0..UNROLL {
-        for chain in 0..CHAINS {
-            let _ = writeln!(links, "        sum_{chain} = {};", link(chain));
-        }
-    }
-    let sums: Vec<String> = (0..CHAINS).map(|chain| format!("sum_{chain}")).collect();
-    (links, sums.join(" + "))
-}
-
 fn multiply_add(number: Number) -> String {
     let value = match number {
         Number::F32 => "f32",
@@ -132,7 +120,16 @@ fn multiply_add(number: Number) -> String {
             "    var sum_{chain} = vec4<{value}>({value}(local + {chain}u));"
         );
     }
-    let (links, sum) = chains(|chain| format!("fma(sum_{chain}, factor, addend)"));
+    let mut links = String::new();
+    for _ in 0..UNROLL {
+        for chain in 0..CHAINS {
+            let _ = writeln!(
+                links,
+                "        sum_{chain} = fma(sum_{chain}, factor, addend);"
+            );
+        }
+    }
+    let sums: Vec<String> = (0..CHAINS).map(|chain| format!("sum_{chain}")).collect();
     fill(
         include_str!("../wgsl/peak_multiply_add.wgsl"),
         &[
@@ -142,20 +139,38 @@ fn multiply_add(number: Number) -> String {
             ("V", value),
             ("SETUP", &setup),
             ("LINKS", &links),
-            ("SUM", &sum),
+            ("SUM", &sums.join(" + ")),
         ],
     )
 }
 
 fn matrix(side: u32) -> String {
-    let mut setup = String::new();
+    let (mut setup, mut loads) = (String::new(), String::new());
     for chain in 0..CHAINS {
         let _ = writeln!(
             setup,
-            "    var sum_{chain} = coop_mat{side}x{side}<f32, C>();"
+            "    let right_{chain} = coopLoadT<coop_mat{side}x{side}<f16, B>>(&source[{}], {side}u);
+    var sum_{chain} = coop_mat{side}x{side}<f32, C>();",
+            (chain + 2) * side * side
         );
     }
-    let (links, sum) = chains(|chain| format!("coopMultiplyAdd(left, right, sum_{chain})"));
+    let mut links = String::new();
+    for link in 0..UNROLL {
+        let _ = writeln!(
+            loads,
+            "        let left_{link} = coopLoadT<coop_mat{side}x{side}<f16, A>>(&source[((round + {link}u) & 1u) * {}u + {}u], {side}u);",
+            side * side,
+            link * side
+        );
+        for chain in 0..CHAINS {
+            let _ = writeln!(
+                links,
+                "        sum_{chain} = coopMultiplyAdd(left_{link}, right_{}, sum_{chain});",
+                (chain + link) % CHAINS
+            );
+        }
+    }
+    let sums: Vec<String> = (0..CHAINS).map(|chain| format!("sum_{chain}")).collect();
     fill(
         include_str!("../wgsl/peak_matrix.wgsl"),
         &[
@@ -164,8 +179,8 @@ fn matrix(side: u32) -> String {
             ("SQUARE", &(side * side).to_string()),
             ("THREADS", &THREADS.to_string()),
             ("SETUP", &setup),
-            ("LINKS", &links),
-            ("SUM", &sum),
+            ("LINKS", &(loads + &links)),
+            ("SUM", &sums.join(" + ")),
         ],
     )
 }

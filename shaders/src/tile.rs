@@ -1,12 +1,11 @@
 //! The tiled product shared by matrix multiplication and convolution.
 //!
-//! A kernel supplies, for each operand, `SIDE_item(batch, outer) -> SideItem` (everything that depends on the row or
-//! column alone, computed once) and `SIDE_value(item, inner)` (zero outside the operand), or `SIDE_value4` where it is
-//! loaded in fours; and `finish(batch, row, col, value)`.
+//! A kernel supplies the functions that [`crate::staging`] names, and `finish(batch, row, col, value)`.
 
 use std::fmt::Write as _;
 
-use crate::element::Width;
+use crate::staging::Side;
+pub use crate::staging::{FastAxis, Staging};
 use crate::template::fill;
 
 /// Size of a workgroup's share and of a thread's.
@@ -16,216 +15,105 @@ pub struct Tile {
     pub rows: u32,
     /// See `rows`.
     pub cols: u32,
-    /// Inner positions staged at a time.
+    /// Inner positions staged at a time; a multiple of four.
     pub step: u32,
-    /// Result rows of a thread.
+    /// Result rows of a thread; a multiple of four.
     pub thread_rows: u32,
-    /// Result columns of a thread.
+    /// Result columns of a thread; a multiple of four.
     pub thread_cols: u32,
-    /// Inner positions multiplied in one round of the inner loop; divides `step`.
-    pub unroll: u32,
 }
 
 impl Tile {
     /// For results of at least a few hundred rows and columns: 8 x 8 results a thread.
-    pub const LARGE: Self = Self {
-        rows: 128,
-        cols: 128,
-        step: 8,
-        thread_rows: 8,
-        thread_cols: 8,
-        unroll: 4,
-    };
+    pub const LARGE: Self = Self::new(128, 128, 8, 8, 8);
+    /// Twice as high as wide.
+    pub const TALL: Self = Self::new(128, 64, 16, 8, 8);
+    /// Twice as wide as high.
+    pub const WIDE: Self = Self::new(64, 128, 16, 8, 8);
     /// 4 x 4 results a thread.
-    pub const MEDIUM: Self = Self {
-        rows: 64,
-        cols: 64,
-        step: 16,
-        thread_rows: 4,
-        thread_cols: 4,
-        unroll: 4,
-    };
+    pub const MEDIUM: Self = Self::new(64, 64, 16, 4, 4);
     /// For small results, or to spread the work over more workgroups.
-    pub const SMALL: Self = Self {
-        rows: 32,
-        cols: 32,
-        step: 16,
-        thread_rows: 4,
-        thread_cols: 4,
-        unroll: 4,
-    };
-    /// The three sizes.
-    pub const ALL: [Self; 3] = [Self::LARGE, Self::MEDIUM, Self::SMALL];
+    pub const SMALL: Self = Self::new(32, 32, 16, 4, 4);
+    /// For results of a few rows.
+    pub const FLAT: Self = Self::new(16, 64, 16, 4, 4);
+    /// Every size.
+    pub const ALL: [Self; 6] = [
+        Self::LARGE,
+        Self::TALL,
+        Self::WIDE,
+        Self::MEDIUM,
+        Self::SMALL,
+        Self::FLAT,
+    ];
+
+    const fn new(rows: u32, cols: u32, step: u32, thread_rows: u32, thread_cols: u32) -> Self {
+        Self {
+            rows,
+            cols,
+            step,
+            thread_rows,
+            thread_cols,
+        }
+    }
 
     /// Threads of a workgroup.
     pub fn threads(self) -> u32 {
-        (self.rows / self.thread_rows) * (self.cols / self.thread_cols)
+        self.threads_down() * self.threads_across()
+    }
+
+    fn threads_down(self) -> u32 {
+        self.rows / self.thread_rows
+    }
+
+    fn threads_across(self) -> u32 {
+        self.cols / self.thread_cols
+    }
+
+    /// Bytes of workgroup memory, at most.
+    pub fn memory_size(self) -> u32 {
+        (self.rows + self.cols + 2 * PAD) * self.step * 4
     }
 }
 
-/// The axis of an operand along which neighbouring threads load.
+/// Threads that store along the inner axis write columns of the tile; this distance spreads them over the banks.
+const PAD: u32 = 4;
+
+/// Inner positions multiplied in one round of the inner loop, which drivers may unroll further.
+const UNROLL: u32 = 4;
+
+/// Whether a product's inner axis is divided among workgroups.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum FastAxis {
-    /// The contracted one.
-    Inner,
-    /// Rows of the left operand, columns of the right.
-    Outer,
+pub enum Split {
+    /// Every workgroup sums the whole axis.
+    Whole,
+    /// Each sums `params.split_inner` positions; batches are `params.splits` times as many, the split counting slowest.
+    Parts,
 }
 
-/// How an operand is staged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Staging {
-    /// Axis with the smaller stride.
-    pub fast: FastAxis,
-    /// Fours along that axis need a unit stride and lengths, other strides and offsets in multiples of four.
-    pub width: Width,
-}
-
-impl Staging {
-    /// Every way.
-    pub const ALL: [Self; 4] = [
-        Self {
-            fast: FastAxis::Inner,
-            width: Width::One,
-        },
-        Self {
-            fast: FastAxis::Inner,
-            width: Width::Four,
-        },
-        Self {
-            fast: FastAxis::Outer,
-            width: Width::One,
-        },
-        Self {
-            fast: FastAxis::Outer,
-            width: Width::Four,
-        },
-    ];
-}
-
-/// One operand's tile in workgroup memory.
-struct Side {
-    name: &'static str,
-    first: &'static str,
-    staging: Staging,
-    /// Rows or columns of the tile.
-    outer: u32,
-    /// Words between inner positions: padded where threads store along the inner axis, so that their stores go to
-    /// different banks; a multiple of four, so that a thread's values stay aligned.
-    pitch: u32,
-    step: u32,
-    threads: u32,
-}
-
-impl Side {
-    fn new(
-        name: &'static str,
-        first: &'static str,
-        staging: Staging,
-        outer: u32,
-        tile: Tile,
-    ) -> Self {
-        let pad = match staging.fast {
-            FastAxis::Inner => 4,
-            FastAxis::Outer => 0,
-        };
-        Self {
-            name,
-            first,
-            staging,
-            outer,
-            pitch: outer + pad,
-            step: tile.step,
-            threads: tile.threads(),
+impl Split {
+    /// Statements that give `first_inner`, `last_inner` and `batch` from `whole_batch`, the number of batch and split.
+    pub(crate) fn code(self) -> &'static str {
+        match self {
+            Self::Whole => {
+                "    let first_inner = 0u;
+    let last_inner = params.inner;
+    let batch = batch_of(whole_batch);"
+            }
+            Self::Parts => {
+                "    let split = whole_batch / params.batches;
+    let first_inner = split * params.split_inner;
+    let last_inner = min(first_inner + params.split_inner, params.inner);
+    var batch = batch_of(whole_batch % params.batches);
+    batch.out += split * params.split_out;"
+            }
         }
     }
 
-    fn per_load(&self) -> u32 {
-        match self.staging.width {
-            Width::One => 1,
-            Width::Four => 4,
-        }
-    }
-
-    /// Loads of a thread for each step. The last may be partial.
-    fn loads(&self) -> u32 {
-        (self.outer * self.step).div_ceil(self.threads * self.per_load())
-    }
-
-    /// `(inner, outer)` position of load `n` within the tile, as WGSL.
-    fn position(&self, n: u32) -> (String, String) {
-        let item = format!("(local + {}u)", n * self.threads);
-        let (inner, outer) = match self.staging.fast {
-            FastAxis::Inner => {
-                let along = self.step / self.per_load();
-                (format!("{item} % {along}u"), format!("{item} / {along}u"))
-            }
-            FastAxis::Outer => {
-                let along = self.outer / self.per_load();
-                (format!("{item} / {along}u"), format!("{item} % {along}u"))
-            }
-        };
-        match (self.staging.width, self.staging.fast) {
-            (Width::One, _) => (inner, outer),
-            (Width::Four, FastAxis::Inner) => (format!("({inner}) * 4u"), outer),
-            (Width::Four, FastAxis::Outer) => (inner, format!("({outer}) * 4u")),
-        }
-    }
-
-    /// What does not change over the steps.
-    fn setup(&self, out: &mut String) {
-        let Self { name, first, .. } = self;
-        for n in 0..self.loads() {
-            let (inner, outer) = self.position(n);
-            let _ = writeln!(out, "    let {name}_inner_{n} = {inner};");
-            let _ = writeln!(out, "    let {name}_outer_{n} = {outer};");
-            let _ = writeln!(
-                out,
-                "    let {name}_item_{n} = {name}_item(batch, {first} + {name}_outer_{n});"
-            );
-        }
-    }
-
-    fn stage(&self, out: &mut String) {
-        let Self { name, pitch, .. } = self;
-        for n in 0..self.loads() {
-            let place = format!("{name}_inner_{n} * {pitch}u + {name}_outer_{n}");
-            let partial = (n + 1) * self.threads * self.per_load() > self.outer * self.step;
-            let mut code = String::new();
-            match self.staging.width {
-                Width::One => {
-                    let _ = writeln!(
-                        code,
-                        "        {name}_tile[{place}] = {name}_value({name}_item_{n}, step + {name}_inner_{n});"
-                    );
-                }
-                Width::Four => {
-                    let distance = match self.staging.fast {
-                        FastAxis::Inner => *pitch,
-                        FastAxis::Outer => 1,
-                    };
-                    let _ = writeln!(
-                        code,
-                        "        let {name}_four_{n} = {name}_value4({name}_item_{n}, step + {name}_inner_{n});"
-                    );
-                    for (lane, component) in (0..4).zip(["x", "y", "z", "w"]) {
-                        let _ = writeln!(
-                            code,
-                            "        {name}_tile[{place} + {}u] = {name}_four_{n}.{component};",
-                            lane * distance
-                        );
-                    }
-                }
-            }
-            if partial {
-                let _ = writeln!(
-                    out,
-                    "        if {name}_inner_{n} < {}u {{\n{code}        }}",
-                    self.step
-                );
-            } else {
-                out.push_str(&code);
-            }
+    /// WGSL expression of the number of batches and splits, where `batches` is the parameter that counts batches.
+    pub(crate) fn batches(self, batches: &str) -> String {
+        match self {
+            Self::Whole => format!("params.{batches}"),
+            Self::Parts => format!("params.{batches} * params.splits"),
         }
     }
 }
@@ -233,29 +121,43 @@ impl Side {
 /// The entry point over values of type `value` (`f32`, `i32` or `u32`); `batches` is the parameter that counts batches.
 pub(crate) fn tiled_product(
     tile: Tile,
-    value: &str,
+    value: &'static str,
     lhs: Staging,
     rhs: Staging,
     batches: &str,
+    split: Split,
 ) -> String {
-    let left = Side::new("lhs", "first_row", lhs, tile.rows, tile);
-    let right = Side::new("rhs", "first_col", rhs, tile.cols, tile);
-    let (mut setup, mut stage) = (String::new(), String::new());
-    for side in [&left, &right] {
-        side.setup(&mut setup);
-        side.stage(&mut stage);
-    }
-    let vectors = tile.thread_cols / 4;
+    let side = |name, first, staging: Staging, outer| Side {
+        name,
+        first,
+        staging,
+        layout: FastAxis::Outer,
+        value,
+        outer,
+        step: tile.step,
+        threads: tile.threads(),
+        pad: match staging.fast {
+            FastAxis::Inner => PAD,
+            FastAxis::Outer => 0,
+        },
+    };
+    let sides = [
+        side("lhs", "first_row", lhs, tile.rows),
+        side("rhs", "first_col", rhs, tile.cols),
+    ];
+    let staged = Staged::new(&sides, tile.step);
+    let mut setup = staged.setup;
     let mut finish = String::new();
     for row in 0..tile.thread_rows {
-        for vector in 0..vectors {
+        for vector in 0..tile.thread_cols / 4 {
             let _ = writeln!(setup, "    var sum_{row}_{vector} = vec4<{value}>();");
-            for (lane, component) in (0..4).zip(["x", "y", "z", "w"]) {
+            let down = (row / 4) * tile.threads_down() * 4 + row % 4;
+            for lane in 0..4 {
+                let across = vector * tile.threads_across() * 4 + lane;
                 let _ = writeln!(
                     finish,
-                    "    finish(batch, first_row + thread_row + {row}u, first_col + thread_col + {}u, \
-                     sum_{row}_{vector}.{component});",
-                    vector * 4 + lane
+                    "    finish(batch, first_row + thread_row + {down}u, first_col + thread_col + {across}u, \
+                     sum_{row}_{vector}[{lane}]);"
                 );
             }
         }
@@ -268,57 +170,78 @@ pub(crate) fn tiled_product(
             ("THREAD_ROWS", &tile.thread_rows.to_string()),
             ("THREAD_COLS", &tile.thread_cols.to_string()),
             ("THREADS", &tile.threads().to_string()),
-            (
-                "THREADS_ACROSS",
-                &(tile.cols / tile.thread_cols).to_string(),
-            ),
+            ("THREADS_ACROSS", &tile.threads_across().to_string()),
             ("STEP", &tile.step.to_string()),
-            ("UNROLL", &tile.unroll.to_string()),
-            ("V", value),
-            ("BATCHES", batches),
-            ("LHS_SIZE", &(left.pitch * tile.step).to_string()),
-            ("RHS_SIZE", &(right.pitch * tile.step).to_string()),
+            ("UNROLL", &UNROLL.to_string()),
+            ("BATCHES", &split.batches(batches)),
+            ("SPLIT", split.code()),
+            ("TILES", &staged.declarations),
             ("SETUP", &setup),
-            ("STAGE", &stage),
-            ("MULTIPLY", &multiply(tile, value, left.pitch, right.pitch)),
+            ("LOAD_FIRST", &staged.load_first),
+            ("LOAD_NEXT", &staged.load_next),
+            ("STORE", &staged.store),
+            ("MULTIPLY", &multiply(tile, value, &sides)),
             ("FINISH", &finish),
         ],
     )
 }
 
-/// The rank-one updates of one round of the inner loop.
-fn multiply(tile: Tile, value: &str, lhs_pitch: u32, rhs_pitch: u32) -> String {
+/// The code that moves both operands, for a loop over `step` from `first_inner`.
+pub(crate) struct Staged {
+    pub declarations: String,
+    pub setup: String,
+    pub load_first: String,
+    pub load_next: String,
+    pub store: String,
+}
+
+impl Staged {
+    pub fn new(sides: &[Side; 2], step: u32) -> Self {
+        let mut staged = Self {
+            declarations: String::new(),
+            setup: String::new(),
+            load_first: String::new(),
+            load_next: String::new(),
+            store: String::new(),
+        };
+        for side in sides {
+            staged.declarations.push_str(&side.declaration());
+            side.setup(&mut staged.setup);
+            side.load("first_inner", &mut staged.load_first);
+            side.load(&format!("step + {step}u"), &mut staged.load_next);
+            side.store(&mut staged.store);
+        }
+        staged
+    }
+}
+
+/// The rank-one updates of a round.
+fn multiply(tile: Tile, value: &str, [lhs, rhs]: &[Side; 2]) -> String {
     let mut code = String::new();
-    let vectors = tile.thread_cols / 4;
-    for k in 0..tile.unroll {
-        let _ = writeln!(
-            code,
-            "            let l{k} = (k + {k}u) * {lhs_pitch}u + thread_row;"
-        );
-        let _ = writeln!(
-            code,
-            "            let r{k} = (k + {k}u) * {rhs_pitch}u + thread_col;"
-        );
-        for vector in 0..vectors {
-            let at = |lane: u32| format!("rhs_tile[r{k} + {}u]", vector * 4 + lane);
+    for k in 0..UNROLL {
+        for vector in 0..tile.thread_rows / 4 {
+            let at = k * lhs.pitch() / 4 + vector * tile.threads_down();
             let _ = writeln!(
                 code,
-                "            let b{k}_{vector} = vec4<{value}>({}, {}, {}, {});",
-                at(0),
-                at(1),
-                at(2),
-                at(3)
+                "            let a{k}_{vector} = lhs_tile[(thread_row >> 2u) + k * {}u + {at}u];",
+                lhs.pitch() / 4
+            );
+        }
+        for vector in 0..tile.thread_cols / 4 {
+            let at = k * rhs.pitch() / 4 + vector * tile.threads_across();
+            let _ = writeln!(
+                code,
+                "            let b{k}_{vector}: vec4<{value}> = rhs_tile[(thread_col >> 2u) + k * {}u + {at}u];",
+                rhs.pitch() / 4
             );
         }
         for row in 0..tile.thread_rows {
-            let _ = writeln!(
-                code,
-                "            let a{k}_{row} = lhs_tile[l{k} + {row}u];"
-            );
-            for vector in 0..vectors {
+            for vector in 0..tile.thread_cols / 4 {
                 let _ = writeln!(
                     code,
-                    "            sum_{row}_{vector} += a{k}_{row} * b{k}_{vector};"
+                    "            sum_{row}_{vector} += a{k}_{}[{}] * b{k}_{vector};",
+                    row / 4,
+                    row % 4
                 );
             }
         }

@@ -66,6 +66,22 @@ impl Windowed<'_> {
         }
     }
 
+    /// Expression for the number of items, of `size` bytes each.
+    pub fn len(&self, size: u32) -> String {
+        let Windows {
+            count,
+            size_log2,
+            start,
+        } = self.windows;
+        match count {
+            1 => format!("arrayLength(&{})", self.name),
+            _ => {
+                let before = ((count - 1) << (size_log2 - size.ilog2())) - start / size;
+                format!("arrayLength(&{}_{}) + {before}u", self.name, count - 1)
+            }
+        }
+    }
+
     /// Declares the memory from `@binding(position)` on, as arrays of `item`, which has `size` bytes.
     pub fn declaration(
         &self,

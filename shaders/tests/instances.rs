@@ -1,17 +1,22 @@
 //! Every instance of every template is valid WGSL and translates to SPIR-V, MSL and HLSL. No GPU is needed.
 
+use cupola_ir::BlockFormat;
 use cupola_shaders::Windows;
-use cupola_shaders::attention::{AttentionForm, AttentionShader, Mask, ValueCols};
+use cupola_shaders::attention::{
+    AttentionForm, AttentionMatrices, AttentionShader, Mask, ValueCols,
+};
 use cupola_shaders::check;
 use cupola_shaders::convolution::{ConvolutionForm, ConvolutionShader, Direction, WeightLayout};
+use cupola_shaders::cooperative::CooperativeTile;
 use cupola_shaders::element::{Access, Binding, Element, Stores, Width};
 use cupola_shaders::matmul::{
-    Accumulator, InnerAxes, MatmulForm, MatmulShader, Orientation, SkinnyRows,
+    Accumulator, InnerAxes, JoinShader, MatmulForm, MatmulShader, Operand, Orientation,
 };
 use cupola_shaders::scatter::{self, Outside};
 use cupola_shaders::shader::{Epilogue, ParamSpace, Shader};
+use cupola_shaders::skinny::{Reduction, Skinny, SkinnyRows};
 use cupola_shaders::sort::{BlockSize, KeyKind, SortForm, SortShader};
-use cupola_shaders::tile::{FastAxis, Staging, Tile};
+use cupola_shaders::tile::{FastAxis, Split, Staging, Tile};
 
 /// Checks one kernel with its parameters in uniform space.
 fn check(shader: &Shader) {
@@ -131,128 +136,236 @@ fn scatter() {
     }
 }
 
-#[test]
-fn matmul() {
-    let floats = [Element::F32, Element::F16, Element::Bf16];
-    let plain = |lhs, rhs, out, lhs_staging, rhs_staging, form| MatmulShader {
+/// A product of floats in f32.
+fn product(lhs: Operand, rhs: Operand, form: MatmulForm) -> MatmulShader {
+    MatmulShader {
         lhs,
         rhs,
-        out,
-        accumulator: accumulator(lhs, rhs),
+        out: Element::F32,
+        accumulator: Accumulator::F32,
         inner: InnerAxes::One,
-        lhs_staging,
-        rhs_staging,
         form,
+        split: Split::Whole,
         epilogue: Epilogue::default(),
         orientation: Orientation::Normal,
+    }
+}
+
+/// Within the limits that every device has, or those of one with cooperative matrices.
+fn check_product(product: &MatmulShader) {
+    let (threads, memory) = match product.form {
+        MatmulForm::Cooperative(_) => (1024, 32 << 10),
+        MatmulForm::Tiled(_) | MatmulForm::Skinny(_) => (256, 16 << 10),
     };
+    let shader = product.shader();
+    assert!(product.threads() <= threads, "{}", shader.label);
+    assert!(product.memory_size() <= memory, "{}", shader.label);
+    check(&shader);
+}
+
+fn skinny(rows: SkinnyRows, reduction: Reduction, cols: u32) -> MatmulForm {
+    MatmulForm::Skinny(Skinny {
+        rows,
+        threads: 128,
+        lanes: match reduction {
+            Reduction::Tree => 16,
+            Reduction::Subgroups => 128,
+        },
+        cols,
+        reduction,
+    })
+}
+
+fn cooperative(size: u32, subgroups: [u32; 2], matrices: [u32; 2]) -> MatmulForm {
+    MatmulForm::Cooperative(CooperativeTile {
+        size,
+        lanes: if size == 16 { 32 } else { 8 },
+        subgroups,
+        matrices,
+        step: 32,
+    })
+}
+
+const FLOATS: [Element; 3] = [Element::F32, Element::F16, Element::Bf16];
+
+#[test]
+fn tiled_products() {
     for lhs_staging in Staging::ALL {
         for rhs_staging in Staging::ALL {
+            let plain = |lhs, rhs| {
+                (
+                    Operand::plain(lhs, lhs_staging),
+                    Operand::plain(rhs, rhs_staging),
+                )
+            };
             for tile in Tile::ALL {
-                let form = MatmulForm::Tiled(tile);
-                check(
-                    &plain(
-                        Element::F32,
-                        Element::F32,
-                        Element::F32,
-                        lhs_staging,
-                        rhs_staging,
-                        form,
-                    )
-                    .shader(),
-                );
+                let (lhs, rhs) = plain(Element::F32, Element::F32);
+                for split in [Split::Whole, Split::Parts] {
+                    let form = MatmulForm::Tiled(tile);
+                    check_product(&MatmulShader {
+                        split,
+                        ..product(lhs, rhs, form)
+                    });
+                }
             }
             let form = MatmulForm::Tiled(Tile::SMALL);
-            for lhs in floats {
-                for rhs in floats {
-                    check(&plain(lhs, rhs, lhs, lhs_staging, rhs_staging, form).shader());
+            for lhs in FLOATS {
+                for rhs in FLOATS {
+                    let (l, r) = plain(lhs, rhs);
+                    check_product(&MatmulShader {
+                        out: lhs,
+                        ..product(l, r, form)
+                    });
                 }
+            }
+            for rounded in [Element::F16, Element::Bf16] {
+                let (mut lhs, rhs) = plain(Element::F32, rounded);
+                lhs.rounded = Some(rounded);
+                check_product(&product(lhs, rhs, form));
             }
             if (lhs_staging.width, rhs_staging.width) == (Width::One, Width::One) {
-                let shader = plain(
-                    Element::F16,
-                    Element::F32,
-                    Element::F32,
-                    lhs_staging,
-                    rhs_staging,
-                    form,
-                );
-                check(
-                    &MatmulShader {
-                        inner: InnerAxes::Many,
-                        ..shader
-                    }
-                    .shader(),
-                );
+                let (lhs, rhs) = plain(Element::F16, Element::F32);
+                check_product(&MatmulShader {
+                    inner: InnerAxes::Many,
+                    ..product(lhs, rhs, form)
+                });
             }
-            for lhs in [Element::I8, Element::U8, Element::I32, Element::I16] {
-                check(
-                    &plain(
-                        lhs,
-                        Element::I8,
-                        Element::I32,
-                        lhs_staging,
-                        rhs_staging,
-                        form,
-                    )
-                    .shader(),
-                );
+            for (lhs, rhs) in [
+                (Element::I8, Element::I8),
+                (Element::U8, Element::I8),
+                (Element::I32, Element::I8),
+                (Element::I16, Element::I8),
+                (Element::U8, Element::U32),
+            ] {
+                let (l, r) = plain(lhs, rhs);
+                let accumulator = accumulator(lhs, rhs);
+                check_product(&MatmulShader {
+                    out: accumulator.element(),
+                    accumulator,
+                    ..product(l, r, form)
+                });
             }
-            check(
-                &plain(
-                    Element::U8,
-                    Element::U32,
-                    Element::U32,
-                    lhs_staging,
-                    rhs_staging,
-                    form,
-                )
-                .shader(),
-            );
         }
     }
-    let inner = |width| Staging {
-        fast: FastAxis::Inner,
-        width,
-    };
+}
+
+#[test]
+fn skinny_products() {
+    let inner = |width| Staging::new(FastAxis::Inner, width);
     for rows in SkinnyRows::ALL {
-        let form = MatmulForm::Skinny(rows);
-        for rhs in floats {
+        for rhs in FLOATS {
             for rhs_staging in Staging::ALL {
-                let lhs = inner(Width::One);
-                check(&plain(Element::F32, rhs, Element::F16, lhs, rhs_staging, form).shader());
+                let lhs = Operand::plain(Element::F32, inner(Width::One));
+                let rhs = Operand::plain(rhs, rhs_staging);
+                for split in [Split::Whole, Split::Parts] {
+                    check_product(&MatmulShader {
+                        split,
+                        ..product(lhs, rhs, skinny(rows, Reduction::Tree, 1))
+                    });
+                }
             }
-            let four = inner(Width::Four);
-            check(&plain(Element::F32, rhs, Element::F32, four, four, form).shader());
+            let lhs = Operand::plain(Element::F32, inner(Width::Four));
+            let rhs = Operand::plain(rhs, inner(Width::Four));
+            for cols in [1, 2, 4] {
+                for reduction in [Reduction::Tree, Reduction::Subgroups] {
+                    check_product(&product(lhs, rhs, skinny(rows, reduction, cols)));
+                }
+            }
         }
-        check(
-            &plain(
-                Element::I8,
-                Element::I8,
-                Element::I32,
-                inner(Width::One),
-                inner(Width::Four),
-                form,
+        let bytes = |width| Operand::plain(Element::I8, inner(width));
+        check_product(&MatmulShader {
+            out: Element::I32,
+            accumulator: Accumulator::I32,
+            ..product(
+                bytes(Width::One),
+                bytes(Width::Four),
+                skinny(rows, Reduction::Tree, 1),
             )
-            .shader(),
-        );
+        });
     }
+}
+
+#[test]
+fn products_of_blocks() {
+    let inner = Staging::new(FastAxis::Inner, Width::Four);
+    for &(format, ..) in BlockFormat::TABLE {
+        let (lhs, rhs) = (Operand::plain(Element::F32, inner), Operand::blocks(format));
+        for form in [
+            skinny(SkinnyRows::One, Reduction::Subgroups, 4),
+            skinny(SkinnyRows::Eight, Reduction::Tree, 2),
+            MatmulForm::Tiled(Tile::MEDIUM),
+            cooperative(16, [2, 2], [2, 2]),
+        ] {
+            check_product(&product(lhs, rhs, form));
+        }
+        let swapped = MatmulShader {
+            orientation: Orientation::Swapped,
+            ..product(rhs, lhs, MatmulForm::Tiled(Tile::SMALL))
+        };
+        check_product(&swapped);
+    }
+}
+
+#[test]
+fn cooperative_products() {
+    for form in [
+        cooperative(16, [2, 4], [4, 2]),
+        cooperative(16, [2, 2], [4, 4]),
+        cooperative(8, [2, 2], [2, 2]),
+    ] {
+        for lhs_staging in Staging::ALL {
+            for rhs_staging in Staging::ALL {
+                for split in [Split::Whole, Split::Parts] {
+                    let lhs = Operand::plain(Element::F32, lhs_staging);
+                    let rhs = Operand::plain(Element::F16, rhs_staging);
+                    check_product(&MatmulShader {
+                        split,
+                        ..product(lhs, rhs, form)
+                    });
+                }
+            }
+        }
+        for fast in [FastAxis::Inner, FastAxis::Outer] {
+            let halves = Operand::plain(Element::F16, Staging::new(fast, Width::Halves));
+            check_product(&MatmulShader {
+                out: Element::F16,
+                ..product(halves, halves, form)
+            });
+        }
+    }
+}
+
+#[test]
+fn products_with_an_epilogue() {
+    let one = Operand::plain(Element::F32, Staging::new(FastAxis::Inner, Width::One));
     for form in [
         MatmulForm::Tiled(Tile::MEDIUM),
-        MatmulForm::Skinny(SkinnyRows::Two),
+        skinny(SkinnyRows::Two, Reduction::Tree, 1),
+        cooperative(16, [2, 2], [2, 2]),
     ] {
         for orientation in [Orientation::Normal, Orientation::Swapped] {
-            let one = inner(Width::One);
-            let shader = plain(Element::F32, Element::F32, Element::F32, one, one, form);
-            check(
-                &MatmulShader {
-                    epilogue: bias(),
-                    orientation,
-                    ..shader
-                }
-                .shader(),
-            );
+            check_product(&MatmulShader {
+                epilogue: bias(),
+                orientation,
+                ..product(one, one, form)
+            });
+            let join = JoinShader {
+                out: Element::F32,
+                accumulator: Accumulator::F32,
+                epilogue: bias(),
+                orientation,
+            };
+            check(&join.shader());
         }
+    }
+    for accumulator in Accumulator::ALL {
+        let join = JoinShader {
+            out: accumulator.element(),
+            accumulator,
+            epilogue: Epilogue::default(),
+            orientation: Orientation::Normal,
+        };
+        check(&join.shader());
     }
 }
 
@@ -288,6 +401,40 @@ fn attention() {
                     };
                     check(&shader.shader());
                 }
+            }
+        }
+    }
+}
+
+#[test]
+fn attention_on_matrix_units() {
+    for (size, lanes, down) in [(8, 8, 1), (8, 32, 4), (8, 32, 1), (16, 32, 2), (16, 64, 1)] {
+        for (subgroups, keys, depth, cols) in [(4, 32, 64, 64), (1, 16, 80, 128), (2, 32, 256, 16)]
+        {
+            let matrices = AttentionMatrices {
+                size,
+                lanes,
+                subgroups,
+                down,
+                keys,
+                depth,
+                cols,
+            };
+            if !matrices.is_even() {
+                continue;
+            }
+            for mask in [Mask::Absent, Mask::Present(Element::Bool)] {
+                let shader = AttentionShader {
+                    query: Element::F16,
+                    key: Element::F16,
+                    value: Element::F16,
+                    mask,
+                    out: Element::F16,
+                    key_width: Width::Four,
+                    form: AttentionForm::Cooperative(matrices),
+                    cols: ValueCols::Narrow,
+                };
+                check(&shader.shader());
             }
         }
     }

@@ -28,7 +28,8 @@ ${SETUP}
     var largest = HIDDEN;
     var total = 0.0;
 
-    for (var first_key = 0u; first_key < params.keys; first_key += 32u) {
+    let seen = keys_of_rows(first_row, 32u);
+    for (var first_key = seen.x; first_key < seen.y; first_key += 32u) {
 ${CLEAR}
         for (var step = 0u; step < params.depth; step += 16u) {
             let at = step + own_depth;

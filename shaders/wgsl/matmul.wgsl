@@ -38,8 +38,7 @@ fn rhs_item(batch: Batch, col: u32) -> Item {
     return Item(col < params.cols, batch.rhs + col * params.rhs_col);
 }
 
-${LHS_VALUE}
-${RHS_VALUE}
+${VALUES}
 fn finish(batch: Batch, row: u32, col: u32, value: ${V}) {
     if row < params.rows && col < params.cols {
         let at = batch.out + row * params.out_row + col * params.out_col;

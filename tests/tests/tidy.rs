@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 const EDGES: &[(&str, &[&str])] = &[
     ("ir", &[]),
     ("passes", &["cupola-ir"]),
-    ("shaders", &[]),
+    ("shaders", &["cupola-ir"]),
     ("backends/core", &["cupola-ir"]),
     ("backends/cpu", &["cupola-ir", "cupola-backend"]),
     (

@@ -97,3 +97,60 @@ impl DeviceModel {
         (least == most).then_some(least)
     }
 }
+
+/// The units that compute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Arithmetic {
+    /// 32-bit floats and integers.
+    F32,
+    /// Matrix units.
+    Matrix,
+}
+
+/// What a dispatch does, as far as its time depends on it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Work {
+    /// Bytes that come from memory or go there.
+    pub bytes: f64,
+    /// Bytes that are read again, from a cache that the cores share.
+    pub cached: f64,
+    /// Operations, those on the padding of tiles included; a multiply-add is two.
+    pub operations: f64,
+    /// What computes them.
+    pub arithmetic: Arithmetic,
+    /// Share of the peak that the kernel's inner loop can reach.
+    pub share: f64,
+    /// Workgroups.
+    pub groups: f64,
+    /// Threads of a workgroup.
+    pub threads: f64,
+}
+
+/// How much faster than memory the cache is that the cores share: 2 to 4 on the cards of 2020 to 2025.
+const CACHE_FACTOR: f64 = 3.0;
+
+/// Threads of a core that hide the latency of memory, and of arithmetic.
+const MEMORY_THREADS: f64 = 512.0;
+const ARITHMETIC_THREADS: f64 = 128.0;
+
+impl DeviceModel {
+    /// Predicted seconds of a dispatch: the slower of memory and arithmetic, each at the rate that its workgroups, spread
+    /// evenly over the cores, can draw; and the dispatch itself.
+    pub fn seconds(&self, work: &Work) -> f64 {
+        let cores = f64::from(self.rates.cores.max(1));
+        let rounds = (work.groups / cores).ceil().max(1.0);
+        // The last round of workgroups leaves cores idle; a core with several at a time averages that out.
+        let balance = work.groups.max(1.0) / (rounds * cores);
+        let resident = rounds * work.threads;
+        let filled = |threads: f64| balance * (resident / threads).min(1.0);
+        let rate = match work.arithmetic {
+            Arithmetic::F32 => self.rates.f32,
+            Arithmetic::Matrix => self.rates.matrix,
+        };
+        let memory = (work.bytes + work.cached / CACHE_FACTOR) / self.rates.copy;
+        let arithmetic = work.operations / (rate * work.share);
+        let memory = memory / filled(MEMORY_THREADS);
+        let arithmetic = arithmetic / filled(ARITHMETIC_THREADS);
+        self.rates.dispatch + memory.max(arithmetic)
+    }
+}

@@ -64,6 +64,16 @@ fn at(tensor: &Tensor4, position: [u64; 4]) -> usize {
 
 /// Runs `problem` with `mask` values and compares the whole result.
 fn check(device: &GpuDevice, problem: &Attention, mask: &[f32]) {
+    check_planned(device, problem, mask, &device.model());
+}
+
+/// As [`check`], with the kernels chosen for `model`; gives their labels.
+fn check_planned(
+    device: &GpuDevice,
+    problem: &Attention,
+    mask: &[f32],
+    model: &DeviceModel,
+) -> Vec<String> {
     let p = problem;
     let heads = p.kv_heads * p.group;
     let mut random = Random::new(p.queries * 131 + p.keys * 17 + p.depth);
@@ -128,7 +138,7 @@ fn check(device: &GpuDevice, problem: &Attention, mask: &[f32]) {
     let mut arguments: Vec<&[u8]> = vec![&query_bytes, &key_bytes, &value_bytes];
     arguments.extend(mask_bytes.as_deref());
     arguments.push(&out_bytes);
-    let program = p.plan(&device.model()).expect("plans");
+    let program = p.plan(model).expect("plans");
     let got = loaded(
         &run_program(device, &program, &arguments, arguments.len() - 1),
         p.out.element,
@@ -136,14 +146,20 @@ fn check(device: &GpuDevice, problem: &Attention, mask: &[f32]) {
     let labels: Vec<_> = program
         .steps
         .iter()
-        .map(|(call, _)| call.shader.label.as_str())
+        .map(|(call, _)| call.shader.label.clone())
         .collect();
     let relative = f64::from(rounding(p.out.element)) + 1e-5;
     let what = format!(
         "{labels:?} queries {} keys {} depth {}",
         p.queries, p.keys, p.depth
     );
-    assert_close(&got, &want, 1e-5, relative, &what);
+    // Matrix units take the weights as f16.
+    let absolute = match labels.iter().any(|label| label.contains("cooperative")) {
+        true => 2.0 * f64::from(rounding(Element::F16)),
+        false => 1e-5,
+    };
+    assert_close(&got, &want, absolute, relative, &what);
+    labels
 }
 
 /// The score of a key, or none where the query does not see it.
@@ -428,4 +444,106 @@ fn long_key_lists_are_divided() {
         },
         &[],
     );
+}
+
+/// A device model whose matrix units are the fastest choice.
+fn with_fast_matrices(device: &GpuDevice) -> DeviceModel {
+    let mut model = DeviceModel::clone(&device.model());
+    model.rates.matrix = 2.0 * model.rates.f32;
+    model
+}
+
+#[test]
+fn matrix_units_compute_every_shape() {
+    let Some(device) = common::matrix_device() else {
+        return;
+    };
+    let model = with_fast_matrices(&device);
+    // Batches, key heads, heads for each, queries, keys, depth, value depth.
+    for [batches, kv_heads, group, queries, keys, depth, value_depth] in [
+        [1, 1, 1, 9, 1, 8, 8],
+        [2, 3, 1, 33, 70, 32, 32],
+        [1, 2, 4, 17, 45, 64, 24],
+        [1, 1, 3, 40, 40, 20, 12],
+        [1, 1, 1, 20, 33, 128, 72],
+    ] {
+        let sizes = Sizes {
+            batches,
+            kv_heads,
+            group,
+            queries,
+            keys,
+            depth,
+            value_depth,
+        };
+        let base = attention(Element::F16, &sizes);
+        let offset = keys as i64 - queries as i64;
+        let mut problems = vec![base.clone()];
+        for (last_distance, first_distance) in
+            [(Some(offset), None), (Some(3), Some(-9)), (None, Some(70))]
+        {
+            problems.push(Attention {
+                last_distance,
+                first_distance,
+                softcap: if first_distance.is_some() { 2.5 } else { 0.0 },
+                ..base.clone()
+            });
+        }
+        // Large scores: what a row has seen is rescaled again and again.
+        problems.push(Attention {
+            scale: 20.0 * base.scale,
+            ..base.clone()
+        });
+        for problem in &problems {
+            let labels = check_planned(&device, problem, &[], &model);
+            assert!(labels[0].contains("cooperative"), "{labels:?}");
+        }
+        let full = [batches, kv_heads * group, queries, keys];
+        let mut random = Random::new(keys);
+        for element in [Element::Bool, Element::F32]
+            .into_iter()
+            .filter(|_| depth <= 32)
+        {
+            let values: Vec<f32> = (0..len(full))
+                .map(|_| match (element, random.below(3)) {
+                    (Element::Bool, n) => f32::from(u8::from(n > 0)),
+                    (_, 0) => f32::NEG_INFINITY,
+                    (_, n) => n as f32 * 9.0,
+                })
+                .collect();
+            let mask = Some(dense(element, full));
+            let problem = Attention {
+                mask,
+                ..base.clone()
+            };
+            check_planned(&device, &problem, &values, &model);
+        }
+    }
+}
+
+#[test]
+fn matrix_units_are_left_alone_where_operands_do_not_suit() {
+    let Some(device) = common::matrix_device() else {
+        return;
+    };
+    let model = with_fast_matrices(&device);
+    let sizes = |depth, value_depth| Sizes {
+        batches: 1,
+        kv_heads: 1,
+        group: 2,
+        queries: 12,
+        keys: 20,
+        depth,
+        value_depth,
+    };
+    for problem in [
+        attention(Element::F32, &sizes(16, 16)),
+        attention(Element::Bf16, &sizes(16, 16)),
+        attention(Element::F16, &sizes(18, 16)),
+        attention(Element::F16, &sizes(16, 9)),
+        attention(Element::F16, &sizes(300, 16)),
+    ] {
+        let labels = check_planned(&device, &problem, &[], &model);
+        assert_eq!(labels, ["attention_tile"]);
+    }
 }

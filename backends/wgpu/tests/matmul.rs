@@ -2,10 +2,15 @@
 
 mod common;
 
-use common::{Random, assert_close, loaded, rounding, run_library, stored};
+use common::{Random, assert_close, loaded, rounding, run_program, run_program_with, stored};
+use cupola_ir::BlockFormat;
+use cupola_ir::convert::dequantize;
+use cupola_shaders::blocks::is_decoded;
 use cupola_shaders::element::{Binding, Element};
+use cupola_shaders::matmul::MatmulForm;
 use cupola_shaders::shader::Epilogue;
-use cupola_wgpu::library::matmul::{BatchAxis, InnerAxis, Matmul, Matrix};
+use cupola_shaders::skinny::Reduction;
+use cupola_wgpu::library::matmul::{BatchAxis, InnerAxis, Matmul, Matrix, Plan, Reading};
 use cupola_wgpu::{DeviceModel, GpuDevice, Tier};
 
 /// Row-major unless told otherwise.
@@ -33,6 +38,8 @@ fn plain(rows: u64, cols: u64, inner: u64) -> Matmul {
         lhs: matrix(Element::F32, rows, inner, false),
         rhs: matrix(Element::F32, inner, cols, false),
         out: matrix(Element::F32, rows, cols, false),
+        readings: Default::default(),
+        narrow: true,
         epilogue: Epilogue::default(),
     }
 }
@@ -70,6 +77,7 @@ fn check_with(
     problem: &Matmul,
     extra: &[Vec<u8>],
     words: &[u32],
+    plans: &[Plan],
     finish: impl Fn(f64, usize, usize, usize) -> f64,
 ) {
     let Matmul {
@@ -124,10 +132,8 @@ fn check_with(
             }
         }
     }
-    let call = problem.plan(&device.model()).expect("plans");
     let mut buffers: Vec<&[u8]> = vec![&lhs_bytes, &rhs_bytes, &out_bytes];
     buffers.extend(extra.iter().map(Vec::as_slice));
-    let got = loaded(&run_library(device, &call, words, &buffers, 2), out.element);
     let exact = lhs.element.value_type() != "f32";
     let absolute = if exact {
         0.0
@@ -135,15 +141,177 @@ fn check_with(
         2e-7 * (*inner as f64 + 8.0)
     };
     let relative = f64::from(rounding(out.element)) + if exact { 0.0 } else { 1e-6 };
-    let what = format!(
-        "{} {rows}x{cols}x{inner} batch {batch:?}",
-        call.shader.label
-    );
-    assert_close(&got, &want, absolute, relative, &what);
+    for plan in plans {
+        let program = problem.planned(plan).expect("is planned");
+        let got = run_program_with(device, &program, words, &buffers, 2);
+        let what = format!(
+            "{:?} {} parts {rows}x{cols}x{inner} batch {batch:?}",
+            plan.shader.form, plan.splits
+        );
+        assert_close(&loaded(&got, out.element), &want, absolute, relative, &what);
+    }
 }
 
+/// Checks what is chosen.
 fn check(device: &GpuDevice, problem: &Matmul) {
-    check_with(device, problem, &[], &[], |value, _, _, _| value);
+    let plans = [problem.fastest(&device.model()).expect("plans")];
+    check_with(device, problem, &[], &[], &plans, |value, _, _, _| value);
+}
+
+/// Checks one plan of each kind, undivided and divided.
+fn check_kinds(device: &GpuDevice, problem: &Matmul) {
+    let plans = kinds(problem.plans(&device.model()).expect("plans"));
+    check_with(device, problem, &[], &[], &plans, |value, _, _, _| value);
+}
+
+#[test]
+fn every_form_and_division() {
+    // Subgroups and matrix units come with the later tiers, all else is in the first too.
+    for device in common::all_devices().into_iter().skip(1) {
+        for (rows, cols, inner) in [(3, 70, 260), (41, 37, 130), (72, 3, 264)] {
+            for rhs_transposed in [false, true] {
+                for element in [Element::F32, Element::F16] {
+                    check_kinds(
+                        &device,
+                        &Matmul {
+                            lhs: matrix(element, rows, inner, rows == 41),
+                            rhs: matrix(element, inner, cols, rhs_transposed),
+                            ..plain(rows, cols, inner)
+                        },
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn operands_are_rounded_as_they_are_read() {
+    for device in common::all_devices() {
+        for rounded in [Element::F16, Element::Bf16] {
+            for (rows, cols, inner) in [(2, 40, 36), (20, 36, 40)] {
+                let problem = Matmul {
+                    rhs: matrix(rounded, inner, cols, false),
+                    readings: [Reading::Rounded(rounded), Reading::Stored],
+                    ..plain(rows, cols, inner)
+                };
+                let mut random = Random::new(3);
+                let left = random.units((rows * inner) as usize);
+                let right = random.units((cols * inner) as usize);
+                let (_, narrow) = stored(&left, rounded);
+                let (right_bytes, right) = stored(&right, rounded);
+                let mut want = Vec::new();
+                for row in 0..rows as usize {
+                    for col in 0..cols as usize {
+                        let products = (0..inner as usize).map(|k| {
+                            f64::from(narrow[row * inner as usize + k])
+                                * f64::from(right[k * cols as usize + col])
+                        });
+                        want.push(products.sum::<f64>());
+                    }
+                }
+                let left = bytemuck::cast_slice::<f32, u8>(&left);
+                let out = vec![0; want.len() * 4];
+                for plan in kinds(problem.plans(&device.model()).expect("plans")) {
+                    let program = problem.planned(&plan).expect("is planned");
+                    let got = run_program(&device, &program, &[left, &right_bytes, &out], 2);
+                    let what = format!("{rounded:?} {:?}", plan.shader.form);
+                    assert_close(&loaded(&got, Element::F32), &want, 1e-5, 1e-6, &what);
+                }
+            }
+        }
+    }
+}
+
+/// Blocks of ordinary size.
+fn blocks(format: BlockFormat, len: usize) -> (Vec<u8>, Vec<f32>) {
+    let mut random = Random::new(format.block_size() as u64);
+    let (mut bytes, mut values) = (vec![], vec![]);
+    let mut block = vec![0f32; format.block_len()];
+    while values.len() < len {
+        let codes: Vec<u8> = (0..format.block_size())
+            .map(|_| random.bits() as u8)
+            .collect();
+        dequantize(format, &codes, &mut block).expect("one block");
+        // Scales below the smallest normal number may be flushed.
+        let is_ordinary = |x: &f32| x.is_finite() && x.abs() < 50.0;
+        if block.iter().all(is_ordinary) && block.iter().any(|x| x.abs() > 0.01) {
+            bytes.extend(&codes);
+            values.extend(&block);
+        }
+    }
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    (bytes, values)
+}
+
+/// One plan of each kind, undivided and divided.
+fn kinds(plans: Vec<Plan>) -> Vec<Plan> {
+    let mut seen = Vec::new();
+    let kind = |plan: &Plan| {
+        let (form, is_tree) = match plan.shader.form {
+            MatmulForm::Tiled(_) => (0, false),
+            MatmulForm::Cooperative(_) => (1, false),
+            MatmulForm::Skinny(skinny) => (2, skinny.reduction == Reduction::Tree),
+        };
+        (form, is_tree, plan.splits > 1)
+    };
+    // The smaller kernels first.
+    let mut plans = plans;
+    plans.sort_by_key(|plan| plan.shader.group_rows() * plan.shader.group_cols());
+    plans
+        .into_iter()
+        .filter(|plan| {
+            let new = !seen.contains(&kind(plan));
+            seen.push(kind(plan));
+            new
+        })
+        .collect()
+}
+
+#[test]
+fn block_quantised_weights_of_every_decoded_format() {
+    // What the last tier lacks is that of the one before.
+    for device in common::all_devices().into_iter().rev().take(1) {
+        let formats = BlockFormat::TABLE.iter().map(|row| row.0);
+        for format in formats.filter(|format| is_decoded(*format)) {
+            let inner = 512;
+            for (rows, cols) in [(2, 13)] {
+                let mut random = Random::new(rows);
+                let left = random.units((rows * inner) as usize);
+                let (right_bytes, right) = blocks(format, (cols * inner) as usize);
+                let problem = Matmul {
+                    lhs: matrix(Element::F32, rows, inner, false),
+                    rhs: matrix(Element::U32, inner, cols, true),
+                    readings: [Reading::Stored, Reading::Blocks(format)],
+                    ..plain(rows, cols, inner)
+                };
+                let at = |row: u64| (row * inner) as usize..((row + 1) * inner) as usize;
+                let mut want = Vec::new();
+                for row in 0..rows {
+                    for col in 0..cols {
+                        let pairs = left[at(row)].iter().zip(&right[at(col)]);
+                        want.push(pairs.map(|(x, w)| f64::from(*x) * f64::from(*w)).sum());
+                    }
+                }
+                let scale = want.iter().fold(0.0, |max: f64, x: &f64| max.max(x.abs()));
+                let left = bytemuck::cast_slice::<f32, u8>(&left);
+                let out = vec![0; want.len() * 4];
+                let plans = problem.plans(&device.model()).expect("plans");
+                for plan in kinds(plans) {
+                    let program = problem.planned(&plan).expect("is planned");
+                    let got = run_program(&device, &program, &[left, &right_bytes, &out], 2);
+                    let what = format!("{format:?} {rows} rows {:?}", plan.shader.form);
+                    assert_close(
+                        &loaded(&got, Element::F32),
+                        &want,
+                        4e-6 * scale,
+                        1e-5,
+                        &what,
+                    );
+                }
+            }
+        }
+    }
 }
 
 #[test]
@@ -173,22 +341,16 @@ fn large_tiles() {
     let Some(device) = common::device(Tier::Full) else {
         return;
     };
-    // 16 x 12 tiles of 128 and 14 x 14 of 64 are both enough groups to be chosen.
     for (rows, cols, inner, tile) in [
-        (2048, 1540, 20, "128x128"),
-        (2047, 1539, 9, "128x128"),
-        (896, 900, 33, "64x64"),
+        (260, 140, 20, "128x128"),
+        (259, 139, 9, "128x128"),
+        (140, 133, 33, "64x64"),
     ] {
         let problem = plain(rows, cols, inner);
-        assert!(
-            problem
-                .plan(&DeviceModel::default())
-                .expect("plans")
-                .shader
-                .label
-                .contains(tile)
-        );
-        check(&device, &problem);
+        let mut plans = problem.plans(&device.model()).expect("plans");
+        plans.retain(|plan| plan.shader.shader().label.contains(tile));
+        assert!(!plans.is_empty());
+        check_with(&device, &problem, &[], &[], &plans, |value, _, _, _| value);
     }
 }
 
@@ -312,11 +474,10 @@ fn batches_with_broadcast_and_gaps() {
     let right = random.units(7 + 14 * 50);
     let bytes = |v: &[f32]| bytemuck::cast_slice::<f32, u8>(v).to_vec();
     let run = |problem: &Matmul| {
-        let call = problem.plan(&device.model()).expect("plans");
-        let out = run_library(
+        let program = problem.plan(&device.model()).expect("plans");
+        let out = run_program(
             &device,
-            &call,
-            &[],
+            &program,
             &[&bytes(&left), &bytes(&right), &vec![0; 4 * 801]],
             2,
         );
@@ -373,16 +534,10 @@ fn several_contracted_axes() {
                 want.push(sum.sum::<f64>());
             }
         }
-        let call = problem.plan(&device.model()).expect("plans");
+        let program = problem.plan(&device.model()).expect("plans");
         let out = vec![0; want.len() * 4];
         let bytes = |v: &[f32]| bytemuck::cast_slice::<f32, u8>(v).to_vec();
-        let got = run_library(
-            &device,
-            &call,
-            &[],
-            &[&bytes(&left), &bytes(&right), &out],
-            2,
-        );
+        let got = run_program(&device, &program, &[&bytes(&left), &bytes(&right), &out], 2);
         assert_close(
             &loaded(&got, Element::F32),
             &want,
@@ -511,6 +666,7 @@ fn epilogues_see_every_result() {
             &problem,
             &[bytes],
             &[0.5f32.to_bits()],
+            &kinds(problem.plans(&device.model()).expect("plans")),
             |value, row, col, batch| {
                 (value * 0.5 + f64::from(bias[col])).max(0.0) + row as f64 + 100.0 * batch as f64
             },
@@ -543,13 +699,12 @@ fn special_values_come_through() {
             ..plain(len, 1, 1)
         };
         let (out_bytes, _) = stored(&vec![0.0; values.len()], out);
-        let call = problem.plan(&device.model()).expect("plans");
+        let program = problem.plan(&device.model()).expect("plans");
         let left = bytemuck::cast_slice::<f32, u8>(&values).to_vec();
         let got = loaded(
-            &run_library(
+            &run_program(
                 &device,
-                &call,
-                &[],
+                &program,
                 &[&left, &1.0f32.to_le_bytes(), &out_bytes],
                 2,
             ),

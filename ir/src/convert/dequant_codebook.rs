@@ -6,6 +6,8 @@
 
 use std::ops::Range;
 
+use crate::dtype::BlockFormat;
+
 use super::dequant::{BlockCodes, half_at};
 
 static CODEBOOKS: &[u8; 9216] = include_bytes!("codebooks.bin");
@@ -23,6 +25,21 @@ const LEVELS_3_XXS: [i8; 8] = [4, 12, 20, 28, 36, 44, 52, 62];
 const LEVELS_3: [i8; 8] = [1, 3, 5, 7, 9, 11, 13, 15];
 /// In eighths, the unit of the offset.
 const LEVELS_1: [i8; 4] = [-8, 0, 8, 0];
+
+/// The codebook that a format's codes point into, 16 bits an entry: eight values of two bits, or four values of four
+/// bits (of which three are used), the first value lowest. `None` for formats without.
+pub fn codebook(format: BlockFormat) -> Option<&'static [u8]> {
+    let entries = match format {
+        BlockFormat::IQ2_XXS => IQ2_XXS,
+        BlockFormat::IQ2_XS => IQ2_XS,
+        BlockFormat::IQ2_S => IQ2_S,
+        BlockFormat::IQ3_XXS => IQ3_XXS,
+        BlockFormat::IQ3_S => IQ3_S,
+        BlockFormat::IQ1_S | BlockFormat::IQ1_M => IQ1,
+        _ => return None,
+    };
+    Some(&CODEBOOKS[entries.start * 2..entries.end * 2])
+}
 
 fn entry(book: Range<usize>, index: usize) -> u16 {
     let at = (book.start + index) * 2;

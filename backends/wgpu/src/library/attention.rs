@@ -1,12 +1,13 @@
 //! Attention: which kernels for which shapes.
 
 use cupola_shaders::attention::{
-    AttentionForm, AttentionParams, AttentionShader, FEW_DEPTH, Mask, ValueCols,
+    AttentionForm, AttentionMatrices, AttentionParams, AttentionShader, FEW_DEPTH, Mask, ValueCols,
 };
 use cupola_shaders::element::{Element, Width};
 use cupola_shaders::matmul::SkinnyRows;
 
 use super::{LibraryCall, LibraryProgram, Place, stride, word};
+use crate::adapter::CoopScalar;
 use crate::choice::DeviceModel;
 use crate::error::Error;
 
@@ -65,6 +66,35 @@ const GROUPS_OF_CORE: u64 = 16;
 /// Keys worth a workgroup of their own: below, joining costs more than it saves.
 const SPLIT_KEYS: u64 = 128;
 
+/// Longest queries that stay in the matrices of a subgroup.
+const MOST_MATRIX_DEPTH: u64 = 256;
+
+/// Most value columns of a workgroup on matrix units.
+const MOST_MATRIX_COLS: u32 = 128;
+
+/// Registers of a thread for queries and sums: as many again are for keys, values, scores and addresses, and 255 are all.
+const MATRIX_REGISTERS: u32 = 128;
+
+/// Subgroups, matrices along their rows and keys at a time, from most rows to fewest.
+fn matrix_divisions() -> impl Iterator<Item = [u32; 3]> {
+    [[4, 4], [4, 2], [4, 1], [2, 1], [1, 1]]
+        .into_iter()
+        .flat_map(|[subgroups, down]| [32, 16].map(|keys| [subgroups, down, keys]))
+}
+
+impl Tensor4 {
+    /// Whether elements along the last axis are neighbours, in aligned fours if its length is a multiple of four.
+    fn has_fours(&self) -> bool {
+        let [outer @ .., along] = self.strides;
+        along == 1
+            && outer
+                .iter()
+                .chain([&self.offset])
+                .all(|distance| distance % 4 == 0)
+            && self.element.has_fours()
+    }
+}
+
 impl Attention {
     /// The dispatches that compute it. Arguments: query, key, value, mask if present, result.
     ///
@@ -80,7 +110,12 @@ impl Attention {
         } else {
             ValueCols::Wide
         };
-        let col_tiles = self.value_depth.div_ceil(u64::from(cols.cols()));
+        let matrices = match few {
+            None => self.matrices(device, heads),
+            Some(_) => None,
+        };
+        let group_cols = matrices.map_or(cols.cols(), |matrices| matrices.cols);
+        let col_tiles = self.value_depth.div_ceil(u64::from(group_cols));
         let splits = match few {
             None => 1,
             Some(_) => {
@@ -94,11 +129,11 @@ impl Attention {
         let split_keys = self.keys.div_ceil(splits).next_multiple_of(64).max(64);
         let splits = self.keys.div_ceil(split_keys).max(1);
         let form = match few {
-            None => AttentionForm::Tile,
+            None => matrices.map_or(AttentionForm::Tile, AttentionForm::Cooperative),
             Some(rows) if splits == 1 => AttentionForm::Few(rows),
             Some(rows) => AttentionForm::FewSplit(rows),
         };
-        let row_tiles = rows.div_ceil(32);
+        let row_tiles = rows.div_ceil(u64::from(matrices.map_or(32, AttentionMatrices::rows)));
         let call = |form, groups| {
             let shader = self.shader(form, cols).shader();
             let params = self.params(row_tiles, col_tiles, splits, split_keys)?;
@@ -110,7 +145,9 @@ impl Attention {
         };
         let all: Vec<_> = (0..arguments).map(Place::Argument).collect();
         let groups = match form {
-            AttentionForm::Tile => product(&[heads, row_tiles, col_tiles])?,
+            AttentionForm::Tile | AttentionForm::Cooperative(_) => {
+                product(&[heads, row_tiles, col_tiles])?
+            }
             AttentionForm::Few(_) | AttentionForm::FewSplit(_) | AttentionForm::Join => {
                 product(&[heads, splits, col_tiles])?
             }
@@ -146,6 +183,7 @@ impl Attention {
             out: self.out.element,
             key_width: match form {
                 AttentionForm::Few(_) | AttentionForm::FewSplit(_) => self.key_width(),
+                AttentionForm::Cooperative(_) => Width::Four,
                 AttentionForm::Tile | AttentionForm::Join => Width::One,
             },
             form,
@@ -154,14 +192,65 @@ impl Attention {
     }
 
     fn key_width(&self) -> Width {
-        let [outer @ .., along] = self.key.strides;
-        let aligned = |distance: &i64| distance % 4 == 0;
-        let fours = along == 1
+        match self.key.has_fours() && self.depth.is_multiple_of(4) {
+            true => Width::Four,
+            false => Width::One,
+        }
+    }
+
+    /// How matrix units compute it, where the device has faster ones than its other arithmetic and all operands suit them:
+    /// the largest division that leaves no core without work, or else the smallest.
+    fn matrices(&self, device: &DeviceModel, heads: u64) -> Option<AttentionMatrices> {
+        let operands = [self.query, self.key, self.value];
+        let suits = operands.iter().all(|t| t.element == Element::F16)
+            && operands.iter().chain([&self.out]).all(Tensor4::has_fours)
             && self.depth.is_multiple_of(4)
-            && aligned(&self.key.offset)
-            && outer.iter().all(aligned)
-            && self.key.element.has_fours();
-        if fours { Width::Four } else { Width::One }
+            && self.value_depth.is_multiple_of(4)
+            && (1..=MOST_MATRIX_DEPTH).contains(&self.depth)
+            && self.value_depth > 0
+            && device.features.f16
+            && device.rates.matrix > device.rates.f32;
+        if !suits {
+            return None;
+        }
+        let lanes = device.subgroup_size()?;
+        let shapes = device.features.cooperative.iter().filter(|shape| {
+            shape.in_wgsl() && shape.operand == CoopScalar::F16 && shape.result == CoopScalar::F32
+        });
+        let size = shapes.map(|shape| shape.rows).max()?;
+        let depth = (self.depth as u32).next_multiple_of(size);
+        let most_cols = AttentionMatrices::most_cols(size, lanes, depth, MATRIX_REGISTERS);
+        let most_cols = most_cols.filter(|&cols| cols > 0)?.min(MOST_MATRIX_COLS);
+        let col_tiles = self.value_depth.div_ceil(u64::from(most_cols));
+        let cols = (self.value_depth.div_ceil(col_tiles) as u32).next_multiple_of(size);
+        let rows = self.queries.saturating_mul(self.group);
+        let groups = |matrices: &AttentionMatrices| {
+            let tiles = rows.div_ceil(u64::from(matrices.rows()));
+            tiles.saturating_mul(heads).saturating_mul(col_tiles)
+        };
+        let mut smallest = None;
+        for [subgroups, down, keys] in matrix_divisions() {
+            let matrices = AttentionMatrices {
+                size,
+                lanes,
+                subgroups,
+                down,
+                keys,
+                depth,
+                cols,
+            };
+            let fits = matrices.is_even()
+                && matrices.registers() <= MATRIX_REGISTERS
+                && matrices.threads() <= device.limits.workgroup_threads
+                && matrices.memory_size() <= device.limits.workgroup_memory_size;
+            if fits && groups(&matrices) >= device.busy_groups() {
+                return Some(matrices);
+            }
+            if fits {
+                smallest = Some(matrices);
+            }
+        }
+        smallest
     }
 
     fn params(

@@ -8,7 +8,7 @@ use cupola_shaders::shader::Epilogue;
 use cupola_shaders::tile::Tile;
 
 use super::matmul::{BatchAxis, Matmul, Matrix};
-use super::{LibraryCall, LibraryProgram, accumulator_of, stride, word};
+use super::{LibraryCall, LibraryProgram, Place, accumulator_of, stride, word};
 use crate::choice::DeviceModel;
 use crate::error::Error;
 
@@ -101,9 +101,15 @@ impl Convolution {
     /// [`Error::Limit`] for more than [`SPATIAL_AXES`] spatial axes and lengths beyond 31 bits.
     pub fn plan(&self, device: &DeviceModel) -> Result<LibraryProgram, Error> {
         if let Some(product) = self.pointwise() {
-            let mut program = LibraryProgram::one(product.plan(device)?);
+            let mut program = product.plan(device)?;
             // The product's left operand is the weights, its right one the input.
-            program.steps[0].1.swap(0, 1);
+            for place in &mut program.steps[0].1 {
+                *place = match *place {
+                    Place::Argument(0) => Place::Argument(1),
+                    Place::Argument(1) => Place::Argument(0),
+                    other => other,
+                };
+            }
             return Ok(program);
         }
         let axes = self.axes()?;
@@ -317,6 +323,8 @@ impl Convolution {
                 row_stride: self.out.inner_stride,
                 col_stride: 1,
             },
+            readings: Default::default(),
+            narrow: false,
             epilogue: self.epilogue.clone(),
         })
     }

@@ -1,16 +1,19 @@
-//! Matrix products: which kernel for which shapes.
+//! Matrix products: a problem with its shapes becomes a dispatch, or two where the inner axis is divided.
 
+use cupola_ir::BlockFormat;
 use cupola_shaders::element::{Element, Width};
 use cupola_shaders::matmul::{
-    BATCH_AXES, INNER_AXES, InnerAxes, MatmulForm, MatmulParams, MatmulShader, Orientation,
-    SkinnyRows,
+    Accumulator, BATCH_AXES, INNER_AXES, InnerAxes, JoinShader, MatmulForm, MatmulParams,
+    MatmulShader, Operand, Orientation, Source,
 };
 use cupola_shaders::shader::Epilogue;
-use cupola_shaders::tile::{FastAxis, Staging, Tile};
+use cupola_shaders::tile::{FastAxis, Split, Staging};
 
-use super::{LibraryCall, accumulator_of, closeness, stride, word};
+use super::{LibraryCall, LibraryProgram, Place, accumulator_of, closeness, stride, word};
 use crate::choice::DeviceModel;
 use crate::error::Error;
+
+mod forms;
 
 /// A matrix in a buffer: element type, first element and strides, all in elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +62,19 @@ pub struct InnerAxis {
     pub rhs: i64,
 }
 
+/// How the elements of a factor become numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Reading {
+    /// As they are stored.
+    #[default]
+    Stored,
+    /// Rounded to f16 or bf16 first, from f32 or another type of 16 bits.
+    Rounded(Element),
+    /// From blocks that lie along the inner axis, whose length is a multiple of theirs; the matrix's `element` does not
+    /// count, and its offset and outer strides are multiples of a block's length, in elements.
+    Blocks(BlockFormat),
+}
+
 /// `out[b, r, c] = sum over k of lhs[b, r, k] * rhs[b, k, c]`, stored by the epilogue if there is one.
 ///
 /// Floats accumulate in f32, integers in 32 bits with wrap-around. The batch number `b` given to the epilogue counts in
@@ -82,26 +98,89 @@ pub struct Matmul {
     pub rhs: Matrix,
     /// `[rows, cols]`.
     pub out: Matrix,
+    /// How the left and the right operand are read.
+    pub readings: [Reading; 2],
+    /// Whether factors may be rounded to f16 on their way to matrix units.
+    pub narrow: bool,
     /// What happens to each result instead of the plain store.
     pub epilogue: Epilogue,
 }
 
-/// Workgroups below which a smaller tile is taken, to keep all parts of a large GPU busy (about twice the 64 to 144
-/// cores of the cards of 2020 to 2025).
-const BUSY_GROUPS: u64 = 192;
+/// A way to compute a product.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// The product's kernel.
+    pub shader: MatmulShader,
+    /// Parts that the inner axis is divided into.
+    pub splits: u64,
+}
 
 impl Matmul {
-    /// The dispatch that computes it. Buffers: left, right, result, then the epilogue's.
+    /// The dispatches that compute it on a device. Arguments: left, right, result, then the epilogue's.
     ///
     /// # Errors
     /// [`Error::Limit`] for lengths beyond 32 bits or more than [`BATCH_AXES`] batch axes that cannot be merged.
-    pub fn plan(&self, _device: &DeviceModel) -> Result<LibraryCall, Error> {
-        // A few columns are a few rows of the transposed product.
-        let few = SkinnyRows::holding(self.cols).is_some();
-        if few && self.cols < self.rows {
-            return self.transposed().plan_oriented(Orientation::Swapped);
+    pub fn plan(&self, device: &DeviceModel) -> Result<LibraryProgram, Error> {
+        let chosen = self.fastest(device)?;
+        self.planned(&chosen)
+    }
+
+    /// The way that is predicted to be the fastest.
+    ///
+    /// # Errors
+    /// As [`Self::plan`].
+    pub fn fastest(&self, device: &DeviceModel) -> Result<Plan, Error> {
+        let mut plans = self.plans(device)?;
+        plans.sort_by(|a, b| self.seconds(a, device).total_cmp(&self.seconds(b, device)));
+        Ok(plans.swap_remove(0))
+    }
+
+    /// Every way that the device has, none of which may be missing from the tests.
+    ///
+    /// # Errors
+    /// As [`Self::plan`].
+    pub fn plans(&self, device: &DeviceModel) -> Result<Vec<Plan>, Error> {
+        let mut plans = Vec::new();
+        for (problem, orientation) in [
+            (self.clone(), Orientation::Normal),
+            (self.transposed(), Orientation::Swapped),
+        ] {
+            let is_upright = orientation == Orientation::Normal;
+            for form in forms::all(&problem, device) {
+                // A few columns are a few rows of the transposed product; tiles gain nothing by that.
+                let wants_upright = match form {
+                    MatmulForm::Skinny(_) => self.rows <= self.cols,
+                    MatmulForm::Tiled(_) | MatmulForm::Cooperative(_) => true,
+                };
+                if is_upright != wants_upright {
+                    continue;
+                }
+                let shader = problem.shader(form, orientation)?;
+                if forms::fits(&shader, device) {
+                    plans.extend(problem.splits(&shader, device));
+                }
+            }
         }
-        self.plan_oriented(Orientation::Normal)
+        Ok(plans)
+    }
+
+    /// Predicted seconds of a plan.
+    pub fn seconds(&self, plan: &Plan, device: &DeviceModel) -> f64 {
+        match plan.shader.orientation {
+            Orientation::Normal => forms::seconds(self, plan, device),
+            Orientation::Swapped => forms::seconds(&self.transposed(), plan, device),
+        }
+    }
+
+    /// The dispatches of a plan of this product.
+    ///
+    /// # Errors
+    /// As [`Self::plan`].
+    pub fn planned(&self, plan: &Plan) -> Result<LibraryProgram, Error> {
+        match plan.shader.orientation {
+            Orientation::Normal => self.dispatches(plan),
+            Orientation::Swapped => self.transposed().dispatches(plan),
+        }
     }
 
     fn transposed(&self) -> Self {
@@ -120,6 +199,8 @@ impl Matmul {
             lhs: self.rhs.transposed(),
             rhs: self.lhs.transposed(),
             out: self.out.transposed(),
+            readings: [self.readings[1], self.readings[0]],
+            narrow: self.narrow,
             inner: self.inner,
             inner_axes: (self.inner_axes.iter())
                 .map(|axis| InnerAxis {
@@ -132,7 +213,7 @@ impl Matmul {
         }
     }
 
-    fn plan_oriented(&self, orientation: Orientation) -> Result<LibraryCall, Error> {
+    fn batches(&self) -> Result<(Vec<BatchAxis>, u64), Error> {
         let batch = merged(&self.batch);
         if batch.len() > BATCH_AXES {
             return Err(Error::Limit {
@@ -145,13 +226,143 @@ impl Matmul {
             .iter()
             .try_fold(1u64, |product, axis| product.checked_mul(axis.len));
         let batches = batches.ok_or_else(|| too_many(u64::MAX))?;
-        let form = self.form(batches);
-        let (lhs_staging, rhs_staging) = self.stagings(form, &batch);
-        let inner = if self.inner_axes.is_empty() {
-            InnerAxes::One
-        } else {
-            InnerAxes::Many
+        Ok((batch, batches))
+    }
+
+    /// The kernel of a form, over the whole inner axis.
+    fn shader(&self, form: MatmulForm, orientation: Orientation) -> Result<MatmulShader, Error> {
+        let (batch, _) = self.batches()?;
+        let [lhs, rhs] = self.operands(form, &batch);
+        let accumulator = match self.readings {
+            [Reading::Blocks(_), _] | [_, Reading::Blocks(_)] => Accumulator::F32,
+            _ => accumulator_of(self.lhs.element, self.rhs.element),
         };
+        Ok(MatmulShader {
+            lhs,
+            rhs,
+            out: self.out.element,
+            accumulator,
+            inner: match self.inner_axes.is_empty() {
+                true => InnerAxes::One,
+                false => InnerAxes::Many,
+            },
+            form,
+            split: Split::Whole,
+            epilogue: self.epilogue.clone(),
+            orientation,
+        })
+    }
+
+    /// The kernel as it is, and with the inner axis divided where that gives a device more to do at a time.
+    fn splits(&self, shader: &MatmulShader, device: &DeviceModel) -> Vec<Plan> {
+        let mut plans = vec![Plan {
+            shader: shader.clone(),
+            splits: 1,
+        }];
+        let step = u64::from(shader.inner_step());
+        let steps = self.inner.div_ceil(step);
+        let groups = forms::groups(self, shader);
+        let parts = MatmulShader {
+            split: Split::Parts,
+            out: shader.accumulator.element(),
+            epilogue: Epilogue::default(),
+            ..shader.clone()
+        };
+        let mut splits = 2;
+        while splits <= steps / 2
+            && groups.saturating_mul(splits) <= 4 * device.busy_groups()
+            && self
+                .parts_size(splits)
+                .is_some_and(|size| size <= device.limits.binding_size)
+        {
+            // Whole steps for each, and none without work.
+            let each = steps.div_ceil(splits);
+            plans.push(Plan {
+                shader: parts.clone(),
+                splits: steps.div_ceil(each),
+            });
+            splits *= 2;
+        }
+        plans
+    }
+
+    /// Bytes of the parts' results.
+    fn parts_size(&self, splits: u64) -> Option<u64> {
+        let (_, batches) = self.batches().ok()?;
+        [self.rows, self.cols, batches, splits]
+            .iter()
+            .try_fold(4u64, |size, &len| size.checked_mul(len))
+    }
+
+    fn dispatches(&self, plan: &Plan) -> Result<LibraryProgram, Error> {
+        let shader = &plan.shader;
+        let groups = forms::groups(self, shader).saturating_mul(plan.splits);
+        if plan.splits == 1 {
+            return Ok(LibraryProgram::one(LibraryCall {
+                shader: shader.shader(),
+                params: self.params(plan)?.words(),
+                groups,
+            }));
+        }
+        let size = self
+            .parts_size(plan.splits)
+            .ok_or_else(|| too_many(u64::MAX))?;
+        let mut parts = self.clone();
+        parts.out = Matrix {
+            element: shader.out,
+            offset: 0,
+            row_stride: self.cols as i64,
+            col_stride: 1,
+        };
+        parts.batch = merged(&self.batch);
+        let mut distance = (self.rows * self.cols) as i64;
+        for axis in parts.batch.iter_mut().rev() {
+            axis.out = distance;
+            distance = distance.wrapping_mul(axis.len as i64);
+        }
+        let join = JoinShader {
+            out: self.out.element,
+            accumulator: shader.accumulator,
+            epilogue: self.epilogue.clone(),
+            orientation: shader.orientation,
+        }
+        .shader();
+        let (_, batches) = self.batches()?;
+        let results = word("results of a divided product", size / 4)? / plan.splits as u32;
+        let rest = (3..join.bindings.len() + 1).map(Place::Argument);
+        Ok(LibraryProgram {
+            steps: vec![
+                (
+                    LibraryCall {
+                        shader: shader.shader(),
+                        params: MatmulParams {
+                            split_out: word("results", self.rows * self.cols * batches)?,
+                            ..parts.params(plan)?
+                        }
+                        .words(),
+                        groups,
+                    },
+                    vec![Place::Argument(0), Place::Argument(1), Place::Scratch(0)],
+                ),
+                (
+                    LibraryCall {
+                        shader: join,
+                        params: self.params(plan)?.words(),
+                        groups: u64::from(results.div_ceil(JoinShader::GROUP_LEN)),
+                    },
+                    [Place::Scratch(0), Place::Argument(2)]
+                        .into_iter()
+                        .chain(rest)
+                        .collect(),
+                ),
+            ],
+            scratch: vec![size],
+        })
+    }
+
+    fn params(&self, plan: &Plan) -> Result<MatmulParams, Error> {
+        let shader = &plan.shader;
+        let (batch, batches) = self.batches()?;
         let mut inner_dims = [[1, 0, 0, 0]; INNER_AXES];
         if self.inner_axes.len() > INNER_AXES {
             return Err(Error::Limit {
@@ -168,24 +379,6 @@ impl Matmul {
                 0,
             ];
         }
-        let shader = MatmulShader {
-            lhs: self.lhs.element,
-            rhs: self.rhs.element,
-            out: self.out.element,
-            accumulator: accumulator_of(self.lhs.element, self.rhs.element),
-            inner,
-            lhs_staging,
-            rhs_staging,
-            form,
-            epilogue: self.epilogue.clone(),
-            orientation,
-        };
-        let row_tiles = self.rows.div_ceil(u64::from(shader.group_rows()));
-        let col_tiles = self.cols.div_ceil(u64::from(shader.group_cols()));
-        let groups = row_tiles
-            .checked_mul(col_tiles)
-            .and_then(|tiles| tiles.checked_mul(batches));
-        let groups = groups.ok_or_else(|| too_many(u64::MAX))?;
         let mut batch_dims = [[1, 0, 0, 0]; BATCH_AXES];
         for (dim, axis) in batch_dims.iter_mut().zip(batch.iter().rev()) {
             *dim = [
@@ -195,13 +388,24 @@ impl Matmul {
                 stride(axis.out),
             ];
         }
-        let params = MatmulParams {
+        for (reading, outer) in self.readings.iter().zip([self.rows, self.cols]) {
+            if matches!(reading, Reading::Blocks(_)) {
+                word(
+                    "elements of a block-quantised matrix",
+                    outer.saturating_mul(self.inner),
+                )?;
+            }
+        }
+        let step = u64::from(shader.inner_step());
+        let split_inner = self.inner.div_ceil(step).div_ceil(plan.splits) * step;
+        Ok(MatmulParams {
             rows: word("matrix rows", self.rows)?,
             cols: word("matrix columns", self.cols)?,
-            inner: word("a contracted length", self.inner)?,
+            // The loops count one step further.
+            inner: word("a contracted length", self.inner.saturating_add(4096))? - 4096,
             batches: word("batches", batches)?,
-            row_tiles: word("tiles", row_tiles)?,
-            col_tiles: word("tiles", col_tiles)?,
+            row_tiles: word("tiles", self.rows.div_ceil(u64::from(shader.group_rows())))?,
+            col_tiles: word("tiles", self.cols.div_ceil(u64::from(shader.group_cols())))?,
             batch_rank: batch.len() as u32,
             inner_rank: self.inner_axes.len() as u32,
             lhs_offset: stride(self.lhs.offset),
@@ -213,44 +417,39 @@ impl Matmul {
             out_offset: stride(self.out.offset),
             out_row: stride(self.out.row_stride),
             out_col: stride(self.out.col_stride),
+            splits: word("parts", plan.splits)?,
+            split_inner: word("a part", split_inner)?,
+            split_out: 0,
             batch_dims,
             inner_dims,
-        };
-        Ok(LibraryCall {
-            shader: shader.shader(),
-            params: params.words(),
-            groups,
         })
     }
 
-    fn form(&self, batches: u64) -> MatmulForm {
-        if let Some(rows) = SkinnyRows::holding(self.rows) {
-            return MatmulForm::Skinny(rows);
-        }
-        let groups = |tile: Tile| {
-            let tiles = |len: u64, size: u32| len.div_ceil(u64::from(size));
-            tiles(self.rows, tile.rows)
-                .saturating_mul(tiles(self.cols, tile.cols))
-                .saturating_mul(batches)
+    /// How a form reads the operands.
+    fn operands(&self, form: MatmulForm, batch: &[BatchAxis]) -> [Operand; 2] {
+        let (lhs, rhs) = self.stagings(form, batch);
+        let operand = |matrix: Matrix, reading, staging| match reading {
+            Reading::Blocks(format) => Operand::blocks(format),
+            Reading::Stored => Operand::plain(matrix.element, staging),
+            // Matrix units round by themselves.
+            Reading::Rounded(Element::F16) if matches!(form, MatmulForm::Cooperative(_)) => {
+                Operand::plain(matrix.element, staging)
+            }
+            Reading::Rounded(to) => Operand {
+                source: Source::Plain(matrix.element),
+                staging,
+                rounded: Some(to),
+            },
         };
-        let fits = |tile: Tile| {
-            self.rows >= u64::from(tile.rows)
-                && self.cols >= u64::from(tile.cols)
-                && groups(tile) >= BUSY_GROUPS
-        };
-        let tile = [Tile::LARGE, Tile::MEDIUM]
-            .into_iter()
-            .find(|&tile| fits(tile))
-            .unwrap_or(Tile::SMALL);
-        MatmulForm::Tiled(tile)
+        [
+            operand(self.lhs, self.readings[0], lhs),
+            operand(self.rhs, self.readings[1], rhs),
+        ]
     }
 
     fn stagings(&self, form: MatmulForm, batch: &[BatchAxis]) -> (Staging, Staging) {
         if !self.inner_axes.is_empty() {
-            let one = Staging {
-                fast: FastAxis::Inner,
-                width: Width::One,
-            };
+            let one = Staging::new(FastAxis::Inner, Width::One);
             return (one, one);
         }
         let lhs_batch = batch.iter().all(|axis| axis.lhs % 4 == 0);
@@ -267,23 +466,18 @@ impl Matmul {
             (self.inner, self.rhs.row_stride),
             (self.cols, self.rhs.col_stride),
         );
+        let halves = |staging: Staging, matrix: Matrix| match (staging.width, matrix.element) {
+            (Width::Four, Element::F16) => Staging::new(staging.fast, Width::Halves),
+            _ => staging,
+        };
         match form {
             MatmulForm::Tiled(_) => (lhs, rhs),
-            MatmulForm::Skinny(_) => {
-                let inner_fours = Staging {
-                    fast: FastAxis::Inner,
-                    width: Width::Four,
-                };
-                let lhs = if lhs == inner_fours && rhs == inner_fours {
-                    lhs
-                } else {
-                    Staging {
-                        fast: FastAxis::Inner,
-                        width: Width::One,
-                    }
-                };
-                (lhs, rhs)
-            }
+            MatmulForm::Cooperative(_) => (halves(lhs, self.lhs), halves(rhs, self.rhs)),
+            // Rows are few: they are read along the inner axis whatever their layout.
+            MatmulForm::Skinny(_) => match lhs.fast {
+                FastAxis::Inner => (lhs, rhs),
+                FastAxis::Outer => (Staging::new(FastAxis::Inner, Width::One), rhs),
+            },
         }
     }
 }
@@ -302,10 +496,7 @@ fn staging(matrix: Matrix, batch_in_fours: bool, inner: (u64, i64), outer: (u64,
         && near.0.is_multiple_of(4)
         && (far.0 <= 1 || far.1 % 4 == 0)
         && matrix.offset % 4 == 0;
-    Staging {
-        fast,
-        width: if in_fours { Width::Four } else { Width::One },
-    }
+    Staging::new(fast, if in_fours { Width::Four } else { Width::One })
 }
 
 /// Batch axes without those of length one, and with neighbours joined that step evenly through all three matrices.

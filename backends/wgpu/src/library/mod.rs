@@ -29,11 +29,11 @@ pub struct LibraryCall {
 }
 
 impl LibraryCall {
-    /// Parameter words with those of the epilogue, padded as the kernel expects them.
+    /// Parameter words with those of the epilogue if this kernel ends with it, padded as the kernel expects them.
     pub fn params_with(&self, epilogue: &[u32]) -> Vec<u32> {
         let mut words = self.params.clone();
         words.extend_from_slice(epilogue);
-        words.resize(words.len().next_multiple_of(4), 0);
+        words.resize(self.shader.params_len() as usize, 0);
         words
     }
 

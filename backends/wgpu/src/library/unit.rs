@@ -6,6 +6,7 @@ use cupola_ir::ops::{Contract, CoreOp, Op};
 use cupola_ir::target::Claim;
 use cupola_ir::{Class, DType, TensorType};
 use cupola_shaders::Element;
+use cupola_shaders::blocks::is_decoded;
 use cupola_shaders::convolution::{Direction, SPATIAL_AXES};
 use cupola_shaders::matmul::{BATCH_AXES, INNER_AXES};
 use cupola_shaders::shader::Epilogue;
@@ -13,7 +14,7 @@ use cupola_shaders::sort::{KeyKind, ROW_AXES};
 
 use super::attention::{Attention, Tensor4};
 use super::convolution::{Channels, Convolution, SpatialAxis};
-use super::matmul::{BatchAxis, InnerAxis, Matmul, Matrix};
+use super::matmul::{BatchAxis, InnerAxis, Matmul, Matrix, Reading};
 use super::scatter::{self, Scatter};
 use super::sort::{RowAxis, Sort};
 use super::{LibraryProgram, accumulator_of};
@@ -28,7 +29,7 @@ pub fn claim(op: &Op, operands: &[&TensorType]) -> Claim {
         None => Claim::Yes {
             strided: !matches!(op, Op::Core(CoreOp::Scatter(_))),
             epilogue: takes_epilogue(op),
-            converts: false,
+            converts: matches!(op, Op::Core(CoreOp::Contract(_))),
         },
     }
 }
@@ -48,10 +49,13 @@ fn refusal(op: &Op, operands: &[&TensorType]) -> Option<String> {
         (!known).then(|| format!("no library kernel for {}", ty.dtype))
     };
     match op {
-        Op::Core(CoreOp::Contract(contract)) => operands
-            .iter()
-            .find_map(number)
-            .or_else(|| contract_refusal(contract, operands)),
+        Op::Core(CoreOp::Contract(contract)) => match operands {
+            [x, w] if w.dtype.class() == Class::Block => blocks_refusal(contract, x, w),
+            _ => operands
+                .iter()
+                .find_map(number)
+                .or_else(|| contract_refusal(contract, operands)),
+        },
         Op::Core(CoreOp::Sort(_)) => {
             let ty = operands.first()?;
             let bits = ty.dtype.bits();
@@ -101,6 +105,31 @@ fn refusal(op: &Op, operands: &[&TensorType]) -> Option<String> {
     }
 }
 
+/// Why there is no product with these block-quantised weights. Sums that are asked for in 32-bit integers, with
+/// activations rounded to 8 bits, are computed of activations as they are, in f32.
+fn blocks_refusal(contract: &Contract, x: &TensorType, w: &TensorType) -> Option<String> {
+    let first = w.rank().saturating_sub(contract.rhs_contract.len());
+    let is_inner = contract.rhs_contract.iter().copied().eq(first..w.rank());
+    if !matches!(x.dtype, DType::F32 | DType::F16 | DType::BF16) {
+        return Some(format!("no product of {} and {}", x.dtype, w.dtype));
+    }
+    if let DType::Block(format) = w.dtype
+        && !is_decoded(format)
+    {
+        return Some(format!("no kernel with the codebook of {}", w.dtype));
+    }
+    if !contract.rhs_batch.is_empty() || !is_inner || contract.rhs_contract.is_empty() {
+        return Some(format!("{} is not summed along its last axes", w.dtype));
+    }
+    let known = matches!(contract.accum, DType::F32 | DType::I32)
+        && (contract.out == DType::F32 || contract.out == x.dtype);
+    if !known {
+        let (accum, out) = (contract.accum, contract.out);
+        return Some(format!("no product summed in {accum} to {out}"));
+    }
+    axes_refusal(contract, &[x, w])
+}
+
 fn contract_refusal(contract: &Contract, operands: &[&TensorType]) -> Option<String> {
     let narrow = matches!(contract.accum, DType::F32 | DType::I32 | DType::U32);
     if !narrow || contract.accum.is_float() != operands.first()?.dtype.is_float() {
@@ -110,6 +139,10 @@ fn contract_refusal(contract: &Contract, operands: &[&TensorType]) -> Option<Str
     {
         return Some(format!("no product stored as {}", contract.out));
     }
+    axes_refusal(contract, operands)
+}
+
+fn axes_refusal(contract: &Contract, operands: &[&TensorType]) -> Option<String> {
     let axes = operands.iter().map(|ty| ty.rank()).sum::<usize>();
     let inner = contract.lhs_contract.len();
     // Every axis may stay on its own; one row and one column axis are not batches.
@@ -120,6 +153,7 @@ fn contract_refusal(contract: &Contract, operands: &[&TensorType]) -> Option<Str
 /// A view with its numbers.
 struct Bound {
     element: Element,
+    reading: Reading,
     dims: Vec<u64>,
     strides: Vec<i64>,
     offset: i64,
@@ -139,12 +173,22 @@ fn bound(view: &View, sizes: &[i64]) -> Result<Bound, Error> {
         .map(|dim| number(dim).map(|len| len.max(0) as u64))
         .collect::<Result<_, _>>()?;
     let strides = view.strides.iter().map(number).collect::<Result<_, _>>()?;
-    let element = element_of(view.dtype).ok_or(Error::MissingFeature {
+    let missing = || Error::MissingFeature {
         what: "library unit",
         feature: view.dtype.name(),
-    })?;
+    };
+    let (element, reading) = match (view.dtype, view.read) {
+        // Blocks are read from words.
+        (DType::Block(format), _) => (Element::U32, Reading::Blocks(format)),
+        (stored, read @ (DType::F16 | DType::BF16)) if stored != read => (
+            element_of(stored).ok_or_else(missing)?,
+            Reading::Rounded(element_of(read).ok_or_else(missing)?),
+        ),
+        (stored, _) => (element_of(stored).ok_or_else(missing)?, Reading::Stored),
+    };
     Ok(Bound {
         element,
+        reading,
         dims,
         strides,
         offset: number(&view.offset)?,
@@ -218,9 +262,9 @@ impl LibraryUnit {
             views(&self.library.results)?,
         );
         let mut program = match &self.library.op {
-            Op::Core(CoreOp::Contract(contract)) => LibraryProgram::one(
-                contraction(contract, &operands, &results[0], &self.epilogue).plan(device)?,
-            ),
+            Op::Core(CoreOp::Contract(contract)) => {
+                contraction(contract, &operands, &results[0], &self.epilogue).plan(device)?
+            }
             Op::Core(CoreOp::Sort(sort)) => self
                 .sort(sort.axis, sort.descending, &operands[0], &results[0])
                 .plan(device)?,
@@ -324,14 +368,14 @@ impl LibraryUnit {
     }
 }
 
-/// A type of the view's dtype and rank, for asking what is supported.
+/// A type as the op takes it, for asking what is supported.
 fn stand_in(library: &Library, view: &View) -> TensorType {
     let dims = view.dims.iter().map(|dim| match *dim {
         Extent::Const(len) => len.into(),
         Extent::Size(at) => library.sizes[at as usize].clone(),
     });
     TensorType {
-        dtype: view.dtype,
+        dtype: view.read,
         dims: dims.collect(),
     }
 }
@@ -339,7 +383,7 @@ fn stand_in(library: &Library, view: &View) -> TensorType {
 /// WGSL type of the sums of a library unit.
 fn accumulator_name(library: &Library) -> &'static str {
     match library.operands.as_slice() {
-        [lhs, rhs, ..] => match (element_of(lhs.dtype), element_of(rhs.dtype)) {
+        [lhs, rhs, ..] => match (element_of(lhs.read), element_of(rhs.read)) {
             (Some(lhs), Some(rhs)) => accumulator_of(lhs, rhs).name(),
             _ => "f32",
         },
@@ -475,8 +519,11 @@ fn contraction(
             out: 0,
         })
         .collect();
-    // Their order is free; in falling strides neighbours are most likely to join.
-    inner.sort_by_key(|axis| std::cmp::Reverse((axis.lhs.unsigned_abs(), axis.rhs.unsigned_abs())));
+    // Their order is free, but for blocks; in falling strides neighbours are most likely to join.
+    if !matches!(rhs.reading, Reading::Blocks(_)) {
+        let strides = |axis: &Axis| (axis.lhs.unsigned_abs(), axis.rhs.unsigned_abs());
+        inner.sort_by_key(|axis| std::cmp::Reverse(strides(axis)));
+    }
     let inner = merged(inner);
     let (mut rows, mut cols) = (merged(rows), merged(cols));
     let (row, col) = (take_longest(&mut rows), take_longest(&mut cols));
@@ -539,6 +586,11 @@ fn contraction(
             offset: result.offset,
             row_stride: row.out,
             col_stride: col.out,
+        },
+        readings: [lhs.reading, rhs.reading],
+        narrow: match rhs.reading {
+            Reading::Blocks(_) => contract.accum == DType::I32,
+            Reading::Stored | Reading::Rounded(_) => true,
         },
         epilogue: epilogue.clone(),
     }

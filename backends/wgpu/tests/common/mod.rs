@@ -4,10 +4,14 @@
 pub mod units;
 
 use cupola_shaders::element::Element;
+use cupola_wgpu::adapter::AdapterKind;
 use cupola_wgpu::device::{Command, Dispatch, KernelSource, ParamSpace, ShaderChecks};
 use cupola_wgpu::library::{LibraryCall, LibraryProgram, Place, kernel_source};
-use cupola_wgpu::{AdapterList, DeviceOptions, GpuDevice, Tier, WgpuBackend};
+use cupola_wgpu::{
+    AdapterList, Attempt, DeviceOptions, GpuDevice, Prober, Tier, WgpuBackend, try_out,
+};
 use half::{bf16, f16};
+use std::sync::Arc;
 
 /// Backends of both tiers; empty without an adapter.
 pub fn backends() -> Vec<WgpuBackend> {
@@ -34,6 +38,13 @@ pub fn devices() -> Vec<GpuDevice> {
         .collect()
 }
 
+/// Every tier of the first adapter, the experimental one too.
+pub fn all_devices() -> Vec<GpuDevice> {
+    let mut all = devices();
+    all.extend(device(Tier::Experimental));
+    all
+}
+
 /// The first adapter with `tier` and every run-time check, or none.
 pub fn device(tier: Tier) -> Option<GpuDevice> {
     open(&DeviceOptions {
@@ -41,6 +52,42 @@ pub fn device(tier: Tier) -> Option<GpuDevice> {
         checks: ShaderChecks::Full,
         ..DeviceOptions::default()
     })
+}
+
+/// The first adapter with its matrix units, or none with a message. Software adapters are known to survive them at
+/// subgroups of eight only.
+pub fn matrix_device() -> Option<GpuDevice> {
+    let device = open(&DeviceOptions {
+        prober: Some(Arc::new(ThisProcess)),
+        checks: ShaderChecks::Full,
+        ..DeviceOptions::default()
+    })?;
+    let usable = !device.features().cooperative.is_empty();
+    if !usable {
+        eprintln!("no matrix units here: nothing checked");
+    }
+    usable.then_some(device)
+}
+
+/// Tries features in this process, where that is safe.
+#[derive(Debug)]
+struct ThisProcess;
+
+impl Prober for ThisProcess {
+    fn probe(&self, adapter: usize) -> Result<Attempt, String> {
+        let list = AdapterList::enumerate();
+        let adapter = list.adapters().get(adapter).ok_or("no such adapter")?;
+        let facts = adapter.facts();
+        if facts.kind == AdapterKind::Software && facts.features.subgroups != Some((8, 8)) {
+            return Err("software of another subgroup size".to_owned());
+        }
+        let mut text = Vec::new();
+        try_out(adapter, &mut text).map_err(|error| error.to_string())?;
+        Ok(Attempt {
+            text: String::from_utf8_lossy(&text).into_owned(),
+            cut: None,
+        })
+    }
 }
 
 /// The first adapter, or none with a message.
@@ -234,6 +281,17 @@ pub fn run_program(
     arguments: &[&[u8]],
     result: usize,
 ) -> Vec<u8> {
+    run_program_with(device, program, &[], arguments, result)
+}
+
+/// As [`run_program`], with the parameter words of an epilogue.
+pub fn run_program_with(
+    device: &GpuDevice,
+    program: &LibraryProgram,
+    epilogue_params: &[u32],
+    arguments: &[&[u8]],
+    result: usize,
+) -> Vec<u8> {
     let held: Vec<_> = arguments
         .iter()
         .map(|bytes| device.allocate_with(bytes).expect("allocates"))
@@ -262,7 +320,12 @@ pub fn run_program(
             let groups = call
                 .folded(device.limits().groups_per_axis)
                 .expect("fits a dispatch");
-            (pipeline, bindings, call.params_with(&[]), groups)
+            (
+                pipeline,
+                bindings,
+                call.params_with(epilogue_params),
+                groups,
+            )
         })
         .collect();
     let commands: Vec<_> = steps
