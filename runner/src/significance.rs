@@ -32,6 +32,13 @@ pub fn shift(before: &[f64], after: &[f64]) -> Option<Shift> {
     })
 }
 
+/// The middle sample, the upper one of two; NaN of none.
+pub fn median(samples: &[f64]) -> f64 {
+    let mut sorted = samples.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
 fn thinned(all: &[f64]) -> Vec<f64> {
     let len = all.len().min(MOST);
     (0..len).map(|i| all[i * all.len() / len]).collect()

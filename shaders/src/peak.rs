@@ -108,6 +108,12 @@ fn copy(each: u32) -> String {
     )
 }
 
+/// What all chains come to.
+fn sum_of_chains() -> String {
+    let sums: Vec<String> = (0..CHAINS).map(|chain| format!("sum_{chain}")).collect();
+    sums.join(" + ")
+}
+
 fn multiply_add(number: Number) -> String {
     let value = match number {
         Number::F32 => "f32",
@@ -129,7 +135,6 @@ fn multiply_add(number: Number) -> String {
             );
         }
     }
-    let sums: Vec<String> = (0..CHAINS).map(|chain| format!("sum_{chain}")).collect();
     fill(
         include_str!("../wgsl/peak_multiply_add.wgsl"),
         &[
@@ -139,7 +144,7 @@ fn multiply_add(number: Number) -> String {
             ("V", value),
             ("SETUP", &setup),
             ("LINKS", &links),
-            ("SUM", &sums.join(" + ")),
+            ("SUM", &sum_of_chains()),
         ],
     )
 }
@@ -170,7 +175,6 @@ fn matrix(side: u32) -> String {
             );
         }
     }
-    let sums: Vec<String> = (0..CHAINS).map(|chain| format!("sum_{chain}")).collect();
     fill(
         include_str!("../wgsl/peak_matrix.wgsl"),
         &[
@@ -180,7 +184,7 @@ fn matrix(side: u32) -> String {
             ("THREADS", &THREADS.to_string()),
             ("SETUP", &setup),
             ("LINKS", &(loads + &links)),
-            ("SUM", &sums.join(" + ")),
+            ("SUM", &sum_of_chains()),
         ],
     )
 }

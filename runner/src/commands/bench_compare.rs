@@ -9,7 +9,7 @@ use crate::commands::convert::write_whole;
 use crate::commands::suite::{page, results as suite};
 use crate::fail::{Failure, Outcome};
 use crate::outputs;
-use crate::significance::{Shift, shift};
+use crate::significance::{Shift, median, shift};
 use serde_json::{Value as Json, json};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -78,12 +78,6 @@ pub fn compare(args: &BenchCompareArgs) -> Outcome {
 
 /// Fewest samples of each side for a verdict.
 const LEAST: usize = 5;
-
-fn median(samples: &[f64]) -> f64 {
-    let mut sorted = samples.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    sorted[sorted.len() / 2]
-}
 
 /// Writes the page and the joined file that are asked for.
 fn write_suite(args: &BenchCompareArgs, all: &[Results]) -> Outcome {

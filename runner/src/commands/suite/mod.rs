@@ -8,6 +8,7 @@ pub mod results;
 use crate::args::BenchArgs;
 use crate::commands::convert::write_whole;
 use crate::fail::{Failure, Outcome};
+use crate::significance::median;
 use cupola::ir::Value;
 use cupola::runtime::{DeviceInfo, Rates, processor};
 use cupola::suite::{Arithmetic, Case, Group, cases};
@@ -184,12 +185,6 @@ fn row_of(case: &Case, found: &Timings, limit: f64, fallback: Vec<String>) -> Ro
         fallback,
         samples_ms,
     }
-}
-
-fn median(samples: &[f64]) -> f64 {
-    let mut sorted = samples.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 fn machine(host: &Host, device: &DeviceSpec) -> Outcome<Machine> {
