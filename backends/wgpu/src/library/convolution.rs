@@ -1,9 +1,10 @@
 //! Convolution: which kernel for which shapes.
 
+use cupola_shaders::binding::Width;
 use cupola_shaders::convolution::{
     ConvolutionForm, ConvolutionParams, ConvolutionShader, Direction, SPATIAL_AXES, WeightLayout,
 };
-use cupola_shaders::element::{Element, Width};
+use cupola_shaders::element::Element;
 use cupola_shaders::shader::Epilogue;
 use cupola_shaders::tile::Tile;
 
