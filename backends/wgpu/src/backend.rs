@@ -106,6 +106,7 @@ fn target(name: &str, gpu: &GpuDevice) -> Target {
         max_binding: limits.binding_size,
         aliasing: false,
         joins_in_turn: false,
+        half_factors: gpu.features().f16,
         claim,
     }
 }
