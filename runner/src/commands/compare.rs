@@ -27,7 +27,7 @@ pub fn compare(args: &CompareArgs) -> Outcome {
             (graph, values)
         }
     };
-    let host = super::host(&args.compile);
+    let host = super::host();
     let tolerance = Tolerance {
         rtol: args.rtol,
         atol: args.atol,

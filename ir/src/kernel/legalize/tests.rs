@@ -25,7 +25,6 @@ fn target(fma: bool) -> Target {
         max_binding: u64::MAX,
         aliasing: true,
         joins_in_turn: false,
-        half_factors: false,
         claim: |_, _| Claim::No {
             reason: String::new(),
         },
