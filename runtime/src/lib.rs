@@ -5,12 +5,11 @@
 //! state: devices live in a [`Host`]. Inputs and outputs may stay in a device's memory ([`DeviceTensor`], [`Place`]), and
 //! [`Session::submit`] returns before the run has ended.
 //!
-//! Reading order: `devices`, `program`, `load`, `state`, `value`, `exec`, `queue`, `frame`, `control`, `session`; then `store`, `cache` and `keeping`
+//! Reading order: `devices`, `program`, `load`, `state`, `value`, `exec`, `frame`, `session`; then `store`, `cache` and `keeping`
 //! (code and packed weights on disk), `record`, `auto` and `fault`.
 
 mod auto;
 mod cache;
-mod control;
 mod devices;
 mod error;
 mod exec;
@@ -20,7 +19,6 @@ mod keeping;
 mod load;
 mod pool;
 mod program;
-mod queue;
 mod record;
 mod session;
 mod state;
@@ -32,7 +30,7 @@ pub use cupola_backend::{BackendError, Key, Rates};
 pub use cupola_ir::eval::Stop;
 pub use devices::{
     Attempt, Cut, DeviceInfo, DeviceSpec, Host, HostOptions, Injected, MemoryLimits, Mishap,
-    Prober, processor, try_gpu,
+    Prober, Table, TuneObserver, TuneOptions, TunedDevice, Tuning, Winner, processor, try_gpu,
 };
 pub use error::{Result, RuntimeError};
 pub use fault::Fault;

@@ -32,7 +32,7 @@ impl WgpuBackend {
         let gpu = GpuDevice::open(adapter, options)?;
         Ok(Self {
             target: target(name, &gpu),
-            device: WgpuDevice::new(gpu, name)?,
+            device: WgpuDevice::new(gpu, name, options)?,
         })
     }
 
@@ -54,10 +54,10 @@ impl WgpuBackend {
                 Work::Loops(Box::new(kernel.clone()))
             }
             Unit::Library(library) => {
-                Work::Library(Box::new(LibraryUnit::new(library).map_err(unsupported)?))
+                Work::Library(Arc::new(LibraryUnit::new(library).map_err(unsupported)?))
             }
         };
-        Ok(Arc::new(WgpuExecutable::new(unit, work)))
+        Ok(Arc::new(WgpuExecutable::new(&unit.name(), work)))
     }
 }
 
@@ -73,6 +73,7 @@ impl Backend for WgpuBackend {
     fn measure(&self) -> Option<Rates> {
         let gpu = self.gpu();
         let peaks = peaks::measure(gpu).ok()?;
+        peaks.remember(gpu);
         gpu.learn(peaks.rates(gpu.model().rates));
         Some(Rates {
             f32_ops: peaks.f32,
@@ -106,6 +107,7 @@ fn target(name: &str, gpu: &GpuDevice) -> Target {
         max_binding: limits.binding_size,
         aliasing: false,
         joins_in_turn: false,
+        half_factors: gpu.features().f16,
         claim,
     }
 }
