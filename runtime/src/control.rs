@@ -135,7 +135,9 @@ impl Driver<'_, '_, '_> {
                     }
                     self.cx.put_on(home, t)?.into()
                 }
-                RunValue::Device(_) if home == DeviceId::HOST => self.cx.fetch(value)?.into(),
+                RunValue::Device(t) if home == DeviceId::HOST && self.far(t).is_some() => {
+                    self.cx.fetch(value)?.into()
+                }
                 _ => continue,
             };
         }

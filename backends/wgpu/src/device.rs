@@ -175,6 +175,7 @@ pub struct GpuDevice {
     params: submit::ParamPool,
     bound: Arc<reuse::BindCache>,
     staging: reuse::StagingPool,
+    uploads: Mutex<buffer::Uploads>,
     injector: inject::Injector,
 }
 

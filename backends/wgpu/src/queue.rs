@@ -354,24 +354,36 @@ impl WgpuDevice {
 
     /// Submits steps, once the device has got on with those before.
     fn submit_steps(&self, steps: &[Step], expected: f64) -> Result<()> {
-        loop {
-            let oldest = {
-                let mut under_way = lock(&self.under_way);
-                let sum: f64 = under_way.iter().map(|(_, seconds)| seconds).sum();
-                let full = under_way.len() >= MOST_UNDER_WAY || sum + expected > MOST_EXPECTED;
-                match full {
-                    true => under_way.pop_front(),
-                    false => None,
-                }
-            };
-            let Some((oldest, _)) = oldest else { break };
+        let commands = self.encode(steps)?;
+        while let Some((oldest, is_only)) = self.in_the_way(expected) {
             let waited = self.gpu.wait(&oldest);
             waited.map_err(|error| self.error(error))?;
+            if is_only {
+                break;
+            }
         }
-        let submission = self.gpu.submit(&self.encode(steps)?);
+        // Listed in the order in which they are submitted, whatever other threads do.
+        let mut under_way = lock(&self.under_way);
+        let submission = self.gpu.submit(&commands);
         let submission = submission.map_err(|error| self.error(error))?;
-        lock(&self.under_way).push_back((submission, expected));
+        under_way.push_back((submission, expected));
         Ok(())
+    }
+
+    /// The submission to wait for before one that is expected to take so long, and whether it is the only one under way. The
+    /// newest stays listed, for whoever waits for all.
+    fn in_the_way(&self, expected: f64) -> Option<(Submission, bool)> {
+        let mut under_way = lock(&self.under_way);
+        let sum: f64 = under_way.iter().map(|(_, seconds)| seconds).sum();
+        if under_way.len() < MOST_UNDER_WAY && sum + expected <= MOST_EXPECTED {
+            return None;
+        }
+        let is_only = under_way.len() == 1;
+        let oldest = match is_only {
+            true => under_way.front().cloned(),
+            false => under_way.pop_front(),
+        };
+        Some((oldest?.0, is_only))
     }
 
     /// Remembers that steps which may write the fault word have been submitted.

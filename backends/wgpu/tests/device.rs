@@ -186,6 +186,25 @@ fn large_transfers_go_in_pieces() {
 }
 
 #[test]
+fn uploads_to_many_buffers_go_in_portions() {
+    let Some(device) = common::device(Tier::Base) else {
+        return;
+    };
+    let len = (12 << 20) + 6;
+    let data = |number: u8| -> Vec<u8> { (0..len).map(|i| (i >> 9) as u8 ^ number).collect() };
+    let each = (0..9).map(|number| device.allocate_with(&data(number)).expect("allocates"));
+    let buffers: Vec<_> = each.collect();
+    for (number, buffer) in (0..).zip(&buffers) {
+        let mut tail = vec![0; 4096 + 6];
+        let at = len - tail.len();
+        device
+            .download(buffer, at as u64, &mut tail)
+            .expect("downloads");
+        assert!(tail == data(number)[at..], "buffer {number}");
+    }
+}
+
+#[test]
 fn steps_of_a_submission_run_in_order() {
     let Some(device) = common::device(Tier::Full) else {
         return;

@@ -230,6 +230,19 @@ impl MemoryAccount {
     }
 }
 
+/// Copies from the host that are on their way.
+#[derive(Debug, Default)]
+pub(super) struct Uploads {
+    /// Bytes staged since the last submission made for uploads.
+    staged: u64,
+    /// That submission.
+    before: Option<wgpu::SubmissionIndex>,
+}
+
+/// Bytes of uploads that are submitted together. Twice as many are staged in host memory at most: the driver copies one
+/// portion while the next is written.
+const PORTION: u64 = 32 << 20;
+
 impl GpuDevice {
     /// Allocates `size` bytes of zeros. Zero bytes is allowed.
     ///
@@ -307,23 +320,38 @@ impl GpuDevice {
     pub fn upload(&self, buffer: &GpuBuffer, offset: u64, bytes: &[u8]) -> Result<(), Error> {
         buffer.transfer("upload", offset, bytes.len() as u64)?;
         let whole = bytes.len() / WORD as usize * WORD as usize;
-        self.scoped("upload", || {
-            // Each piece is staged in host memory until the next submission, so a weight file goes in portions.
-            for (handle, at, bytes_of) in buffer.parts.pieces(offset, whole as u64, READ_CHUNK) {
-                let piece = &bytes[bytes_of.start as usize..bytes_of.end as usize];
-                self.queue.write_buffer(handle, at, piece);
-                if piece.len() as u64 == READ_CHUNK {
-                    self.queue.submit([]);
-                }
+        // Each piece is staged in host memory until it is submitted, so weights go in portions.
+        for (handle, at, bytes_of) in buffer.parts.pieces(offset, whole as u64, PORTION) {
+            let piece = &bytes[bytes_of.start as usize..bytes_of.end as usize];
+            self.scoped("upload", || self.queue.write_buffer(handle, at, piece))?;
+            self.staged(piece.len() as u64)?;
+        }
+        let tail = &bytes[whole..];
+        if tail.is_empty() {
+            return Ok(());
+        }
+        let mut word = [0; WORD as usize];
+        word[..tail.len()].copy_from_slice(tail);
+        let (handle, at) = buffer.parts.place(offset + whole as u64);
+        self.scoped("upload", || self.queue.write_buffer(handle, at, &word))
+    }
+
+    /// Counts staged bytes; submits a full portion and waits for the one before.
+    fn staged(&self, size: u64) -> Result<(), Error> {
+        let mut uploads = lock(&self.uploads);
+        uploads.staged += size;
+        if uploads.staged < PORTION {
+            return Ok(());
+        }
+        let portion = self.scoped("upload", || self.queue.submit([]))?;
+        uploads.staged = 0;
+        match uploads.before.replace(portion) {
+            Some(before) => {
+                drop(uploads);
+                self.poll_until(before)
             }
-            let tail = &bytes[whole..];
-            if !tail.is_empty() {
-                let mut word = [0; WORD as usize];
-                word[..tail.len()].copy_from_slice(tail);
-                let (handle, at) = buffer.parts.place(offset + whole as u64);
-                self.queue.write_buffer(handle, at, &word);
-            }
-        })
+            None => Ok(()),
+        }
     }
 
     /// Copies `target.len()` bytes of `buffer` from byte `offset`, a multiple of four, to the host. Waits for all work

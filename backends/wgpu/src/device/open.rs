@@ -332,6 +332,7 @@ fn start(
         params: submit::ParamPool::new(&device),
         bound: Arc::default(),
         staging: reuse::StagingPool::default(),
+        uploads: Mutex::default(),
         injector: inject::Injector::new(options.inject),
         memory: Arc::new(buffer::MemoryAccount::new(options.memory_budget)),
         checks: options.checks,
