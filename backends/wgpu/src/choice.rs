@@ -5,7 +5,7 @@
 //! time, never a result.
 
 use crate::adapter::{AdapterKind, AdapterLimits, Timestamps};
-use crate::device::DeviceFeatures;
+use crate::device::{DeviceFeatures, Forms};
 
 /// A device as the choice of kernels sees it.
 #[derive(Debug, Clone, PartialEq)]
@@ -16,6 +16,8 @@ pub struct DeviceModel {
     pub limits: AdapterLimits,
     /// How fast it is.
     pub rates: Rates,
+    /// Which forms of kernels it runs.
+    pub forms: Forms,
 }
 
 /// How fast a device is at each kind of work.
@@ -76,6 +78,7 @@ impl Default for DeviceModel {
             },
             limits: AdapterLimits::of(&wgpu::Limits::default()),
             rates: Rates::typical(AdapterKind::Unknown, "unknown"),
+            forms: Forms::Chosen,
         }
     }
 }

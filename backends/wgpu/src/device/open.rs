@@ -322,6 +322,7 @@ fn start(
         features: features.clone(),
         limits: limits.clone(),
         rates: Rates::typical(facts.kind, facts.vendor),
+        forms: options.forms,
     };
     Ok(GpuDevice {
         limits,
