@@ -4,7 +4,8 @@ mod cooperative;
 
 use std::fmt::Write as _;
 
-use crate::element::{Binding, Element, Width};
+use crate::binding::{Binding, Width};
+use crate::element::Element;
 use crate::matmul::SkinnyRows;
 use crate::shader::{Extension, Shader, params};
 use crate::template::fill;

@@ -1,6 +1,7 @@
 //! Convolution and transposed convolution over one to three spatial axes.
 
-use crate::element::{Binding, Element, Width};
+use crate::binding::{Binding, Width};
+use crate::element::Element;
 use crate::matmul::Accumulator;
 use crate::shader::{Epilogue, Param, Shader, params};
 use crate::template::fill;

@@ -12,6 +12,7 @@
 //! writes workgroup memory before it reads it. This crate never talks to a device.
 
 pub mod attention;
+pub mod binding;
 pub mod blocks;
 pub mod check;
 pub mod convolution;
@@ -25,12 +26,12 @@ pub mod shader;
 pub mod skinny;
 pub mod sort;
 mod staging;
-
 mod template;
 pub mod tile;
 mod window;
 
-pub use element::{Access, Binding, Element, Stores, Width};
+pub use binding::{Access, Binding, Stores, Width};
+pub use element::Element;
 pub use shader::{Epilogue, Extension, ParamSpace, Shader};
 pub use template::fill;
 pub use window::Windows;

@@ -5,9 +5,10 @@
 
 use cupola_ir::BlockFormat;
 
+use crate::binding::{Binding, Width};
 use crate::blocks;
 use crate::cooperative::CooperativeTile;
-use crate::element::{Binding, Element, Width};
+use crate::element::Element;
 use crate::shader::{Epilogue, Extension, Param, Shader, params};
 pub use crate::skinny::SkinnyRows;
 use crate::skinny::{Reduction, Right, Skinny};

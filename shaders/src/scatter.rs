@@ -5,7 +5,8 @@
 //! which walks the list of its place, so no type needs atomic arithmetic. Lists have no order; where the last update
 //! wins, the walk looks for the highest number.
 
-use crate::element::{Binding, Element, Stores};
+use crate::binding::{Binding, Stores};
+use crate::element::Element;
 use crate::shader::{FAULTS, LAUNCH, Param, Shader, params};
 use crate::template::fill;
 

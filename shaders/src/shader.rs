@@ -1,6 +1,7 @@
 //! Kernels as data: bindings, parameters and a body, assembled into WGSL.
 
-use crate::element::{Binding, Element};
+use crate::binding::Binding;
+use crate::element::Element;
 
 /// Where a kernel finds its parameters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

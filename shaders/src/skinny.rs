@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use cupola_ir::BlockFormat;
 
-use crate::element::Width;
+use crate::binding::Width;
 use crate::staging::{FastAxis, Staging};
 use crate::template::fill;
 use crate::tile::Split;

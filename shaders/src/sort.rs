@@ -1,6 +1,7 @@
 //! Stable sorting along an axis, giving values and positions.
 
-use crate::element::{Binding, Element};
+use crate::binding::Binding;
+use crate::element::Element;
 use crate::shader::{Shader, params};
 use crate::template::fill;
 

@@ -8,7 +8,7 @@
 
 use std::fmt::Write as _;
 
-use crate::element::Width;
+use crate::binding::Width;
 
 /// One of an operand's two axes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -5,10 +5,11 @@ use cupola_shaders::Windows;
 use cupola_shaders::attention::{
     AttentionForm, AttentionMatrices, AttentionShader, Mask, ValueCols,
 };
+use cupola_shaders::binding::{Access, Binding, Stores, Width};
 use cupola_shaders::check;
 use cupola_shaders::convolution::{Block, ConvolutionForm, ConvolutionShader, Direction, Order};
 use cupola_shaders::cooperative::CooperativeTile;
-use cupola_shaders::element::{Access, Binding, Element, Stores, Width};
+use cupola_shaders::element::Element;
 use cupola_shaders::matmul::{
     Accumulator, InnerAxes, JoinShader, MatmulForm, MatmulShader, Operand, Orientation,
 };

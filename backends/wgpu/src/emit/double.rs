@@ -10,7 +10,66 @@
 //! `mantissa * 2^(exponent - 63)`. Bits that are shifted out leave a one in the lowest place, so that rounding still
 //! sees on which side of a tie the number lies.
 
+use cupola_ir::Scalar;
+
 use super::prelude::{Helper, helpers};
+
+/// The helper for a function of one 64-bit float.
+pub(super) fn unary(f: Scalar) -> Option<&'static str> {
+    Some(match f {
+        Scalar::Neg => "neg_f64",
+        Scalar::Abs => "abs_f64",
+        Scalar::Sign => "sign_f64",
+        Scalar::Floor => "floor_f64",
+        Scalar::Ceil => "ceil_f64",
+        Scalar::Round => "round_f64",
+        Scalar::Trunc => "trunc_f64",
+        Scalar::Sqrt => "sqrt_f64",
+        Scalar::Rsqrt => "rsqrt_f64",
+        Scalar::Recip => "recip_f64",
+        Scalar::Exp => "exp_f64",
+        Scalar::Expm1 => "expm1_f64",
+        Scalar::Log => "log_f64",
+        Scalar::Log1p => "log1p_f64",
+        Scalar::Sin => "sin_f64",
+        Scalar::Cos => "cos_f64",
+        Scalar::Tan => "tan_f64",
+        Scalar::Asin => "asin_f64",
+        Scalar::Acos => "acos_f64",
+        Scalar::Atan => "atan_f64",
+        Scalar::Sinh => "sinh_f64",
+        Scalar::Cosh => "cosh_f64",
+        Scalar::Tanh => "tanh_f64",
+        Scalar::Asinh => "asinh_f64",
+        Scalar::Acosh => "acosh_f64",
+        Scalar::Atanh => "atanh_f64",
+        Scalar::Erf => "erf_f64",
+        Scalar::Sigmoid => "sigmoid_f64",
+        Scalar::IsNan => "is_nan_f64",
+        Scalar::IsInf => "is_inf_f64",
+        _ => return None,
+    })
+}
+
+/// The helper for a function of two 64-bit floats.
+pub(super) fn binary(f: Scalar) -> Option<&'static str> {
+    Some(match f {
+        Scalar::Add => "add_f64",
+        Scalar::Sub => "sub_f64",
+        Scalar::Mul => "mul_f64",
+        Scalar::Div => "div_f64",
+        Scalar::Rem => "rem_f64",
+        Scalar::Mod => "mod_f64",
+        Scalar::Pow => "pow_f64",
+        Scalar::Atan2 => "atan2_f64",
+        Scalar::Min => "min_f64",
+        Scalar::Max => "max_f64",
+        Scalar::Eq => "same_f64",
+        Scalar::Lt => "less_f64",
+        Scalar::Le => "least_f64",
+        _ => return None,
+    })
+}
 
 /// Replaces `f64(NUMBER)` by the number's words.
 pub(super) fn with_constants(text: &str) -> String {

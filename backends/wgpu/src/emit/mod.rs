@@ -8,13 +8,15 @@
 //! of the phases; all others where they are used. Index arithmetic is in 32 bits, which the launch checks to be enough.
 //!
 //! Reading order: this file, `phase` (loops and stores), `reduce`, `join`, `tiles`, `lanes`, `expr` (index and element
-//! expressions), `scalar`, `prelude`, `double` and `double_functions` (64-bit floats).
+//! expressions), `scalar`, `prelude` (helper functions; `float_functions`, `long` and `double` hold most of them).
 
 mod double;
 mod double_functions;
 mod expr;
+mod float_functions;
 mod join;
 pub(crate) mod lanes;
+mod long;
 pub(crate) mod phase;
 mod prelude;
 mod reduce;

@@ -7,7 +7,7 @@
 use cupola_ir::{DType, Scalar};
 use cupola_shaders::Element;
 
-use super::EmitError;
+use super::{EmitError, double};
 
 /// What an expression is made of, and the helper functions it calls.
 pub(super) struct Code<'a> {
@@ -158,7 +158,7 @@ impl Code<'_> {
         let unsupported = || EmitError(format!("{} of {dtype}", f.name()));
         let value = match held(dtype)? {
             Held::Float => self.float_unary(f, x).ok_or_else(unsupported)?,
-            Held::Float64 => self.call(double_unary(f).ok_or_else(unsupported)?, &[x]),
+            Held::Float64 => self.call(double::unary(f).ok_or_else(unsupported)?, &[x]),
             Held::Bool => match f {
                 Scalar::Not => format!("!{x}"),
                 _ => return Err(unsupported()),
@@ -247,7 +247,7 @@ impl Code<'_> {
         let unsupported = || EmitError(format!("{} of {dtype}", f.name()));
         let value = match held(dtype)? {
             Held::Float => self.float_binary(f, x, y).ok_or_else(unsupported)?,
-            Held::Float64 => self.call(double_binary(f).ok_or_else(unsupported)?, &[x, y]),
+            Held::Float64 => self.call(double::binary(f).ok_or_else(unsupported)?, &[x, y]),
             Held::Bool => match f {
                 Scalar::And => format!("({x} & {y})"),
                 Scalar::Or => format!("({x} | {y})"),
@@ -557,63 +557,6 @@ impl Code<'_> {
             }
         })
     }
-}
-
-/// The helper for a function of one 64-bit float.
-fn double_unary(f: Scalar) -> Option<&'static str> {
-    Some(match f {
-        Scalar::Neg => "neg_f64",
-        Scalar::Abs => "abs_f64",
-        Scalar::Sign => "sign_f64",
-        Scalar::Floor => "floor_f64",
-        Scalar::Ceil => "ceil_f64",
-        Scalar::Round => "round_f64",
-        Scalar::Trunc => "trunc_f64",
-        Scalar::Sqrt => "sqrt_f64",
-        Scalar::Rsqrt => "rsqrt_f64",
-        Scalar::Recip => "recip_f64",
-        Scalar::Exp => "exp_f64",
-        Scalar::Expm1 => "expm1_f64",
-        Scalar::Log => "log_f64",
-        Scalar::Log1p => "log1p_f64",
-        Scalar::Sin => "sin_f64",
-        Scalar::Cos => "cos_f64",
-        Scalar::Tan => "tan_f64",
-        Scalar::Asin => "asin_f64",
-        Scalar::Acos => "acos_f64",
-        Scalar::Atan => "atan_f64",
-        Scalar::Sinh => "sinh_f64",
-        Scalar::Cosh => "cosh_f64",
-        Scalar::Tanh => "tanh_f64",
-        Scalar::Asinh => "asinh_f64",
-        Scalar::Acosh => "acosh_f64",
-        Scalar::Atanh => "atanh_f64",
-        Scalar::Erf => "erf_f64",
-        Scalar::Sigmoid => "sigmoid_f64",
-        Scalar::IsNan => "is_nan_f64",
-        Scalar::IsInf => "is_inf_f64",
-        _ => return None,
-    })
-}
-
-/// The helper for a function of two 64-bit floats.
-fn double_binary(f: Scalar) -> Option<&'static str> {
-    Some(match f {
-        Scalar::Add => "add_f64",
-        Scalar::Sub => "sub_f64",
-        Scalar::Mul => "mul_f64",
-        Scalar::Div => "div_f64",
-        Scalar::Rem => "rem_f64",
-        Scalar::Mod => "mod_f64",
-        Scalar::Pow => "pow_f64",
-        Scalar::Atan2 => "atan2_f64",
-        Scalar::Min => "min_f64",
-        Scalar::Max => "max_f64",
-        Scalar::Eq => "same_f64",
-        Scalar::Lt => "less_f64",
-        Scalar::Le => "least_f64",
-        _ => return None,
-    })
 }
 
 /// The least i32 has no literal of its own: the minus sign comes after reading the number.

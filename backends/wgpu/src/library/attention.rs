@@ -3,7 +3,8 @@
 use cupola_shaders::attention::{
     AttentionForm, AttentionMatrices, AttentionParams, AttentionShader, FEW_DEPTH, Mask, ValueCols,
 };
-use cupola_shaders::element::{Element, Width};
+use cupola_shaders::binding::Width;
+use cupola_shaders::element::Element;
 use cupola_shaders::matmul::SkinnyRows;
 
 use super::{LibraryCall, LibraryProgram, Place, stride, word};

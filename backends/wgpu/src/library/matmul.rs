@@ -1,7 +1,8 @@
 //! Matrix products: a problem with its shapes becomes a dispatch, or two where the inner axis is divided.
 
 use cupola_ir::BlockFormat;
-use cupola_shaders::element::{Element, Width};
+use cupola_shaders::binding::Width;
+use cupola_shaders::element::Element;
 use cupola_shaders::matmul::{
     Accumulator, BATCH_AXES, INNER_AXES, InnerAxes, JoinShader, MatmulForm, MatmulParams,
     MatmulShader, Operand, Orientation, Source,
