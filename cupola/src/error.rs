@@ -114,6 +114,7 @@ impl Error {
             Error::Runtime(e) => match e {
                 RuntimeError::Input { .. } => Class::Run,
                 RuntimeError::NoDevice { .. } | RuntimeError::Setting(_) => Class::Usage,
+                RuntimeError::Table(_) => Class::Malformed,
                 RuntimeError::Pass(e) => pass_class(e),
                 RuntimeError::Ir(e) => match e {
                     IrError::Op { .. }

@@ -52,6 +52,8 @@ pub enum Command {
     Compile(CompileCommandArgs),
     /// Convert a model between formats, by suffix.
     Convert(ConvertArgs),
+    /// Show tables of timed kernels that --tune-table wrote, or join them.
+    Tuning(TuningArgs),
     /// Try the features of a GPU; started by this program for itself.
     #[command(hide = true)]
     TryGpu(TryGpuArgs),
@@ -62,6 +64,20 @@ pub enum Command {
 pub struct TryGpuArgs {
     /// Position of the adapter.
     pub adapter: usize,
+}
+
+/// `cupola tuning`.
+#[derive(Debug, Args)]
+pub struct TuningArgs {
+    /// Tables.
+    #[arg(required = true, num_args = 1..)]
+    pub files: Vec<PathBuf>,
+    /// Write all of them in one; of two winners of a problem on one device the faster stays.
+    #[arg(long, value_name = "FILE")]
+    pub merge: Option<PathBuf>,
+    /// JSON to FILE, or to standard output.
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
+    pub json: Option<String>,
 }
 
 /// How a model is compiled; the same for every command that compiles.
@@ -94,6 +110,12 @@ pub struct CompileArgs {
     /// Type in which products with constant weights are computed.
     #[arg(long, value_enum, default_value = "model")]
     pub precision: Precision,
+    /// Time the kernels that a GPU may compute each problem by before the first run, and keep the fastest.
+    #[arg(long, conflicts_with = "deterministic")]
+    pub tune: bool,
+    /// Use a table of kernels that were timed on such a GPU; what is timed now is added to it.
+    #[arg(long, value_name = "FILE", conflicts_with = "deterministic")]
+    pub tune_table: Option<PathBuf>,
     /// Compile a mistake into what is run (but not into the standard of a comparison), to see it found.
     #[arg(long, value_name = "NAME", hide = true)]
     pub fault: Option<Fault>,
@@ -108,7 +130,7 @@ pub enum Precision {
     F32,
     /// Weights and activations are rounded to bf16.
     Bf16,
-    /// Weights are rounded to f16.
+    /// Weights are rounded to f16; activations too, also those of attention, on devices that compute with f16.
     F16,
     /// Weights and activations are rounded to 8-bit integers with scales found in the run.
     Int8,

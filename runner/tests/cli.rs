@@ -94,12 +94,22 @@ fn devices_tell_what_is_used_and_what_is_not() {
         (&"base".into(), &"none".into())
     );
     assert_eq!(base["storage buffers"], "8");
+    let kernels = |facts: &serde_json::Value, key: &str| facts[key].as_str().map(str::to_owned);
+    let plain = kernels(&base, "kernels").expect("forms");
+    assert!(plain.contains("f32 products in tiles") && !plain.contains("subgroups"));
+    assert_eq!(kernels(&base, "kernels with subgroups"), None);
+    let rate = base["f32 rate"].as_str().expect("a rate");
+    assert!(rate.ends_with(" GFLOP/s"), "{rate}");
+    let origin = base["rates"].as_str().expect("their origin");
+    assert!(["typical", "measured"].contains(&origin), "{origin}");
     let full = facts("full");
     assert_eq!(full["tier"], "full");
     assert!(
         full["features"].as_str().is_some_and(|f| f.contains("f16")),
         "{full}"
     );
+    let by_subgroups = kernels(&full, "kernels with subgroups").expect("forms");
+    assert!(by_subgroups.contains("row reductions joined by subgroups"));
     let most = facts("experimental");
     let units = most["matrix units"].as_str().expect("text");
     let used = most["features"].as_str().expect("text");
@@ -111,6 +121,41 @@ fn devices_tell_what_is_used_and_what_is_not() {
         "{most}"
     );
     assert_eq!(used.contains("cooperative"), most["tier"] == "experimental");
+}
+
+#[test]
+fn kernels_are_timed_when_asked_and_tables_are_joined() {
+    if !has_gpu() {
+        return;
+    }
+    let folder = Folder::new("tuning");
+    let path = |name: &str| folder.0.join(name).display().to_string();
+    let (table, all) = (path("a.json"), path("all.json"));
+    let start = ["run", "examples/digits/digits.onnx", "-i"];
+    let image = ["image=examples/digits/seven.png", "--device", "gpu"];
+    let with = |more: &[&str]| run(&[&start[..], &image, more].concat());
+    let tuned = with(&["--tune", "--tune-table", &table]);
+    assert!(tuned.status.success(), "{}", text(&tuned.stderr));
+    let again = with(&["--tune-table", &table]);
+    assert_eq!(text(&again.stdout), text(&tuned.stdout));
+    let shown = run(&["tuning", &table, &table, "--merge", &all, "--json"]);
+    assert!(shown.status.success(), "{}", text(&shown.stderr));
+    let problems = json(&shown.stdout)["devices"][0]["problems"].clone();
+    assert!(problems.as_object().is_some_and(|all| !all.is_empty()));
+    let read = |path: &str| std::fs::read(path).expect("a table");
+    assert_eq!(json(&read(&all)), json(&read(&table)));
+    std::fs::write(&table, "{").expect("written");
+    for out in [
+        with(&["--tune", "--tune-table", &table]),
+        run(&["tuning", &all, &table, "--merge", &all]),
+    ] {
+        assert_eq!(out.status.code(), Some(3), "{}", text(&out.stderr));
+        assert_eq!(text(&out.stderr).lines().count(), 1);
+    }
+    assert_eq!(read(&table), b"{");
+    assert_eq!(with(&["--tune", "--deterministic"]).status.code(), Some(2));
+    let missing = run(&["tuning", &path("none.json")]);
+    assert_eq!(missing.status.code(), Some(1));
 }
 
 /// The digit that the model reads in a picture.

@@ -7,8 +7,12 @@ use cupola_cpu::CpuBackend;
 use cupola_wgpu::adapter::{AdapterFacts, AdapterKind, Timestamps};
 use cupola_wgpu::device::{DeviceFeatures, Optional};
 pub use cupola_wgpu::device::{Injected, MemoryLimits, Mishap};
-use cupola_wgpu::{AdapterList, DeviceOptions, Forms, GpuDevice, Tier, WgpuBackend};
-pub use cupola_wgpu::{Attempt, Cut, Prober};
+use cupola_wgpu::library::forms;
+pub use cupola_wgpu::tune::table::{Table, TunedDevice, Winner};
+use cupola_wgpu::{
+    AdapterList, DeviceModel, DeviceOptions, Forms, GpuDevice, Rates, Tier, WgpuBackend,
+};
+pub use cupola_wgpu::{Attempt, Cut, Prober, TuneObserver, TuneOptions, Tuning};
 use std::fmt;
 use std::io;
 use std::str::FromStr;
@@ -69,6 +73,8 @@ pub struct HostOptions {
     pub inject: Option<Injected>,
     /// Divides the memory of GPUs as if their limits were these, to test that.
     pub memory_limits: Option<MemoryLimits>,
+    /// Whether and when GPUs time kernels to choose among them.
+    pub tune: TuneOptions,
 }
 
 /// Opened devices, shared by all programs of a process that are given the same host.
@@ -169,6 +175,7 @@ impl Host {
             prober: self.options.prober.clone(),
             inject: self.options.inject.or(ordered),
             memory_limits: self.options.memory_limits,
+            tune: self.options.tune.clone(),
             keeper: cache.map(|cache| -> Arc<dyn Keeper> { Arc::new(cache) }),
             translate: std::env::var_os("CUPOLA_GPU_TRANSLATE").is_some_and(|v| !v.is_empty()),
             ..DeviceOptions::default()
@@ -207,6 +214,7 @@ fn open_error(device: String, error: &cupola_wgpu::Error) -> RuntimeError {
         cupola_wgpu::Error::NoAdapter { .. } | cupola_wgpu::Error::Unusable { .. } => {
             RuntimeError::NoDevice { device, what }
         }
+        cupola_wgpu::Error::Table { .. } => RuntimeError::Table(what),
         _ => BackendError::Device { device, what }.into(),
     }
 }
@@ -286,6 +294,8 @@ fn opened_facts(gpu: &GpuDevice) -> Vec<(String, String)> {
         fact("workgroup memory", limits.workgroup_memory_size),
         fact("workgroup threads", limits.workgroup_threads),
     ];
+    facts.extend(rate_facts(&gpu.model()));
+    facts.extend(kernel_facts(&gpu.model()));
     let dropped = &gpu.findings().dropped;
     facts.extend(
         dropped
@@ -293,6 +303,46 @@ fn opened_facts(gpu: &GpuDevice) -> Vec<(String, String)> {
             .map(|(feature, why)| fact(&format!("without {feature}"), why)),
     );
     facts
+}
+
+/// How fast an adapter is taken to be.
+fn rate_facts(model: &DeviceModel) -> Vec<(String, String)> {
+    let Rates {
+        copy,
+        f32,
+        f16,
+        matrix,
+        dispatch,
+        cores,
+    } = model.rates;
+    let giga = |rate: f64, unit: &str| format!("{:.4} {unit}", rate / 1e9);
+    let mut facts = vec![
+        fact("rates", model.origin.name()),
+        fact("copy rate", giga(copy, "GB/s")),
+        fact("f32 rate", giga(f32, "GFLOP/s")),
+    ];
+    if model.features.f16 {
+        facts.push(fact("f16 rate", giga(f16, "GFLOP/s")));
+    }
+    if !model.features.cooperative.is_empty() {
+        facts.push(fact("matrix rate", giga(matrix, "GFLOP/s")));
+    }
+    facts.extend([
+        fact("kernel cost", format!("{:.2} us", dispatch * 1e6)),
+        fact("cores", cores),
+    ]);
+    facts
+}
+
+/// The forms of kernels that an adapter runs: those that need no feature, then those that each feature adds.
+fn kernel_facts(model: &DeviceModel) -> Vec<(String, String)> {
+    let by_feature = forms::by_feature(model).into_iter();
+    by_feature
+        .map(|(feature, names)| match feature {
+            None => fact("kernels", listed(names)),
+            Some(feature) => fact(&format!("kernels with {feature}"), listed(names)),
+        })
+        .collect()
 }
 
 /// Joined by commas, or `none`.

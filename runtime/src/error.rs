@@ -36,6 +36,9 @@ pub enum RuntimeError {
     /// An environment variable holds something it cannot mean. *User input.*
     #[error("{0}")]
     Setting(String),
+    /// A tuning table is damaged, of another version, or cannot be read or written. *User input.*
+    #[error("{0}")]
+    Table(String),
     /// Ops would run on another device than the one asked for, and that was forbidden. *Unsupported.*
     #[error("not on {device}: {}", ops.join(", "))]
     Fallback {

@@ -30,7 +30,7 @@ pub use cupola_backend::{BackendError, Key, Rates};
 pub use cupola_ir::eval::Stop;
 pub use devices::{
     Attempt, Cut, DeviceInfo, DeviceSpec, Host, HostOptions, Injected, MemoryLimits, Mishap,
-    Prober, processor, try_gpu,
+    Prober, Table, TuneObserver, TuneOptions, TunedDevice, Tuning, Winner, processor, try_gpu,
 };
 pub use error::{Result, RuntimeError};
 pub use fault::Fault;

@@ -82,3 +82,42 @@ fn narrow_products_agree_with_the_interpreter() {
         }
     }
 }
+
+/// Largest difference of a graph on the GPU from the interpreter's result at full precision, over the root mean square of
+/// that; and whether more than its weights were rounded.
+fn on_gpu(graph: &Graph, level: u8, x: &Tensor) -> (f32, bool) {
+    let exact = run(graph, DeviceSpec::Reference, Precision::F32, level, x);
+    let weights = run(graph, DeviceSpec::Reference, Precision::F16, level, x);
+    let got = run(graph, DeviceSpec::Gpu(0), Precision::F16, level, x);
+    let wide = run(graph, DeviceSpec::Gpu(0), Precision::F32, level, x);
+    assert!(error(&wide, &exact) < 1e-5, "{}", graph.name);
+    (error(&got, &exact), error(&got, &weights) > 1e-5)
+}
+
+#[test]
+fn gpus_that_compute_with_halves_take_activations_of_them() {
+    if std::env::var_os("CUPOLA_TEST_REQUIRE_GPU").is_none() {
+        eprintln!("CUPOLA_TEST_REQUIRE_GPU is not set: nothing is checked");
+        return;
+    }
+    let devices = Host::new().devices().expect("devices");
+    let features = devices[1].facts.iter().find(|(what, _)| what == "features");
+    let has_halves = features.is_some_and(|(_, used)| used.contains("f16"));
+    let cases = [
+        (perceptron(), vec![72]),
+        (weights_left(), vec![80]),
+        (convolution(), vec![16, 9, 7]),
+        (attention(), vec![96]),
+    ];
+    for (graph, rest) in cases {
+        for rows in [1, 5, 40] {
+            let x = numbers(&[&[rows], &rest[..]].concat(), 9);
+            for level in 0..=3 {
+                let (off, rounded) = on_gpu(&graph, level, &x);
+                let what = format!("{} {rows} rows, level {level}", graph.name);
+                assert!(off < cost(Precision::F16), "{what}: {off}");
+                assert_eq!(rounded, has_halves, "{what}");
+            }
+        }
+    }
+}

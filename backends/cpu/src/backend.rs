@@ -210,6 +210,7 @@ fn target() -> Target {
         max_binding: u64::MAX,
         aliasing: true,
         joins_in_turn: true,
+        half_factors: false,
         claim: libcall::claim,
     }
 }

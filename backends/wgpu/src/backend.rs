@@ -32,7 +32,7 @@ impl WgpuBackend {
         let gpu = GpuDevice::open(adapter, options)?;
         Ok(Self {
             target: target(name, &gpu),
-            device: WgpuDevice::new(gpu, name)?,
+            device: WgpuDevice::new(gpu, name, options)?,
         })
     }
 
@@ -54,7 +54,7 @@ impl WgpuBackend {
                 Work::Loops(Box::new(kernel.clone()))
             }
             Unit::Library(library) => {
-                Work::Library(Box::new(LibraryUnit::new(library).map_err(unsupported)?))
+                Work::Library(Arc::new(LibraryUnit::new(library).map_err(unsupported)?))
             }
         };
         Ok(Arc::new(WgpuExecutable::new(&unit.name(), work)))
@@ -73,6 +73,7 @@ impl Backend for WgpuBackend {
     fn measure(&self) -> Option<Rates> {
         let gpu = self.gpu();
         let peaks = peaks::measure(gpu).ok()?;
+        peaks.remember(gpu);
         gpu.learn(peaks.rates(gpu.model().rates));
         Some(Rates {
             f32_ops: peaks.f32,
@@ -110,5 +111,6 @@ fn target(name: &str, gpu: &GpuDevice) -> Target {
             Forms::Chosen => claim,
             Forms::Plain => claim_plain,
         },
+        half_factors: gpu.features().f16,
     }
 }

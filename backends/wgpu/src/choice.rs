@@ -2,7 +2,10 @@
 //!
 //! Features and limits are facts; rates are typical of the adapter's kind until they are measured
 //! ([`GpuDevice::learn`](crate::GpuDevice::learn)). Rates decide between kernels that are all right, so a wrong one costs
-//! time, never a result.
+//! time, never a result. Where kernels were timed on the problem itself, [`Choices`] say which was the fastest.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use crate::adapter::{AdapterKind, AdapterLimits, Timestamps};
 use crate::device::{DeviceFeatures, Forms};
@@ -18,6 +21,59 @@ pub struct DeviceModel {
     pub rates: Rates,
     /// Which forms of kernels it runs.
     pub forms: Forms,
+    /// Whose figures the rates are.
+    pub origin: Origin,
+    /// What timing kernels on their problems decided.
+    pub choices: Arc<Choices>,
+}
+
+/// Where rates come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// Data sheets of adapters of the same kind and vendor.
+    Typical,
+    /// Measurements of this adapter with this driver.
+    Measured,
+}
+
+impl Origin {
+    /// Lower-case name for reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Typical => "typical",
+            Self::Measured => "measured",
+        }
+    }
+}
+
+/// Plans by class of problem (`library::plans`) that were the fastest when they were timed.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Choices {
+    plans: BTreeMap<String, String>,
+    revision: u64,
+}
+
+impl Choices {
+    /// The plan of a class, if one was decided on.
+    pub fn plan(&self, class: &str) -> Option<&str> {
+        self.plans.get(class).map(String::as_str)
+    }
+
+    /// Decides on a plan.
+    pub fn set(&mut self, class: &str, plan: &str) {
+        self.plans.insert(class.to_owned(), plan.to_owned());
+        self.revision += 1;
+    }
+
+    /// Whether nothing was decided.
+    pub fn is_empty(&self) -> bool {
+        self.plans.is_empty()
+    }
+
+    /// Grows with every decision.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
 }
 
 /// How fast a device is at each kind of work.
@@ -79,6 +135,8 @@ impl Default for DeviceModel {
             limits: AdapterLimits::of(&wgpu::Limits::default()),
             rates: Rates::typical(AdapterKind::Unknown, "unknown"),
             forms: Forms::Chosen,
+            origin: Origin::Typical,
+            choices: Arc::default(),
         }
     }
 }

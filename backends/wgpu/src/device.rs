@@ -17,8 +17,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use cupola_backend::Keeper;
 
 use crate::adapter::{AdapterFacts, AdapterLimits, CoopShape, Timestamps};
-use crate::choice::{DeviceModel, Rates};
+use crate::choice::{DeviceModel, Origin, Rates};
 use crate::error::Error;
+use crate::tune::TuneOptions;
 
 pub mod buffer;
 mod inject;
@@ -33,6 +34,7 @@ pub mod submit;
 pub use buffer::{BufferRange, GpuBuffer, MemoryUse};
 pub use inject::{Injected, Mishap};
 pub use open::{Attempt, Cut, Prober, try_out};
+pub(crate) use optional::identity;
 pub use optional::{Findings, Optional};
 pub use parts::MemoryLimits;
 pub use pipeline::{Access, Bindings, KernelSource, ParamSpace, Pipeline};
@@ -179,6 +181,8 @@ pub struct DeviceOptions {
     pub prober: Option<Arc<dyn Prober>>,
     /// Where findings and compiled kernels are kept for later processes.
     pub keeper: Option<Arc<dyn Keeper>>,
+    /// Whether and when kernels are timed to choose among them.
+    pub tune: TuneOptions,
     /// A failure to order.
     pub inject: Option<Injected>,
     /// Divides memory as a device with these limits would, to test that; they are below the device's own.
@@ -218,6 +222,7 @@ pub struct GpuDevice {
     findings: Findings,
     checks: ShaderChecks,
     translate: bool,
+    keeper: Option<Arc<dyn Keeper>>,
     health: Arc<Health>,
     memory: Arc<buffer::MemoryAccount>,
     pipelines: pipeline::PipelineCache,
@@ -281,10 +286,23 @@ impl GpuDevice {
     /// Takes measured rates in place of the typical ones. What is already prepared stays as it is.
     pub fn learn(&self, rates: Rates) {
         let mut model = lock(&self.model);
-        *model = Arc::new(DeviceModel {
-            rates,
-            ..DeviceModel::clone(&model)
-        });
+        let model = Arc::make_mut(&mut model);
+        model.rates = rates;
+        model.origin = Origin::Measured;
+    }
+
+    /// Takes plans by class of problem that were timed; launches from now on use them.
+    pub fn decide<'a>(&self, plans: impl IntoIterator<Item = (&'a str, &'a str)>) {
+        let mut model = lock(&self.model);
+        let choices = Arc::make_mut(&mut Arc::make_mut(&mut model).choices);
+        for (class, plan) in plans {
+            choices.set(class, plan);
+        }
+    }
+
+    /// Where what was found out is kept for later processes.
+    pub(crate) fn keeper(&self) -> Option<&Arc<dyn Keeper>> {
+        self.keeper.as_ref()
     }
 
     /// Frees what is kept only to be used again.

@@ -13,6 +13,14 @@ pub enum Error {
         /// What it may hold.
         allowed: String,
     },
+    /// *User input*: a tuning table is damaged, of another version, or cannot be read or written.
+    #[error("tuning table {place}: {reason}")]
+    Table {
+        /// The file.
+        place: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// *User input*: `gpu:N` names an adapter that is not there.
     #[error("no GPU adapter with index {index}: {count} found")]
     NoAdapter {

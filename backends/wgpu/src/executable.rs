@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use cupola_backend::Executable;
@@ -10,14 +11,15 @@ use cupola_shaders::shader::LAUNCH;
 use cupola_shaders::{Binding, Shader, Windows};
 use rustc_hash::FxHashMap;
 
-use crate::choice::DeviceModel;
+use crate::choice::{Choices, DeviceModel};
 use crate::device::pipeline::ParamSpace;
 use crate::device::{BufferRange, GpuDevice, Pipeline, fold_groups, lock};
 use crate::emit::{self, Variant};
 use crate::error::Error;
 use crate::library::unit::LibraryUnit;
-use crate::library::{Place, kernel_source};
+use crate::library::{LibraryCall, LibraryProgram, Place, kernel_source};
 use crate::schedule;
+use crate::tune::Question;
 
 /// A unit that launches can be made of.
 pub(crate) struct WgpuExecutable {
@@ -64,7 +66,7 @@ const LARGEST_INDEX: u64 = i32::MAX as u64;
 /// What a unit computes.
 pub(crate) enum Work {
     Loops(Box<Kernel>),
-    Library(Box<LibraryUnit>),
+    Library(Arc<LibraryUnit>),
 }
 
 /// Compiled dispatches of a unit for given sizes.
@@ -72,6 +74,37 @@ pub(crate) struct Prepared {
     pub steps: Vec<PreparedStep>,
     /// Bytes of each scratch buffer.
     pub scratch: Vec<u64>,
+    /// What decided among plans, where there are several.
+    decided: Option<Decided>,
+}
+
+/// What was known of a class of problems when one of them was prepared.
+struct Decided {
+    class: String,
+    plan: Option<String>,
+    /// The revision of the choices that this was last compared with.
+    revision: AtomicU64,
+}
+
+impl Decided {
+    fn new(class: String, choices: &Choices) -> Self {
+        Self {
+            plan: choices.plan(&class).map(str::to_owned),
+            class,
+            revision: AtomicU64::new(choices.revision()),
+        }
+    }
+
+    /// Whether nothing else has been decided since.
+    fn is_current(&self, choices: &Choices) -> bool {
+        let revision = choices.revision();
+        let same = self.revision.load(Ordering::Relaxed) == revision
+            || choices.plan(&self.class) == self.plan.as_deref();
+        if same {
+            self.revision.store(revision, Ordering::Relaxed);
+        }
+        same
+    }
 }
 
 /// A dispatch without its buffers.
@@ -169,9 +202,36 @@ impl WgpuExecutable {
         }
     }
 
-    /// Whether a launch like this one has been prepared.
-    pub fn is_prepared(&self, sizes: &[i64], arguments: &[BufferRange<'_>]) -> bool {
-        lock(&self.prepared).contains_key(&self.key(sizes, arguments))
+    /// Whether a launch like this one has been prepared, by the plan that is best as far as is known now.
+    pub fn is_prepared(
+        &self,
+        gpu: &GpuDevice,
+        sizes: &[i64],
+        arguments: &[BufferRange<'_>],
+    ) -> bool {
+        self.find(gpu, &self.key(sizes, arguments)).is_some()
+    }
+
+    fn find(&self, gpu: &GpuDevice, key: &PreparedKey) -> Option<Arc<Prepared>> {
+        let prepared = lock(&self.prepared).get(key).cloned()?;
+        let decided = prepared.decided.as_ref();
+        let is_current = decided.is_none_or(|decided| decided.is_current(&gpu.model().choices));
+        is_current.then_some(prepared)
+    }
+
+    /// What the tuner has to know to time the plans of such a launch, if it has several.
+    pub fn question(&self, sizes: &[i64], arguments: &[BufferRange<'_>]) -> Option<Question> {
+        let Work::Library(library) = &self.work else {
+            return None;
+        };
+        let is_whole = arguments
+            .iter()
+            .all(|range| range.windows() == Windows::ONE);
+        is_whole.then(|| Question {
+            library: Arc::clone(library),
+            sizes: sizes.to_vec(),
+            arguments: arguments.iter().map(BufferRange::size).collect(),
+        })
     }
 
     /// What a launch dispatches; kernels are compiled now that no launch before has used.
@@ -182,8 +242,8 @@ impl WgpuExecutable {
         arguments: &[BufferRange<'_>],
     ) -> Result<Arc<Prepared>, Error> {
         let key = self.key(sizes, arguments);
-        if let Some(prepared) = lock(&self.prepared).get(&key) {
-            return Ok(Arc::clone(prepared));
+        if let Some(prepared) = self.find(gpu, &key) {
+            return Ok(prepared);
         }
         let prepared = Arc::new(match &self.work {
             Work::Loops(kernel) => self.prepare_loops(gpu, kernel, &key)?,
@@ -241,7 +301,11 @@ impl WgpuExecutable {
                 |place| windows_of(gpu, key, &scratch, place),
             )?);
         }
-        Ok(Prepared { steps, scratch })
+        Ok(Prepared {
+            steps,
+            scratch,
+            decided: None,
+        })
     }
 }
 
@@ -306,31 +370,37 @@ fn prepare_library(
     library: &LibraryUnit,
     key: &PreparedKey,
 ) -> Result<Prepared, Error> {
-    let program = library.plan(&key.sizes, &key.model(gpu))?;
-    let epilogue = library.epilogue_kernel().map_or(Vec::new(), |kernel| {
-        emit::epilogue_words(kernel, &key.sizes)
-    });
-    let mut steps = Vec::new();
-    for (mut call, places) in program.steps {
-        if call.groups == 0 {
-            continue;
-        }
-        if key.shared != 0 {
-            for binding in &mut call.shader.bindings {
-                binding.share();
-            }
-        }
-        let params = call.params_with(&epilogue);
-        steps.push(PreparedStep::new(
-            gpu,
-            call.shader,
-            places,
-            (params, call.groups),
-            |place| windows_of(gpu, key, &program.scratch, place),
-        )?);
+    let model = key.model(gpu);
+    let mut program = library.plan(&key.sizes, &model)?;
+    if key.shared != 0 {
+        let calls = program.steps.iter_mut().map(|(call, _)| call);
+        calls.for_each(|call| call.shader.bindings.iter_mut().for_each(Binding::share));
     }
+    let decided = library.class(&key.sizes)?;
     Ok(Prepared {
-        steps,
+        steps: library_steps(gpu, library, &key.sizes, &program, |place| {
+            windows_of(gpu, key, &program.scratch, place)
+        })?,
         scratch: program.scratch,
+        decided: decided.map(|class| Decided::new(class, &model.choices)),
     })
+}
+
+/// The dispatches of a program of a unit, compiled.
+pub(crate) fn library_steps(
+    gpu: &GpuDevice,
+    library: &LibraryUnit,
+    sizes: &[i64],
+    program: &LibraryProgram,
+    windows: impl Fn(Place) -> Windows,
+) -> Result<Vec<PreparedStep>, Error> {
+    let epilogue = library
+        .epilogue_kernel()
+        .map_or(Vec::new(), |kernel| emit::epilogue_words(kernel, sizes));
+    let steps = program.steps.iter().filter(|(call, _)| call.groups > 0);
+    let step = |(call, places): &(LibraryCall, Vec<Place>)| {
+        let launch = (call.params_with(&epilogue), call.groups);
+        PreparedStep::new(gpu, call.shader.clone(), places.clone(), launch, &windows)
+    };
+    steps.map(step).collect()
 }

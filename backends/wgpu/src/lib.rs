@@ -3,7 +3,7 @@
 //! Reading order: [`adapter`] says what is installed, [`device`] opens one adapter and owns buffers, pipelines and
 //! submissions, [`choice`] is what kernels are chosen by, [`emit`] writes WGSL for generated kernels and [`schedule`] chooses how, [`library`] turns the shader
 //! templates of `cupola-shaders` into dispatches, [`WgpuBackend`] ties them to the traits of `cupola-backend`: `executable`
-//! prepares units for sizes, `queue` runs their launches.
+//! prepares units for sizes, `queue` runs their launches, [`tune`] times the kernels that a problem may be computed by.
 //!
 //! Rules: nothing here is global, so two devices (or the same adapter opened twice) never see each other. Every error of
 //! the driver comes back as a value of [`Error`]; no handler of this crate panics. Kernels run on the default limits of
@@ -21,6 +21,7 @@ pub mod library;
 pub mod peaks;
 mod queue;
 pub mod schedule;
+pub mod tune;
 
 pub use adapter::{Adapter, AdapterFacts, AdapterList};
 pub use backend::WgpuBackend;
@@ -28,3 +29,4 @@ pub use choice::{DeviceModel, Rates};
 pub use device::{Attempt, Cut, DeviceOptions, Forms, GpuBuffer, GpuDevice, Prober, Tier, try_out};
 pub use error::Error;
 pub use queue::WgpuDevice;
+pub use tune::{TuneObserver, TuneOptions, Tuning};

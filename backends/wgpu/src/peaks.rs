@@ -2,10 +2,12 @@
 //!
 //! Kernels are those of `cupola_shaders::peak`. Device time is taken where the device measures it, the host's otherwise, less the
 //! cost of a submission. Every figure is the best of a few rounds of a millisecond or more: what disturbs a round only makes
-//! it slower.
+//! it slower. [`Peaks::remember`] keeps the figures for later processes, [`Peaks::recall`] finds them.
 
+use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
+use cupola_backend::Key;
 use cupola_shaders::peak::{Number, Peak, PeakParams, THREADS};
 
 use crate::adapter::{CoopScalar, Timestamps};
@@ -13,7 +15,7 @@ use crate::choice::Rates;
 use crate::device::pipeline::Trust;
 use crate::device::{
     Access, Bindings, Command, Dispatch, GpuBuffer, GpuDevice, KernelSource, ParamSpace, Pipeline,
-    fold_groups,
+    fold_groups, identity,
 };
 use crate::error::Error;
 
@@ -32,7 +34,12 @@ pub struct Peaks {
     pub submit: f64,
     /// Seconds that one more kernel in the same submission takes, each waiting for the one before.
     pub dispatch: f64,
+    /// How many times the arithmetic of one workgroup the whole device does: its parts that run workgroups side by side.
+    pub cores: f64,
 }
+
+/// First line of figures that are kept; another version is not read.
+const HEADING: &str = "cupola gpu rates 1";
 
 /// A round that takes at least so long is measured well.
 const ROUND: Duration = Duration::from_millis(1);
@@ -61,15 +68,18 @@ const CHAIN: usize = 128;
 /// What the device finds wrong; no memory for the smallest copy.
 pub fn measure(gpu: &GpuDevice) -> Result<Peaks, Error> {
     let bench = Bench::new(gpu)?;
-    let arithmetic = |number| bench.arithmetic(Peak::MultiplyAdd(number), THREADS);
+    let arithmetic = |number| bench.arithmetic(Peak::MultiplyAdd(number), THREADS, GROUPS);
     let f16 = gpu.features().f16.then(|| arithmetic(Number::F16));
+    let f32 = arithmetic(Number::F32)?;
+    let one = bench.arithmetic(Peak::MultiplyAdd(Number::F32), THREADS, 1)?;
     Ok(Peaks {
         copy: bench.copy()?,
-        f32: arithmetic(Number::F32)?,
+        f32,
         f16: f16.transpose()?,
         matrix: bench.matrix()?,
         submit: bench.submit,
         dispatch: bench.dispatch()?,
+        cores: f32 / one,
     })
 }
 
@@ -82,9 +92,62 @@ impl Peaks {
             f16: self.f16.unwrap_or(self.f32),
             matrix: self.matrix.unwrap_or(before.matrix),
             dispatch: self.dispatch,
-            ..before
+            cores: self.cores.round().clamp(1.0, f64::from(GROUPS)) as u32,
         }
     }
+
+    /// Keeps them for the same adapter, driver and tier, if the device was opened with a place for that.
+    pub fn remember(&self, gpu: &GpuDevice) {
+        let Some(keeper) = gpu.keeper() else { return };
+        let mut text = format!("{HEADING}\n");
+        for (name, value) in self.figures() {
+            if let Some(value) = value {
+                let _ = writeln!(text, "{name} {value:e}");
+            }
+        }
+        keeper.keep(key(gpu), text.into_bytes().into());
+    }
+
+    /// What was kept of this adapter, driver and tier; `None` without all figures.
+    pub fn recall(gpu: &GpuDevice) -> Option<Self> {
+        let bytes = gpu.keeper()?.find(key(gpu))?;
+        let text = std::str::from_utf8(&bytes).ok()?;
+        let (heading, lines) = text.split_once('\n')?;
+        let figure = |name: &str| {
+            let line = |line: &str| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok();
+            let found: Option<f64> = lines.lines().find_map(line);
+            found.filter(|value| value.is_finite() && *value > 0.0)
+        };
+        (heading == HEADING).then_some(())?;
+        Some(Self {
+            copy: figure("copy")?,
+            f32: figure("f32")?,
+            f16: figure("f16"),
+            matrix: figure("matrix"),
+            submit: figure("submit")?,
+            dispatch: figure("dispatch")?,
+            cores: figure("cores")?,
+        })
+    }
+
+    /// Every figure by its name.
+    fn figures(&self) -> [(&'static str, Option<f64>); 7] {
+        [
+            ("copy", Some(self.copy)),
+            ("f32", Some(self.f32)),
+            ("f16", self.f16),
+            ("matrix", self.matrix),
+            ("submit", Some(self.submit)),
+            ("dispatch", Some(self.dispatch)),
+            ("cores", Some(self.cores)),
+        ]
+    }
+}
+
+/// The key of a device's figures: features decide what kernels can compute with.
+fn key(gpu: &GpuDevice) -> Key {
+    let tier = gpu.tier().name();
+    Key::of(&(HEADING, identity(gpu.facts()), tier))
 }
 
 /// The device with what all measurements need.
@@ -213,9 +276,9 @@ impl<'a> Bench<'a> {
         Ok(best)
     }
 
-    /// Operations per second of an arithmetic kernel, with so many threads to a subgroup.
-    fn arithmetic(&self, peak: Peak, subgroup: u32) -> Result<f64, Error> {
-        let ready = self.ready(peak, &self.source, &self.sink, u64::from(GROUPS))?;
+    /// Operations per second of an arithmetic kernel, with so many threads to a subgroup and so many workgroups.
+    fn arithmetic(&self, peak: Peak, subgroup: u32, groups: u32) -> Result<f64, Error> {
+        let ready = self.ready(peak, &self.source, &self.sink, u64::from(groups))?;
         let mut params = PeakParams {
             len: STORED,
             rounds: 1,
@@ -226,7 +289,7 @@ impl<'a> Bench<'a> {
         while self.time(&ready, params)? < ROUND.as_secs_f64() && params.rounds < 1 << 16 {
             params.rounds *= 4;
         }
-        let operations = peak.operations(THREADS / subgroup) * f64::from(GROUPS);
+        let operations = peak.operations(THREADS / subgroup) * f64::from(groups);
         Ok(operations * f64::from(params.rounds) / self.best(&ready, params)?)
     }
 
@@ -243,7 +306,7 @@ impl<'a> Bench<'a> {
         let mut best = None;
         for shape in &features.cooperative {
             if shape.operand == CoopScalar::F16 && shape.result == CoopScalar::F32 {
-                let rate = self.arithmetic(Peak::Matrix { side: shape.rows }, least)?;
+                let rate = self.arithmetic(Peak::Matrix { side: shape.rows }, least, GROUPS)?;
                 best = Some(best.map_or(rate, |best: f64| best.max(rate)));
             }
         }

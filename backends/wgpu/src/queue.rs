@@ -10,15 +10,19 @@ use rustc_hash::FxHashMap;
 
 use crate::adapter::Timestamps;
 use crate::device::buffer::Download;
-use crate::device::{self, Bindings, Command, Dispatch, GpuBuffer, GpuDevice, Pipeline, lock};
+use crate::device::{
+    self, Bindings, Command, DeviceOptions, Dispatch, GpuBuffer, GpuDevice, Pipeline, lock,
+};
 use crate::error::Error;
 use crate::executable::WgpuExecutable;
 use crate::library::Place;
+use crate::tune::Tuner;
 
 /// A GPU's memory and queue.
 #[derive(Debug)]
 pub struct WgpuDevice {
-    gpu: GpuDevice,
+    gpu: Arc<GpuDevice>,
+    tuner: Tuner,
     name: String,
     /// One word that kernels write the number of a faulting launch to.
     faults: GpuBuffer,
@@ -77,9 +81,11 @@ struct Ready {
 
 impl WgpuDevice {
     /// The queue of a device; `name` is its name in messages.
-    pub(crate) fn new(gpu: GpuDevice, name: &str) -> Result<Self, Error> {
+    pub(crate) fn new(gpu: GpuDevice, name: &str, options: &DeviceOptions) -> Result<Self, Error> {
+        let gpu = Arc::new(gpu);
         Ok(Self {
             faults: gpu.allocate(4)?,
+            tuner: Tuner::new(&gpu, options)?,
             gpu,
             name: name.to_owned(),
             watch: Mutex::default(),
@@ -150,10 +156,16 @@ impl WgpuDevice {
         for launch in launches {
             let executable = self.executable(launch)?;
             let arguments = self.arguments(launch)?;
-            if !executable.is_prepared(&launch.sizes, &arguments) {
+            if !executable.is_prepared(&self.gpu, &launch.sizes, &arguments) {
                 missing.push((executable, launch.sizes.as_slice(), arguments));
             }
         }
+        let questions = missing
+            .iter()
+            .filter_map(|(executable, sizes, arguments)| executable.question(sizes, arguments));
+        self.tuner
+            .meet(questions.collect())
+            .map_err(|error| self.error(error))?;
         type Missing<'a> = (&'a WgpuExecutable, &'a [i64], Vec<device::BufferRange<'a>>);
         let prepare = |(executable, sizes, arguments): &Missing<'_>| {
             let prepared = executable.prepare(&self.gpu, sizes, arguments);

@@ -12,6 +12,7 @@ use cupola_shaders::matmul::MatmulForm;
 use cupola_shaders::shader::Epilogue;
 use cupola_shaders::skinny::Reduction;
 use cupola_wgpu::library::matmul::{BatchAxis, InnerAxis, Matmul, Matrix, Plan, Reading};
+use cupola_wgpu::library::plans::fastest;
 use cupola_wgpu::{DeviceModel, GpuDevice, Tier};
 
 /// Row-major unless told otherwise.
@@ -155,7 +156,7 @@ fn check_with(
 
 /// Checks what is chosen.
 fn check(device: &GpuDevice, problem: &Matmul) {
-    let plans = [problem.fastest(&device.model()).expect("plans")];
+    let plans = [fastest(problem, &device.model()).expect("plans")];
     check_with(device, problem, &[], &[], &plans, |value, _, _, _| value);
 }
 

@@ -2,16 +2,14 @@
 
 mod common;
 
-use bytes::Bytes;
-use cupola_backend::{Keeper, Key};
+use common::Kept;
 use cupola_shaders::{Access, ParamSpace};
 use cupola_wgpu::adapter::Adapter;
 use cupola_wgpu::device::pipeline::Trust;
 use cupola_wgpu::device::{Command, Dispatch, Injected, KernelSource, Mishap};
 use cupola_wgpu::{AdapterList, Attempt, Cut, DeviceOptions, Error, GpuDevice, Prober, Tier};
-use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// The first adapter, if it offers cooperative matrices; the text that trying it out gives without them.
@@ -33,19 +31,6 @@ fn risky_adapter() -> Option<(Adapter, String)> {
     let text = pieces.values().find(|b| b.starts_with(b"cupola gpu"))?;
     let text = String::from_utf8(text.to_vec()).expect("text");
     Some((adapter, text))
-}
-
-#[derive(Debug, Default)]
-struct Kept(Mutex<HashMap<Key, Bytes>>);
-
-impl Keeper for Kept {
-    fn find(&self, key: Key) -> Option<Bytes> {
-        self.0.lock().expect("pieces").get(&key).cloned()
-    }
-
-    fn keep(&self, key: Key, bytes: Bytes) {
-        self.0.lock().expect("pieces").insert(key, bytes);
-    }
 }
 
 /// Answers as it was told to, and counts how often it was asked.

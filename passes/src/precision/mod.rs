@@ -1,8 +1,8 @@
-//! Computes products with constant weights, and for bf16 attention, in a narrower type than the model's.
+//! Computes products with constant weights, and attention, in a narrower type than the model's.
 //!
 //! Rules: weights are converted once, here; activations by an ordinary conversion, which a device's kernel makes as it reads or
 //! the kernel before as it writes; sums and results stay f32, and so does everything that is no product. Where the device has
-//! no product of the narrower type, the weights are rounded to it and the product stays what it was.
+//! no product of the narrower type, or computes no faster in it, the weights are rounded to it and the product stays what it was.
 
 mod int8;
 
@@ -28,7 +28,7 @@ pub enum Precision {
     F32,
     /// Weights and activations are rounded to bf16.
     Bf16,
-    /// Weights are rounded to f16.
+    /// Weights are rounded to f16; activations too, also those of attention, on devices that compute with f16.
     F16,
     /// Weights and activations are rounded to 8-bit integers with scales: in matrix products one for each 32 neighbours.
     Int8,
@@ -129,19 +129,28 @@ impl Narrower<'_> {
         Ok(result.map(|v| vec![v]))
     }
 
+    /// Whether products take activations of the narrower float type.
+    fn narrows_activations(&self) -> bool {
+        match self.dtype {
+            DType::BF16 => true,
+            DType::F16 => self.target.is_some_and(|target| target.half_factors),
+            _ => false,
+        }
+    }
+
     /// The product of floats of the narrower type, or by rounded weights.
     fn floats(&mut self, node: &Node, side: usize) -> Result<ValueId, IrError> {
         let (x, w) = (node.operands[1 - side], node.operands[side]);
         let in_order = |x, w| if side == 1 { [x, w] } else { [w, x] };
         if let Op::Composite(_) = &node.op
-            && self.dtype == DType::BF16
+            && self.narrows_activations()
             && self.is_claimed(&node.op, [DType::F32, self.dtype], node)
         {
             let w = self.weights(w)?;
             return self.graph.one(node.op.clone(), &[x, w]);
         }
         let product =
-            if self.dtype == DType::BF16 && self.is_claimed(&node.op, [self.dtype; 2], node) {
+            if self.narrows_activations() && self.is_claimed(&node.op, [self.dtype; 2], node) {
                 let (x, w) = (self.narrow(x)?, self.weights(w)?);
                 self.graph.one(node.op.clone(), &in_order(x, w))?
             } else {
@@ -193,7 +202,7 @@ impl Narrower<'_> {
         let types: Vec<&TensorType> = types.iter().collect();
         let claim = self.target.map(|t| (t.claim)(&node.op, &types));
         let has_kernel = matches!(claim, None | Some(Claim::Yes { .. }));
-        if self.dtype != DType::BF16 || !has_kernel || !inputs.iter().all(is_wide) {
+        if !self.narrows_activations() || !has_kernel || !inputs.iter().all(is_wide) {
             return Ok(None);
         }
         self.graph.set_origin(node.origins.first().cloned());

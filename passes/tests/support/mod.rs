@@ -59,6 +59,7 @@ pub fn target(claim: fn(&Op, &[&TensorType]) -> Claim) -> Target {
         max_binding: u64::MAX,
         aliasing: true,
         joins_in_turn: true,
+        half_factors: false,
         claim,
     }
 }
@@ -88,6 +89,7 @@ pub fn small_device(claim: fn(&Op, &[&TensorType]) -> Claim) -> Target {
         max_buffers: 5,
         aliasing: false,
         joins_in_turn: false,
+        half_factors: false,
         ..target(claim)
     }
 }

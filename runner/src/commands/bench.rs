@@ -37,7 +37,7 @@ pub fn bench(args: &BenchArgs) -> Outcome {
     let types = model.input_types()?;
     let given = inputs::gather(&types, &args.input, &args.compile, true)?;
     let mut job = Job {
-        runner: model.runner(super::host(), super::options(&args.compile)?),
+        runner: model.runner(super::host(&args.compile), super::options(&args.compile)?),
         inputs: given,
     };
     job.run()?;
@@ -164,7 +164,7 @@ impl Job {
 
 fn worker(args: &BenchArgs) -> Outcome {
     say(&json!({ "ready": true, "peer": "cupola", "version": env!("CARGO_PKG_VERSION") }))?;
-    let host = super::host();
+    let host = super::host(&args.compile);
     let mut job: Option<Job> = None;
     for line in std::io::stdin().lock().lines() {
         let Ok(line) = line else { break };

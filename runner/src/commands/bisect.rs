@@ -117,7 +117,7 @@ impl<'a> Search<'a> {
         given: &BTreeMap<String, Value>,
         args: &'a BisectArgs,
     ) -> Outcome<Search<'a>> {
-        let host = super::host();
+        let host = super::host(&args.compile);
         let (observed, values) = with_all_values(graph, |_| true);
         let good = CompileArgs {
             fault: None,

@@ -27,7 +27,7 @@ pub fn compare(args: &CompareArgs) -> Outcome {
             (graph, values)
         }
     };
-    let host = super::host();
+    let host = super::host(&args.compile);
     let tolerance = Tolerance {
         rtol: args.rtol,
         atol: args.atol,

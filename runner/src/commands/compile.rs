@@ -12,7 +12,7 @@ pub fn compile(args: &CompileCommandArgs) -> Outcome {
     let options = super::options(&args.compile)?;
     let artifact = {
         let _busy = super::busy("compiling");
-        Artifact::compile(&model, &super::host(), &options)?
+        Artifact::compile(&model, &super::host(&args.compile), &options)?
     };
     write_atomically(&args.output, |file| {
         let mut out = std::io::BufWriter::new(file);

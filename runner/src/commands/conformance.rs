@@ -1,9 +1,11 @@
 //! `cupola conformance`: many cases in one process, one JSON line before and one after each.
 
+use super::tuning;
 use crate::args::{ConformanceArgs, Profile};
 use crate::compare::{self, Difference, Tolerance};
 use crate::fail::{Failure, Outcome};
 use crate::{outputs, pb};
+use cupola::runtime::Tuning;
 use cupola::{Class, Error, Host, Keep, Model, Options, Value};
 use serde_json::{Value as Json, json};
 use std::collections::{BTreeMap, HashSet};
@@ -28,7 +30,7 @@ pub fn conformance(args: &ConformanceArgs) -> Outcome {
         keep: Keep::default(),
         ..super::options(&args.compile)?
     };
-    let host = super::host();
+    let host = super::host_with(tuning::options(&args.compile, Some(Tuning::Never)));
     let file = std::fs::OpenOptions::new()
         .create(true)
         .append(true)

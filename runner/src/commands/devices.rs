@@ -4,14 +4,22 @@ use crate::args::{DevicesArgs, TryGpuArgs};
 use crate::fail::{Failure, Outcome};
 use crate::outputs;
 use cupola::ir::Scalar;
-use cupola::runtime::DeviceInfo;
+use cupola::runtime::{DeviceInfo, TuneOptions, Tuning};
 use cupola::{DType, DeviceSpec, Graph, Options, Program, Session, Tensor, TensorType};
 use serde_json::{Value as Json, json};
 use std::sync::Arc;
 
+/// Devices that are only looked at are not tuned.
+fn known() -> TuneOptions {
+    TuneOptions {
+        mode: Some(Tuning::Known),
+        ..TuneOptions::default()
+    }
+}
+
 /// Lists the CPU and every adapter with what they can do.
 pub fn devices(args: &DevicesArgs) -> Outcome {
-    let all = super::host().devices()?;
+    let all = super::host_with(known()).devices()?;
     match &args.json {
         Some(to) => outputs::write_json(to, &all.iter().map(to_json).collect()),
         None => {
@@ -42,7 +50,7 @@ fn to_json(d: &DeviceInfo) -> Json {
 
 /// Runs a small graph on every device and says what to do where it fails.
 pub fn doctor(args: &DevicesArgs) -> Outcome {
-    let host = super::host();
+    let host = super::host_with(known());
     let mut rows = vec![];
     let all = host.devices()?;
     let specs = std::iter::once(DeviceSpec::Reference).chain(all.into_iter().map(|d| d.spec));

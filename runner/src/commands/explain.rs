@@ -15,7 +15,11 @@ pub fn explain(args: &ExplainArgs) -> Outcome {
     let types = model.input_types()?;
     let given = inputs::gather(&types, &args.input, &args.compile, true)?;
     let graph = model.graph_for_inputs(&given)?;
-    let program = cupola::Program::compile(graph, &super::host(), &super::options(&args.compile)?)?;
+    let program = cupola::Program::compile(
+        graph,
+        &super::host(&args.compile),
+        &super::options(&args.compile)?,
+    )?;
     let Some(compiled) = program.compiled() else {
         println!("the reference interpreter runs nodes one by one; there are no kernels");
         return Ok(());

@@ -16,7 +16,7 @@ pub fn inspect(args: &InspectArgs) -> Outcome {
         let graph = cupola::graph_after(
             &graph,
             step,
-            &super::host(),
+            &super::host(&args.compile),
             &super::options(&args.compile)?,
         )?;
         return show_graph(&graph, args);
@@ -39,7 +39,11 @@ pub fn inspect(args: &InspectArgs) -> Outcome {
         Err(e) => return Err(e),
     };
     if args.support {
-        let table = cupola::support(&graph, &super::host(), &super::options(&args.compile)?)?;
+        let table = cupola::support(
+            &graph,
+            &super::host(&args.compile),
+            &super::options(&args.compile)?,
+        )?;
         return show_support(&table, args);
     }
     match (&args.json, args.format) {

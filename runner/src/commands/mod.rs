@@ -15,12 +15,14 @@ mod plan;
 mod profile;
 mod run;
 mod suite;
+mod tuning;
 
 use crate::args::{Command, CompileArgs, Precision};
 use crate::fail::{Failure, Outcome};
 use crate::inputs::parse_set;
 use crate::outputs;
 use crate::probe::ChildProber;
+use cupola::runtime::{TuneOptions, Tuning};
 use cupola::{Cache, DeviceSpec, Host, HostOptions, Keep, Model, ModelOptions, Options};
 use serde_json::json;
 use std::path::Path;
@@ -52,6 +54,7 @@ fn json_target(command: &Command) -> Option<&str> {
         Command::Bisect(a) => &a.json,
         Command::Check(a) => &a.json,
         Command::Run(a) => &a.json,
+        Command::Tuning(a) => &a.json,
         Command::Compile(_)
         | Command::Convert(_)
         | Command::Conformance(_)
@@ -77,6 +80,7 @@ fn start(command: Command) -> Outcome {
         Command::Check(a) => check::check(&a),
         Command::Run(a) => run::run(&a),
         Command::Conformance(a) => conformance::conformance(&a),
+        Command::Tuning(a) => tuning::tuning(&a),
     }
 }
 
@@ -138,11 +142,17 @@ pub fn open(path: &Path, args: &CompileArgs) -> Outcome<Model> {
     )?)
 }
 
+/// The devices of this process, where kernels are chosen by what is known of them, and timed for that only when asked.
+pub fn host(args: &CompileArgs) -> Arc<Host> {
+    host_with(tuning::options(args, Some(Tuning::Known)))
+}
+
 /// The devices of this process.
-pub fn host() -> Arc<Host> {
+pub fn host_with(tune: TuneOptions) -> Arc<Host> {
     Arc::new(Host::with(HostOptions {
         cache: Cache::from_environment(),
         prober: Some(Arc::new(ChildProber)),
+        tune,
         ..HostOptions::default()
     }))
 }

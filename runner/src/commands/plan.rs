@@ -24,7 +24,7 @@ pub fn plan(args: &PlanArgs) -> Outcome {
         }
     }
     let options = super::options(&args.compile)?;
-    let memory = cupola::plan_memory(&graph, &super::host(), &options, &sizes)?;
+    let memory = cupola::plan_memory(&graph, &super::host(&args.compile), &options, &sizes)?;
     let bytes = &memory.bytes;
     let total = bytes.total();
     let document = json!({

@@ -1,5 +1,6 @@
 //! `cupola run`: one model, once.
 
+use super::tuning;
 use crate::args::{RunArgs, StatsFormat};
 use crate::compare::{self, Tolerance};
 use crate::fail::{Failure, Outcome};
@@ -17,7 +18,8 @@ pub fn run(args: &RunArgs) -> Outcome {
     let types = model.input_types()?;
     let inputs = inputs::gather(&types, &args.input, &args.compile, false)?;
     let load_ms = start.elapsed().as_secs_f64() * 1e3;
-    let mut runner = model.runner(super::host(), super::options(&args.compile)?);
+    let host = super::host_with(tuning::options(&args.compile, None));
+    let mut runner = model.runner(host, super::options(&args.compile)?);
     {
         let _busy = super::busy("compiling");
         runner.session(&inputs)?.state_mut().seed = args.compile.seed;

@@ -143,6 +143,10 @@ impl<'a> BufferRange<'a> {
     }
 
     /// The windows that a kernel sees it through.
+    pub(crate) fn size(&self) -> u64 {
+        self.size
+    }
+
     pub(crate) fn windows(&self) -> Windows {
         self.buffer.parts.windows(self.offset, padded(self.size))
     }

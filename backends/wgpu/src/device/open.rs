@@ -15,7 +15,7 @@ use super::{
     lock, one_line, pipeline, reuse, selftest, submit,
 };
 use crate::adapter::{Adapter, AdapterFacts, AdapterKind, AdapterLimits, Timestamps};
-use crate::choice::{DeviceModel, Rates};
+use crate::choice::{DeviceModel, Origin, Rates};
 use crate::error::Error;
 
 /// Tries an adapter's optional features where a crash does no harm.
@@ -323,6 +323,8 @@ fn start(
         limits: limits.clone(),
         rates: Rates::typical(facts.kind, facts.vendor),
         forms: options.forms,
+        origin: Origin::Typical,
+        choices: Arc::default(),
     };
     Ok(GpuDevice {
         limits,
@@ -335,6 +337,7 @@ fn start(
         memory: Arc::new(buffer::MemoryAccount::new(options.memory_budget)),
         checks: options.checks,
         translate: options.translate,
+        keeper: options.keeper.clone(),
         device,
         queue,
         facts,

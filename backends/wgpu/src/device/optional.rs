@@ -166,7 +166,7 @@ impl Findings {
 }
 
 /// What tells adapters and drivers apart, on one line.
-pub(super) fn identity(facts: &AdapterFacts) -> String {
+pub(crate) fn identity(facts: &AdapterFacts) -> String {
     super::one_line(&format!(
         "{} {:#06x} {:#06x} {} {} {:?}",
         facts.name,

@@ -10,11 +10,12 @@ use cupola_shaders::matmul::{
 use cupola_shaders::shader::Epilogue;
 use cupola_shaders::tile::{FastAxis, Split, Staging};
 
-use super::{LibraryCall, LibraryProgram, Place, accumulator_of, closeness, stride, word};
+use super::{LibraryCall, LibraryProgram, Place, accumulator_of, closeness, plans, stride, word};
 use crate::choice::DeviceModel;
 use crate::error::Error;
 
 mod forms;
+mod naming;
 
 /// A matrix in a buffer: element type, first element and strides, all in elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,18 +123,7 @@ impl Matmul {
     /// # Errors
     /// [`Error::Limit`] for lengths beyond 32 bits or more than [`BATCH_AXES`] batch axes that cannot be merged.
     pub fn plan(&self, device: &DeviceModel) -> Result<LibraryProgram, Error> {
-        let chosen = self.fastest(device)?;
-        self.planned(&chosen)
-    }
-
-    /// The way that is predicted to be the fastest.
-    ///
-    /// # Errors
-    /// As [`Self::plan`].
-    pub fn fastest(&self, device: &DeviceModel) -> Result<Plan, Error> {
-        let mut plans = self.plans(device)?;
-        plans.sort_by(|a, b| self.seconds(a, device).total_cmp(&self.seconds(b, device)));
-        Ok(plans.swap_remove(0))
+        plans::plan(self, device)
     }
 
     /// Every way that the device has, none of which may be missing from the tests.

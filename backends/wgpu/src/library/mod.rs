@@ -11,8 +11,11 @@ use crate::device::{DeviceFeatures, KernelSource, fold_groups};
 use crate::error::Error;
 
 pub mod attention;
+mod contraction;
 pub mod convolution;
+pub mod forms;
 pub mod matmul;
+pub mod plans;
 pub mod scatter;
 pub mod sort;
 pub mod unit;

@@ -13,8 +13,10 @@ use cupola_shaders::shader::Epilogue;
 use cupola_shaders::sort::{KeyKind, ROW_AXES};
 
 use super::attention::{Attention, Tensor4};
+use super::contraction::contraction;
 use super::convolution::{Channels, Convolution, SpatialAxis};
-use super::matmul::{BatchAxis, InnerAxis, Matmul, Matrix, Reading};
+use super::matmul::{Matmul, Reading};
+use super::plans::{self, Contest, Entry, Problem as _};
 use super::scatter::{self, Scatter};
 use super::sort::{RowAxis, Sort};
 use super::{LibraryProgram, accumulator_of};
@@ -162,12 +164,12 @@ fn axes_refusal(contract: &Contract, operands: &[&TensorType]) -> Option<String>
 }
 
 /// A view with its numbers.
-struct Bound {
-    element: Element,
-    reading: Reading,
-    dims: Vec<u64>,
-    strides: Vec<i64>,
-    offset: i64,
+pub(super) struct Bound {
+    pub element: Element,
+    pub reading: Reading,
+    pub dims: Vec<u64>,
+    pub strides: Vec<i64>,
+    pub offset: i64,
 }
 
 fn bound(view: &View, sizes: &[i64]) -> Result<Bound, Error> {
@@ -204,6 +206,16 @@ fn bound(view: &View, sizes: &[i64]) -> Result<Bound, Error> {
         strides,
         offset: number(&view.offset)?,
     })
+}
+
+/// A unit with its sizes.
+enum Posed {
+    Matmul(Matmul),
+    Convolution(Convolution),
+    Attention(Attention),
+    Sort(Sort),
+    /// There is one way to compute it.
+    Ready(LibraryProgram),
 }
 
 /// A library unit, compiled as far as it can be without sizes.
@@ -257,11 +269,8 @@ impl LibraryUnit {
         (first..first + self.library.results.len()).collect()
     }
 
-    /// The dispatches for these sizes on a device. Arguments: operands, results, then the epilogue's.
-    ///
-    /// # Errors
-    /// [`Error::Limit`] for lengths that the kernels cannot handle.
-    pub fn plan(&self, sizes: &[i64], device: &DeviceModel) -> Result<LibraryProgram, Error> {
+    /// The problem with these sizes.
+    fn pose(&self, sizes: &[i64]) -> Result<Posed, Error> {
         let views = |views: &[View]| {
             views
                 .iter()
@@ -272,23 +281,28 @@ impl LibraryUnit {
             views(&self.library.operands)?,
             views(&self.library.results)?,
         );
-        let mut program = match &self.library.op {
-            Op::Core(CoreOp::Contract(contract)) => {
-                contraction(contract, &operands, &results[0], &self.epilogue).plan(device)?
+        Ok(match &self.library.op {
+            Op::Core(CoreOp::Contract(contract)) => Posed::Matmul(contraction(
+                contract,
+                &operands,
+                &results[0],
+                &self.epilogue,
+            )),
+            Op::Core(CoreOp::Sort(sort)) => {
+                Posed::Sort(self.sort(sort.axis, sort.descending, &operands[0], &results[0]))
             }
-            Op::Core(CoreOp::Sort(sort)) => self
-                .sort(sort.axis, sort.descending, &operands[0], &results[0])
-                .plan(device)?,
-            Op::Core(CoreOp::Scatter(op)) => Scatter {
-                op,
-                dtype: self.library.operands[0].dtype,
-                element: operands[0].element,
-                dims: &operands[0].dims,
-                tuples: operands[2].dims.iter().product(),
-                offsets: [operands[0].offset, operands[1].offset],
-                index_offsets: operands[2..].iter().map(|list| list.offset).collect(),
-            }
-            .plan()?,
+            Op::Core(CoreOp::Scatter(op)) => Posed::Ready(
+                Scatter {
+                    op,
+                    dtype: self.library.operands[0].dtype,
+                    element: operands[0].element,
+                    dims: &operands[0].dims,
+                    tuples: operands[2].dims.iter().product(),
+                    offsets: [operands[0].offset, operands[1].offset],
+                    index_offsets: operands[2..].iter().map(|list| list.offset).collect(),
+                }
+                .plan()?,
+            ),
             Op::Composite(CompositeOp::Conv(conv)) => {
                 let before = dims_of(&conv.pads_low, &self.library, sizes)?;
                 let windows = Windows {
@@ -297,15 +311,14 @@ impl LibraryUnit {
                     before: &before,
                 };
                 let groups = conv.groups as u64;
-                convolution(
+                Posed::Convolution(convolution(
                     Direction::Forward,
                     groups,
                     &windows,
                     &operands,
                     &results[0],
                     &self.epilogue,
-                )
-                .plan(device)?
+                ))
             }
             Op::Composite(CompositeOp::ConvTranspose(conv)) => {
                 let before = dims_of(&conv.pads_low, &self.library, sizes)?;
@@ -315,35 +328,84 @@ impl LibraryUnit {
                     before: &before,
                 };
                 let groups = conv.groups as u64;
-                convolution(
+                Posed::Convolution(convolution(
                     Direction::Transposed,
                     groups,
                     &windows,
                     &operands,
                     &results[0],
                     &self.epilogue,
-                )
-                .plan(device)?
+                ))
             }
             Op::Composite(CompositeOp::Attention(attention)) => {
                 let problem = attention_of(&operands, &results[0]);
                 let causal = attention
                     .causal
                     .then_some(problem.keys as i64 - problem.queries as i64);
-                Attention {
+                Posed::Attention(Attention {
                     scale: attention.scale as f32,
                     softcap: attention.softcap as f32,
                     last_distance: causal,
                     ..problem
-                }
-                .plan(device)?
+                })
             }
             other => unreachable!("bug: {} was refused", other.name()),
+        })
+    }
+
+    /// The dispatches for these sizes on a device. Arguments: operands, results, then the epilogue's.
+    ///
+    /// # Errors
+    /// [`Error::Limit`] for lengths that the kernels cannot handle.
+    pub fn plan(&self, sizes: &[i64], device: &DeviceModel) -> Result<LibraryProgram, Error> {
+        let program = match self.pose(sizes)? {
+            Posed::Matmul(problem) => problem.plan(device),
+            Posed::Convolution(problem) => problem.plan(device),
+            Posed::Attention(problem) => problem.plan(device),
+            Posed::Sort(problem) => problem.plan(device),
+            Posed::Ready(program) => Ok(program),
         };
+        Ok(self.with_helpers(program?))
+    }
+
+    /// The class of the problem with these sizes, where there are several plans for it.
+    ///
+    /// # Errors
+    /// As [`Self::plan`].
+    pub fn class(&self, sizes: &[i64]) -> Result<Option<String>, Error> {
+        Ok(match self.pose(sizes)? {
+            Posed::Matmul(problem) => Some(problem.class()),
+            Posed::Convolution(_) | Posed::Attention(_) | Posed::Sort(_) | Posed::Ready(_) => None,
+        })
+    }
+
+    /// The plans for these sizes that may be the fastest, where there are several.
+    ///
+    /// # Errors
+    /// As [`Self::plan`].
+    pub fn contest(
+        &self,
+        sizes: &[i64],
+        device: &DeviceModel,
+        entry: Entry,
+    ) -> Result<Option<Contest>, Error> {
+        let mut contest = match self.pose(sizes)? {
+            Posed::Matmul(problem) => plans::contest(&problem, device, entry)?,
+            Posed::Convolution(_) | Posed::Attention(_) | Posed::Sort(_) | Posed::Ready(_) => {
+                return Ok(None);
+            }
+        };
+        for candidate in &mut contest.candidates {
+            candidate.program = self.with_helpers(std::mem::take(&mut candidate.program));
+        }
+        Ok(Some(contest))
+    }
+
+    fn with_helpers(&self, mut program: LibraryProgram) -> LibraryProgram {
         for (call, _) in &mut program.steps {
             call.shader.helpers.extend(&self.helpers);
         }
-        Ok(program)
+        program
     }
 
     fn sort(&self, axis: usize, descending: bool, source: &Bound, result: &Bound) -> Sort {
@@ -430,181 +492,6 @@ fn known_dims(dims: &[cupola_ir::Dim], library: &Library) -> Result<(), EmitErro
             "padding {dim}, which is no size of the unit"
         )))
     })
-}
-
-/// One axis of a contraction.
-#[derive(Clone, Copy)]
-struct Axis {
-    len: u64,
-    lhs: i64,
-    rhs: i64,
-    out: i64,
-}
-
-/// Joins neighbours that step evenly through all operands, and drops axes of length one.
-fn merged(axes: Vec<Axis>) -> Vec<Axis> {
-    let mut out: Vec<Axis> = Vec::new();
-    for axis in axes.into_iter().filter(|axis| axis.len != 1) {
-        let len = axis.len as i64;
-        let steps = |outer: i64, inner: i64| outer == inner.wrapping_mul(len);
-        match out.last_mut() {
-            Some(outer)
-                if steps(outer.lhs, axis.lhs)
-                    && steps(outer.rhs, axis.rhs)
-                    && steps(outer.out, axis.out)
-                    && outer.len.checked_mul(axis.len).is_some() =>
-            {
-                *outer = Axis {
-                    len: outer.len * axis.len,
-                    ..axis
-                };
-            }
-            _ => out.push(axis),
-        }
-    }
-    out
-}
-
-/// Takes the longest axis out; a missing one has length 1.
-fn take_longest(axes: &mut Vec<Axis>) -> Axis {
-    let longest = (0..axes.len()).max_by_key(|&at| axes[at].len);
-    longest.map_or(
-        Axis {
-            len: 1,
-            lhs: 0,
-            rhs: 0,
-            out: 0,
-        },
-        |at| axes.remove(at),
-    )
-}
-
-fn contraction(
-    contract: &Contract,
-    operands: &[Bound],
-    result: &Bound,
-    epilogue: &Epilogue,
-) -> Matmul {
-    let (lhs, rhs) = (&operands[0], &operands[1]);
-    let lhs_free = Contract::free(lhs.dims.len(), &contract.lhs_batch, &contract.lhs_contract);
-    let rhs_free = Contract::free(rhs.dims.len(), &contract.rhs_batch, &contract.rhs_contract);
-    let mut out_strides = result.strides.iter().copied();
-    let mut next = || out_strides.next().unwrap_or(0);
-    let batch: Vec<Axis> = contract
-        .lhs_batch
-        .iter()
-        .zip(&contract.rhs_batch)
-        .map(|(&l, &r)| Axis {
-            len: lhs.dims[l],
-            lhs: lhs.strides[l],
-            rhs: rhs.strides[r],
-            out: next(),
-        })
-        .collect();
-    let rows = lhs_free
-        .iter()
-        .map(|&l| Axis {
-            len: lhs.dims[l],
-            lhs: lhs.strides[l],
-            rhs: 0,
-            out: next(),
-        })
-        .collect();
-    let cols = rhs_free
-        .iter()
-        .map(|&r| Axis {
-            len: rhs.dims[r],
-            lhs: 0,
-            rhs: rhs.strides[r],
-            out: next(),
-        })
-        .collect();
-    let mut inner: Vec<Axis> = contract
-        .lhs_contract
-        .iter()
-        .zip(&contract.rhs_contract)
-        .map(|(&l, &r)| Axis {
-            len: lhs.dims[l],
-            lhs: lhs.strides[l],
-            rhs: rhs.strides[r],
-            out: 0,
-        })
-        .collect();
-    // Their order is free, but for blocks; in falling strides neighbours are most likely to join.
-    if !matches!(rhs.reading, Reading::Blocks(_)) {
-        let strides = |axis: &Axis| (axis.lhs.unsigned_abs(), axis.rhs.unsigned_abs());
-        inner.sort_by_key(|axis| std::cmp::Reverse(strides(axis)));
-    }
-    let inner = merged(inner);
-    let (mut rows, mut cols) = (merged(rows), merged(cols));
-    let (row, col) = (take_longest(&mut rows), take_longest(&mut cols));
-    // Further row and column axes are batches in which the other operand repeats.
-    let batch = merged(batch).into_iter().chain(rows).chain(cols);
-    let single = match inner.as_slice() {
-        [] => Axis {
-            len: 1,
-            lhs: 0,
-            rhs: 0,
-            out: 0,
-        },
-        [axis] => *axis,
-        _ => Axis {
-            len: 0,
-            lhs: 0,
-            rhs: 0,
-            out: 0,
-        },
-    };
-    Matmul {
-        rows: row.len,
-        cols: col.len,
-        inner: inner
-            .iter()
-            .fold(1, |product: u64, axis| product.saturating_mul(axis.len)),
-        inner_axes: match inner.len() {
-            0 | 1 => Vec::new(),
-            _ => inner
-                .iter()
-                .map(|axis| InnerAxis {
-                    len: axis.len,
-                    lhs: axis.lhs,
-                    rhs: axis.rhs,
-                })
-                .collect(),
-        },
-        batch: batch
-            .map(|axis| BatchAxis {
-                len: axis.len,
-                lhs: axis.lhs,
-                rhs: axis.rhs,
-                out: axis.out,
-            })
-            .collect(),
-        lhs: Matrix {
-            element: lhs.element,
-            offset: lhs.offset,
-            row_stride: row.lhs,
-            col_stride: single.lhs,
-        },
-        rhs: Matrix {
-            element: rhs.element,
-            offset: rhs.offset,
-            row_stride: single.rhs,
-            col_stride: col.rhs,
-        },
-        out: Matrix {
-            element: result.element,
-            offset: result.offset,
-            row_stride: row.out,
-            col_stride: col.out,
-        },
-        readings: [lhs.reading, rhs.reading],
-        narrow: match rhs.reading {
-            Reading::Blocks(_) => contract.accum == DType::I32,
-            Reading::Stored | Reading::Rounded(_) => true,
-        },
-        epilogue: epilogue.clone(),
-    }
 }
 
 /// Attributes of a convolution, per spatial axis.

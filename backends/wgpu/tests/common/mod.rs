@@ -3,6 +3,8 @@
 
 pub mod units;
 
+use bytes::Bytes;
+use cupola_backend::{Keeper, Key};
 use cupola_shaders::element::Element;
 use cupola_wgpu::adapter::AdapterKind;
 use cupola_wgpu::device::{Command, Dispatch, KernelSource, ParamSpace, ShaderChecks};
@@ -11,7 +13,8 @@ use cupola_wgpu::{
     AdapterList, Attempt, DeviceOptions, Forms, GpuDevice, Prober, Tier, WgpuBackend, try_out,
 };
 use half::{bf16, f16};
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
 
 /// Backends of both tiers; empty without an adapter.
 pub fn backends() -> Vec<WgpuBackend> {
@@ -97,6 +100,20 @@ impl Prober for ThisProcess {
             text: String::from_utf8_lossy(&text).into_owned(),
             cut: None,
         })
+    }
+}
+
+/// Keeps pieces for as long as the test runs.
+#[derive(Debug, Default)]
+pub struct Kept(pub Mutex<HashMap<Key, Bytes>>);
+
+impl Keeper for Kept {
+    fn find(&self, key: Key) -> Option<Bytes> {
+        self.0.lock().expect("pieces").get(&key).cloned()
+    }
+
+    fn keep(&self, key: Key, bytes: Bytes) {
+        self.0.lock().expect("pieces").insert(key, bytes);
     }
 }
 

@@ -25,6 +25,7 @@ fn target(fma: bool) -> Target {
         max_binding: u64::MAX,
         aliasing: true,
         joins_in_turn: false,
+        half_factors: false,
         claim: |_, _| Claim::No {
             reason: String::new(),
         },

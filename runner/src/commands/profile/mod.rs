@@ -19,7 +19,7 @@ pub fn profile(args: &ProfileArgs) -> Outcome {
     let model = super::open(&args.model, &args.compile)?;
     let types = model.input_types()?;
     let given = inputs::gather(&types, &args.input, &args.compile, true)?;
-    let mut runner = model.runner(super::host(), super::options(&args.compile)?);
+    let mut runner = model.runner(super::host(&args.compile), super::options(&args.compile)?);
     let found = {
         let _busy = super::busy("measuring");
         let session = runner.session(&given)?;

@@ -5,7 +5,7 @@
 pub mod page;
 pub mod results;
 
-use crate::args::BenchArgs;
+use crate::args::{BenchArgs, CompileArgs};
 use crate::commands::convert::write_whole;
 use crate::fail::{Failure, Outcome};
 use crate::significance::median;
@@ -48,7 +48,7 @@ pub fn suite(args: &BenchArgs) -> Outcome {
     if chosen.is_empty() {
         return Err(Failure::usage(format!("no case is named like '{only}'")));
     }
-    let results = measure(&chosen, options)?;
+    let results = measure(&chosen, &args.compile, options)?;
     if let Some(path) = &args.output {
         let line = serde_json::to_string(&results).unwrap_or_default() + "\n";
         write_whole(path, line.as_bytes())?;
@@ -57,10 +57,10 @@ pub fn suite(args: &BenchArgs) -> Outcome {
     Ok(())
 }
 
-fn measure(chosen: &[Case], options: Options) -> Outcome<Results> {
+fn measure(chosen: &[Case], args: &CompileArgs, options: Options) -> Outcome<Results> {
     let start = Instant::now();
     let unix_time = SystemTime::now().duration_since(UNIX_EPOCH);
-    let bench = Bench::new(options)?;
+    let bench = Bench::new(args, options)?;
     let bar = indicatif::ProgressBar::new(chosen.len() as u64).with_style(
         indicatif::ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}")
             .unwrap_or_else(|_| indicatif::ProgressStyle::default_bar()),
@@ -103,8 +103,8 @@ struct Bench {
 
 impl Bench {
     /// Opens the device and measures it.
-    fn new(options: Options) -> Outcome<Bench> {
-        let host = super::host();
+    fn new(args: &CompileArgs, options: Options) -> Outcome<Bench> {
+        let host = super::host(args);
         let all = cases();
         let least = all.iter().min_by(|a, b| a.bytes.total_cmp(&b.bytes));
         let least = least.unwrap_or_else(|| unreachable!("bug: a suite without cases"));

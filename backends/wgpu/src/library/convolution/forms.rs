@@ -1,7 +1,7 @@
 //! The forms of a convolution that a device has, and what each is predicted to cost.
 
-use cupola_shaders::convolution::{Block, ConvolutionForm, ConvolutionShader, Direction, Order};
 use cupola_shaders::binding::Width;
+use cupola_shaders::convolution::{Block, ConvolutionForm, ConvolutionShader, Direction, Order};
 use cupola_shaders::shader::Epilogue;
 use cupola_shaders::tile::{FastAxis, Split, Staging, Tile};
 
