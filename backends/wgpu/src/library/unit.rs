@@ -36,6 +36,17 @@ pub fn claim(op: &Op, operands: &[&TensorType]) -> Claim {
     }
 }
 
+/// As [`claim`], of ops that have a form with a thread for each result. Attention has none: it is then computed by the ops it
+/// is made of.
+pub fn claim_plain(op: &Op, operands: &[&TensorType]) -> Claim {
+    match op {
+        Op::Composite(CompositeOp::Attention(_)) => Claim::No {
+            reason: "attention has no plain form".to_owned(),
+        },
+        _ => claim(op, operands),
+    }
+}
+
 fn takes_epilogue(op: &Op) -> bool {
     match op {
         Op::Core(CoreOp::Contract(_)) => true,
