@@ -6,7 +6,6 @@ use cupola_ir::ops::{Contract, CoreOp, Op};
 use cupola_ir::target::Claim;
 use cupola_ir::{Class, DType, TensorType};
 use cupola_shaders::Element;
-use cupola_shaders::blocks::is_decoded;
 use cupola_shaders::convolution::{Direction, SPATIAL_AXES};
 use cupola_shaders::matmul::{BATCH_AXES, INNER_AXES};
 use cupola_shaders::shader::Epilogue;
@@ -114,11 +113,6 @@ fn blocks_refusal(contract: &Contract, x: &TensorType, w: &TensorType) -> Option
     let is_inner = contract.rhs_contract.iter().copied().eq(first..w.rank());
     if !matches!(x.dtype, DType::F32 | DType::F16 | DType::BF16) {
         return Some(format!("no product of {} and {}", x.dtype, w.dtype));
-    }
-    if let DType::Block(format) = w.dtype
-        && !is_decoded(format)
-    {
-        return Some(format!("no kernel with the codebook of {}", w.dtype));
     }
     if !contract.rhs_batch.is_empty() || !is_inner || contract.rhs_contract.is_empty() {
         return Some(format!("{} is not summed along its last axes", w.dtype));
