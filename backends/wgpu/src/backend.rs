@@ -107,7 +107,7 @@ fn target(name: &str, gpu: &GpuDevice) -> Target {
         max_binding: limits.binding_size,
         aliasing: false,
         joins_in_turn: false,
-        half_factors: gpu.features().f16,
+        half_factors: gpu.model().multiplies_halves(),
         claim,
     }
 }

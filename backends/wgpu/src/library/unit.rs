@@ -358,7 +358,8 @@ impl LibraryUnit {
     pub fn class(&self, sizes: &[i64]) -> Result<Option<String>, Error> {
         Ok(match self.pose(sizes)? {
             Posed::Matmul(problem) => Some(problem.class()),
-            Posed::Convolution(_) | Posed::Attention(_) | Posed::Sort(_) | Posed::Ready(_) => None,
+            Posed::Attention(problem) => Some(problem.class()),
+            Posed::Convolution(_) | Posed::Sort(_) | Posed::Ready(_) => None,
         })
     }
 
@@ -374,7 +375,8 @@ impl LibraryUnit {
     ) -> Result<Option<Contest>, Error> {
         let mut contest = match self.pose(sizes)? {
             Posed::Matmul(problem) => plans::contest(&problem, device, entry)?,
-            Posed::Convolution(_) | Posed::Attention(_) | Posed::Sort(_) | Posed::Ready(_) => {
+            Posed::Attention(problem) => plans::contest(&problem, device, entry)?,
+            Posed::Convolution(_) | Posed::Sort(_) | Posed::Ready(_) => {
                 return Ok(None);
             }
         };
