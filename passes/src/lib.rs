@@ -31,7 +31,7 @@ pub use plan::{
 pub use precision::{Precision, with_precision};
 
 use cupola_ir::target::Target;
-use cupola_ir::{Graph, Sym, ValueId};
+use cupola_ir::{CoreOp, Graph, Sym, ValueId};
 use rustc_hash::FxHashSet;
 use std::fmt;
 use std::sync::Arc;
@@ -100,15 +100,48 @@ pub(crate) struct Context<'a> {
     /// Symbols bound outside, for regions.
     outer: FxHashSet<Sym>,
     depth: usize,
+    /// What becomes of a region's outputs.
+    feedback: Feedback,
+}
+
+/// What becomes of a region's outputs.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Feedback {
+    /// So many of the first decide whether the region runs again.
+    decisions: usize,
+    /// So many after them are the inputs of the next run, from this input on.
+    carried: usize,
+    first_input: usize,
+}
+
+impl Feedback {
+    /// That of an op's regions.
+    fn of(op: &CoreOp) -> Feedback {
+        match op {
+            // The condition comes first, and before the carried values the iteration's number.
+            CoreOp::Loop(p) => Feedback {
+                decisions: 1,
+                carried: p.carried,
+                first_input: 1,
+            },
+            CoreOp::Scan(p) => Feedback {
+                carried: p.carried,
+                ..Feedback::default()
+            },
+            _ => Feedback::default(),
+        }
+    }
+
+    /// The output that is an input in the next run.
+    fn output_for(&self, input: usize) -> Option<usize> {
+        let at = input.checked_sub(self.first_input)?;
+        (at < self.carried).then_some(self.decisions + at)
+    }
 }
 
 impl Context<'_> {
     fn target(&self, device: DeviceId) -> &Target {
         self.targets[device.0 as usize]
-    }
-
-    fn is_region(&self) -> bool {
-        self.depth > 0
     }
 }
 
@@ -167,6 +200,7 @@ pub fn compile(graph: Graph, targets: &[&Target], options: &Options) -> Result<C
         options,
         outer: FxHashSet::default(),
         depth: 0,
+        feedback: Feedback::default(),
     };
     compile_in(graph, &context)
 }

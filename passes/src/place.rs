@@ -49,7 +49,7 @@ pub(crate) struct Places {
 
 pub(crate) fn run(work: &mut Work, context: &Context) -> Result<()> {
     let graph = &work.graph;
-    let sinks = shape_sinks(graph);
+    let sinks = shape_sinks(graph, context);
     let mut places = Places::default();
     for (id, node) in graph.nodes() {
         let from_dims = is_from_dims(graph, node, &places.from_dims);
@@ -257,23 +257,25 @@ fn is_from_dims(graph: &Graph, node: &Node, known: &[bool]) -> bool {
 }
 
 /// Nodes whose tiny results end in a bound symbol, a trip count or a condition.
-fn shape_sinks(graph: &Graph) -> Vec<bool> {
+fn shape_sinks(graph: &Graph, context: &Context) -> Vec<bool> {
     let mut wanted = vec![false; graph.value_count()];
+    for v in own_decisions(graph, context) {
+        wanted[v.index()] = true;
+    }
     let mut sinks = vec![false; graph.node_count()];
     for (id, node) in graph.nodes().rev() {
-        let control = match &node.op {
-            Op::Core(CoreOp::BindDim(_) | CoreOp::If(_)) => 1,
-            Op::Core(CoreOp::Loop(_)) => 2,
-            Op::Core(_) | Op::Host(_) | Op::Composite(_) => 0,
+        let decisions = match &node.op {
+            Op::Core(CoreOp::BindDim(_)) => 1,
+            Op::Core(op) => op.decisions(),
+            Op::Host(_) | Op::Composite(_) => 0,
         };
-        for v in &node.operands[..control] {
+        for v in &node.operands[..decisions] {
             wanted[v.index()] = true;
         }
-        let interpretable = matches!(
-            node.op.class(),
-            OpClass::Elementwise | OpClass::View | OpClass::Reduction | OpClass::Indexed
-        );
-        if interpretable && is_tiny(graph, node) && node.results.iter().any(|v| wanted[v.index()]) {
+        if is_interpretable(node)
+            && is_tiny(graph, node)
+            && node.results.iter().any(|v| wanted[v.index()])
+        {
             sinks[id.index()] = true;
             for v in &node.operands {
                 wanted[v.index()] = true;
@@ -281,4 +283,85 @@ fn shape_sinks(graph: &Graph) -> Vec<bool> {
         }
     }
     sinks
+}
+
+fn is_interpretable(node: &Node) -> bool {
+    matches!(
+        node.op.class(),
+        OpClass::Elementwise | OpClass::View | OpClass::Reduction | OpClass::Indexed
+    )
+}
+
+/// The outputs of a region from which the host computes whether it runs again, with those that they depend on by way of the
+/// run before. None where the host would have to wait for a device: the device computes the condition then.
+fn own_decisions(graph: &Graph, context: &Context) -> Vec<ValueId> {
+    let feedback = &context.feedback;
+    let outputs: Vec<ValueId> = graph.outputs().iter().map(|(_, v)| *v).collect();
+    if feedback.decisions == 0 || context.options.device == DeviceId::HOST {
+        return vec![];
+    }
+    let carried = |input: usize| feedback.output_for(input).map(|output| outputs[output]);
+    // What is small and made of such values only, inputs included as long as the run before makes them so.
+    let mut known = vec![true; graph.inputs().len()];
+    let from_host = loop {
+        let from_host = made_of_tiny(graph, &known);
+        let lost = (0..known.len())
+            .find(|at| known[*at] && carried(*at).is_some_and(|v| !from_host[v.index()]));
+        match lost {
+            Some(at) => known[at] = false,
+            None => break from_host,
+        }
+    };
+    let mut all: Vec<ValueId> = outputs[..feedback.decisions].to_vec();
+    if all.iter().any(|v| !from_host[v.index()]) {
+        return vec![];
+    }
+    let mut at = 0;
+    while at < all.len() {
+        let needed = inputs_of(graph, all[at]);
+        let inputs = graph.inputs().iter().enumerate();
+        let before = inputs
+            .filter(|(_, v)| needed.contains(v))
+            .filter_map(|(at, _)| carried(at));
+        let more: Vec<ValueId> = before.filter(|v| !all.contains(v)).collect();
+        all.extend(more);
+        at += 1;
+    }
+    all
+}
+
+/// Values that are small integers or booleans, made by simple ops of nothing but such, constants and dimensions; inputs as
+/// `known` says.
+fn made_of_tiny(graph: &Graph, known: &[bool]) -> Vec<bool> {
+    let mut made = vec![false; graph.value_count()];
+    for (_, node) in graph.nodes() {
+        let simple = match &node.op {
+            Op::Core(CoreOp::Input(_)) => {
+                let position = graph.inputs().iter().position(|v| *v == node.results[0]);
+                position.is_some_and(|at| known[at])
+            }
+            Op::Core(CoreOp::Const(_) | CoreOp::Dims(_)) => true,
+            _ => is_interpretable(node) && node.operands.iter().all(|v| made[v.index()]),
+        };
+        if simple && is_tiny(graph, node) {
+            node.results.iter().for_each(|v| made[v.index()] = true);
+        }
+    }
+    made
+}
+
+/// The inputs that a value depends on.
+fn inputs_of(graph: &Graph, value: ValueId) -> Vec<ValueId> {
+    let mut seen = vec![value];
+    let mut at = 0;
+    while at < seen.len() {
+        for v in &graph.def(seen[at]).operands {
+            if !seen.contains(v) {
+                seen.push(*v);
+            }
+        }
+        at += 1;
+    }
+    seen.retain(|v| graph.inputs().contains(v));
+    seen
 }

@@ -361,6 +361,7 @@ fn statistics_hold_what_the_contract_names() {
     let stats = json(&out.stdout);
     assert_eq!(stats["compiles"], 1);
     assert_eq!(stats["device"], "cpu");
+    assert_eq!(stats["waits"], 0, "the CPU's results are there");
     for key in ["load_ms", "compile_ms", "run_ms"] {
         assert!(
             stats[key].as_f64().is_some_and(|ms| ms > 0.0),

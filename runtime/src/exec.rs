@@ -1,25 +1,31 @@
 //! Executes a plan: binds symbols, launches units, runs host steps and regions.
 //!
-//! Commands are queued per device. Work of the other devices is submitted before the host computes, so that both go on
-//! at the same time; a queue is waited for only when the host needs a result. Where values live is `frame`'s business.
+//! Work of the other devices is submitted before the host computes, so that both go on at the same time; a queue is waited
+//! for only when the host needs a result. Where values live is `frame`'s business, how often regions run `control`'s.
 
 use crate::error::{Result, RuntimeError};
-use crate::frame::Frame;
+use crate::frame::{Frame, Outputs};
 use crate::load::{Devices, Loaded};
 use crate::pool::{Layouts, Pool};
+use crate::queue::Queue;
 use crate::record::Recording;
-use crate::value::{Place, RunValue};
-use cupola_backend::{Command, Launch};
+use crate::value::RunValue;
+use cupola_backend::{Buffer, BufferRange, Command, Launch};
 use cupola_ir::eval::{self, Env, Limits, Stop};
 use cupola_ir::{Bindings, IrError, NodeId, Op, Tensor, Value, ValueType};
 use cupola_passes::{DeviceId, SlotId, Step};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// What one run shares with its regions.
 pub(crate) struct RunCx<'a> {
     pub devices: &'a Devices,
     pub pools: &'a mut [Pool],
     pub layouts: &'a mut Layouts,
+    /// What is not yet submitted, by device.
+    pub queues: Vec<Queue>,
+    /// Packed memory of the plans that run now, those around others first.
+    pub blocks: Vec<(DeviceId, Buffer)>,
     pub params: &'a BTreeMap<String, RunValue>,
     pub states: &'a BTreeMap<String, RunValue>,
     pub new_states: BTreeMap<String, RunValue>,
@@ -28,6 +34,8 @@ pub(crate) struct RunCx<'a> {
     pub limits: Limits,
     pub stop: &'a Stop,
     pub launches: u64,
+    /// How often the host waited for results of another device.
+    pub waits: u64,
     /// Bytes of packed memory and of what outlives the run, by the plans that run now.
     pub planned: u64,
     /// The most that `planned` has been.
@@ -38,17 +46,26 @@ pub(crate) struct RunCx<'a> {
     pub recording: Option<&'a mut Recording>,
 }
 
-/// Runs a plan on inputs in order; gives the outputs in order, where `places` says (on the host past its end).
+impl RunCx<'_> {
+    /// Whether memory is overwritten by none of the plans that run now.
+    pub fn is_own(&self, range: &BufferRange) -> bool {
+        let mut blocks = self.blocks.iter();
+        blocks.all(|(_, block)| !Arc::ptr_eq(block, &range.buffer))
+    }
+}
+
+/// Runs a plan on inputs in order; gives the outputs in order, where `outputs` says. Those of a region may still be on
+/// their way when it returns.
 pub(crate) fn execute(
     loaded: &Loaded,
     inputs: Vec<RunValue>,
-    places: Vec<Place>,
+    outputs: Outputs,
     bindings: Bindings,
     cx: &mut RunCx<'_>,
 ) -> Result<Vec<RunValue>> {
-    let mut frame = Frame::new(loaded, bindings, cx.devices.len());
+    let mut frame = Frame::new(loaded, bindings, cx.blocks.len());
     let planned = cx.planned;
-    let result = run(&mut frame, inputs, places, cx);
+    let result = run(&mut frame, inputs, outputs, cx);
     frame.release_all(cx);
     cx.planned = planned;
     result
@@ -57,11 +74,12 @@ pub(crate) fn execute(
 fn run(
     frame: &mut Frame<'_>,
     inputs: Vec<RunValue>,
-    places: Vec<Place>,
+    outputs: Outputs,
     cx: &mut RunCx<'_>,
 ) -> Result<Vec<RunValue>> {
+    let is_region = matches!(outputs, Outputs::Region(_));
     let plan = &frame.loaded.compiled.plan;
-    let places = frame.place_outputs(places)?;
+    let targets = frame.place_outputs(outputs)?;
     frame.bind_inputs(inputs, cx)?;
     frame.lay_out(cx)?;
     for (i, step) in plan.steps.iter().enumerate() {
@@ -82,10 +100,10 @@ fn run(
         frame.note(i, step, start, cx)?;
         frame.release_after(i, cx);
     }
-    let outputs = (plan.outputs.iter().zip(places).enumerate())
-        .map(|(i, (slot, place))| frame.output(i, *slot, place, cx))
-        .collect::<Result<_>>()?;
-    frame.settle(cx)?;
+    let outputs = frame.outputs(targets, cx)?;
+    if !is_region {
+        cx.settle()?;
+    }
     frame.note_end(cx);
     Ok(outputs)
 }
@@ -149,7 +167,8 @@ impl Frame<'_> {
     fn launch(&mut self, unit: usize, buffers: &[SlotId], cx: &mut RunCx<'_>) -> Result<()> {
         let device = self.loaded.compiled.units[unit].device;
         let launch = self.prepare(unit, buffers, cx)?;
-        self.enqueue(device, Command::Launch(launch), cx)
+        let step = (self.loaded.number, self.at);
+        cx.enqueue(device, Command::Launch(launch), step)
     }
 
     /// Launches units of one device that may run at the same time.
@@ -163,7 +182,8 @@ impl Frame<'_> {
             device = self.loaded.compiled.units[*unit].device;
             launches.push(self.prepare(*unit, buffers, cx)?);
         }
-        self.enqueue(device, Command::Concurrent(launches), cx)
+        let step = (self.loaded.number, self.at);
+        cx.enqueue(device, Command::Concurrent(launches), step)
     }
 
     fn prepare(&mut self, unit: usize, buffers: &[SlotId], cx: &mut RunCx<'_>) -> Result<Launch> {
@@ -178,25 +198,6 @@ impl Frame<'_> {
             buffers,
             sizes,
         })
-    }
-
-    fn enqueue(&mut self, device: DeviceId, command: Command, cx: &RunCx<'_>) -> Result<()> {
-        self.queues[device.0 as usize].push(command);
-        if cx.recording.is_some() {
-            self.queued[device.0 as usize].push(self.at);
-        }
-        // Without a queue of its own the host runs at once, while operands are in cache.
-        if device == DeviceId::HOST {
-            self.start_others(cx)?;
-            self.flush(device, cx)
-        } else {
-            Ok(())
-        }
-    }
-
-    /// Submits what the other devices can do while the host computes.
-    fn start_others(&mut self, cx: &RunCx<'_>) -> Result<()> {
-        (1..cx.devices.len()).try_for_each(|d| self.flush(DeviceId(d as u32), cx))
     }
 
     /// Values of a unit's run-time sizes.
@@ -217,7 +218,7 @@ impl Frame<'_> {
             .collect()
     }
 
-    fn node_op(&self, node: NodeId) -> &Op {
+    pub fn node_op(&self, node: NodeId) -> &Op {
         &self.loaded.compiled.graph.node(node).op
     }
 
@@ -228,7 +229,7 @@ impl Frame<'_> {
         results: &[SlotId],
         cx: &mut RunCx<'_>,
     ) -> Result<()> {
-        self.start_others(cx)?;
+        cx.start_others()?;
         let values: Vec<Value> = operands
             .iter()
             .map(|s| self.value(*s, cx))
@@ -243,14 +244,14 @@ impl Frame<'_> {
         self.finish(results, out.into_iter().map(RunValue::Host).collect(), cx)
     }
 
-    fn types(&self, slots: &[SlotId]) -> Vec<ValueType> {
+    pub fn types(&self, slots: &[SlotId]) -> Vec<ValueType> {
         let plan = &self.loaded.compiled.plan;
         let types = slots.iter().map(|s| plan.slots[s.0 as usize].ty.clone());
         types.collect()
     }
 
     /// Binds symbols of result types from actual results and stores them.
-    fn finish(
+    pub fn finish(
         &mut self,
         results: &[SlotId],
         values: Vec<RunValue>,
@@ -263,39 +264,4 @@ impl Frame<'_> {
         }
         Ok(())
     }
-
-    fn control_step(
-        &mut self,
-        at: usize,
-        node: NodeId,
-        operands: &[SlotId],
-        results: &[SlotId],
-        cx: &mut RunCx<'_>,
-    ) -> Result<()> {
-        self.start_others(cx)?;
-        let values: Vec<RunValue> = operands
-            .iter()
-            .map(|s| self.lend(*s, cx))
-            .collect::<Result<_>>()?;
-        let loaded = self.loaded;
-        let Op::Core(op) = &loaded.compiled.graph.node(node).op else {
-            unreachable!("bug: {} has no regions", self.node_op(node).name())
-        };
-        let (bodies, bindings) = (&loaded.bodies[&at], self.bindings.clone());
-        let limits = cx.limits;
-        let mut call = |region: usize, inputs: Vec<RunValue>| {
-            cx.stop.check()?;
-            let places = inner_places(&bodies[region]);
-            execute(&bodies[region], inputs, places, bindings.clone(), cx)
-        };
-        let types = self.types(results);
-        let out = eval::run_control(op, values, &types, &limits, &self.bindings, &mut call)?;
-        self.finish(results, out, cx)
-    }
-}
-
-/// What a region gives stays where it is.
-fn inner_places(body: &Loaded) -> Vec<Place> {
-    let outputs = body.compiled.plan.outputs.iter();
-    outputs.map(|_| Place::Device).collect()
 }

@@ -2,31 +2,25 @@
 //!
 //! Slots whose sizes are known at the start share packed blocks; what outlives the run has buffers of its own. Both come
 //! from a pool of the run's [`crate::State`], so runs of equal sizes allocate nothing. Only buffers of their own are
-//! handed out of the run: a block is overwritten while the run goes on.
+//! handed out of the run: a block is overwritten while the run goes on. Regions may read the blocks of the plan around
+//! them, which waits meanwhile.
 
 use crate::error::{Result, RuntimeError};
 use crate::exec::RunCx;
 use crate::load::Loaded;
-use crate::record::Timed;
 use crate::value::{DeviceTensor, Place, RunValue, download, whole};
-use cupola_backend::{Buffer, BufferRange, Command};
+use cupola_backend::{BufferRange, Command};
 use cupola_ir::eval::bind;
 use cupola_ir::{Bindings, DType, IrError, Tensor, Value, ValueType};
 use cupola_passes::plan;
 use cupola_passes::{DeviceId, Slot, SlotId, Storage};
-use std::sync::Arc;
 
 /// Values of one plan while it runs.
 pub(crate) struct Frame<'a> {
     pub loaded: &'a Loaded,
     pub bindings: Bindings,
-    pub queues: Vec<Vec<Command>>,
     /// The step that runs now.
     pub at: usize,
-    /// Steps of the queued commands, where the run is recorded.
-    pub queued: Vec<Vec<usize>>,
-    /// Steps that ran on a device with a clock, not yet noted.
-    pub timed: Vec<Timed>,
     memory: Vec<Option<BufferRange>>,
     /// Whether a slot's memory is a buffer of its own from the pool.
     pooled: Vec<bool>,
@@ -34,32 +28,39 @@ pub(crate) struct Frame<'a> {
     elsewhere: Vec<Option<RunValue>>,
     /// Memory that the caller gave for outputs, until it is used.
     given: Vec<(SlotId, DeviceTensor)>,
-    /// Packed memory, by device.
-    blocks: Vec<(usize, Buffer)>,
+    /// The first of the run's blocks that belongs to this plan.
+    first_block: usize,
 }
 
-/// [`Place`] once the memory of [`Place::Into`] is set aside.
+/// Where outputs go.
+pub(crate) enum Outputs {
+    /// Where the caller of the run wants them, on the host past the end.
+    Places(Vec<Place>),
+    /// Where they are, for the plan around. Where there is memory for one it is used if it fits.
+    Region(Vec<Option<DeviceTensor>>),
+}
+
+/// Where one output goes, once the memory given for it is set aside.
 pub(crate) enum Target {
     Host,
     Device,
     Into(DeviceTensor),
+    /// Where it is, be it in memory that is overwritten once the plan around goes on.
+    Anywhere,
 }
 
 impl<'a> Frame<'a> {
-    pub fn new(loaded: &'a Loaded, bindings: Bindings, devices: usize) -> Frame<'a> {
+    pub fn new(loaded: &'a Loaded, bindings: Bindings, first_block: usize) -> Frame<'a> {
         let slots = loaded.compiled.plan.slots.len();
         Frame {
             loaded,
             bindings,
-            queues: vec![vec![]; devices],
             at: 0,
-            queued: vec![vec![]; devices],
-            timed: vec![],
             memory: vec![None; slots],
             pooled: vec![false; slots],
             elsewhere: vec![None; slots],
             given: vec![],
-            blocks: vec![],
+            first_block,
         }
     }
 
@@ -121,9 +122,20 @@ impl<'a> Frame<'a> {
         Ok(())
     }
 
-    /// Sets memory aside that the caller gives for outputs.
-    pub fn place_outputs(&mut self, places: Vec<Place>) -> Result<Vec<Target>> {
+    /// Sets memory aside that is given for outputs.
+    pub fn place_outputs(&mut self, outputs: Outputs) -> Result<Vec<Target>> {
         let plan = &self.loaded.compiled.plan;
+        let places = match outputs {
+            Outputs::Places(places) => places,
+            Outputs::Region(near) => {
+                for (id, tensor) in plan.outputs.iter().zip(near) {
+                    if let Some(tensor) = tensor {
+                        self.set_aside(*id, tensor);
+                    }
+                }
+                return Ok(plan.outputs.iter().map(|_| Target::Anywhere).collect());
+            }
+        };
         let names = self.loaded.compiled.graph.outputs();
         let mut targets = vec![];
         let mut places = places.into_iter();
@@ -133,10 +145,7 @@ impl<'a> Frame<'a> {
                 Place::Device => Target::Device,
                 Place::Into(tensor) => {
                     tensor.check_unshared(name)?;
-                    let owned = self.slot(*id).storage == Storage::Planned;
-                    if owned && self.given.iter().all(|(other, _)| other != id) {
-                        self.given.push((*id, tensor.clone()));
-                    }
+                    self.set_aside(*id, tensor.clone());
                     Target::Into(tensor)
                 }
             });
@@ -144,23 +153,38 @@ impl<'a> Frame<'a> {
         Ok(targets)
     }
 
-    /// An output where the caller wants it.
-    pub fn output(
-        &mut self,
-        position: usize,
-        id: SlotId,
-        target: Target,
-        cx: &mut RunCx<'_>,
-    ) -> Result<RunValue> {
-        match target {
-            Target::Host => Ok(self.value(id, cx)?.into()),
-            Target::Device => self.hold(id, cx),
-            Target::Into(tensor) => {
-                let name = self.loaded.compiled.graph.outputs()[position].0.clone();
-                self.copy_out(&name, id, &tensor, cx)?;
-                Ok(tensor.into())
-            }
+    fn set_aside(&mut self, id: SlotId, tensor: DeviceTensor) {
+        let owned = self.slot(id).storage == Storage::Planned;
+        if owned && self.given.iter().all(|(other, _)| *other != id) {
+            self.given.push((id, tensor));
         }
+    }
+
+    /// The outputs where they are wanted.
+    pub fn outputs(&mut self, targets: Vec<Target>, cx: &mut RunCx<'_>) -> Result<Vec<RunValue>> {
+        let mut outputs = vec![];
+        let mut on_host = vec![];
+        let ids = &self.loaded.compiled.plan.outputs;
+        for (position, (id, target)) in ids.iter().zip(targets).enumerate() {
+            outputs.push(match target {
+                Target::Host => {
+                    on_host.push(position);
+                    self.lend(*id, cx)?
+                }
+                Target::Anywhere => self.lend(*id, cx)?,
+                Target::Device => self.hold(*id, cx)?,
+                Target::Into(tensor) => {
+                    let name = self.loaded.compiled.graph.outputs()[position].0.clone();
+                    self.copy_out(&name, *id, &tensor, cx)?;
+                    tensor.into()
+                }
+            });
+        }
+        let fetched: Vec<RunValue> = on_host.iter().map(|at| outputs[*at].clone()).collect();
+        for (at, value) in on_host.into_iter().zip(cx.fetch_all(&fetched)?) {
+            outputs[at] = value.into();
+        }
+        Ok(outputs)
     }
 
     /// Sees that an output is in the memory that the caller gave.
@@ -182,14 +206,27 @@ impl<'a> Frame<'a> {
             return Err(RuntimeError::input(name, what));
         }
         match from {
-            RunValue::Device(t) if Arc::ptr_eq(&t.range.buffer, &to.range.buffer) => Ok(()),
-            RunValue::Device(t) if t.is_on(&to.backend) => to.copy_from(&t.range),
+            RunValue::Device(t) if t.is_at(&to.range) => Ok(()),
+            RunValue::Device(t) if t.is_on(&to.backend) && cx.device_of(&t).is_some() => {
+                self.copy(&t, &to.range, cx)
+            }
             other => {
-                let value = other.to_host()?;
+                let value = cx.fetch(&other)?;
                 let bytes = value.as_tensor().map(Tensor::bytes).unwrap_or_default();
                 Ok(to.backend.device().upload(&to.range, bytes)?)
             }
         }
+    }
+
+    /// Copies within a device of the run.
+    fn copy(&self, from: &DeviceTensor, to: &BufferRange, cx: &mut RunCx<'_>) -> Result<()> {
+        let device = cx.device_of(from);
+        let device = device.unwrap_or_else(|| unreachable!("bug: a copy on no device of the run"));
+        let command = Command::Copy {
+            from: from.range.clone(),
+            to: to.clone(),
+        };
+        cx.enqueue(device, command, (self.loaded.number, self.at))
     }
 
     /// Gives memory to all slots whose sizes are known by now, packed; the others get theirs when they are written.
@@ -221,17 +258,17 @@ impl<'a> Frame<'a> {
                     budget,
                 });
             }
-            let first = self.blocks.len();
+            let first = cx.blocks.len();
             for block in &packing.blocks {
                 let size = usize::try_from(*block)
                     .map_err(|_| IrError::Limit(format!("{block} bytes")))?;
-                self.blocks
-                    .push((d, cx.pools[d].take(backend.device(), size)?));
+                let block = cx.take(device, size)?;
+                cx.blocks.push((device, block));
             }
             for (i, at) in packing.at.iter().enumerate() {
                 if let Some((block, offset)) = at {
                     self.memory[i] = Some(BufferRange {
-                        buffer: self.blocks[first + *block as usize].1.clone(),
+                        buffer: cx.blocks[first + *block as usize].1.clone(),
                         offset: *offset as usize,
                         size: sizes[i].unwrap_or(0) as usize,
                     });
@@ -248,9 +285,15 @@ impl<'a> Frame<'a> {
             return Ok(range.clone());
         }
         let slot = self.slot(id);
-        if let Some(value) = self.elsewhere[at].take() {
-            self.put(id, value.to_host()?.into(), cx)?;
-            return self.range(id, cx);
+        if let Some(value) = self.elsewhere[at].clone() {
+            let value = cx.fetch(&value)?;
+            let range = match value.as_tensor() {
+                Some(t) if slot.device == DeviceId::HOST => whole_constant(t, cx)?,
+                Some(t) => cx.put_on(slot.device, t)?.range,
+                None => unreachable!("bug: memory of no tensor"),
+            };
+            self.memory[at] = Some(range.clone());
+            return Ok(range);
         }
         let size = self.size_of(&slot.ty)?;
         let range = match &slot.storage {
@@ -269,8 +312,7 @@ impl<'a> Frame<'a> {
             _ => match self.take_given(id, size, cx) {
                 Some(range) => range,
                 None => {
-                    let device = slot.device.0 as usize;
-                    let buffer = cx.pools[device].take(cx.devices[device].device(), size)?;
+                    let buffer = cx.take(slot.device, size)?;
                     self.pooled[at] = true;
                     whole(buffer, size)
                 }
@@ -312,50 +354,57 @@ impl<'a> Frame<'a> {
             || slot.ty.as_tensor().is_none_or(|t| t.dtype == DType::String)
     }
 
-    /// Gives a slot a value. A device tensor is referred to, not copied.
+    /// Gives a slot a value. A device tensor is referred to, not copied; a host tensor that belongs in other memory goes
+    /// there when a launch needs it.
     pub fn put(&mut self, id: SlotId, value: RunValue, cx: &mut RunCx<'_>) -> Result<()> {
         let at = id.0 as usize;
         let slot = self.slot(id);
-        let backend = &cx.devices[slot.device.0 as usize];
-        let refer = self.memory[at].is_none() && !matches!(slot.storage, Storage::Alias { .. });
-        let tensor = match value {
-            RunValue::Device(t) if refer && t.is_on(backend) => {
-                self.memory[at] = Some(t.range);
-                return Ok(());
+        let is_part = matches!(slot.storage, Storage::Alias { .. });
+        let value = match value {
+            RunValue::Device(t) if t.is_on(&cx.devices[slot.device.0 as usize]) => {
+                if !is_part {
+                    self.memory[at] = Some(t.range);
+                    return Ok(());
+                }
+                let to = self.range(id, cx)?;
+                return self.copy(&t, &to, cx);
             }
-            RunValue::Device(t) if refer => {
-                self.elsewhere[at] = Some(t.into());
-                return Ok(());
-            }
-            RunValue::Device(t) => t.to_host()?,
-            RunValue::Host(Value::Tensor(t)) if !self.is_host_value(id) => t,
-            other => {
-                self.elsewhere[at] = Some(other);
-                return Ok(());
-            }
+            RunValue::Device(t) if is_part => cx.fetch(&t.into())?.into(),
+            other => other,
         };
-        let bytes = tensor.shared_bytes().unwrap_or_default();
-        if slot.device == DeviceId::HOST && !matches!(slot.storage, Storage::Alias { .. }) {
-            let size = bytes.len();
-            self.memory[at] = Some(whole(backend.device().constant(bytes)?, size));
-            return Ok(());
+        match value {
+            RunValue::Host(Value::Tensor(t)) if is_part => {
+                let range = self.range(id, cx)?;
+                cx.upload(slot.device, &range, t.bytes())
+            }
+            RunValue::Host(Value::Tensor(t))
+                if slot.device == DeviceId::HOST && !self.is_host_value(id) =>
+            {
+                self.memory[at] = Some(whole_constant(&t, cx)?);
+                Ok(())
+            }
+            other => {
+                self.memory[at] = None;
+                self.elsewhere[at] = Some(other);
+                Ok(())
+            }
         }
-        let range = self.range(id, cx)?;
-        self.flush(slot.device, cx)?;
-        Ok(backend.device().upload(&range, &bytes)?)
     }
 
     /// The value of a slot on the host. It stays valid: memory that is overwritten later is copied.
     pub fn value(&mut self, id: SlotId, cx: &mut RunCx<'_>) -> Result<Value> {
-        match self.lend(id, cx)? {
-            RunValue::Host(v) => Ok(v),
-            RunValue::Device(t) => Ok(t.to_host()?.into()),
+        if let Some(RunValue::Host(v)) = &self.elsewhere[id.0 as usize] {
+            return Ok(v.clone());
         }
+        let value = self.lend(id, cx)?;
+        cx.fetch(&value)
     }
 
-    /// The value of a slot: a device tensor where it has memory of its own, else a copy on the host.
+    /// The value of a slot: where it has any, in its device's memory, for as long as the slot lives; what the host has
+    /// of it may be kept for longer.
     pub fn lend(&mut self, id: SlotId, cx: &mut RunCx<'_>) -> Result<RunValue> {
-        if let Some(v) = &self.elsewhere[id.0 as usize] {
+        let at = id.0 as usize;
+        if let (None, Some(v)) = (&self.memory[at], &self.elsewhere[at]) {
             return Ok(v.clone());
         }
         if self.is_host_value(id) {
@@ -364,9 +413,8 @@ impl<'a> Frame<'a> {
         let slot = self.slot(id);
         let (dtype, shape) = self.shape_of(&slot.ty)?;
         let range = self.range(id, cx)?;
-        self.flush(slot.device, cx)?;
         let backend = &cx.devices[slot.device.0 as usize];
-        if self.is_own(id) {
+        if slot.device != DeviceId::HOST || cx.is_own(&range) {
             return Ok(DeviceTensor::over(backend, dtype, shape, range).into());
         }
         let tensor = Tensor::new(dtype, shape, download(&**backend, &range)?);
@@ -375,23 +423,23 @@ impl<'a> Frame<'a> {
             .into())
     }
 
-    /// Whether a slot's memory is its own, or that of a slot of which this is true.
-    fn is_own(&self, id: SlotId) -> bool {
-        match self.slot(id).storage {
-            Storage::Alias { of, .. } => self.is_own(of),
-            _ => {
-                let range = self.memory[id.0 as usize].as_ref();
-                range.is_some_and(|r| self.blocks.iter().all(|(_, b)| !Arc::ptr_eq(b, &r.buffer)))
-            }
-        }
-    }
-
     /// The value of a slot for after the run: in its device's memory where it has any.
     pub fn hold(&mut self, id: SlotId, cx: &mut RunCx<'_>) -> Result<RunValue> {
-        let device = &cx.devices[self.slot(id).device.0 as usize];
-        match self.lend(id, cx)? {
+        let value = self.lend(id, cx)?;
+        self.own(value, self.slot(id).device, cx)
+    }
+
+    /// A value in memory of its own: on the device that it is on, or on this one.
+    pub fn own(&self, value: RunValue, device: DeviceId, cx: &mut RunCx<'_>) -> Result<RunValue> {
+        match value {
             RunValue::Host(Value::Tensor(t)) if t.dtype() != DType::String => {
-                Ok(DeviceTensor::upload(device, &t)?.into())
+                Ok(DeviceTensor::upload(&cx.devices[device.0 as usize], &t)?.into())
+            }
+            RunValue::Device(t) if !cx.is_own(&t.range) => {
+                let on = cx.device_of(&t).unwrap_or(device);
+                let copy = whole(cx.take_shared(on, t.size())?, t.size());
+                self.copy(&t, &copy, cx)?;
+                Ok(t.moved(copy).into())
             }
             value => Ok(value),
         }
@@ -405,27 +453,6 @@ impl<'a> Frame<'a> {
             }
             _ => Ok(self.value(from, cx)?.into()),
         }
-    }
-
-    /// Submits what is queued for a device; where the run is recorded and the device has a clock, by that.
-    pub fn flush(&mut self, device: DeviceId, cx: &RunCx<'_>) -> Result<()> {
-        let d = device.0 as usize;
-        let queue = std::mem::take(&mut self.queues[d]);
-        let steps = std::mem::take(&mut self.queued[d]);
-        if queue.is_empty() {
-            return Ok(());
-        }
-        let device = cx.devices[d].device();
-        match &cx.recording {
-            Some(recording) if device.has_clock() => {
-                let begun = recording.now();
-                let spans = device.submit_timed(&queue)?;
-                let timed = Timed::on_host_clock(&steps, &spans, begun, recording.now());
-                self.timed.extend(timed);
-            }
-            _ => device.submit(&queue)?,
-        }
-        Ok(())
     }
 
     /// Returns memory of slots that no later step reads.
@@ -450,8 +477,15 @@ impl<'a> Frame<'a> {
     /// Returns all memory.
     pub fn release_all(&mut self, cx: &mut RunCx<'_>) {
         (0..self.memory.len()).for_each(|i| self.release(i, cx));
-        for (device, block) in self.blocks.drain(..) {
-            cx.pools[device].give(block);
+        for (device, block) in cx.blocks.drain(self.first_block..) {
+            cx.pools[device.0 as usize].give(block);
         }
     }
+}
+
+/// Memory of the host with the elements of a tensor, which may be the tensor's own.
+fn whole_constant(tensor: &Tensor, cx: &RunCx<'_>) -> Result<BufferRange> {
+    let bytes = tensor.shared_bytes().unwrap_or_default();
+    let size = bytes.len();
+    Ok(whole(cx.devices[0].device().constant(bytes)?, size))
 }

@@ -5,11 +5,12 @@
 //! state: devices live in a [`Host`]. Inputs and outputs may stay in a device's memory ([`DeviceTensor`], [`Place`]), and
 //! [`Session::submit`] returns before the run has ended.
 //!
-//! Reading order: `devices`, `program`, `load`, `state`, `value`, `exec`, `frame`, `session`; then `store`, `cache` and `keeping`
+//! Reading order: `devices`, `program`, `load`, `state`, `value`, `exec`, `queue`, `frame`, `control`, `session`; then `store`, `cache` and `keeping`
 //! (code and packed weights on disk), `record`, `auto` and `fault`.
 
 mod auto;
 mod cache;
+mod control;
 mod devices;
 mod error;
 mod exec;
@@ -19,6 +20,7 @@ mod keeping;
 mod load;
 mod pool;
 mod program;
+mod queue;
 mod record;
 mod session;
 mod state;

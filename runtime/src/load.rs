@@ -5,8 +5,8 @@ use crate::keeping::Keeping;
 use crate::value::{download, whole};
 use bytes::Bytes;
 use cupola_backend::{Backend, Binding, Buffer, Command, Device, Executable, Launch};
-use cupola_ir::Tensor;
 use cupola_ir::kernel::Unit;
+use cupola_ir::{Op, Tensor};
 use cupola_passes::{Compiled, DeviceId, Slot, SlotId, Step, Storage};
 use rustc_hash::{FxHashMap, FxHashSet};
 use std::cmp::Reverse;
@@ -111,6 +111,11 @@ pub(crate) struct Loaded {
     pub bodies: FxHashMap<usize, Vec<Loaded>>,
     /// Slots whose last reader is this step, by step.
     pub releases: Vec<Vec<usize>>,
+    /// Where each input is read; `None` where it is only handed on.
+    pub input_homes: Vec<Option<DeviceId>>,
+    /// Whether the first output comes from a device other than the host, and running the plan once more than needed would
+    /// cost nothing but time.
+    pub may_run_ahead: bool,
 }
 
 impl Loaded {
@@ -191,7 +196,11 @@ impl Loaded {
                 list.push(i);
             }
         }
+        let inputs = compiled.plan.inputs.iter();
+        let input_homes = inputs.map(|slot| input_home(&compiled, *slot)).collect();
         Ok(Loaded {
+            input_homes,
+            may_run_ahead: may_run_ahead(&compiled, &executables),
             number,
             compiled,
             executables,
@@ -219,6 +228,43 @@ impl Loaded {
                 .map(Loaded::unit_count)
                 .sum::<usize>()
     }
+}
+
+/// Where an input is read; `None` where it is only handed on.
+fn input_home(compiled: &Compiled, input: SlotId) -> Option<DeviceId> {
+    let plan = &compiled.plan;
+    let device = plan.slots[input.0 as usize].device;
+    if device != DeviceId::HOST {
+        return Some(device);
+    }
+    let is_input = |slot: &SlotId| match plan.slots[slot.0 as usize].storage {
+        Storage::Alias { of, .. } => of == input,
+        _ => *slot == input,
+    };
+    let is_read = |step: &Step| match step {
+        Step::Launch { buffers, .. } => buffers.iter().any(is_input),
+        Step::Host { operands, .. } => operands.iter().any(is_input),
+        Step::Control { node, operands, .. } => match &compiled.graph.node(*node).op {
+            Op::Core(op) => operands[..op.decisions()].iter().any(is_input),
+            Op::Host(_) | Op::Composite(_) => false,
+        },
+        Step::Bind { from, .. } => is_input(from),
+        Step::Transfer { .. } | Step::Require { .. } | Step::WriteState { .. } => false,
+    };
+    plan.steps.iter().any(is_read).then_some(device)
+}
+
+fn may_run_ahead(compiled: &Compiled, executables: &[Arc<dyn Executable>]) -> bool {
+    let plan = &compiled.plan;
+    let is_far = |slot: &SlotId| plan.slots[slot.0 as usize].device != DeviceId::HOST;
+    let is_harmless = |step: &Step| match step {
+        Step::Launch { unit, .. } => {
+            compiled.units[*unit].device != DeviceId::HOST && !executables[*unit].can_fault()
+        }
+        Step::Require { .. } => true,
+        _ => false,
+    };
+    plan.outputs.first().is_some_and(is_far) && plan.steps.iter().all(is_harmless)
 }
 
 /// Whether a slot's contents are the same in every run.

@@ -25,10 +25,18 @@ const MOST_FREE: usize = 256;
 
 impl Pool {
     /// A buffer of at least `size` bytes: the smallest free one that is not more than twice as large, or a new one.
-    pub fn take(&mut self, device: &dyn Device, size: usize) -> Result<Buffer> {
-        let fits = |b: &Buffer| {
-            b.size() >= size && b.size() / 2 <= size.max(4096) && Arc::strong_count(b) == 1
+    /// `queued` says how many of a buffer's handles do not count: those of commands that come before its next use.
+    pub fn take(
+        &mut self,
+        device: &dyn Device,
+        size: usize,
+        queued: impl Fn(&Buffer) -> usize,
+    ) -> Result<Buffer> {
+        let is_free = |b: &Buffer| match Arc::strong_count(b) {
+            1 => true,
+            handles => handles == 1 + queued(b),
         };
+        let fits = |b: &Buffer| b.size() >= size && b.size() / 2 <= size.max(4096) && is_free(b);
         let best = (0..self.free.len())
             .filter(|i| fits(&self.free[*i]))
             .min_by_key(|i| self.free[*i].size());

@@ -4,9 +4,11 @@ use crate::devices::{DeviceSpec, Host};
 use crate::error::{Result, RuntimeError};
 use crate::exec::{self, RunCx};
 use crate::fault::Fault;
+use crate::frame::Outputs;
 use crate::keeping::{Identify, Keep, Keeping};
 use crate::load::{Loaded, Release, WeightCache};
 use crate::pool::Pool;
+use crate::queue::Queue;
 use crate::record::Recording;
 use crate::state::{RunStats, State, Weights};
 use crate::value::{DeviceTensor, Place, RunValue};
@@ -426,6 +428,8 @@ impl Program {
                     devices,
                     pools: &mut state.pools,
                     layouts: &mut state.layouts,
+                    queues: devices.iter().map(|_| Queue::default()).collect(),
+                    blocks: vec![],
                     params: &state.weights.0,
                     states: &state.slots,
                     new_states: BTreeMap::new(),
@@ -434,14 +438,18 @@ impl Program {
                     limits,
                     stop: &stop,
                     launches: 0,
+                    waits: 0,
                     planned: 0,
                     planned_peak: 0,
                     budget,
                     recording: state.recording.as_mut(),
                 };
-                let outputs = exec::execute(loaded, inputs, places, Bindings::default(), &mut cx)?;
+                let outputs = Outputs::Places(places);
+                let bindings = Bindings::default();
+                let outputs = exec::execute(loaded, inputs, outputs, bindings, &mut cx)?;
                 let stats = RunStats {
                     launches: cx.launches,
+                    waits: cx.waits,
                     planned_bytes: cx.planned_peak,
                     held_bytes: cx.pools.iter().map(|p| p.held).sum(),
                     peak_bytes: cx.pools.iter().map(|p| p.peak).sum(),

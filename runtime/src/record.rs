@@ -4,7 +4,7 @@ use crate::error::Result;
 use crate::exec::RunCx;
 use crate::frame::Frame;
 use cupola_ir::Bindings;
-use cupola_passes::{DeviceId, Step};
+use cupola_passes::Step;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -60,31 +60,19 @@ impl Default for Recording {
     }
 }
 
-/// A step that ran on a device with a clock.
-pub(crate) struct Timed {
-    step: usize,
-    start: Duration,
-    end: Duration,
-}
-
-impl Timed {
-    /// Spans of steps, given since the first began, brought to the host's clock: what was submitted at `begun` had run at
-    /// `ended`.
-    pub fn on_host_clock(
-        steps: &[usize],
-        spans: &[(Duration, Duration)],
-        begun: Duration,
-        ended: Duration,
-    ) -> Vec<Timed> {
-        let length = spans.iter().map(|span| span.1).max().unwrap_or_default();
-        let origin = ended.saturating_sub(length).max(begun);
-        let timed = steps.iter().zip(spans).map(|(step, (start, end))| Timed {
-            step: *step,
-            start: origin + *start,
-            end: origin + *end,
-        });
-        timed.collect()
-    }
+/// Spans of steps, given since the first began, brought to the host's clock: what was submitted at `begun` had run at
+/// `ended`.
+pub(crate) fn on_host_clock(
+    spans: &[(Duration, Duration)],
+    begun: Duration,
+    ended: Duration,
+) -> Vec<(Duration, Duration)> {
+    let length = spans.iter().map(|span| span.1).max().unwrap_or_default();
+    let origin = ended.saturating_sub(length).max(begun);
+    let moved = spans
+        .iter()
+        .map(|(start, end)| (origin + *start, origin + *end));
+    moved.collect()
 }
 
 impl Frame<'_> {
@@ -111,8 +99,7 @@ impl Frame<'_> {
             | Step::Transfer { .. } => {}
             Step::Bind { .. } | Step::Require { .. } | Step::WriteState { .. } => return Ok(()),
         }
-        self.settle(cx)?;
-        self.note_timed(cx);
+        cx.settle()?;
         if let Some(recording) = &mut cx.recording {
             let event = Event {
                 run: recording.runs.len(),
@@ -131,38 +118,12 @@ impl Frame<'_> {
         cx.devices[device.0 as usize].device().has_clock()
     }
 
-    /// Notes the steps that devices have timed.
-    fn note_timed(&mut self, cx: &mut RunCx<'_>) {
-        let timed = std::mem::take(&mut self.timed);
-        let Some(recording) = &mut cx.recording else {
-            return;
-        };
-        let run = recording.runs.len();
-        recording.events.extend(timed.into_iter().map(|t| Event {
-            run,
-            plan: self.loaded.number,
-            step: t.step,
-            start: t.start,
-            end: t.end,
-        }));
-    }
-
-    /// Notes what devices have timed, and the sizes that the plan ended with.
+    /// Notes the sizes that the plan ended with.
     pub(crate) fn note_end(&mut self, cx: &mut RunCx<'_>) {
-        self.note_timed(cx);
         if let Some(recording) = &mut cx.recording {
             let bindings = self.bindings.clone();
             recording.bindings.insert(self.loaded.number, bindings);
         }
-    }
-
-    /// Submits what is queued for all devices and waits for it.
-    pub(crate) fn settle(&mut self, cx: &RunCx<'_>) -> Result<()> {
-        for d in 0..cx.devices.len() {
-            self.flush(DeviceId(d as u32), cx)?;
-            cx.devices[d].device().wait()?;
-        }
-        Ok(())
     }
 }
 
@@ -174,15 +135,9 @@ mod tests {
     fn spans_of_a_device_end_when_the_host_has_the_results() {
         let ms = Duration::from_millis;
         let spans = [(ms(0), ms(2)), (ms(3), ms(5))];
-        let on_host = |ended: u64| {
-            let timed = Timed::on_host_clock(&[7, 9], &spans, ms(100), ms(ended));
-            timed
-                .iter()
-                .map(|t| (t.step, t.start, t.end))
-                .collect::<Vec<_>>()
-        };
-        assert_eq!(on_host(110), [(7, ms(105), ms(107)), (9, ms(108), ms(110))]);
+        let on_host = |ended: u64| on_host_clock(&spans, ms(100), ms(ended));
+        assert_eq!(on_host(110), [(ms(105), ms(107)), (ms(108), ms(110))]);
         // Clocks differ: nothing begins before it was submitted.
-        assert_eq!(on_host(103), [(7, ms(100), ms(102)), (9, ms(103), ms(105))]);
+        assert_eq!(on_host(103), [(ms(100), ms(102)), (ms(103), ms(105))]);
     }
 }

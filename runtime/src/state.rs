@@ -102,6 +102,8 @@ pub struct RunStats {
     pub time: Duration,
     /// Units launched.
     pub launches: u64,
+    /// Times that the host waited for results of another device before the run could go on or end.
+    pub waits: u64,
     /// Bytes of working memory held after the run, for the next one.
     pub held_bytes: u64,
     /// Most bytes of working memory held.

@@ -2,8 +2,7 @@
 
 use crate::error::{Result, RuntimeError};
 use bytes::Bytes;
-use cupola_backend::{Backend, Buffer, BufferRange, Command};
-use cupola_ir::eval::Carried;
+use cupola_backend::{Backend, Buffer, BufferRange};
 use cupola_ir::{DType, Tensor, TensorType, Value};
 use std::fmt;
 use std::sync::Arc;
@@ -97,8 +96,13 @@ impl DeviceTensor {
             Some(shared) => shared,
             None => download(&*self.backend, &self.range)?,
         };
+        Ok(self.with_bytes(bytes))
+    }
+
+    /// A host tensor of the same type with these bytes, as many as it has.
+    pub(crate) fn with_bytes(&self, bytes: Bytes) -> Tensor {
         let tensor = Tensor::new(self.dtype, self.shape.clone(), bytes);
-        Ok(tensor.unwrap_or_else(|| unreachable!("bug: size of a device tensor")))
+        tensor.unwrap_or_else(|| unreachable!("bug: size of a device tensor"))
     }
 
     /// Copies the elements into `bytes`, which has exactly [`DeviceTensor::size`] bytes.
@@ -122,6 +126,34 @@ impl DeviceTensor {
         Ok(self.backend.device().upload(&self.range, tensor.bytes())?)
     }
 
+    /// The same tensor at another place of its device.
+    pub(crate) fn moved(self, range: BufferRange) -> DeviceTensor {
+        DeviceTensor { range, ..self }
+    }
+
+    /// A view of the elements at a position of axis 0, which vanishes; positions are `pitch` bytes apart.
+    pub(crate) fn row(&self, at: usize, pitch: usize) -> DeviceTensor {
+        let shape = self.shape[1..].to_vec();
+        let size = Tensor::size_of(self.dtype, &shape);
+        let range = BufferRange {
+            buffer: self.range.buffer.clone(),
+            offset: self.range.offset + at * pitch,
+            size: size.unwrap_or_else(|| unreachable!("bug: a row larger than the whole")),
+        };
+        DeviceTensor::over(&self.backend, self.dtype, shape, range)
+    }
+
+    /// So many tensors like this one along a new leading axis, which lie in `range`.
+    pub(crate) fn stacked(&self, count: usize, range: BufferRange) -> DeviceTensor {
+        let shape = [&[count], self.shape()].concat();
+        DeviceTensor::over(&self.backend, self.dtype, shape, range)
+    }
+
+    /// Whether this is its memory.
+    pub(crate) fn is_at(&self, range: &BufferRange) -> bool {
+        Arc::ptr_eq(&self.range.buffer, &range.buffer) && self.range.offset == range.offset
+    }
+
     /// Whether it lies in this device's memory.
     pub(crate) fn is_on(&self, backend: &Arc<dyn Backend>) -> bool {
         Arc::ptr_eq(&self.backend, backend)
@@ -134,15 +166,6 @@ impl DeviceTensor {
         }
         let what = "its memory is shared with other tensors and cannot be written";
         Err(RuntimeError::input(name, what))
-    }
-
-    /// Copies another tensor of the same type and device into this one's memory.
-    pub(crate) fn copy_from(&self, from: &BufferRange) -> Result<()> {
-        let copy = Command::Copy {
-            from: from.clone(),
-            to: self.range.clone(),
-        };
-        Ok(self.backend.device().submit(&[copy])?)
     }
 }
 
@@ -204,14 +227,6 @@ impl From<Tensor> for RunValue {
 impl From<DeviceTensor> for RunValue {
     fn from(t: DeviceTensor) -> RunValue {
         RunValue::Device(t)
-    }
-}
-
-impl Carried for RunValue {
-    type Error = RuntimeError;
-
-    fn on_host(&self) -> Result<Value> {
-        self.to_host()
     }
 }
 

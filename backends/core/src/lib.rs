@@ -98,6 +98,10 @@ pub trait Executable: Any + Send + Sync + fmt::Debug {
     fn replaces(&self, _argument: usize) -> bool {
         false
     }
+    /// Whether launches can end in [`BackendError::Fault`].
+    fn can_fault(&self) -> bool {
+        true
+    }
     /// Whether this buffer argument may begin at any address, see [`Device::constant_in_place`].
     fn takes_any_address(&self, _argument: usize) -> bool {
         false
@@ -151,6 +155,15 @@ pub enum Command {
     },
 }
 
+/// One copy to the host: as many bytes as the range has.
+#[derive(Debug)]
+pub struct Download<'a> {
+    /// Where from.
+    pub from: &'a BufferRange,
+    /// Where to.
+    pub target: &'a mut [u8],
+}
+
 /// Memory and a queue.
 pub trait Device: Send + Sync {
     /// Allocates; contents are undefined. Zero bytes are allowed.
@@ -197,6 +210,14 @@ pub trait Device: Send + Sync {
     /// # Errors
     /// [`BackendError::Device`], and faults of earlier launches.
     fn download(&self, from: &BufferRange, bytes: &mut [u8]) -> Result<()>;
+
+    /// Several copies to the host, after all submitted work, where possible with one wait.
+    ///
+    /// # Errors
+    /// As [`Device::download`], for the first that fails; the contents of the targets are then unspecified.
+    fn download_all(&self, downloads: &mut [Download<'_>]) -> Result<()> {
+        (downloads.iter_mut()).try_for_each(|each| self.download(each.from, each.target))
+    }
 
     /// The bytes themselves, where the device shares the host's memory: a handle that keeps the memory alive. Nothing
     /// may write to the range while the handle lives. Waits for submitted work. `None` when there is no sharing.

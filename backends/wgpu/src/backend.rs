@@ -57,7 +57,7 @@ impl WgpuBackend {
                 Work::Library(Arc::new(LibraryUnit::new(library).map_err(unsupported)?))
             }
         };
-        Ok(Arc::new(WgpuExecutable::new(&unit.name(), work)))
+        Ok(Arc::new(WgpuExecutable::new(unit, work)))
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use cupola_backend::Executable;
-use cupola_ir::kernel::Kernel;
+use cupola_ir::kernel::{Kernel, Unit};
 use cupola_shaders::shader::LAUNCH;
 use cupola_shaders::{Binding, Shader, Windows};
 use rustc_hash::FxHashMap;
@@ -14,6 +14,7 @@ use rustc_hash::FxHashMap;
 use crate::choice::{Choices, DeviceModel};
 use crate::device::pipeline::ParamSpace;
 use crate::device::{BufferRange, GpuDevice, Pipeline, fold_groups, lock};
+use crate::effort;
 use crate::emit::{self, Variant};
 use crate::error::Error;
 use crate::library::unit::LibraryUnit;
@@ -24,6 +25,8 @@ use crate::tune::Question;
 /// A unit that launches can be made of.
 pub(crate) struct WgpuExecutable {
     name: Arc<str>,
+    /// What it was made of.
+    unit: Unit,
     work: Work,
     /// What launches run.
     prepared: Mutex<FxHashMap<PreparedKey, Arc<Prepared>>>,
@@ -74,6 +77,8 @@ pub(crate) struct Prepared {
     pub steps: Vec<PreparedStep>,
     /// Bytes of each scratch buffer.
     pub scratch: Vec<u64>,
+    /// Operations of all steps together.
+    pub operations: f64,
     /// What decided among plans, where there are several.
     decided: Option<Decided>,
 }
@@ -156,6 +161,14 @@ impl Executable for WgpuExecutable {
         self
     }
 
+    fn can_fault(&self) -> bool {
+        let kernel = match &self.work {
+            Work::Loops(kernel) => Some(&**kernel),
+            Work::Library(library) => library.epilogue_kernel(),
+        };
+        kernel.is_some_and(emit::can_fault)
+    }
+
     fn listing(&self) -> String {
         let prepared = lock(&self.prepared);
         let mut texts: Vec<String> = Vec::new();
@@ -176,9 +189,10 @@ impl Executable for WgpuExecutable {
 }
 
 impl WgpuExecutable {
-    pub fn new(name: &str, work: Work) -> Self {
+    pub fn new(unit: &Unit, work: Work) -> Self {
         Self {
-            name: name.into(),
+            name: unit.name().into(),
+            unit: unit.clone(),
             work,
             prepared: Mutex::default(),
         }
@@ -245,9 +259,13 @@ impl WgpuExecutable {
         if let Some(prepared) = self.find(gpu, &key) {
             return Ok(prepared);
         }
-        let prepared = Arc::new(match &self.work {
+        let prepared = match &self.work {
             Work::Loops(kernel) => self.prepare_loops(gpu, kernel, &key)?,
             Work::Library(library) => prepare_library(gpu, library, &key)?,
+        };
+        let prepared = Arc::new(Prepared {
+            operations: effort::operations(&self.unit, sizes),
+            ..prepared
         });
         let mut cache = lock(&self.prepared);
         if cache.len() >= MOST_PREPARED {
@@ -304,6 +322,7 @@ impl WgpuExecutable {
         Ok(Prepared {
             steps,
             scratch,
+            operations: 0.0,
             decided: None,
         })
     }
@@ -382,6 +401,7 @@ fn prepare_library(
             windows_of(gpu, key, &program.scratch, place)
         })?,
         scratch: program.scratch,
+        operations: 0.0,
         decided: decided.map(|class| Decided::new(class, &model.choices)),
     })
 }

@@ -3,7 +3,8 @@
 //! Reading order: [`adapter`] says what is installed, [`device`] opens one adapter and owns buffers, pipelines and
 //! submissions, [`choice`] is what kernels are chosen by, [`emit`] writes WGSL for generated kernels and [`schedule`] chooses how, [`library`] turns the shader
 //! templates of `cupola-shaders` into dispatches, [`WgpuBackend`] ties them to the traits of `cupola-backend`: `executable`
-//! prepares units for sizes, `queue` runs their launches, [`tune`] times the kernels that a problem may be computed by.
+//! prepares units for sizes, `effort` says how much they compute, `queue` runs their launches, [`tune`] times the kernels that a
+//! problem may be computed by.
 //!
 //! Rules: nothing here is global, so two devices (or the same adapter opened twice) never see each other. Every error of
 //! the driver comes back as a value of [`Error`]; no handler of this crate panics. Kernels run on the default limits of
@@ -14,6 +15,7 @@ mod backend;
 mod canonical;
 pub mod choice;
 pub mod device;
+mod effort;
 pub mod emit;
 mod error;
 mod executable;

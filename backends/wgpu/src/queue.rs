@@ -1,6 +1,7 @@
 //! A GPU's memory and queue: launches become dispatches with buffers, and dispatches submissions.
 
 use std::any::Any;
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -11,8 +12,10 @@ use rustc_hash::FxHashMap;
 use crate::adapter::Timestamps;
 use crate::device::buffer::Download;
 use crate::device::{
-    self, Bindings, Command, DeviceOptions, Dispatch, GpuBuffer, GpuDevice, Pipeline, lock,
+    self, Bindings, Command, DeviceOptions, Dispatch, GpuBuffer, GpuDevice, Pipeline, Submission,
+    lock,
 };
+use crate::effort;
 use crate::error::Error;
 use crate::executable::WgpuExecutable;
 use crate::library::Place;
@@ -29,6 +32,8 @@ pub struct WgpuDevice {
     watch: Mutex<FaultWatch>,
     /// Memory between the dispatches of one launch, used again by later ones: the device runs them in order.
     scratch: Mutex<Vec<GpuBuffer>>,
+    /// Submissions that may not have run, the oldest first, with the seconds that each is expected to take.
+    under_way: Mutex<VecDeque<(Submission, f64)>>,
 }
 
 /// Scratch buffers kept.
@@ -36,6 +41,11 @@ const MOST_SCRATCH: usize = 32;
 
 /// Seconds that one submission may be expected to take: drivers end what takes longer than about two.
 const LONGEST_SUBMISSION: f64 = 0.5;
+
+/// Seconds that submissions under way may be expected to take together, and how many there may be: whoever submits more
+/// waits, so that a loop does not run away from the device and a stop takes effect soon.
+const MOST_EXPECTED: f64 = 1.0;
+const MOST_UNDER_WAY: usize = 16;
 
 /// Launches that can fault.
 #[derive(Debug, Default)]
@@ -90,6 +100,7 @@ impl WgpuDevice {
             name: name.to_owned(),
             watch: Mutex::default(),
             scratch: Mutex::default(),
+            under_way: Mutex::default(),
         })
     }
 
@@ -242,8 +253,9 @@ impl WgpuDevice {
             .map(|&size| self.take_scratch(size))
             .collect::<Result<_, _>>()?;
         let moved: usize = launch.buffers.iter().map(|range| range.size).sum();
-        let rates = self.gpu.model().rates;
-        let mut expected = moved as f64 / rates.copy;
+        let model = self.gpu.model();
+        // Each step is taken to do all there is to do: which one does most is not known.
+        let expected = |groups| effort::seconds(&model, moved as f64, prepared.operations, groups);
         for (at, step) in prepared.steps.iter().enumerate() {
             let mut bound = Vec::with_capacity(step.places.len() + 1);
             for place in &step.places {
@@ -277,7 +289,7 @@ impl WgpuDevice {
                 groups: step.groups,
                 faults: step.launch.is_some(),
                 first: at == 0,
-                expected: std::mem::take(&mut expected) + rates.dispatch,
+                expected: expected(step.groups),
             }));
         }
         self.give_scratch(scratch);
@@ -344,6 +356,28 @@ impl WgpuDevice {
         steps.iter().map(encode).collect()
     }
 
+    /// Submits steps, once the device has got on with those before.
+    fn submit_steps(&self, steps: &[Step], expected: f64) -> Result<()> {
+        loop {
+            let oldest = {
+                let mut under_way = lock(&self.under_way);
+                let sum: f64 = under_way.iter().map(|(_, seconds)| seconds).sum();
+                let full = under_way.len() >= MOST_UNDER_WAY || sum + expected > MOST_EXPECTED;
+                match full {
+                    true => under_way.pop_front(),
+                    false => None,
+                }
+            };
+            let Some((oldest, _)) = oldest else { break };
+            let waited = self.gpu.wait(&oldest);
+            waited.map_err(|error| self.error(error))?;
+        }
+        let submission = self.gpu.submit(&self.encode(steps)?);
+        let submission = submission.map_err(|error| self.error(error))?;
+        lock(&self.under_way).push_back((submission, expected));
+        Ok(())
+    }
+
     /// Remembers that steps which may write the fault word have been submitted.
     fn note_faults(&self, steps: &[Step]) {
         let can_fault = |step: &Step| matches!(step, Step::Run(ready) if ready.faults);
@@ -359,7 +393,7 @@ impl WgpuDevice {
     }
 
     /// Reads what is wanted, and the fault word if any launch since the last look can have written it.
-    fn read(&self, wanted: Option<Download<'_>>) -> Result<()> {
+    fn read(&self, wanted: Vec<Download<'_>>) -> Result<()> {
         let submitted = self.unread_faults();
         let mut word = [0; 4];
         let faults = submitted.map(|_| Download {
@@ -399,19 +433,19 @@ enum Step {
     Copy { from: BufferRange, to: BufferRange },
 }
 
-/// How many steps to submit together: up to those that are expected to take as long as a driver lets pass. Steps of one
-/// launch share scratch memory with launches of other threads, so they stay together.
-fn worth_submitting(steps: &[Step]) -> usize {
+/// How many steps to submit together, and the seconds that they are expected to take: as many as a driver lets pass. Steps
+/// of one launch share scratch memory with launches of other threads, so they stay together.
+fn worth_submitting(steps: &[Step]) -> (usize, f64) {
     let mut expected = 0.0;
     for (at, step) in steps.iter().enumerate() {
         if let Step::Run(ready) = step {
-            expected += ready.expected;
-            if ready.first && at > 0 && expected > LONGEST_SUBMISSION {
-                return at;
+            if ready.first && at > 0 && expected + ready.expected > LONGEST_SUBMISSION {
+                return (at, expected);
             }
+            expected += ready.expected;
         }
     }
-    steps.len()
+    (steps.len(), expected)
 }
 
 impl Device for WgpuDevice {
@@ -437,29 +471,38 @@ impl Device for WgpuDevice {
     }
 
     fn download(&self, from: &BufferRange, bytes: &mut [u8]) -> Result<()> {
-        if bytes.len() != from.size {
-            return Err(BackendError::Device {
-                device: self.name.clone(),
-                what: format!("{} bytes from a range of {}", bytes.len(), from.size),
-            });
-        }
-        let buffer = self.memory(&from.buffer)?;
-        self.read(Some(Download {
-            buffer,
-            offset: from.offset as u64,
+        let mut only = [cupola_backend::Download {
+            from,
             target: bytes,
-        }))
+        }];
+        self.download_all(&mut only)
+    }
+
+    fn download_all(&self, downloads: &mut [cupola_backend::Download<'_>]) -> Result<()> {
+        let each = downloads.iter_mut().map(|download| {
+            let (from, target) = (download.from, &mut *download.target);
+            if target.len() != from.size {
+                return Err(BackendError::Device {
+                    device: self.name.clone(),
+                    what: format!("{} bytes from a range of {}", target.len(), from.size),
+                });
+            }
+            Ok(Download {
+                buffer: self.memory(&from.buffer)?,
+                offset: from.offset as u64,
+                target,
+            })
+        });
+        self.read(each.collect::<Result<_>>()?)
     }
 
     fn submit(&self, commands: &[cupola_backend::Command]) -> Result<()> {
         let (steps, _) = self.steps(commands)?;
         let mut rest = steps.as_slice();
         while !rest.is_empty() {
-            let (now, later) = rest.split_at(worth_submitting(rest));
-            let encoded = self.encode(now)?;
-            self.gpu
-                .submit(&encoded)
-                .map_err(|error| self.error(error))?;
+            let (count, expected) = worth_submitting(rest);
+            let (now, later) = rest.split_at(count);
+            self.submit_steps(now, expected)?;
             rest = later;
         }
         self.note_faults(&steps);
@@ -503,12 +546,13 @@ impl Device for WgpuDevice {
     fn wait(&self) -> Result<()> {
         if self.unread_faults().is_some() {
             // Reading waits for all work before.
-            return self.read(None);
+            return self.read(vec![]);
         }
-        let submission = self.gpu.submit(&[]).map_err(|error| self.error(error))?;
-        self.gpu
-            .wait(&submission)
-            .map_err(|error| self.error(error))
+        // The device runs submissions in order; copies from the host need none to be safe.
+        let Some((last, _)) = lock(&self.under_way).back().cloned() else {
+            return Ok(());
+        };
+        self.gpu.wait(&last).map_err(|error| self.error(error))
     }
 
     fn is_lost(&self) -> bool {

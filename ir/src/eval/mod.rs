@@ -22,7 +22,7 @@ pub mod scalar;
 pub(crate) mod special;
 mod view;
 
-pub use control::{CallRegion, Carried, run_control};
+pub use control::{Regions, join as join_rows, row, rows, run_control};
 pub use op::eval_op;
 
 use crate::dim::Bindings;

@@ -5,7 +5,7 @@
 //! attributes, since branches and iterations may differ in extents: such extents are symbols listed in `binds`, bound
 //! from the actual results.
 
-use super::{OpDef, tensors};
+use super::{CoreOp, OpDef, tensors};
 use crate::attr::payload;
 use crate::dim::Sym;
 use crate::dtype::DType;
@@ -19,6 +19,17 @@ pub(crate) fn same_kind(a: &ValueType, b: &ValueType) -> bool {
         (ValueType::Sequence(x), ValueType::Sequence(y))
         | (ValueType::Optional(x), ValueType::Optional(y)) => same_kind(x, y),
         _ => false,
+    }
+}
+
+impl CoreOp {
+    /// How many of the first operands decide which region runs and how often; the others are what regions take.
+    pub fn decisions(&self) -> usize {
+        match self {
+            CoreOp::If(_) => 1,
+            CoreOp::Loop(_) => 2,
+            _ => 0,
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 
 use super::{DeviceId, Once, Plan, Slot, SlotId, Step, Storage, once, require};
 use crate::place::Place;
-use crate::{Compiled, Context, Result, Work, compile_in};
+use crate::{Compiled, Context, Feedback, Result, Work, compile_in};
 use cupola_ir::kernel::{Access, Unit};
 use cupola_ir::ops::CoreOp;
 use cupola_ir::{CompositeOp, DType, Dim, Graph, NodeId, Op, Sym, ValueId, ValueType};
@@ -74,12 +74,11 @@ impl Builder<'_> {
         }
         let end = self.plan.steps.len();
         let outputs: Vec<ValueId> = self.graph.outputs().iter().map(|(_, v)| *v).collect();
-        for v in outputs {
-            let device = if self.context.is_region() {
-                DeviceId::HOST
-            } else {
-                self.home(v, primary)
-            };
+        for (position, v) in outputs.into_iter().enumerate() {
+            // A constant that the host has to look at.
+            let decides = position < self.context.feedback.decisions;
+            let default = if decides { DeviceId::HOST } else { primary };
+            let device = self.home(v, default);
             let slot = self.slot(v, device);
             self.plan.outputs.push(slot);
         }
@@ -190,10 +189,10 @@ impl Builder<'_> {
     /// Every input has a slot on the device that uses it first; unused ones on the host.
     fn place_inputs(&mut self) {
         for (position, v) in self.graph.inputs().iter().enumerate() {
-            let device = if self.context.is_region() || !is_memory(self.graph.ty(*v)) {
-                DeviceId::HOST
-            } else {
+            let device = if is_memory(self.graph.ty(*v)) {
                 self.first_user(*v)
+            } else {
+                DeviceId::HOST
             };
             let slot = self.new_slot(*v, device, Storage::Input(position), 0);
             self.plan.inputs.push(slot);
@@ -201,7 +200,9 @@ impl Builder<'_> {
     }
 
     fn first_user(&self, v: ValueId) -> DeviceId {
-        let users = self.work.units.iter().filter(|u| u.buffers.contains(&v));
+        let uses = |buffer: &ValueId| self.base(*buffer) == v;
+        let users = self.work.units.iter();
+        let users = users.filter(|u| u.buffers.iter().any(uses));
         users
             .map(|u| u.placed.device)
             .next()
@@ -257,6 +258,12 @@ impl Builder<'_> {
     /// The value in whose memory this one lies, and where.
     fn alias(&self, v: ValueId) -> Option<&(ValueId, Dim)> {
         self.work.fusion.aliases.get(&v)
+    }
+
+    /// The value that has the memory of `v`.
+    fn base(&self, v: ValueId) -> ValueId {
+        let v = self.resolve(v);
+        self.alias(v).map_or(v, |(base, _)| self.base(*base))
     }
 
     /// Device that a value is on.
@@ -391,8 +398,20 @@ impl Builder<'_> {
     }
 
     fn control(&mut self, id: NodeId) -> Result<()> {
-        let operands = self.operands(id, DeviceId::HOST);
-        let results = self.results(id, DeviceId::HOST);
+        let node = self.graph.node(id);
+        let Op::Core(op) = &node.op else {
+            unreachable!("bug: {} has no regions", node.op.name())
+        };
+        let primary = self.context.options.device;
+        let operands = node.operands.clone().into_iter().enumerate();
+        let operands: Vec<SlotId> = operands
+            .map(|(position, v)| match position < op.decisions() {
+                true => self.slot(v, DeviceId::HOST),
+                false => self.slot(v, self.home_of_operand(v, primary)),
+            })
+            .collect();
+        let step = self.step();
+        operands.iter().for_each(|s| self.touch(*s, step));
         let outer = match &self.outer {
             Some(outer) => outer.clone(),
             None => self.outer.insert(self.symbols()).clone(),
@@ -402,19 +421,22 @@ impl Builder<'_> {
             options: self.context.options,
             outer,
             depth: self.context.depth + 1,
+            feedback: Feedback::of(op),
         };
-        let regions: Vec<Graph> = self
-            .graph
-            .node(id)
-            .op
-            .regions()
-            .into_iter()
-            .cloned()
-            .collect();
+        let regions = node.op.regions().into_iter().cloned();
         let bodies = regions
-            .into_iter()
             .map(|g| compile_in(g, &inner))
             .collect::<Result<Vec<Compiled>>>()?;
+        let given = bodies.first().map(|body| &body.plan);
+        let given = given.map_or(vec![], |plan| {
+            let devices = plan.outputs.iter().map(|s| plan.slots[s.0 as usize].device);
+            devices.skip(inner.feedback.decisions).collect()
+        });
+        let results = node.results.iter().enumerate().map(|(at, v)| {
+            let device = given.get(at).copied().unwrap_or(DeviceId::HOST);
+            self.new_slot(*v, device, Storage::Planned, step)
+        });
+        let results = results.collect();
         self.plan.steps.push(Step::Control {
             node: id,
             operands,
@@ -422,6 +444,14 @@ impl Builder<'_> {
             bodies,
         });
         Ok(())
+    }
+
+    /// Where a region is given a value: where it is, or on the primary device what is nowhere yet.
+    fn home_of_operand(&self, v: ValueId, primary: DeviceId) -> DeviceId {
+        match is_memory(self.graph.ty(v)) {
+            true => self.home(v, primary),
+            false => DeviceId::HOST,
+        }
     }
 
     /// Symbols that regions may use: those of this graph and of the graphs around it.

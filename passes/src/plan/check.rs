@@ -3,6 +3,7 @@
 
 use super::pack::owner;
 use super::{Compiled, DeviceId, Packing, Plan, SlotId, Step, Storage};
+use cupola_ir::Op;
 use cupola_ir::kernel::Access;
 
 /// What is wrong with a compiled graph's plan: a step that reads what was not written or is no longer alive, a buffer
@@ -136,10 +137,23 @@ pub(crate) fn touched(compiled: &Compiled, step: &Step) -> (Touched, Touched) {
         }
         Step::Host {
             operands, results, ..
-        }
-        | Step::Control {
-            operands, results, ..
         } => (host(operands), host(results)),
+        Step::Control {
+            node,
+            operands,
+            results,
+            ..
+        } => {
+            let decisions = match &compiled.graph.node(*node).op {
+                Op::Core(op) => op.decisions(),
+                Op::Host(_) | Op::Composite(_) => 0,
+            };
+            let (decisions, others) = operands.split_at(decisions);
+            let anywhere = |slots: &[SlotId]| slots.iter().map(|s| (*s, None)).collect::<Touched>();
+            let mut reads: Touched = host(decisions);
+            reads.extend(anywhere(others));
+            (reads, anywhere(results))
+        }
         Step::Transfer { from, to } => (vec![(*from, None)], vec![(*to, None)]),
         Step::Bind { from, .. } => (host(&[*from]), vec![]),
         Step::Require { .. } => (vec![], vec![]),

@@ -108,7 +108,8 @@ pub enum Step {
         /// Results, on the host.
         results: Vec<SlotId>,
     },
-    /// Runs a node with regions; operands and results are on the host unless the body's slots say otherwise.
+    /// Runs a node with regions. What decides which region runs and how often is on the host; other operands are where they
+    /// were made, results where the first region gives them.
     Control {
         /// Node of [`Compiled::graph`].
         node: NodeId,

@@ -3,7 +3,7 @@
 //! Greedy by size: the largest slot first, each at the smallest gap that fits among the slots it is alive with. The
 //! same sizes always give the same packing.
 
-use super::{DeviceId, Plan, SlotId, Storage};
+use super::{DeviceId, Plan, SlotId, Step, Storage};
 use cupola_ir::{Bindings, Tensor};
 use std::cmp::Reverse;
 
@@ -38,11 +38,12 @@ pub fn slot_sizes(plan: &Plan, bindings: &Bindings) -> Vec<Option<u64>> {
     plan.slots.iter().map(size).collect()
 }
 
-/// Whether a slot shares packed memory: planned, and not alive after the run. What outlives the run has memory of its
-/// own, so that keeping an output does not keep the working memory.
+/// Whether a slot shares packed memory: planned, not alive after the run, and not given by regions. What outlives the run
+/// has memory of its own, so that keeping an output does not keep the working memory; so has what regions give.
 pub fn is_packed(plan: &Plan, slot: SlotId) -> bool {
     let slot = &plan.slots[slot.0 as usize];
-    slot.storage == Storage::Planned && slot.last < plan.steps.len()
+    let from_regions = || matches!(plan.steps[slot.first], Step::Control { .. });
+    slot.storage == Storage::Planned && slot.last < plan.steps.len() && !from_regions()
 }
 
 /// Offsets for the packed slots of a device. `sizes` are bytes per slot; offsets are multiples of `alignment` (a power

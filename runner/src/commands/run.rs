@@ -67,6 +67,7 @@ fn statistics(runner: &cupola::Runner, load_ms: f64, run_ms: &[f64]) -> Json {
         "run_ms": run_ms.last(),
         "runs_ms": run_ms,
         "kernels": last.launches,
+        "waits": last.waits,
         "units": program.map(|p| p.unit_count()),
         "compiles": runner.compiles(),
         "weight_bytes": program.map(|p| p.weight_bytes()),
