@@ -22,17 +22,17 @@ fn has_gpu() -> bool {
 }
 
 #[test]
-fn an_unknown_tier_is_one_clear_error() {
-    for command in [&["devices"][..], &["doctor"]] {
-        let out = support::cupola(command)
-            .env("CUPOLA_GPU_TIER", "fast")
-            .output()
-            .expect("cupola starts");
-        assert_eq!(out.status.code(), Some(2));
-        assert_eq!(
-            text(&out.stderr),
-            "error[usage]: CUPOLA_GPU_TIER is 'fast', which is none of base, full, experimental\n"
-        );
+fn an_unknown_setting_is_one_clear_error() {
+    for (variable, allowed) in [
+        ("CUPOLA_GPU_TIER", "base, full, experimental"),
+        ("CUPOLA_GPU_FORMS", "chosen, plain"),
+    ] {
+        for command in [&["devices"][..], &["doctor"]] {
+            let out = with_variables(command, &[(variable, "fast")]);
+            assert_eq!(out.status.code(), Some(2));
+            let want = format!("error[usage]: {variable} is 'fast', which is none of {allowed}\n");
+            assert_eq!(text(&out.stderr), want);
+        }
     }
 }
 

@@ -9,7 +9,9 @@ use cupola_wgpu::device::{DeviceFeatures, Optional};
 pub use cupola_wgpu::device::{Injected, MemoryLimits, Mishap};
 use cupola_wgpu::library::forms;
 pub use cupola_wgpu::tune::table::{Table, TunedDevice, Winner};
-use cupola_wgpu::{AdapterList, DeviceModel, DeviceOptions, GpuDevice, Rates, Tier, WgpuBackend};
+use cupola_wgpu::{
+    AdapterList, DeviceModel, DeviceOptions, Forms, GpuDevice, Rates, Tier, WgpuBackend,
+};
 pub use cupola_wgpu::{Attempt, Cut, Prober, TuneObserver, TuneOptions, Tuning};
 use std::fmt;
 use std::io;
@@ -164,10 +166,12 @@ impl Host {
     fn gpu_options(&self) -> Result<DeviceOptions> {
         let setting = |e: cupola_wgpu::Error| RuntimeError::Setting(e.to_string());
         let tier = Tier::from_environment().map_err(setting)?;
+        let forms = Forms::from_environment().map_err(setting)?;
         let ordered = Injected::from_environment().map_err(setting)?;
         let cache = self.options.cache.clone();
         Ok(DeviceOptions {
             tier,
+            forms,
             prober: self.options.prober.clone(),
             inject: self.options.inject.or(ordered),
             memory_limits: self.options.memory_limits,
@@ -181,7 +185,7 @@ impl Host {
     /// The CPU and every GPU adapter. Those that can be used are opened, to tell what works on them.
     ///
     /// # Errors
-    /// [`RuntimeError::Setting`] where `CUPOLA_GPU_TIER` names no tier.
+    /// [`RuntimeError::Setting`] where `CUPOLA_GPU_TIER` names no tier or `CUPOLA_GPU_FORMS` no forms.
     pub fn devices(&self) -> Result<Vec<DeviceInfo>> {
         self.gpu_options()?;
         let adapters = AdapterList::enumerate();

@@ -5,7 +5,11 @@ use crate::element::Element;
 use crate::matmul::Accumulator;
 use crate::shader::{Epilogue, Param, Shader, params};
 use crate::template::fill;
-use crate::tile::{FastAxis, Split, Staging, Tile, tiled_product};
+use crate::tile::{FastAxis, Sides, Split, Staging, Tile, tiled_product};
+
+mod block;
+
+pub use block::Block;
 
 /// Spatial axes of every kernel here; missing ones have length 1.
 pub const SPATIAL_AXES: usize = 3;
@@ -17,7 +21,8 @@ params! {
         rows,
         /// Batches times output positions.
         cols,
-        /// Input channels of a group times kernel positions.
+        /// Inner positions: input channels of a group times kernel positions; under [`Order::Positions`] the channels
+        /// rounded up to a multiple of the tile's step.
         inner,
         /// Input channels of a group.
         inner_channels,
@@ -51,6 +56,16 @@ params! {
         out_batch,
         /// Result stride from channel to channel; positions are dense.
         out_channel,
+        /// Blocks of one batch; block form only.
+        blocks,
+        /// Batches times blocks; block form only.
+        block_cols,
+        /// Parts that the inner axis is divided into.
+        splits,
+        /// Inner positions of a part, a multiple of the tile's step.
+        split_inner,
+        /// Distance of the parts' results.
+        split_out,
     } [
         /// For each spatial axis: input length, input stride, weight stride, kernel length.
         source: 3,
@@ -68,21 +83,29 @@ pub enum Direction {
     Transposed,
 }
 
-/// How weights are read.
+/// How the inner axis of a tiled convolution runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum WeightLayout {
-    /// Input channel and kernel position are one dense axis.
-    Dense(Width),
-    /// Any strides.
-    Strided,
+pub enum Order {
+    /// As weights usually lie, kernel positions fastest: each staged element's input position is computed anew. The weights
+    /// of an output channel are dense in that order if a width is given.
+    Channels(Option<Width>),
+    /// A step is some input channels at one kernel position, so that the input position is computed once for all of them.
+    Positions {
+        /// Outer is the output channel.
+        weights: Staging,
+        /// Fours only along the channels.
+        input: Staging,
+    },
 }
 
 /// The way the work is divided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ConvolutionForm {
-    /// A tile of channels and positions for each workgroup.
-    Tiled(Tile),
-    /// A thread for each result; weights are read one by one.
+    /// A tile of channels and positions for each workgroup. With [`Split::Parts`] the result is that of the parts.
+    Tiled(Tile, Order, Split),
+    /// Some results of one channel for each thread; forward only.
+    Block(Block),
+    /// A thread for each result.
     Direct,
 }
 
@@ -99,10 +122,8 @@ pub struct ConvolutionShader {
     pub accumulator: Accumulator,
     /// Forward or transposed.
     pub direction: Direction,
-    /// How weights are read; [`ConvolutionForm::Direct`] needs [`WeightLayout::Strided`].
-    pub weights: WeightLayout,
     /// Kernel lengths written into the text, so that inner positions are taken apart without divisions; 0 where the
-    /// parameter is read.
+    /// parameter is read. [`Block`] needs the last two.
     pub kernel: [u32; SPATIAL_AXES],
     /// How the work is divided.
     pub form: ConvolutionForm,
@@ -111,66 +132,41 @@ pub struct ConvolutionShader {
 }
 
 impl ConvolutionShader {
-    /// Output channels that one workgroup computes.
-    pub fn group_rows(&self) -> u32 {
+    /// Threads of a workgroup.
+    pub fn threads(&self) -> u32 {
         match self.form {
-            ConvolutionForm::Tiled(tile) => tile.rows,
-            ConvolutionForm::Direct => 1,
+            ConvolutionForm::Tiled(tile, ..) => tile.threads(),
+            ConvolutionForm::Block(_) | ConvolutionForm::Direct => 256,
         }
     }
 
-    /// Batches times positions that one workgroup computes.
-    pub fn group_cols(&self) -> u32 {
+    /// Bytes of workgroup memory, at most.
+    pub fn memory_size(&self) -> u32 {
         match self.form {
-            ConvolutionForm::Tiled(tile) => tile.cols,
-            ConvolutionForm::Direct => 256,
+            ConvolutionForm::Tiled(tile, ..) => tile.memory_size(),
+            ConvolutionForm::Block(_) | ConvolutionForm::Direct => 0,
         }
     }
 
     /// The kernel. Buffers: input, weight, result, then the epilogue's.
     pub fn shader(&self) -> Shader {
         let value = self.accumulator.name();
-        let (weights, width) = self.weight_functions(value);
+        let (origin, source) = self.positions();
         let mut body = fill(
             include_str!("../wgsl/convolution.wgsl"),
             &[
                 ("V", value),
-                (
-                    "ORIGIN",
-                    match self.direction {
-                        Direction::Forward => {
-                            "out * vec3<i32>(vec3<u32>(params.window[0].x, params.window[1].x, params.window[2].x)) - before"
-                        }
-                        Direction::Transposed => "out + before",
-                    },
-                ),
-                (
-                    "SOURCE",
-                    match self.direction {
-                        Direction::Forward => "    return bitcast<u32>(origin + reach);",
-                        Direction::Transposed => {
-                            "    let distance = bitcast<u32>(origin - reach);
-    let stride = max(params.window[axis].x, 1u);
-    return select(0xffffffffu, distance / stride, origin >= reach && distance % stride == 0u);"
-                        }
-                    },
-                ),
-                ("WEIGHTS", &weights),
+                ("ORIGIN", origin),
+                ("SOURCE", source),
+                ("VALUES", &self.values()),
                 ("EPILOGUE", &self.epilogue.code_for(value, self.out)),
             ],
         );
         body.push_str(&match self.form {
-            ConvolutionForm::Tiled(tile) => {
-                let lhs = Staging {
-                    fast: FastAxis::Inner,
-                    width,
-                };
-                let rhs = Staging {
-                    fast: FastAxis::Outer,
-                    width: Width::One,
-                };
-                tiled_product(tile, value, lhs, rhs, "groups", Split::Whole)
+            ConvolutionForm::Tiled(tile, order, split) => {
+                tiled_product(tile, value, order.sides(), "groups", split)
             }
+            ConvolutionForm::Block(block) => block.product(value, [self.kernel[1], self.kernel[2]]),
             ConvolutionForm::Direct => fill(
                 include_str!("../wgsl/convolution_direct.wgsl"),
                 &[("V", value)],
@@ -179,24 +175,20 @@ impl ConvolutionShader {
         for (axis, &len) in self.kernel.iter().enumerate().filter(|&(_, &len)| len > 0) {
             body = body.replace(&format!("params.source[{axis}].w"), &format!("{len}u"));
         }
+        let [input_width, weight_width] = match self.form {
+            ConvolutionForm::Tiled(_, order, _) => order.widths(),
+            ConvolutionForm::Block(_) | ConvolutionForm::Direct => [Width::One; 2],
+        };
         let mut bindings = vec![
-            Binding::read("input", self.input),
-            Binding::read_as("weight", self.weight, width),
+            Binding::read_as("input", self.input, input_width),
+            Binding::read_as("weight", self.weight, weight_width),
             Binding::write("out", self.out),
         ];
         bindings.extend(self.epilogue.bindings.iter().cloned());
         let mut params = ConvolutionParams::members();
         params.extend(self.epilogue.params.iter().cloned().map(Param::Word));
-        let form = match self.form {
-            ConvolutionForm::Tiled(tile) => format!("{}x{}", tile.rows, tile.cols),
-            ConvolutionForm::Direct => "direct".to_owned(),
-        };
-        let label = match self.direction {
-            Direction::Forward => format!("convolution_{form}"),
-            Direction::Transposed => format!("convolution_transposed_{form}"),
-        };
         Shader {
-            label,
+            label: self.label(),
             bindings,
             params,
             extensions: Vec::new(),
@@ -205,46 +197,165 @@ impl ConvolutionShader {
         }
     }
 
-    fn weight_functions(&self, value: &str) -> (String, Width) {
-        match self.weights {
-            WeightLayout::Dense(Width::One) => (
-                format!(
-                    "fn lhs_value(item: LhsItem, inner: u32) -> {value} {{
-    if item.present && inner < params.inner {{
-        return {value}(load_weight(item.base + inner));
-    }}
-    return {value}();
-}}
-"
-                ),
-                Width::One,
+    fn label(&self) -> String {
+        let form = match self.form {
+            ConvolutionForm::Tiled(tile, order, split) => {
+                let order = match order {
+                    Order::Channels(_) => "_channels",
+                    Order::Positions { .. } => "",
+                };
+                let parts = match split {
+                    Split::Whole => "",
+                    Split::Parts => "_parts",
+                };
+                format!("{}x{}x{}{order}{parts}", tile.rows, tile.cols, tile.step)
+            }
+            ConvolutionForm::Block(block) => format!("block{}x{}", block.down, block.across),
+            ConvolutionForm::Direct => "direct".to_owned(),
+        };
+        match self.direction {
+            Direction::Forward => format!("convolution_{form}"),
+            Direction::Transposed => format!("convolution_transposed_{form}"),
+        }
+    }
+
+    /// WGSL of an output position's first input position, and of a kernel position's from there.
+    fn positions(&self) -> (&'static str, &'static str) {
+        match self.direction {
+            Direction::Forward => (
+                "out * vec3<i32>(vec3<u32>(params.window[0].x, params.window[1].x, params.window[2].x)) - before",
+                "    return bitcast<u32>(origin + reach);",
             ),
-            WeightLayout::Dense(Width::Four | Width::Halves) => (
-                format!(
-                    "fn lhs_value4(item: LhsItem, inner: u32) -> vec4<{value}> {{
-    if item.present && inner < params.inner {{
-        return vec4<{value}>(load4_weight(item.base + inner));
-    }}
-    return vec4<{value}>();
-}}
-"
-                ),
-                Width::Four,
-            ),
-            WeightLayout::Strided => (
-                format!(
-                    "fn lhs_value(item: LhsItem, inner: u32) -> {value} {{
-    if item.present && inner < params.inner {{
-        let at = inner_of(inner);
-        return {value}(load_weight(item.base + at.w * params.weight_in
-            + at.x * params.source[0].z + at.y * params.source[1].z + at.z * params.source[2].z));
-    }}
-    return {value}();
-}}
-"
-                ),
-                Width::One,
+            Direction::Transposed => (
+                "out + before",
+                "    let distance = bitcast<u32>(origin - reach);
+    let stride = max(params.window[axis].x, 1u);
+    return select(0xffffffffu, distance / stride, origin >= reach && distance % stride == 0u);",
             ),
         }
     }
+
+    /// The functions that a tiled product stages operands with.
+    fn values(&self) -> String {
+        let value = self.accumulator.name();
+        match self.form {
+            ConvolutionForm::Tiled(_, Order::Channels(dense), _) => {
+                weights_by_channel(value, dense) + &input_by_channel(value)
+            }
+            ConvolutionForm::Tiled(tile, Order::Positions { weights, input }, _) => {
+                let step = tile.step;
+                let kernel = "params.source[0].w * params.source[1].w * params.source[2].w";
+                format!(
+                    "struct Step {{ channels: u32, first: u32 }}
+
+// First input channel (w) and kernel position (xyz) of the step at an inner position.
+fn step_of(inner: u32) -> vec4<u32> {{
+    let number = inner / {step}u;
+    let channel = (number / ({kernel})) * {step}u;
+    return vec4<u32>(kernel_of(number % ({kernel})).xyz, channel);
+}}
+
+fn lhs_step(item: LhsItem, inner: u32) -> Step {{
+    let at = step_of(inner);
+    return Step(select(0u, params.inner_channels - at.w, item.present), item.base + weight_place(at));
+}}
+
+fn rhs_step(item: RhsItem, inner: u32) -> Step {{
+    let at = step_of(inner);
+    let source = source_of(item, at.w, at.xyz);
+    return Step(select(0u, params.inner_channels - at.w, source.present), source.at);
+}}
+
+{}{}",
+                    value_of_step("lhs", "weight", "weight_in", value, weights),
+                    value_of_step("rhs", "input", "input_channel", value, input),
+                )
+            }
+            ConvolutionForm::Block(_) | ConvolutionForm::Direct => String::new(),
+        }
+    }
+}
+
+impl Order {
+    fn sides(self) -> Sides {
+        match self {
+            Self::Channels(dense) => Sides {
+                lhs: Staging::new(FastAxis::Inner, dense.unwrap_or(Width::One)),
+                rhs: Staging::new(FastAxis::Outer, Width::One),
+                per_step: false,
+            },
+            Self::Positions { weights, input } => Sides {
+                lhs: weights,
+                rhs: input,
+                per_step: true,
+            },
+        }
+    }
+
+    /// Of the input's binding and the weights'.
+    fn widths(self) -> [Width; 2] {
+        let Sides { lhs, rhs, .. } = self.sides();
+        [rhs.width, lhs.width]
+    }
+}
+
+/// `SIDE_value` or `SIDE_value4` of buffer `buffer`, whose channels are `params.stride` apart, within a [`Order::Positions`] step.
+fn value_of_step(
+    side: &str,
+    buffer: &str,
+    stride: &str,
+    value: &str,
+    Staging { fast, width }: Staging,
+) -> String {
+    let (function, ty) = match width {
+        Width::One => ("", value.to_owned()),
+        Width::Four | Width::Halves => ("4", format!("vec4<{value}>")),
+    };
+    let inner = match (width, fast) {
+        (Width::Four | Width::Halves, FastAxis::Inner) => "inner".to_owned(),
+        _ => format!("inner * params.{stride}"),
+    };
+    format!(
+        "fn {side}_value{function}(item: Step, inner: u32) -> {ty} {{
+    if inner < item.channels {{
+        return {ty}(load{function}_{buffer}(item.first + {inner}));
+    }}
+    return {ty}();
+}}
+
+"
+    )
+}
+
+fn weights_by_channel(value: &str, dense: Option<Width>) -> String {
+    let (function, ty, place) = match dense {
+        None => ("", value.to_owned(), "weight_place(kernel_of(inner))"),
+        Some(Width::One) => ("", value.to_owned(), "inner"),
+        Some(Width::Four | Width::Halves) => ("4", format!("vec4<{value}>"), "inner"),
+    };
+    format!(
+        "fn lhs_value{function}(item: LhsItem, inner: u32) -> {ty} {{
+    if item.present && inner < params.inner {{
+        return {ty}(load{function}_weight(item.base + {place}));
+    }}
+    return {ty}();
+}}
+
+"
+    )
+}
+
+fn input_by_channel(value: &str) -> String {
+    format!(
+        "fn rhs_value(item: RhsItem, inner: u32) -> {value} {{
+    let at = kernel_of(inner);
+    let source = source_of(item, at.w, at.xyz);
+    if source.present && inner < params.inner {{
+        return {value}(load_input(source.at));
+    }}
+    return {value}();
+}}
+
+"
+    )
 }

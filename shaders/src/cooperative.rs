@@ -66,6 +66,7 @@ impl CooperativeTile {
             outer,
             step: self.step,
             threads: self.threads(),
+            per_step: false,
             pad: PAD,
         }
     }
@@ -104,7 +105,7 @@ impl CooperativeTile {
                 ("OWN_COLS", &(self.size * across).to_string()),
                 ("STEP", &self.step.to_string()),
                 ("BATCHES", &split.batches(batches)),
-                ("SPLIT", split.code()),
+                ("SPLIT", &split.code(batches)),
                 ("TILES", &staged.declarations),
                 ("SETUP", &setup),
                 ("LOAD_FIRST", &staged.load_first),

@@ -13,7 +13,7 @@ use crate::shader::{Epilogue, Extension, Param, Shader, params};
 pub use crate::skinny::SkinnyRows;
 use crate::skinny::{Reduction, Right, Skinny};
 use crate::template::fill;
-use crate::tile::{FastAxis, Split, Staging, Tile, tiled_product};
+use crate::tile::{Direct, FastAxis, Sides, Split, Staging, Tile, tiled_product};
 
 /// Most batch axes of one product, after neighbours that can be merged have been.
 pub const BATCH_AXES: usize = 8;
@@ -207,6 +207,8 @@ pub enum MatmulForm {
     Cooperative(CooperativeTile),
     /// A few rows, any number of columns.
     Skinny(Skinny),
+    /// A thread for each result, over the whole inner axis. Plain operands are read one by one.
+    Direct(Direct),
 }
 
 /// What makes one product kernel's text differ from another's.
@@ -239,6 +241,7 @@ impl MatmulShader {
             MatmulForm::Tiled(tile) => tile.cols,
             MatmulForm::Cooperative(tile) => tile.cols(),
             MatmulForm::Skinny(skinny) => skinny.group_cols(self.rhs.staging),
+            MatmulForm::Direct(direct) => direct.cols,
         }
     }
 
@@ -248,6 +251,7 @@ impl MatmulShader {
             MatmulForm::Tiled(tile) => tile.rows,
             MatmulForm::Cooperative(tile) => tile.rows(),
             MatmulForm::Skinny(skinny) => skinny.rows.most(),
+            MatmulForm::Direct(direct) => direct.rows,
         }
     }
 
@@ -257,6 +261,7 @@ impl MatmulShader {
             MatmulForm::Tiled(tile) => tile.threads(),
             MatmulForm::Cooperative(tile) => tile.threads(),
             MatmulForm::Skinny(skinny) => skinny.threads,
+            MatmulForm::Direct(direct) => direct.threads(),
         }
     }
 
@@ -272,6 +277,7 @@ impl MatmulShader {
                     blocks.map(|format| format.group_len() as u32),
                 )
             }
+            MatmulForm::Direct(_) => 4,
         }
     }
 
@@ -281,6 +287,7 @@ impl MatmulShader {
             MatmulForm::Tiled(tile) => tile.memory_size(),
             MatmulForm::Cooperative(tile) => tile.memory_size(),
             MatmulForm::Skinny(skinny) => skinny.memory_size(self.rhs.staging),
+            MatmulForm::Direct(_) => 0,
         }
     }
 
@@ -307,7 +314,14 @@ impl MatmulShader {
             &self.epilogue.code_for(value, self.out),
         );
         body.push_str(&match self.form {
-            MatmulForm::Tiled(tile) => tiled_product(tile, value, lhs, rhs, "batches", self.split),
+            MatmulForm::Tiled(tile) => {
+                let sides = Sides {
+                    lhs,
+                    rhs,
+                    per_step: false,
+                };
+                tiled_product(tile, value, sides, "batches", self.split)
+            }
             MatmulForm::Cooperative(tile) => tile.product(lhs, rhs, "batches", self.split),
             MatmulForm::Skinny(skinny) => {
                 let right = Right {
@@ -315,6 +329,10 @@ impl MatmulShader {
                     blocks: self.rhs.blocks_of(),
                 };
                 skinny.product(value, right, self.split)
+            }
+            MatmulForm::Direct(direct) => {
+                let in_blocks = |operand: Operand| operand.blocks_of().is_some();
+                direct.product(value, in_blocks(self.lhs) || in_blocks(self.rhs))
             }
         });
         let mut bindings = vec![
@@ -356,6 +374,7 @@ impl MatmulShader {
                 format!("cooperative{}_{}x{}", tile.size, tile.rows(), tile.cols())
             }
             MatmulForm::Skinny(skinny) => format!("skinny{}", skinny.rows.most()),
+            MatmulForm::Direct(direct) => format!("direct{}x{}", direct.rows, direct.cols),
         };
         match self.split {
             Split::Whole => form,
@@ -374,7 +393,7 @@ impl MatmulShader {
                 reduction: Reduction::Subgroups,
                 ..
             }) => vec![Extension::Subgroups],
-            MatmulForm::Tiled(_) | MatmulForm::Skinny(_) => Vec::new(),
+            MatmulForm::Tiled(_) | MatmulForm::Skinny(_) | MatmulForm::Direct(_) => Vec::new(),
         }
     }
 
@@ -382,7 +401,9 @@ impl MatmulShader {
     fn factor(&self) -> &'static str {
         match self.form {
             MatmulForm::Cooperative(_) => "f16",
-            MatmulForm::Tiled(_) | MatmulForm::Skinny(_) => self.accumulator.name(),
+            MatmulForm::Tiled(_) | MatmulForm::Skinny(_) | MatmulForm::Direct(_) => {
+                self.accumulator.name()
+            }
         }
     }
 

@@ -189,7 +189,7 @@ impl Skinny {
                 ("PARTIAL", &self.partial(variables).to_string()),
                 ("BUILTINS", self.builtins()),
                 ("BATCHES", &split.batches("batches")),
-                ("SPLIT", split.code()),
+                ("SPLIT", &split.code("batches")),
                 ("LANE", &lane),
                 ("SLOT", &slot),
                 ("SETUP", &setup),

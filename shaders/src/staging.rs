@@ -3,6 +3,8 @@
 //! A kernel supplies, for each operand, `SIDE_item(batch, outer) -> SideItem` (everything that depends on the row or
 //! column alone, computed once) and `SIDE_value(item, inner)` (zero outside the operand), or `SIDE_value4` where it is
 //! loaded in fours. Loads go to registers first, so that those of the next step are under way while a step is computed.
+//! Where much of an element's place is the same for a whole step, the kernel supplies `SIDE_step(item, step)` too; its result
+//! takes the item's place, and inner positions count from the step.
 
 use std::fmt::Write as _;
 
@@ -57,6 +59,8 @@ pub(crate) struct Side {
     pub step: u32,
     /// Threads that stage it.
     pub threads: u32,
+    /// Whether there is a `SIDE_step`.
+    pub per_step: bool,
     /// Elements between contiguous runs beyond their length, a multiple of four: chosen by the kernel so that threads
     /// go to different banks.
     pub pad: u32,
@@ -105,6 +109,15 @@ impl Side {
         self.items().div_ceil(self.threads)
     }
 
+    /// The load whose row or column load `n` shares.
+    fn item(&self, n: u32) -> u32 {
+        let along = self.outer / self.per_load();
+        match self.staging.fast == FastAxis::Outer && self.threads.is_multiple_of(along) {
+            true => 0,
+            false => n,
+        }
+    }
+
     fn is_partial(&self, n: u32) -> bool {
         (n + 1) * self.threads > self.items()
     }
@@ -131,11 +144,16 @@ impl Side {
             let _ = writeln!(
                 out,
                 "    let {name}_at_{n} = {name}_{run}_{n} * {}u + {name}_{place}_{n};\n    \
-                 let {name}_item_{n} = {name}_item(batch, {first} + {name}_outer_{n});\n    \
                  var {name}_next_{n} = {}();",
                 self.pitch(),
                 self.register()
             );
+            if self.item(n) == n {
+                let _ = writeln!(
+                    out,
+                    "    let {name}_item_{n} = {name}_item(batch, {first} + {name}_outer_{n});"
+                );
+            }
         }
     }
 
@@ -154,9 +172,18 @@ impl Side {
             Width::Four | Width::Halves => "value4",
         };
         for n in 0..self.loads() {
-            let load = format!(
-                "{name}_next_{n} = {name}_{function}({name}_item_{n}, {step} + {name}_inner_{n});"
-            );
+            let item = self.item(n);
+            if self.per_step && item == n {
+                let _ = writeln!(
+                    out,
+                    "        let {name}_step_{n} = {name}_step({name}_item_{n}, {step});"
+                );
+            }
+            let place = match self.per_step {
+                true => format!("{name}_step_{item}, {name}_inner_{n}"),
+                false => format!("{name}_item_{item}, {step} + {name}_inner_{n}"),
+            };
+            let load = format!("{name}_next_{n} = {name}_{function}({place});");
             self.guarded(n, &load, out);
         }
     }

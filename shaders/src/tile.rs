@@ -91,21 +91,21 @@ pub enum Split {
 }
 
 impl Split {
-    /// Statements that give `first_inner`, `last_inner` and `batch` from `whole_batch`, the number of batch and split.
-    pub(crate) fn code(self) -> &'static str {
+    /// Statements that give `first_inner`, `last_inner` and `batch` from `whole_batch`, the number of batch and split, where
+    /// `batches` is the parameter that counts batches.
+    pub(crate) fn code(self, batches: &str) -> String {
         match self {
-            Self::Whole => {
-                "    let first_inner = 0u;
+            Self::Whole => "    let first_inner = 0u;
     let last_inner = params.inner;
     let batch = batch_of(whole_batch);"
-            }
-            Self::Parts => {
-                "    let split = whole_batch / params.batches;
+                .to_owned(),
+            Self::Parts => format!(
+                "    let split = whole_batch / params.{batches};
     let first_inner = split * params.split_inner;
     let last_inner = min(first_inner + params.split_inner, params.inner);
-    var batch = batch_of(whole_batch % params.batches);
+    var batch = batch_of(whole_batch % params.{batches});
     batch.out += split * params.split_out;"
-            }
+            ),
         }
     }
 
@@ -118,12 +118,21 @@ impl Split {
     }
 }
 
+/// How the operands of a tiled product come.
+pub(crate) struct Sides {
+    /// The left operand.
+    pub lhs: Staging,
+    /// The right one.
+    pub rhs: Staging,
+    /// Whether the kernel has a `SIDE_step` for each.
+    pub per_step: bool,
+}
+
 /// The entry point over values of type `value` (`f32`, `i32` or `u32`); `batches` is the parameter that counts batches.
 pub(crate) fn tiled_product(
     tile: Tile,
     value: &'static str,
-    lhs: Staging,
-    rhs: Staging,
+    Sides { lhs, rhs, per_step }: Sides,
     batches: &str,
     split: Split,
 ) -> String {
@@ -136,6 +145,7 @@ pub(crate) fn tiled_product(
         outer,
         step: tile.step,
         threads: tile.threads(),
+        per_step,
         pad: match staging.fast {
             FastAxis::Inner => PAD,
             FastAxis::Outer => 0,
@@ -174,7 +184,7 @@ pub(crate) fn tiled_product(
             ("STEP", &tile.step.to_string()),
             ("UNROLL", &UNROLL.to_string()),
             ("BATCHES", &split.batches(batches)),
-            ("SPLIT", split.code()),
+            ("SPLIT", &split.code(batches)),
             ("TILES", &staged.declarations),
             ("SETUP", &setup),
             ("LOAD_FIRST", &staged.load_first),
@@ -184,6 +194,51 @@ pub(crate) fn tiled_product(
             ("FINISH", &finish),
         ],
     )
+}
+
+/// The workgroup of a product with a thread for each result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Direct {
+    /// Result rows of a workgroup.
+    pub rows: u32,
+    /// Result columns of a workgroup.
+    pub cols: u32,
+}
+
+impl Direct {
+    /// For few rows, for matrices and for few columns.
+    pub const ALL: [Self; 3] = [Self::new(1, 256), Self::new(16, 16), Self::new(256, 1)];
+
+    const fn new(rows: u32, cols: u32) -> Self {
+        Self { rows, cols }
+    }
+
+    /// Threads of a workgroup.
+    pub fn threads(self) -> u32 {
+        self.rows * self.cols
+    }
+
+    /// The entry point over values of type `value`; operands are read in fours along the inner axis if `in_fours`.
+    pub(crate) fn product(self, value: &str, in_fours: bool) -> String {
+        let (step, product) = match in_fours {
+            true => (
+                "4",
+                "dot(lhs_value4(left, inner), rhs_value4(right, inner))",
+            ),
+            false => ("1", "lhs_value(left, inner) * rhs_value(right, inner)"),
+        };
+        fill(
+            include_str!("../wgsl/direct.wgsl"),
+            &[
+                ("V", value),
+                ("ROWS", &self.rows.to_string()),
+                ("COLS", &self.cols.to_string()),
+                ("THREADS", &self.threads().to_string()),
+                ("STEP", step),
+                ("PRODUCT", product),
+            ],
+        )
+    }
 }
 
 /// The code that moves both operands, for a loop over `step` from `first_inner`.

@@ -7,7 +7,7 @@ use cupola_shaders::attention::{
 };
 use cupola_shaders::binding::{Access, Binding, Stores, Width};
 use cupola_shaders::check;
-use cupola_shaders::convolution::{ConvolutionForm, ConvolutionShader, Direction, WeightLayout};
+use cupola_shaders::convolution::{Block, ConvolutionForm, ConvolutionShader, Direction, Order};
 use cupola_shaders::cooperative::CooperativeTile;
 use cupola_shaders::element::Element;
 use cupola_shaders::matmul::{
@@ -17,7 +17,7 @@ use cupola_shaders::scatter::{self, Outside};
 use cupola_shaders::shader::{Epilogue, ParamSpace, Shader};
 use cupola_shaders::skinny::{Reduction, Skinny, SkinnyRows};
 use cupola_shaders::sort::{BlockSize, KeyKind, SortForm, SortShader};
-use cupola_shaders::tile::{FastAxis, Split, Staging, Tile};
+use cupola_shaders::tile::{Direct, FastAxis, Split, Staging, Tile};
 
 /// Checks one kernel with its parameters in uniform space.
 fn check(shader: &Shader) {
@@ -156,7 +156,7 @@ fn product(lhs: Operand, rhs: Operand, form: MatmulForm) -> MatmulShader {
 fn check_product(product: &MatmulShader) {
     let (threads, memory) = match product.form {
         MatmulForm::Cooperative(_) => (1024, 32 << 10),
-        MatmulForm::Tiled(_) | MatmulForm::Skinny(_) => (256, 16 << 10),
+        MatmulForm::Tiled(_) | MatmulForm::Skinny(_) | MatmulForm::Direct(_) => (256, 16 << 10),
     };
     let shader = product.shader();
     assert!(product.threads() <= threads, "{}", shader.label);
@@ -188,6 +188,23 @@ fn cooperative(size: u32, subgroups: [u32; 2], matrices: [u32; 2]) -> MatmulForm
 }
 
 const FLOATS: [Element; 3] = [Element::F32, Element::F16, Element::Bf16];
+
+#[test]
+fn direct_products() {
+    let plain = |element| Operand::plain(element, Staging::new(FastAxis::Outer, Width::One));
+    for direct in Direct::ALL {
+        let form = MatmulForm::Direct(direct);
+        for (lhs, rhs) in [(Element::F32, Element::F16), (Element::I8, Element::I8)] {
+            check_product(&MatmulShader {
+                accumulator: accumulator(lhs, rhs),
+                out: accumulator(lhs, rhs).element(),
+                ..product(plain(lhs), plain(rhs), form)
+            });
+        }
+        let blocks = Operand::blocks(BlockFormat::Q4_0);
+        check_product(&product(plain(Element::F32), blocks, form));
+    }
+}
 
 #[test]
 fn tiled_products() {
@@ -441,50 +458,80 @@ fn attention_on_matrix_units() {
     }
 }
 
+/// Every way to divide a convolution whose kernel's last lengths are 3 and 5.
+fn convolution_forms() -> Vec<ConvolutionForm> {
+    let mut forms = vec![ConvolutionForm::Direct];
+    for (down, across) in [(1, 1), (4, 1), (2, 4)] {
+        for (strides, dilations) in [([1, 1], [1, 1]), ([2, 1], [1, 3])] {
+            forms.push(ConvolutionForm::Block(Block {
+                down,
+                across,
+                strides,
+                dilations,
+            }));
+        }
+    }
+    for tile in Tile::ALL {
+        for dense in [None, Some(Width::One), Some(Width::Four)] {
+            forms.push(ConvolutionForm::Tiled(
+                tile,
+                Order::Channels(dense),
+                Split::Whole,
+            ));
+        }
+        for (weights, input) in Staging::ALL.iter().zip([FastAxis::Inner, FastAxis::Outer]) {
+            let one = Order::Positions {
+                weights: *weights,
+                input: Staging::new(input, Width::One),
+            };
+            forms.push(ConvolutionForm::Tiled(tile, one, Split::Parts));
+        }
+        let narrow = Tile { step: 4, ..tile };
+        for weights in Staging::ALL {
+            let four = Order::Positions {
+                weights,
+                input: Staging::new(FastAxis::Inner, Width::Four),
+            };
+            forms.push(ConvolutionForm::Tiled(narrow, four, Split::Whole));
+        }
+    }
+    forms
+}
+
 #[test]
 fn convolution() {
-    let forms = Tile::ALL
-        .map(ConvolutionForm::Tiled)
-        .into_iter()
-        .chain([ConvolutionForm::Direct]);
-    for form in forms {
-        for direction in [Direction::Forward, Direction::Transposed] {
-            for weights in [
-                WeightLayout::Strided,
-                WeightLayout::Dense(Width::One),
-                WeightLayout::Dense(Width::Four),
-            ] {
-                if form == ConvolutionForm::Direct && weights != WeightLayout::Strided {
-                    continue;
-                }
-                let elements = [
-                    (Element::F32, Element::F32),
-                    (Element::F32, Element::F16),
-                    (Element::Bf16, Element::Bf16),
-                    (Element::I8, Element::I32),
-                ];
-                for (weight, out) in elements {
-                    let shader = ConvolutionShader {
-                        input: out,
-                        weight,
-                        out,
-                        accumulator: accumulator(weight, out),
-                        direction,
-                        weights,
-                        kernel: if out == Element::F16 {
-                            [0; 3]
-                        } else {
-                            [1, 3, 5]
-                        },
-                        form,
-                        epilogue: if out == Element::F32 {
-                            bias()
-                        } else {
-                            Epilogue::default()
-                        },
-                    };
-                    check(&shader.shader());
-                }
+    for form in convolution_forms() {
+        let directions = match form {
+            ConvolutionForm::Block(_) => vec![Direction::Forward],
+            _ => vec![Direction::Forward, Direction::Transposed],
+        };
+        for direction in directions {
+            let elements = [
+                (Element::F32, Element::F32),
+                (Element::F32, Element::F16),
+                (Element::Bf16, Element::Bf16),
+                (Element::I8, Element::I32),
+            ];
+            for (weight, out) in elements {
+                let shader = ConvolutionShader {
+                    input: out,
+                    weight,
+                    out,
+                    accumulator: accumulator(weight, out),
+                    direction,
+                    kernel: match form {
+                        ConvolutionForm::Block(_) => [0, 3, 5],
+                        _ if out == Element::F16 => [0; 3],
+                        _ => [1, 3, 5],
+                    },
+                    form,
+                    epilogue: match out {
+                        Element::F32 => bias(),
+                        _ => Epilogue::default(),
+                    },
+                };
+                assert!(shader.threads() <= 256 && shader.memory_size() <= 16 << 10);
+                check(&shader.shader());
             }
         }
     }

@@ -8,11 +8,11 @@ use cupola_ir::target::Target;
 use cupola_ir::{DType, Scalar};
 
 use crate::adapter::Adapter;
-use crate::device::{DeviceOptions, GpuDevice, STORAGE_ALIGNMENT};
+use crate::device::{DeviceOptions, Forms, GpuDevice, STORAGE_ALIGNMENT};
 use crate::emit;
 use crate::error::Error;
 use crate::executable::{WgpuExecutable, Work};
-use crate::library::unit::{LibraryUnit, claim};
+use crate::library::unit::{LibraryUnit, claim, claim_plain};
 use crate::peaks;
 use crate::queue::WgpuDevice;
 
@@ -108,6 +108,9 @@ fn target(name: &str, gpu: &GpuDevice) -> Target {
         aliasing: false,
         joins_in_turn: false,
         half_factors: gpu.model().multiplies_halves(),
-        claim,
+        claim: match gpu.model().forms {
+            Forms::Chosen => claim,
+            Forms::Plain => claim_plain,
+        },
     }
 }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::adapter::{AdapterKind, AdapterLimits, CoopScalar, CoopShape, Timestamps};
-use crate::device::DeviceFeatures;
+use crate::device::{DeviceFeatures, Forms};
 
 /// A device as the choice of kernels sees it.
 #[derive(Debug, Clone, PartialEq)]
@@ -19,6 +19,8 @@ pub struct DeviceModel {
     pub limits: AdapterLimits,
     /// How fast it is.
     pub rates: Rates,
+    /// Which forms of kernels it runs.
+    pub forms: Forms,
     /// Whose figures the rates are.
     pub origin: Origin,
     /// What timing kernels on their problems decided.
@@ -132,6 +134,7 @@ impl Default for DeviceModel {
             },
             limits: AdapterLimits::of(&wgpu::Limits::default()),
             rates: Rates::typical(AdapterKind::Unknown, "unknown"),
+            forms: Forms::Chosen,
             origin: Origin::Typical,
             choices: Arc::default(),
         }

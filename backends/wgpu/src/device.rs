@@ -77,21 +77,73 @@ impl Tier {
     /// # Errors
     /// [`Error::Setting`] for any other value.
     pub fn from_environment() -> Result<Self, Error> {
-        match std::env::var_os(TIER_VARIABLE) {
-            None => Ok(Self::default()),
-            Some(value) if value.is_empty() => Ok(Self::default()),
-            Some(value) => Self::named(&value.to_string_lossy()),
+        setting(TIER_VARIABLE, &Self::ALL, Self::name)
+    }
+}
+
+/// Which forms of kernels a device runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Forms {
+    /// Those that the cost model expects to be the fastest.
+    #[default]
+    Chosen,
+    /// A thread for each result and scalar loads throughout; workgroup memory only where an op cannot do without. What the
+    /// others are measured against.
+    Plain,
+}
+
+/// The environment variable that names [`Forms`].
+const FORMS_VARIABLE: &str = "CUPOLA_GPU_FORMS";
+
+impl Forms {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Chosen, Self::Plain];
+
+    /// Lower-case name, as in `CUPOLA_GPU_FORMS`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Chosen => "chosen",
+            Self::Plain => "plain",
         }
     }
 
-    fn named(name: &str) -> Result<Self, Error> {
-        let found = Self::ALL.into_iter().find(|tier| tier.name() == name);
-        found.ok_or_else(|| Error::Setting {
-            variable: TIER_VARIABLE,
-            value: name.to_owned(),
-            allowed: Self::ALL.map(Self::name).join(", "),
-        })
+    /// The forms that `CUPOLA_GPU_FORMS` names; the default where it is unset or empty.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for any other value.
+    pub fn from_environment() -> Result<Self, Error> {
+        setting(FORMS_VARIABLE, &Self::ALL, Self::name)
     }
+}
+
+/// What of `all` the environment variable names; the default where it is unset or empty.
+fn setting<T: Copy + Default>(
+    variable: &'static str,
+    all: &[T],
+    name: fn(T) -> &'static str,
+) -> Result<T, Error> {
+    match std::env::var_os(variable).filter(|value| !value.is_empty()) {
+        None => Ok(T::default()),
+        Some(value) => named(variable, &value.to_string_lossy(), all, name),
+    }
+}
+
+fn named<T: Copy>(
+    variable: &'static str,
+    value: &str,
+    all: &[T],
+    name: fn(T) -> &'static str,
+) -> Result<T, Error> {
+    let found = all.iter().copied().find(|&one| name(one) == value);
+    found.ok_or_else(|| Error::Setting {
+        variable,
+        value: value.to_owned(),
+        allowed: all
+            .iter()
+            .map(|&one| name(one))
+            .collect::<Vec<_>>()
+            .join(", "),
+    })
 }
 
 /// wgpu's run-time checks in kernels (index clamping, loop counters).
@@ -118,6 +170,8 @@ impl Default for ShaderChecks {
 pub struct DeviceOptions {
     /// Limits and features to ask for.
     pub tier: Tier,
+    /// Which forms of kernels to run.
+    pub forms: Forms,
     /// Run-time checks in kernels.
     pub checks: ShaderChecks,
     /// Most bytes of buffers alive at once; without one the driver decides.
@@ -358,11 +412,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tiers_are_known_by_name() {
-        for tier in Tier::ALL {
-            assert_eq!(Tier::named(tier.name()), Ok(tier));
+    fn settings_are_known_by_name() {
+        let tier = |name| named(TIER_VARIABLE, name, &Tier::ALL, Tier::name);
+        for known in Tier::ALL {
+            assert_eq!(tier(known.name()), Ok(known));
         }
-        let Err(error) = Tier::named("Base") else {
+        for known in Forms::ALL {
+            let found = named(FORMS_VARIABLE, known.name(), &Forms::ALL, Forms::name);
+            assert_eq!(found, Ok(known));
+        }
+        let Err(error) = tier("Base") else {
             panic!("names are lower-case")
         };
         assert_eq!(

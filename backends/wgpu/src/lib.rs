@@ -28,7 +28,7 @@ pub mod tune;
 pub use adapter::{Adapter, AdapterFacts, AdapterList};
 pub use backend::WgpuBackend;
 pub use choice::{DeviceModel, Rates};
-pub use device::{Attempt, Cut, DeviceOptions, GpuBuffer, GpuDevice, Prober, Tier, try_out};
+pub use device::{Attempt, Cut, DeviceOptions, Forms, GpuBuffer, GpuDevice, Prober, Tier, try_out};
 pub use error::Error;
 pub use queue::WgpuDevice;
 pub use tune::{TuneObserver, TuneOptions, Tuning};

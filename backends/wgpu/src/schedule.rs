@@ -10,6 +10,7 @@ use cupola_ir::kernel::{
 
 use crate::canonical::canonical;
 use crate::choice::DeviceModel;
+use crate::device::Forms;
 use crate::emit::lanes::{LANES, LaneView};
 use crate::emit::phase::{phase_axes, phase_stores, roots};
 use crate::emit::{
@@ -110,7 +111,8 @@ pub fn bind(kernel: &Kernel, sizes: &[i64], device: &DeviceModel) -> Result<Boun
         let affine = sight.affine_of(kernel.indices[at]);
         sight.affine.push(affine);
     }
-    let (mapping, tiled) = match sight.tiles() {
+    let plain = device.forms == Forms::Plain;
+    let (mapping, tiled) = match sight.tiles().filter(|_| !plain) {
         Some((other, tiled)) => (
             Mapping::Tiles {
                 other,
@@ -118,6 +120,7 @@ pub fn bind(kernel: &Kernel, sizes: &[i64], device: &DeviceModel) -> Result<Boun
             },
             tiled,
         ),
+        None if plain => (Mapping::default(), Vec::new()),
         None => (sight.mapping(positions, device)?, Vec::new()),
     };
     let aligned = sizes.iter().map(|size| size % i64::from(LANES) == 0);
@@ -128,26 +131,8 @@ pub fn bind(kernel: &Kernel, sizes: &[i64], device: &DeviceModel) -> Result<Boun
         tiled,
         ..Variant::default()
     };
-    sight.take_fours(&mut variant);
-    if matches!(variant.mapping, Mapping::Tiles { fours: false, .. }) && sight.stores_narrow() {
-        // Single elements would be stored atomically; rows of them make words.
-        variant.mapping = Mapping::default();
-        variant.tiled.clear();
-    }
-    let in_words = match variant.mapping {
-        Mapping::Threads { fours, .. } => !fours,
-        Mapping::Group(_) => true,
-        Mapping::Tiles { .. } => false,
-    };
-    if in_words {
-        variant.words = sight.words(&variant)?;
-    }
-    if let Mapping::Threads {
-        lanes,
-        fours: false,
-    } = &mut variant.mapping
-    {
-        *lanes = sight.lanes(variant.words);
+    if !plain {
+        sight.share_words(&mut variant)?;
     }
     let groups = match variant.mapping {
         Mapping::Threads { lanes, .. } => (positions as u64).div_ceil(u64::from(THREADS * lanes)),
@@ -496,6 +481,32 @@ impl Sight<'_> {
             }
         }
         near >= far
+    }
+
+    /// Lets threads take several neighbours where that makes vectors or whole words of what they load and store.
+    fn share_words(&self, variant: &mut Variant) -> Result<(), BindError> {
+        self.take_fours(variant);
+        if matches!(variant.mapping, Mapping::Tiles { fours: false, .. }) && self.stores_narrow() {
+            // Single elements would be stored atomically; rows of them make words.
+            variant.mapping = Mapping::default();
+            variant.tiled.clear();
+        }
+        let in_words = match variant.mapping {
+            Mapping::Threads { fours, .. } => !fours,
+            Mapping::Group(_) => true,
+            Mapping::Tiles { .. } => false,
+        };
+        if in_words {
+            variant.words = self.words(variant)?;
+        }
+        if let Mapping::Threads {
+            lanes,
+            fours: false,
+        } = &mut variant.mapping
+        {
+            *lanes = self.lanes(variant.words);
+        }
+        Ok(())
     }
 
     /// Lets threads take four positions where that makes vectors of what they load and store. A buffer is all vectors where

@@ -211,6 +211,7 @@ fn form(plan: &Plan) -> Form {
         MatmulForm::Tiled(_) => Form::Small,
         MatmulForm::Cooperative(_) => Form::Matrices,
         MatmulForm::Skinny(_) => Form::Few,
+        MatmulForm::Direct(_) => Form::Small,
     }
 }
 

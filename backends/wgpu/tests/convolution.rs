@@ -3,11 +3,15 @@
 mod common;
 
 use common::{Random, assert_close, loaded, rounding, run_program, stored};
-use cupola_shaders::convolution::Direction;
+use cupola_shaders::convolution::{ConvolutionForm, Direction};
 use cupola_shaders::element::Element;
 use cupola_shaders::shader::Epilogue;
-use cupola_wgpu::library::convolution::{Channels, Convolution, SpatialAxis};
+use cupola_wgpu::choice::Choices;
+use cupola_wgpu::library::LibraryProgram;
+use cupola_wgpu::library::convolution::{Channels, Convolution, ConvolutionPlan, SpatialAxis};
+use cupola_wgpu::library::plans::{Entry, Problem as _};
 use cupola_wgpu::{DeviceModel, GpuDevice, Tier};
+use std::sync::Arc;
 
 /// `(input, kernel, stride, dilation, before, after)` of a spatial axis.
 type Axis = (u64, u64, u64, u64, i64, i64);
@@ -103,7 +107,33 @@ fn source(axis: &SpatialAxis, direction: Direction, o: i64, k: i64) -> Option<i6
     (0..axis.input_len as i64).contains(&at).then_some(at)
 }
 
+/// Runs the plan that a device prefers.
 fn check(device: &GpuDevice, p: &Convolution) {
+    check_programs(device, p, &[p.plan(&device.model()).expect("plans")]);
+}
+
+/// Runs every kind of plan that a device has: blocks, tiles by order, step and division, the smallest first.
+fn check_every_form(device: &GpuDevice, p: &Convolution) {
+    let mut plans = p.plans(&device.model()).expect("plans");
+    let kind = |plan: &ConvolutionPlan| match plan.shader.form {
+        ConvolutionForm::Tiled(tile, order, split) => (tile.step, Some((order, split)), None),
+        ConvolutionForm::Block(block) => (0, None, Some(block)),
+        ConvolutionForm::Direct => (0, None, None),
+    };
+    plans.sort_by_key(|plan| plan.shader.memory_size());
+    let mut seen = Vec::new();
+    plans.retain(|plan| {
+        let new = !seen.contains(&kind(plan));
+        seen.push(kind(plan));
+        new
+    });
+    let programs: Vec<_> = (plans.iter())
+        .map(|plan| p.planned(plan).expect("dispatches"))
+        .collect();
+    check_programs(device, p, &programs);
+}
+
+fn check_programs(device: &GpuDevice, p: &Convolution, programs: &[LibraryProgram]) {
     let mut random =
         Random::new(p.batches * 3 + p.groups * 5 + p.in_channels * 7 + p.spatial.len() as u64);
     let lens = |of: fn(&SpatialAxis) -> u64| p.spatial.iter().map(of).collect::<Vec<_>>();
@@ -191,16 +221,13 @@ fn check(device: &GpuDevice, p: &Convolution) {
             }
         }
     }
-    let program = p.plan(&device.model()).expect("plans");
-    let got = run_program(
-        device,
-        &program,
-        &[&input_bytes, &weight_bytes, &out_bytes],
-        2,
-    );
     let relative = f64::from(rounding(p.out.element)) + 1e-6;
-    let what = format!("{} {p:?}", program.steps[0].0.shader.label);
-    assert_close(&loaded(&got, p.out.element), &want, 1e-5, relative, &what);
+    for program in programs {
+        let arguments: [&[u8]; 3] = [&input_bytes, &weight_bytes, &out_bytes];
+        let got = run_program(device, program, &arguments, 2);
+        let what = format!("{} {p:?}", program.steps[0].0.shader.label);
+        assert_close(&loaded(&got, p.out.element), &want, 1e-5, relative, &what);
+    }
 }
 
 const AXES: [&[Axis]; 9] = [
@@ -232,6 +259,54 @@ fn forward_of_every_shape() {
                     &dense(Direction::Forward, batches, groups, channels, axes),
                 );
             }
+        }
+    }
+}
+
+#[test]
+fn every_form() {
+    let Some(device) = common::device(Tier::Full) else {
+        return;
+    };
+    let problems = [
+        (Direction::Forward, 2, 1, (9, 5)),
+        (Direction::Forward, 1, 2, (8, 8)),
+        (Direction::Forward, 2, 3, (1, 1)),
+        (Direction::Transposed, 2, 2, (5, 20)),
+    ];
+    for (at, axes) in AXES.into_iter().enumerate() {
+        // Two of the four for each.
+        let (first, step) = (at % 2, 2);
+        for &(direction, batches, groups, channels) in problems.iter().skip(first).step_by(step) {
+            check_every_form(&device, &dense(direction, batches, groups, channels, axes));
+        }
+    }
+}
+
+#[test]
+fn plans_have_names_and_what_was_timed_decides() {
+    let all = Entry {
+        within: f64::INFINITY,
+        most: usize::MAX,
+    };
+    for (kernel, before, is_product) in [(3, 1, false), (1, 0, true)] {
+        let axis = (20, kernel, 1, 1, before, before);
+        let problem = dense(Direction::Forward, 2, 1, (24, 16), &[axis, axis]);
+        let mut model = DeviceModel::default();
+        let contest = problem.contest(&model, all).expect("plans");
+        assert_eq!(contest.class.starts_with("product"), is_product);
+        assert_eq!(contest.class, problem.class());
+        let usual = problem.plan(&model).expect("a plan");
+        assert_eq!(contest.candidates[0].program, usual);
+        let mut names: Vec<&str> = contest.candidates.iter().map(|c| c.name.as_str()).collect();
+        names.sort();
+        names.dedup();
+        assert!(names.len() > 3 && names.len() == contest.candidates.len());
+        for candidate in contest.candidates.iter().step_by(3) {
+            let mut choices = Choices::default();
+            choices.set(&contest.class, &candidate.name);
+            model.choices = Arc::new(choices);
+            assert_eq!(problem.plan(&model), Ok(candidate.program.clone()));
         }
     }
 }
@@ -284,7 +359,7 @@ fn views_with_strides() {
         return;
     };
     // Channels last, as pictures come, with weights of the other order too.
-    for (groups, channels) in [(1, (10, 4)), (2, (3, 2)), (1, (12, 3))] {
+    for (groups, channels) in [(1, (10, 4)), (2, (4, 2)), (1, (12, 3))] {
         for axes in [AXES[2], AXES[3]] {
             let mut problem = dense(Direction::Forward, 2, groups, channels, axes);
             let all_in = (groups * channels.1) as i64;
@@ -294,7 +369,15 @@ fn views_with_strides() {
             problem.weight.inner_stride = 1;
             problem.spatial[1].weight_stride = channels.1 as i64;
             problem.spatial[0].weight_stride = (channels.1 * problem.spatial[1].kernel_len) as i64;
-            check(&device, &problem);
+            check_every_form(&device, &problem);
+            // Output channels fastest.
+            let all_out = (groups * channels.0) as i64;
+            problem.weight.outer_stride = 1;
+            problem.weight.inner_stride = all_out;
+            for axis in &mut problem.spatial {
+                axis.weight_stride *= all_out;
+            }
+            check_every_form(&device, &problem);
         }
     }
 }

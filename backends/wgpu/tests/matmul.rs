@@ -253,6 +253,7 @@ fn kinds(plans: Vec<Plan>) -> Vec<Plan> {
             MatmulForm::Tiled(_) => (0, false),
             MatmulForm::Cooperative(_) => (1, false),
             MatmulForm::Skinny(skinny) => (2, skinny.reduction == Reduction::Tree),
+            MatmulForm::Direct(_) => (3, false),
         };
         (form, is_tree, plan.splits > 1)
     };

@@ -6,6 +6,7 @@ mod common;
 use cupola_backend::testing::run;
 use cupola_ir::kernel::{Extent, Kernel, Unit, run_kernel, text};
 use cupola_shaders::ParamSpace;
+use cupola_wgpu::Forms;
 use cupola_wgpu::choice::DeviceModel;
 use cupola_wgpu::emit::{Join, Mapping, Part, Team, Variant, emit};
 use cupola_wgpu::schedule;
@@ -55,13 +56,14 @@ fn assert_close(got: &[u8], want: &[u8], dtype: &str, what: &str) {
     }
 }
 
-/// Runs a kernel at both tiers and compares every buffer with the interpreter's; the plan that sizes led to.
+/// Runs a kernel at both tiers and in its plain form and compares every buffer with the interpreter's; the plan that sizes led to.
 fn check(source: &str, sizes: &[i64]) -> schedule::Bound {
     let kernel = text::parse(source).expect("a kernel");
     let mut want = fill(&kernel, sizes);
     let start = want.clone();
     run_kernel(&kernel, &mut want, sizes).expect("the interpreter runs it");
-    for backend in common::backends() {
+    let backends = common::backends().into_iter();
+    for backend in backends.chain(common::plain_backend()) {
         let mut got = start.clone();
         run(&backend, &Unit::Loops(kernel.clone()), sizes, &mut got).expect("runs");
         for (at, (got, want)) in got.iter().zip(&want).enumerate() {
@@ -70,6 +72,14 @@ fn check(source: &str, sizes: &[i64]) -> schedule::Bound {
             assert_close(got, want, dtype, &what);
         }
     }
+    let plain = DeviceModel {
+        forms: Forms::Plain,
+        ..DeviceModel::default()
+    };
+    let plain = schedule::bind(&kernel, sizes, &plain).expect("binds");
+    assert_eq!(plain.variant.mapping, Mapping::default());
+    assert_eq!((plain.variant.wide, plain.variant.words), (0, 0));
+    assert!(plain.launches.len() <= 1);
     schedule::bind(&kernel, sizes, &DeviceModel::default()).expect("binds")
 }
 

@@ -322,6 +322,7 @@ fn start(
         features: features.clone(),
         limits: limits.clone(),
         rates: Rates::typical(facts.kind, facts.vendor),
+        forms: options.forms,
         origin: Origin::Typical,
         choices: Arc::default(),
     };

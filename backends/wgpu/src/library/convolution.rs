@@ -1,17 +1,19 @@
-//! Convolution: which kernel for which shapes.
+//! Convolution: a problem with its shapes becomes a dispatch, or two where the inner axis is divided.
 
-use cupola_shaders::binding::Width;
 use cupola_shaders::convolution::{
-    ConvolutionForm, ConvolutionParams, ConvolutionShader, Direction, SPATIAL_AXES, WeightLayout,
+    ConvolutionForm, ConvolutionParams, ConvolutionShader, Direction, SPATIAL_AXES,
 };
 use cupola_shaders::element::Element;
+use cupola_shaders::matmul::{JoinShader, MatmulParams, Orientation};
 use cupola_shaders::shader::Epilogue;
-use cupola_shaders::tile::Tile;
 
 use super::matmul::{BatchAxis, Matmul, Matrix};
-use super::{LibraryCall, LibraryProgram, Place, accumulator_of, stride, word};
+use super::{LibraryCall, LibraryProgram, Place, accumulator_of, plans, stride, word};
 use crate::choice::DeviceModel;
 use crate::error::Error;
+
+mod forms;
+mod naming;
 
 /// One spatial axis. Strides of input and weights are in elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,77 +88,160 @@ pub struct Convolution {
     pub epilogue: Epilogue,
 }
 
-/// Output channels below which tiles would be mostly empty.
-const TILED_CHANNELS: u64 = 8;
-
 /// Kernel lengths up to which each has a text of its own.
 const MOST_KERNEL: u64 = 16;
 
-/// Workgroups below which a smaller tile is taken.
-const BUSY_GROUPS: u64 = 192;
+/// A way to compute a convolution.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ConvolutionPlan {
+    /// The convolution's kernel.
+    pub shader: ConvolutionShader,
+    /// Parts that the inner axis is divided into.
+    pub splits: u64,
+}
+
+/// The lengths of a convolution, checked.
+struct Lengths {
+    /// Three spatial axes.
+    axes: [SpatialAxis; SPATIAL_AXES],
+    /// Output positions of a batch.
+    positions: u64,
+    /// Batches times output positions.
+    cols: u64,
+    /// Kernel positions.
+    kernel: u64,
+    /// Input channels of a group times kernel positions.
+    inner: u64,
+    /// Elements of the result.
+    results: u64,
+}
 
 impl Convolution {
-    /// The dispatch that computes it. Arguments: input, weight, result, then the epilogue's.
+    /// The dispatches that compute it. Arguments: input, weight, result, then the epilogue's.
     ///
     /// # Errors
     /// [`Error::Limit`] for more than [`SPATIAL_AXES`] spatial axes and lengths beyond 31 bits.
     pub fn plan(&self, device: &DeviceModel) -> Result<LibraryProgram, Error> {
         if let Some(product) = self.pointwise() {
             let mut program = product.plan(device)?;
-            // The product's left operand is the weights, its right one the input.
-            for place in &mut program.steps[0].1 {
-                *place = match *place {
-                    Place::Argument(0) => Place::Argument(1),
-                    Place::Argument(1) => Place::Argument(0),
-                    other => other,
-                };
-            }
+            naming::weights_last(&mut program);
             return Ok(program);
         }
-        let axes = self.axes()?;
-        let positions = axes
-            .iter()
-            .try_fold(1u64, |product, axis| product.checked_mul(axis.out_len));
-        let inner = axes.iter().try_fold(self.in_channels, |product, axis| {
-            product.checked_mul(axis.kernel_len)
-        });
-        let (Some(positions), Some(inner)) = (positions, inner) else {
-            return Err(too_large(u64::MAX));
+        plans::plan(self, device)
+    }
+
+    /// Every way that the device has, none of which may be missing from the tests.
+    ///
+    /// # Errors
+    /// As [`Self::plan`].
+    pub fn plans(&self, device: &DeviceModel) -> Result<Vec<ConvolutionPlan>, Error> {
+        Ok(forms::all(self, &self.lengths()?, device))
+    }
+
+    /// Predicted seconds of a plan.
+    ///
+    /// # Errors
+    /// As [`Self::plan`].
+    pub fn seconds(&self, plan: &ConvolutionPlan, device: &DeviceModel) -> Result<f64, Error> {
+        Ok(forms::seconds(self, &self.lengths()?, plan, device))
+    }
+
+    /// The dispatches of a plan of this convolution.
+    ///
+    /// # Errors
+    /// As [`Self::plan`].
+    pub fn planned(&self, plan: &ConvolutionPlan) -> Result<LibraryProgram, Error> {
+        let lengths = self.lengths()?;
+        let grid = forms::Grid::new(self, &lengths, plan);
+        let call = |params: ConvolutionParams| LibraryCall {
+            shader: plan.shader.shader(),
+            params: params.words(),
+            groups: grid.groups,
         };
-        let cols = positions
-            .checked_mul(self.batches)
-            .ok_or_else(|| too_large(u64::MAX))?;
-        let weight_group = match self.direction {
-            Direction::Forward => (self.out_channels as i64).wrapping_mul(self.weight.outer_stride),
-            Direction::Transposed => {
-                (self.in_channels as i64).wrapping_mul(self.weight.inner_stride)
-            }
+        let params = self.params(&lengths, &grid, plan)?;
+        if plan.splits == 1 {
+            return Ok(LibraryProgram::one(call(params)));
+        }
+        let all_out = self.groups * self.out_channels;
+        let parts = ConvolutionParams {
+            out_offset: 0,
+            out_batch: word("results", all_out * lengths.positions)?,
+            out_channel: params.positions,
+            ..params
         };
-        let form = self.form(cols);
-        let shader = ConvolutionShader {
+        let (join, join_params) = self.join(&lengths, plan)?;
+        let rest = (3..join.bindings.len() + 1).map(Place::Argument);
+        let places = [Place::Scratch(0), Place::Argument(2)].into_iter();
+        let join = LibraryCall {
+            groups: lengths.results.div_ceil(u64::from(JoinShader::GROUP_LEN)),
+            shader: join,
+            params: join_params.words(),
+        };
+        Ok(LibraryProgram {
+            steps: vec![
+                (
+                    call(parts),
+                    vec![Place::Argument(0), Place::Argument(1), Place::Scratch(0)],
+                ),
+                (join, places.chain(rest).collect()),
+            ],
+            scratch: vec![lengths.results * plan.splits * 4],
+        })
+    }
+
+    /// What adds up the parts of a plan: a product's parts whose rows are channels and whose columns positions.
+    fn join(
+        &self,
+        lengths: &Lengths,
+        plan: &ConvolutionPlan,
+    ) -> Result<(cupola_shaders::Shader, MatmulParams), Error> {
+        let batches = word("batches", self.batches)?;
+        let mut params = MatmulParams {
+            rows: word("output channels", self.groups * self.out_channels)?,
+            cols: word("output positions", lengths.positions)?,
+            batches,
+            batch_rank: 1,
+            out_offset: stride(self.out.offset),
+            out_row: stride(self.out.inner_stride),
+            out_col: 1,
+            splits: word("parts", plan.splits)?,
+            ..MatmulParams::default()
+        };
+        params.batch_dims[0] = [batches, 0, 0, stride(self.out.outer_stride)];
+        let join = JoinShader {
+            out: self.out.element,
+            accumulator: plan.shader.accumulator,
+            epilogue: self.epilogue.clone(),
+            orientation: Orientation::Normal,
+        };
+        Ok((join.shader(), params))
+    }
+
+    /// The kernel of a form, over the whole inner axis.
+    fn shader(&self, lengths: &Lengths, form: ConvolutionForm) -> ConvolutionShader {
+        ConvolutionShader {
             input: self.input.element,
             weight: self.weight.element,
             out: self.out.element,
             accumulator: accumulator_of(self.input.element, self.weight.element),
             direction: self.direction,
-            weights: match form {
-                ConvolutionForm::Tiled(_) => self.weight_layout(&axes, inner, weight_group),
-                ConvolutionForm::Direct => WeightLayout::Strided,
-            },
-            kernel: axes.map(|axis| match axis.kernel_len {
+            kernel: lengths.axes.map(|axis| match axis.kernel_len {
                 len @ 1..=MOST_KERNEL => len as u32,
                 _ => 0,
             }),
             form,
             epilogue: self.epilogue.clone(),
-        };
-        let row_tiles = self.out_channels.div_ceil(u64::from(shader.group_rows()));
-        let col_tiles = cols.div_ceil(u64::from(shader.group_cols()));
-        let groups = row_tiles
-            .checked_mul(col_tiles)
-            .and_then(|tiles| tiles.checked_mul(self.groups));
+        }
+    }
+
+    fn params(
+        &self,
+        lengths: &Lengths,
+        grid: &forms::Grid,
+        plan: &ConvolutionPlan,
+    ) -> Result<ConvolutionParams, Error> {
         let (mut source, mut window) = ([[0; 4]; SPATIAL_AXES], [[0; 4]; SPATIAL_AXES]);
-        for (position, axis) in axes.iter().enumerate() {
+        for (position, axis) in lengths.axes.iter().enumerate() {
             source[position] = [
                 word("an input length", axis.input_len)?,
                 stride(axis.input_stride),
@@ -170,35 +255,71 @@ impl Convolution {
                 word("an output length", axis.out_len)?,
             ];
         }
-        let params = ConvolutionParams {
+        // Threads are numbered over all results, the last workgroup's beyond them too.
+        word("results", lengths.results.saturating_add(256))?;
+        Ok(ConvolutionParams {
             rows: word("output channels", self.out_channels)?,
-            cols: word("output positions", cols)?,
-            inner: word("a contracted length", inner)?,
+            cols: word("output positions", lengths.cols)?,
+            // The loops count one step further.
+            inner: word("a contracted length", grid.inner.saturating_add(4096))? - 4096,
             inner_channels: word("input channels", self.in_channels)?,
             groups: word("channel groups", self.groups)?,
-            positions: word("output positions", positions)?,
-            row_tiles: word("tiles", row_tiles)?,
-            col_tiles: word("tiles", col_tiles)?,
+            positions: word("output positions", lengths.positions)?,
+            row_tiles: word("tiles", grid.row_tiles)?,
+            col_tiles: word("tiles", grid.col_tiles)?,
             input_offset: stride(self.input.offset),
             input_batch: stride(self.input.outer_stride),
             input_group: stride((self.in_channels as i64).wrapping_mul(self.input.inner_stride)),
             input_channel: stride(self.input.inner_stride),
             weight_offset: stride(self.weight.offset),
-            weight_group: stride(weight_group),
+            weight_group: stride(self.weight_group()),
             weight_out: stride(self.weight.outer_stride),
             weight_in: stride(self.weight.inner_stride),
             out_offset: stride(self.out.offset),
             out_batch: stride(self.out.outer_stride),
             out_channel: stride(self.out.inner_stride),
+            blocks: word("blocks", grid.blocks)?,
+            block_cols: word("blocks", grid.blocks.saturating_mul(self.batches))?,
+            splits: word("parts", plan.splits)?,
+            split_inner: word("a part", grid.split_inner)?,
+            split_out: match plan.splits {
+                1 => 0,
+                _ => word("results", lengths.results)?,
+            },
             source,
             window,
+        })
+    }
+
+    /// Weights from group to group.
+    fn weight_group(&self) -> i64 {
+        match self.direction {
+            Direction::Forward => (self.out_channels as i64).wrapping_mul(self.weight.outer_stride),
+            Direction::Transposed => {
+                (self.in_channels as i64).wrapping_mul(self.weight.inner_stride)
+            }
+        }
+    }
+
+    fn lengths(&self) -> Result<Lengths, Error> {
+        let axes = self.axes()?;
+        let product = |factors: &[u64]| {
+            let product = factors
+                .iter()
+                .try_fold(1u64, |product, &factor| product.checked_mul(factor));
+            product.ok_or_else(|| too_large(u64::MAX))
         };
-        let groups = groups.ok_or_else(|| too_large(u64::MAX))?;
-        Ok(LibraryProgram::one(LibraryCall {
-            shader: shader.shader(),
-            params: params.words(),
-            groups,
-        }))
+        let positions = product(&axes.map(|axis| axis.out_len))?;
+        let kernel = product(&axes.map(|axis| axis.kernel_len))?;
+        let cols = product(&[positions, self.batches])?;
+        Ok(Lengths {
+            axes,
+            positions,
+            cols,
+            kernel,
+            inner: product(&[self.in_channels, kernel])?,
+            results: product(&[cols, self.groups, self.out_channels])?,
+        })
     }
 
     /// The spatial axes padded to three, all positions checked to fit signed 32 bits.
@@ -224,49 +345,6 @@ impl Convolution {
             }
         }
         Ok(axes)
-    }
-
-    fn form(&self, cols: u64) -> ConvolutionForm {
-        if self.out_channels < TILED_CHANNELS {
-            return ConvolutionForm::Direct;
-        }
-        let fits = |tile: &Tile| {
-            let groups = (self.out_channels / u64::from(tile.rows))
-                .saturating_mul(cols / u64::from(tile.cols))
-                .saturating_mul(self.groups);
-            groups >= BUSY_GROUPS
-        };
-        ConvolutionForm::Tiled(
-            [Tile::LARGE, Tile::MEDIUM]
-                .into_iter()
-                .find(fits)
-                .unwrap_or(Tile::SMALL),
-        )
-    }
-
-    /// Whether input channel and kernel position run through the weights without gaps.
-    fn weight_layout(&self, axes: &[SpatialAxis], inner: u64, group_stride: i64) -> WeightLayout {
-        let mut next = 1i64;
-        let mut dense = true;
-        for (len, step) in axes
-            .iter()
-            .rev()
-            .map(|axis| (axis.kernel_len, axis.weight_stride))
-            .chain([(self.in_channels, self.weight.inner_stride)])
-        {
-            dense &= len <= 1 || step == next;
-            next = next.wrapping_mul(len as i64);
-        }
-        let in_fours = inner.is_multiple_of(4)
-            && self.weight.offset % 4 == 0
-            && self.weight.outer_stride % 4 == 0
-            && group_stride % 4 == 0
-            && self.weight.element.has_fours();
-        match (dense, in_fours) {
-            (false, _) => WeightLayout::Strided,
-            (true, false) => WeightLayout::Dense(Width::One),
-            (true, true) => WeightLayout::Dense(Width::Four),
-        }
     }
 
     /// The product it is, where every output position reads just the input position of the same place.

@@ -74,6 +74,7 @@ fn forms(device: &DeviceModel) -> BTreeSet<String> {
 fn form(form: MatmulForm) -> String {
     match form {
         MatmulForm::Tiled(_) => "in tiles".to_owned(),
+        MatmulForm::Direct(_) => "of a thread for each result".to_owned(),
         MatmulForm::Cooperative(tile) => format!("on matrix units of {0}x{0}", tile.size),
         MatmulForm::Skinny(skinny) => match skinny.reduction {
             Reduction::Tree => "of few rows joined by trees".to_owned(),

@@ -141,7 +141,9 @@ impl Matmul {
                 // A few columns are a few rows of the transposed product; tiles gain nothing by that.
                 let wants_upright = match form {
                     MatmulForm::Skinny(_) => self.rows <= self.cols,
-                    MatmulForm::Tiled(_) | MatmulForm::Cooperative(_) => true,
+                    MatmulForm::Tiled(_) | MatmulForm::Cooperative(_) | MatmulForm::Direct(_) => {
+                        true
+                    }
                 };
                 if is_upright != wants_upright {
                     continue;
@@ -250,6 +252,9 @@ impl Matmul {
             shader: shader.clone(),
             splits: 1,
         }];
+        if matches!(shader.form, MatmulForm::Direct(_)) {
+            return plans;
+        }
         let step = u64::from(shader.inner_step());
         let steps = self.inner.div_ceil(step);
         let groups = forms::groups(self, shader);
@@ -472,6 +477,10 @@ impl Matmul {
         };
         match form {
             MatmulForm::Tiled(_) => (lhs, rhs),
+            MatmulForm::Direct(_) => {
+                let one = |staging: Staging| Staging::new(staging.fast, Width::One);
+                (one(lhs), one(rhs))
+            }
             MatmulForm::Cooperative(_) => (halves(lhs, self.lhs), halves(rhs, self.rhs)),
             // Rows are few: they are read along the inner axis whatever their layout.
             MatmulForm::Skinny(_) => match lhs.fast {

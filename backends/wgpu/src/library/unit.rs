@@ -35,6 +35,17 @@ pub fn claim(op: &Op, operands: &[&TensorType]) -> Claim {
     }
 }
 
+/// As [`claim`], of ops that have a form with a thread for each result. Attention has none: it is then computed by the ops it
+/// is made of.
+pub fn claim_plain(op: &Op, operands: &[&TensorType]) -> Claim {
+    match op {
+        Op::Composite(CompositeOp::Attention(_)) => Claim::No {
+            reason: "attention has no plain form".to_owned(),
+        },
+        _ => claim(op, operands),
+    }
+}
+
 fn takes_epilogue(op: &Op) -> bool {
     match op {
         Op::Core(CoreOp::Contract(_)) => true,
@@ -359,7 +370,8 @@ impl LibraryUnit {
         Ok(match self.pose(sizes)? {
             Posed::Matmul(problem) => Some(problem.class()),
             Posed::Attention(problem) => Some(problem.class()),
-            Posed::Convolution(_) | Posed::Sort(_) | Posed::Ready(_) => None,
+            Posed::Convolution(problem) => Some(problem.class()),
+            Posed::Sort(_) | Posed::Ready(_) => None,
         })
     }
 
@@ -376,7 +388,8 @@ impl LibraryUnit {
         let mut contest = match self.pose(sizes)? {
             Posed::Matmul(problem) => plans::contest(&problem, device, entry)?,
             Posed::Attention(problem) => plans::contest(&problem, device, entry)?,
-            Posed::Convolution(_) | Posed::Sort(_) | Posed::Ready(_) => {
+            Posed::Convolution(problem) => problem.contest(device, entry)?,
+            Posed::Sort(_) | Posed::Ready(_) => {
                 return Ok(None);
             }
         };

@@ -10,7 +10,7 @@ use cupola_wgpu::adapter::AdapterKind;
 use cupola_wgpu::device::{Command, Dispatch, KernelSource, ParamSpace, ShaderChecks};
 use cupola_wgpu::library::{LibraryCall, LibraryProgram, Place, kernel_source};
 use cupola_wgpu::{
-    AdapterList, Attempt, DeviceOptions, GpuDevice, Prober, Tier, WgpuBackend, try_out,
+    AdapterList, Attempt, DeviceOptions, Forms, GpuDevice, Prober, Tier, WgpuBackend, try_out,
 };
 use half::{bf16, f16};
 use std::collections::HashMap;
@@ -18,19 +18,29 @@ use std::sync::{Arc, Mutex};
 
 /// Backends of both tiers; empty without an adapter.
 pub fn backends() -> Vec<WgpuBackend> {
+    let both = [Tier::Base, Tier::Full].into_iter();
+    both.filter_map(|tier| backend(tier, Forms::Chosen))
+        .collect()
+}
+
+/// The backend that runs plain forms; none without an adapter.
+pub fn plain_backend() -> Option<WgpuBackend> {
+    backend(Tier::Full, Forms::Plain)
+}
+
+fn backend(tier: Tier, forms: Forms) -> Option<WgpuBackend> {
     let list = AdapterList::enumerate();
     let Some(adapter) = list.adapters().first() else {
         assert!(open(&DeviceOptions::default()).is_none());
-        return vec![];
+        return None;
     };
-    let options = |tier| DeviceOptions {
+    let options = DeviceOptions {
         tier,
+        forms,
         checks: ShaderChecks::Full,
         ..DeviceOptions::default()
     };
-    [Tier::Base, Tier::Full]
-        .map(|tier| WgpuBackend::open(adapter, &options(tier), "gpu").expect("the adapter opens"))
-        .into()
+    Some(WgpuBackend::open(adapter, &options, "gpu").expect("the adapter opens"))
 }
 
 /// Every tier of the first adapter; empty without an adapter.

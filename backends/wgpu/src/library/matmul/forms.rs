@@ -4,11 +4,12 @@ use cupola_shaders::Element;
 use cupola_shaders::cooperative::CooperativeTile;
 use cupola_shaders::matmul::{MatmulForm, MatmulShader, Operand, Source};
 use cupola_shaders::skinny::{Reduction, Skinny, SkinnyRows};
-use cupola_shaders::tile::Tile;
+use cupola_shaders::tile::{Direct, Tile};
 
 use super::{Matmul, Plan, Reading};
 use crate::adapter::CoopScalar;
 use crate::choice::{Arithmetic, DeviceModel, Work};
+use crate::device::Forms;
 
 /// Subgroups and matrices of each of the cooperative tiles, largest first.
 const COOPERATIVE: [([u32; 2], [u32; 2]); 4] = [
@@ -23,7 +24,10 @@ const COOPERATIVE_STEP: u32 = 32;
 
 /// Every form that can compute the product.
 pub(super) fn all(problem: &Matmul, device: &DeviceModel) -> Vec<MatmulForm> {
-    let mut forms = Vec::new();
+    let mut forms = Direct::ALL.map(MatmulForm::Direct).to_vec();
+    if device.forms == Forms::Plain {
+        return forms;
+    }
     if let Some(rows) = SkinnyRows::holding(problem.rows) {
         forms.extend(skinny(rows, device).map(MatmulForm::Skinny));
     }
@@ -93,7 +97,7 @@ impl Matmul {
 pub(super) fn fits(shader: &MatmulShader, device: &DeviceModel) -> bool {
     let suits = match shader.form {
         MatmulForm::Skinny(skinny) => skinny.suits(shader.rhs.staging),
-        MatmulForm::Tiled(_) | MatmulForm::Cooperative(_) => true,
+        MatmulForm::Tiled(_) | MatmulForm::Cooperative(_) | MatmulForm::Direct(_) => true,
     };
     suits
         && shader.threads() <= device.limits.workgroup_threads
@@ -174,6 +178,11 @@ fn efficiency(shader: &MatmulShader) -> (Arithmetic, f64) {
             let decoding = decoding(&shader.lhs, f64::from(tile.cols))
                 + decoding(&shader.rhs, f64::from(tile.rows));
             (Arithmetic::F32, 1.0 / (1.15 + 1.2 * loads + decoding))
+        }
+        MatmulForm::Direct(_) => {
+            // Two loads for each product, from the first cache at the rate of workgroup memory, with an address each.
+            let decoding = decoding(&shader.lhs, 1.0) + decoding(&shader.rhs, 1.0);
+            (Arithmetic::F32, 1.0 / (7.0 + decoding))
         }
         MatmulForm::Cooperative(tile) => {
             let loads = reads(tile.matrices[0], tile.matrices[1]);

@@ -83,6 +83,7 @@ fn form_name(form: MatmulForm) -> String {
             thread_rows,
             thread_cols,
         }) => format!("tile {rows}x{cols} step {step} thread {thread_rows}x{thread_cols}"),
+        MatmulForm::Direct(direct) => format!("direct {}x{}", direct.rows, direct.cols),
         MatmulForm::Cooperative(tile) => {
             let ([down, across], [rows, cols]) = (tile.subgroups, tile.matrices);
             format!(
