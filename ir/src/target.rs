@@ -43,7 +43,8 @@ pub struct Target {
     pub aliasing: bool,
     /// Whether a unit that joins parts best writes one part after the other; otherwise every element chooses its part.
     pub joins_in_turn: bool,
-    /// Whether kernels compute with f16, so that factors of that type are worth making. Sums are f32 all the same.
+    /// Whether products of f16 are faster than those of f32, so that factors of that type are worth making. Sums are f32 all
+    /// the same.
     pub half_factors: bool,
     /// Whether the backend has a library kernel for an op on these operands.
     pub claim: fn(&Op, &[&TensorType]) -> Claim,

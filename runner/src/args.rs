@@ -130,7 +130,7 @@ pub enum Precision {
     F32,
     /// Weights and activations are rounded to bf16.
     Bf16,
-    /// Weights are rounded to f16; activations too, also those of attention, on devices that compute with f16.
+    /// Weights are rounded to f16; activations too, also those of attention, on devices that multiply f16 faster.
     F16,
     /// Weights and activations are rounded to 8-bit integers with scales found in the run.
     Int8,

@@ -7,6 +7,8 @@
 //! - `NAME_codes(block, four) -> vec4<f32>`: codes of elements `4 * four` to `4 * four + 3` of the block;
 //! - `NAME_four(i) -> vec4<f32>`: elements `i` to `i + 3` of the buffer, `i` a multiple of four.
 //!
+//! Small codebooks are constants of the text, large ones ([`book_buffer`]) a buffer `NAME_book` of words.
+//!
 //! Scales are apart from codes so that a loop over a group decodes its scale once. Codes come out of words by masks that
 //! handle four elements at a time.
 
@@ -302,7 +304,7 @@ fn book_decoder(format: BlockFormat) -> Decoder {
     let codes = format!(
         "let index = {index};
     {signs}
-    let entry = (NAME_BOOK[index >> 1u] >> ((index & 1u) * 16u)) & 0xffffu;
+    let entry = (ENTRY_PAIR >> ((index & 1u) * 16u)) & 0xffffu;
     {finish}"
     );
     Decoder::new(&scale, "0.0", &codes)
@@ -342,14 +344,15 @@ fn {name}_half(at: u32) -> f32 {{ return unpack2x16float({name}_pair(at)).x; }}
 /// twenty for one of 4 KiB.
 const LARGEST_BOOK: usize = 1 << 10;
 
-/// Whether kernels should decode a format: not one with a large codebook.
-pub fn is_decoded(format: BlockFormat) -> bool {
-    codebook(format).is_none_or(|bytes| bytes.len() <= LARGEST_BOOK)
+/// The codebook that kernels with a format read from a buffer: one that is too large for a constant.
+pub fn book_buffer(format: BlockFormat) -> Option<&'static [u8]> {
+    codebook(format).filter(|bytes| bytes.len() > LARGEST_BOOK)
 }
 
-/// The codebook of a format as a constant of two entries a word, if it has one.
+/// The codebook of a format as a constant of two entries a word, if it has a small one.
 fn book(name: &str, format: BlockFormat) -> String {
-    let Some(bytes) = codebook(format) else {
+    let small = codebook(format).filter(|_| book_buffer(format).is_none());
+    let Some(bytes) = small else {
         return String::new();
     };
     let words: Vec<String> = bytes
@@ -370,12 +373,16 @@ fn book(name: &str, format: BlockFormat) -> String {
 /// bytes in all.
 pub fn accessors(name: &str, format: BlockFormat) -> String {
     let decoder = decoder(format);
+    let entry = match book_buffer(format) {
+        Some(_) => format!("load_{name}_book(index >> 1u)"),
+        None => format!("{name}_book[index >> 1u]"),
+    };
     let bind = |code: &str| {
         code.replace("WORD(", &format!("{name}_word("))
             .replace("BYTE(", &format!("{name}_byte("))
             .replace("PAIR(", &format!("{name}_pair("))
             .replace("HALF(", &format!("{name}_half("))
-            .replace("NAME_BOOK", &format!("{name}_book"))
+            .replace("ENTRY_PAIR", &entry)
     };
     let mut text = byte_functions(name, format);
     text.push_str(&book(name, format));

@@ -178,6 +178,12 @@ impl Operand {
         }
     }
 
+    /// The format whose codebook it reads from a buffer, if there is one.
+    fn book(&self) -> Option<BlockFormat> {
+        let is_large = |format: &BlockFormat| blocks::book_buffer(*format).is_some();
+        self.blocks_of().filter(is_large)
+    }
+
     /// Accessors beside those of the binding.
     fn accessors(&self, side: &str) -> String {
         self.blocks_of()
@@ -285,7 +291,12 @@ impl MatmulShader {
         }
     }
 
-    /// The kernel. Buffers: the operands as the product was asked, the result, then the epilogue's.
+    /// The formats whose codebooks are buffers, the left operand's first.
+    pub fn books(&self) -> impl Iterator<Item = BlockFormat> + use<> {
+        [self.lhs.book(), self.rhs.book()].into_iter().flatten()
+    }
+
+    /// The kernel. Buffers: the operands as the product was asked, the result, the epilogue's, then those of [`Self::books`].
     pub fn shader(&self) -> Shader {
         let (lhs, rhs) = (self.lhs.staging, self.rhs.staging);
         let value = self.accumulator.name();
@@ -333,6 +344,11 @@ impl MatmulShader {
             bindings.swap(0, 1);
         }
         bindings.extend(self.epilogue.bindings.iter().cloned());
+        let books = [("lhs", self.lhs), ("rhs", self.rhs)].into_iter();
+        bindings.extend(books.filter_map(|(side, operand)| {
+            operand.book()?;
+            Some(Binding::read(&format!("{side}_book"), Element::U32))
+        }));
         Shader {
             label: format!(
                 "matmul_{}_{}_{}",

@@ -107,10 +107,10 @@ fn target(name: &str, gpu: &GpuDevice) -> Target {
         max_binding: limits.binding_size,
         aliasing: false,
         joins_in_turn: false,
+        half_factors: gpu.model().multiplies_halves(),
         claim: match gpu.model().forms {
             Forms::Chosen => claim,
             Forms::Plain => claim_plain,
         },
-        half_factors: gpu.features().f16,
     }
 }

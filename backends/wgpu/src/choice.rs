@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::adapter::{AdapterKind, AdapterLimits, Timestamps};
+use crate::adapter::{AdapterKind, AdapterLimits, CoopScalar, CoopShape, Timestamps};
 use crate::device::{DeviceFeatures, Forms};
 
 /// A device as the choice of kernels sees it.
@@ -150,6 +150,15 @@ impl DeviceModel {
     /// Threads that keep every core busy: about a thousand hide a core's memory latency.
     pub fn busy_threads(&self) -> u64 {
         1024 * u64::from(self.rates.cores)
+    }
+
+    /// Whether products of f16 can run on matrix units that sum in f32. Other units multiply them no faster than f32 here.
+    pub fn multiplies_halves(&self) -> bool {
+        let sums = |shape: &CoopShape| {
+            (shape.operand, shape.result) == (CoopScalar::F16, CoopScalar::F32) && shape.in_wgsl()
+        };
+        let known = self.features.f16 && self.subgroup_size().is_some();
+        known && self.features.cooperative.iter().any(sums)
     }
 
     /// The subgroup size, where the device has subgroup operations and but one size.

@@ -223,6 +223,7 @@ pub struct GpuDevice {
     checks: ShaderChecks,
     translate: bool,
     keeper: Option<Arc<dyn Keeper>>,
+    books: buffer::Books,
     health: Arc<Health>,
     memory: Arc<buffer::MemoryAccount>,
     pipelines: pipeline::PipelineCache,

@@ -352,7 +352,7 @@ fn windows_of(gpu: &GpuDevice, key: &PreparedKey, scratch: &[u64], place: Place)
     match place {
         Place::Argument(at) => key.windows(at),
         Place::Scratch(at) => gpu.windows(scratch[at]),
-        Place::Faults => Windows::ONE,
+        Place::Book(_) | Place::Faults => Windows::ONE,
     }
 }
 

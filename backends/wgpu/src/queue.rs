@@ -262,6 +262,10 @@ impl WgpuDevice {
                 bound.push(match *place {
                     Place::Scratch(at) => scratch[at].first(prepared.scratch[at]),
                     Place::Faults => self.faults.whole(),
+                    Place::Book(format) => {
+                        let book = self.gpu.book(format);
+                        book.map_err(|error| self.error(error))?.whole()
+                    }
                     Place::Argument(at) => {
                         *arguments.get(at).ok_or_else(|| BackendError::Device {
                             device: self.name.clone(),

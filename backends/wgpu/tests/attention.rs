@@ -4,8 +4,11 @@ mod common;
 
 use common::{Random, assert_close, loaded, rounding, run_program, stored};
 use cupola_shaders::element::Element;
+use cupola_wgpu::choice::Choices;
 use cupola_wgpu::library::attention::{Attention, Tensor4};
+use cupola_wgpu::library::plans::Problem as _;
 use cupola_wgpu::{DeviceModel, GpuDevice, Tier};
+use std::sync::Arc;
 
 /// Dense, in the order batch, head, row, column.
 fn dense(element: Element, dims: [u64; 4]) -> Tensor4 {
@@ -444,6 +447,43 @@ fn long_key_lists_are_divided() {
         },
         &[],
     );
+}
+
+#[test]
+fn every_plan_gives_the_same_and_the_table_decides() {
+    let Some(device) = common::device(Tier::Full) else {
+        return;
+    };
+    let sizes = |queries, keys| Sizes {
+        batches: 1,
+        kv_heads: 2,
+        group: 2,
+        queries,
+        keys,
+        depth: 16,
+        value_depth: 16,
+    };
+    for (sizes, several) in [
+        (sizes(1, 700), true),
+        (sizes(2, 100), false),
+        (sizes(40, 50), false),
+    ] {
+        let problem = attention(Element::F32, &sizes);
+        let mut model = DeviceModel::clone(&device.model());
+        model.rates.cores = 8;
+        let plans = problem.plans(&model).expect("plans");
+        assert_eq!(plans.len() > 1, several, "{plans:?}");
+        let usual = problem.plan(&model).expect("plans");
+        assert_eq!(problem.planned(&plans[0]), Ok(usual));
+        for plan in &plans {
+            assert!(problem.seconds(plan, &model) > 0.0);
+            let mut choices = Choices::default();
+            choices.set(&problem.class(), &problem.name(plan));
+            model.choices = Arc::new(choices);
+            assert_eq!(problem.plan(&model), problem.planned(plan));
+            check_planned(&device, &problem, &[], &model);
+        }
+    }
 }
 
 /// A device model whose matrix units are the fastest choice.

@@ -6,9 +6,12 @@ use common::{Random, assert_close, loaded, rounding, run_program, stored};
 use cupola_shaders::convolution::{ConvolutionForm, Direction};
 use cupola_shaders::element::Element;
 use cupola_shaders::shader::Epilogue;
+use cupola_wgpu::choice::Choices;
 use cupola_wgpu::library::LibraryProgram;
 use cupola_wgpu::library::convolution::{Channels, Convolution, ConvolutionPlan, SpatialAxis};
+use cupola_wgpu::library::plans::{Entry, Problem as _};
 use cupola_wgpu::{DeviceModel, GpuDevice, Tier};
+use std::sync::Arc;
 
 /// `(input, kernel, stride, dilation, before, after)` of a spatial axis.
 type Axis = (u64, u64, u64, u64, i64, i64);
@@ -276,6 +279,34 @@ fn every_form() {
         let (first, step) = (at % 2, 2);
         for &(direction, batches, groups, channels) in problems.iter().skip(first).step_by(step) {
             check_every_form(&device, &dense(direction, batches, groups, channels, axes));
+        }
+    }
+}
+
+#[test]
+fn plans_have_names_and_what_was_timed_decides() {
+    let all = Entry {
+        within: f64::INFINITY,
+        most: usize::MAX,
+    };
+    for (kernel, before, is_product) in [(3, 1, false), (1, 0, true)] {
+        let axis = (20, kernel, 1, 1, before, before);
+        let problem = dense(Direction::Forward, 2, 1, (24, 16), &[axis, axis]);
+        let mut model = DeviceModel::default();
+        let contest = problem.contest(&model, all).expect("plans");
+        assert_eq!(contest.class.starts_with("product"), is_product);
+        assert_eq!(contest.class, problem.class());
+        let usual = problem.plan(&model).expect("a plan");
+        assert_eq!(contest.candidates[0].program, usual);
+        let mut names: Vec<&str> = contest.candidates.iter().map(|c| c.name.as_str()).collect();
+        names.sort();
+        names.dedup();
+        assert!(names.len() > 3 && names.len() == contest.candidates.len());
+        for candidate in contest.candidates.iter().step_by(3) {
+            let mut choices = Choices::default();
+            choices.set(&contest.class, &candidate.name);
+            model.choices = Arc::new(choices);
+            assert_eq!(problem.plan(&model), Ok(candidate.program.clone()));
         }
     }
 }

@@ -1,10 +1,12 @@
 //! Device memory, and bytes between host and device.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::time::Duration;
 
+use cupola_ir::BlockFormat;
 use cupola_shaders::Windows;
+use cupola_shaders::blocks::book_buffer;
 
 use super::inject::Mishap;
 use super::parts::{MemoryLimits, Parts};
@@ -243,7 +245,31 @@ pub(super) struct Uploads {
 /// portion while the next is written.
 const PORTION: u64 = 32 << 20;
 
+/// Codebooks of block formats, in the order of their table, uploaded when first used.
+#[derive(Debug)]
+pub(super) struct Books([OnceLock<GpuBuffer>; BlockFormat::TABLE.len()]);
+
+impl Default for Books {
+    fn default() -> Self {
+        Self([const { OnceLock::new() }; BlockFormat::TABLE.len()])
+    }
+}
+
 impl GpuDevice {
+    /// The codebook of a format as kernels read it; an empty buffer for formats without a large one.
+    ///
+    /// # Errors
+    /// Those of [`Self::allocate_with`].
+    pub fn book(&self, format: BlockFormat) -> Result<&GpuBuffer, Error> {
+        let is_it = |row: &(BlockFormat, &str, usize, usize)| row.0 == format;
+        let at = BlockFormat::TABLE.iter().position(is_it).unwrap_or(0);
+        let place = &self.books.0[at];
+        if let Some(book) = place.get() {
+            return Ok(book);
+        }
+        let book = self.allocate_with(book_buffer(format).unwrap_or_default())?;
+        Ok(place.get_or_init(|| book))
+    }
     /// Allocates `size` bytes of zeros. Zero bytes is allowed.
     ///
     /// # Errors

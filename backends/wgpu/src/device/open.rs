@@ -339,6 +339,7 @@ fn start(
         checks: options.checks,
         translate: options.translate,
         keeper: options.keeper.clone(),
+        books: buffer::Books::default(),
         device,
         queue,
         facts,

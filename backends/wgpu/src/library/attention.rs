@@ -1,16 +1,14 @@
 //! Attention: which kernels for which shapes.
 
-use cupola_shaders::attention::{
-    AttentionForm, AttentionMatrices, AttentionParams, AttentionShader, FEW_DEPTH, Mask, ValueCols,
-};
+use cupola_shaders::attention::{AttentionForm, AttentionParams, AttentionShader, Mask, ValueCols};
 use cupola_shaders::binding::Width;
 use cupola_shaders::element::Element;
-use cupola_shaders::matmul::SkinnyRows;
 
-use super::{LibraryCall, LibraryProgram, Place, stride, word};
-use crate::adapter::CoopScalar;
+use super::{LibraryCall, LibraryProgram, Place, plans, stride, word};
 use crate::choice::DeviceModel;
 use crate::error::Error;
+
+mod forms;
 
 /// A tensor of four axes in a buffer, offset and strides in elements; stride 0 repeats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,6 +74,36 @@ const MOST_MATRIX_COLS: u32 = 128;
 /// Registers of a thread for queries and sums: as many again are for keys, values, scores and addresses, and 255 are all.
 const MATRIX_REGISTERS: u32 = 128;
 
+/// Rows of the form without matrix units.
+const TILE_ROWS: u32 = 32;
+
+/// A way to compute an attention.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AttentionPlan {
+    /// Form of the kernel that reads keys and values.
+    pub form: AttentionForm,
+    /// Ranges that the keys are divided into.
+    pub splits: u64,
+}
+
+/// How the work of a plan is divided.
+struct Grid {
+    /// Batches and key heads.
+    heads: u64,
+    /// Rows of the queries that share a key head.
+    rows: u64,
+    /// Workgroups along the rows, where they are tiled, and along the value columns.
+    row_tiles: u64,
+    col_tiles: u64,
+    /// In all.
+    groups: u64,
+}
+
+/// Keys of each of some ranges.
+fn split_keys(keys: u64, splits: u64) -> u64 {
+    keys.div_ceil(splits).next_multiple_of(64).max(64)
+}
+
 /// Subgroups, matrices along their rows and keys at a time, from most rows to fewest.
 fn matrix_divisions() -> impl Iterator<Item = [u32; 3]> {
     [[4, 4], [4, 2], [4, 1], [2, 1], [1, 1]]
@@ -102,42 +130,49 @@ impl Attention {
     /// # Errors
     /// [`Error::Limit`] for lengths beyond 32 bits.
     pub fn plan(&self, device: &DeviceModel) -> Result<LibraryProgram, Error> {
-        let arguments = 4 + usize::from(self.mask.is_some());
+        plans::plan(self, device)
+    }
+
+    /// Workgroups of a plan, and how it divides the keys.
+    fn grid(&self, plan: &AttentionPlan) -> Result<Grid, Error> {
         let heads = product(&[self.batches, self.kv_heads])?;
         let rows = product(&[self.queries, self.group])?;
-        let few = SkinnyRows::holding(rows).filter(|_| self.depth <= FEW_DEPTH);
-        let cols = if self.value_depth <= 64 {
-            ValueCols::Narrow
-        } else {
-            ValueCols::Wide
+        let (tile_rows, tile_cols) = match plan.form {
+            AttentionForm::Cooperative(matrices) => (matrices.rows(), matrices.cols),
+            AttentionForm::Tile
+            | AttentionForm::Few(_)
+            | AttentionForm::FewSplit(_)
+            | AttentionForm::Join => (TILE_ROWS, self.value_cols().cols()),
         };
-        let matrices = match few {
-            None => self.matrices(device, heads),
-            Some(_) => None,
+        let row_tiles = rows.div_ceil(u64::from(tile_rows));
+        let col_tiles = self.value_depth.div_ceil(u64::from(tile_cols));
+        let parts = match plan.form {
+            AttentionForm::Tile | AttentionForm::Cooperative(_) => row_tiles,
+            AttentionForm::Few(_) | AttentionForm::FewSplit(_) | AttentionForm::Join => plan.splits,
         };
-        let group_cols = matrices.map_or(cols.cols(), |matrices| matrices.cols);
-        let col_tiles = self.value_depth.div_ceil(u64::from(group_cols));
-        let splits = match few {
-            None => 1,
-            Some(_) => {
-                let groups = heads.max(1) * col_tiles.max(1);
-                (GROUPS_OF_CORE * u64::from(device.rates.cores))
-                    .div_ceil(groups)
-                    .min(self.keys / SPLIT_KEYS)
-                    .max(1)
-            }
-        };
-        let split_keys = self.keys.div_ceil(splits).next_multiple_of(64).max(64);
-        let splits = self.keys.div_ceil(split_keys).max(1);
-        let form = match few {
-            None => matrices.map_or(AttentionForm::Tile, AttentionForm::Cooperative),
-            Some(rows) if splits == 1 => AttentionForm::Few(rows),
-            Some(rows) => AttentionForm::FewSplit(rows),
-        };
-        let row_tiles = rows.div_ceil(u64::from(matrices.map_or(32, AttentionMatrices::rows)));
+        Ok(Grid {
+            heads,
+            rows,
+            row_tiles,
+            col_tiles,
+            groups: product(&[heads, parts, col_tiles])?,
+        })
+    }
+
+    fn value_cols(&self) -> ValueCols {
+        match self.value_depth <= 64 {
+            true => ValueCols::Narrow,
+            false => ValueCols::Wide,
+        }
+    }
+
+    fn dispatches(&self, plan: &AttentionPlan) -> Result<LibraryProgram, Error> {
+        let arguments = 4 + usize::from(self.mask.is_some());
+        let grid = self.grid(plan)?;
         let call = |form, groups| {
-            let shader = self.shader(form, cols).shader();
-            let params = self.params(row_tiles, col_tiles, splits, split_keys)?;
+            let shader = self.shader(form, self.value_cols()).shader();
+            let split_keys = split_keys(self.keys, plan.splits);
+            let params = self.params(grid.row_tiles, grid.col_tiles, plan.splits, split_keys)?;
             Ok::<_, Error>(LibraryCall {
                 shader,
                 params: params.words(),
@@ -145,28 +180,21 @@ impl Attention {
             })
         };
         let all: Vec<_> = (0..arguments).map(Place::Argument).collect();
-        let groups = match form {
-            AttentionForm::Tile | AttentionForm::Cooperative(_) => {
-                product(&[heads, row_tiles, col_tiles])?
-            }
-            AttentionForm::Few(_) | AttentionForm::FewSplit(_) | AttentionForm::Join => {
-                product(&[heads, splits, col_tiles])?
-            }
-        };
-        if splits == 1 {
+        if plan.splits == 1 {
             return Ok(LibraryProgram {
-                steps: vec![(call(form, groups)?, all)],
+                steps: vec![(call(plan.form, grid.groups)?, all)],
                 scratch: vec![],
             });
         }
         let mut parts = all;
         let out = parts.pop().unwrap_or(Place::Argument(arguments - 1));
         parts.push(Place::Scratch(0));
-        let join = call(AttentionForm::Join, product(&[heads, rows])?)?;
-        let scratch = product(&[heads, splits, rows, self.value_depth + 2, 4])?;
+        let join = call(AttentionForm::Join, product(&[grid.heads, grid.rows])?)?;
+        let vectors = product(&[grid.heads, plan.splits, grid.rows])?;
+        let scratch = product(&[vectors, self.value_depth + 2, 4])?;
         Ok(LibraryProgram {
             steps: vec![
-                (call(form, groups)?, parts),
+                (call(plan.form, grid.groups)?, parts),
                 (join, vec![Place::Scratch(0), out]),
             ],
             scratch: vec![scratch],
@@ -197,61 +225,6 @@ impl Attention {
             true => Width::Four,
             false => Width::One,
         }
-    }
-
-    /// How matrix units compute it, where the device has faster ones than its other arithmetic and all operands suit them:
-    /// the largest division that leaves no core without work, or else the smallest.
-    fn matrices(&self, device: &DeviceModel, heads: u64) -> Option<AttentionMatrices> {
-        let operands = [self.query, self.key, self.value];
-        let suits = operands.iter().all(|t| t.element == Element::F16)
-            && operands.iter().chain([&self.out]).all(Tensor4::has_fours)
-            && self.depth.is_multiple_of(4)
-            && self.value_depth.is_multiple_of(4)
-            && (1..=MOST_MATRIX_DEPTH).contains(&self.depth)
-            && self.value_depth > 0
-            && device.features.f16
-            && device.rates.matrix > device.rates.f32;
-        if !suits {
-            return None;
-        }
-        let lanes = device.subgroup_size()?;
-        let shapes = device.features.cooperative.iter().filter(|shape| {
-            shape.in_wgsl() && shape.operand == CoopScalar::F16 && shape.result == CoopScalar::F32
-        });
-        let size = shapes.map(|shape| shape.rows).max()?;
-        let depth = (self.depth as u32).next_multiple_of(size);
-        let most_cols = AttentionMatrices::most_cols(size, lanes, depth, MATRIX_REGISTERS);
-        let most_cols = most_cols.filter(|&cols| cols > 0)?.min(MOST_MATRIX_COLS);
-        let col_tiles = self.value_depth.div_ceil(u64::from(most_cols));
-        let cols = (self.value_depth.div_ceil(col_tiles) as u32).next_multiple_of(size);
-        let rows = self.queries.saturating_mul(self.group);
-        let groups = |matrices: &AttentionMatrices| {
-            let tiles = rows.div_ceil(u64::from(matrices.rows()));
-            tiles.saturating_mul(heads).saturating_mul(col_tiles)
-        };
-        let mut smallest = None;
-        for [subgroups, down, keys] in matrix_divisions() {
-            let matrices = AttentionMatrices {
-                size,
-                lanes,
-                subgroups,
-                down,
-                keys,
-                depth,
-                cols,
-            };
-            let fits = matrices.is_even()
-                && matrices.registers() <= MATRIX_REGISTERS
-                && matrices.threads() <= device.limits.workgroup_threads
-                && matrices.memory_size() <= device.limits.workgroup_memory_size;
-            if fits && groups(&matrices) >= device.busy_groups() {
-                return Some(matrices);
-            }
-            if fits {
-                smallest = Some(matrices);
-            }
-        }
-        smallest
     }
 
     fn params(

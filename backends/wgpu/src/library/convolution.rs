@@ -8,11 +8,12 @@ use cupola_shaders::matmul::{JoinShader, MatmulParams, Orientation};
 use cupola_shaders::shader::Epilogue;
 
 use super::matmul::{BatchAxis, Matmul, Matrix};
-use super::{LibraryCall, LibraryProgram, Place, accumulator_of, stride, word};
+use super::{LibraryCall, LibraryProgram, Place, accumulator_of, plans, stride, word};
 use crate::choice::DeviceModel;
 use crate::error::Error;
 
 mod forms;
+mod naming;
 
 /// One spatial axis. Strides of input and weights are in elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,30 +124,10 @@ impl Convolution {
     pub fn plan(&self, device: &DeviceModel) -> Result<LibraryProgram, Error> {
         if let Some(product) = self.pointwise() {
             let mut program = product.plan(device)?;
-            // The product's left operand is the weights, its right one the input.
-            for place in &mut program.steps[0].1 {
-                *place = match *place {
-                    Place::Argument(0) => Place::Argument(1),
-                    Place::Argument(1) => Place::Argument(0),
-                    other => other,
-                };
-            }
+            naming::weights_last(&mut program);
             return Ok(program);
         }
-        let chosen = self.fastest(device)?;
-        self.planned(&chosen)
-    }
-
-    /// The way that is predicted to be the fastest, for a convolution that is no plain product.
-    ///
-    /// # Errors
-    /// As [`Self::plan`].
-    pub fn fastest(&self, device: &DeviceModel) -> Result<ConvolutionPlan, Error> {
-        let lengths = self.lengths()?;
-        let mut plans = forms::all(self, &lengths, device);
-        let seconds = |plan: &ConvolutionPlan| forms::seconds(self, &lengths, plan, device);
-        plans.sort_by(|a, b| seconds(a).total_cmp(&seconds(b)));
-        Ok(plans.swap_remove(0))
+        plans::plan(self, device)
     }
 
     /// Every way that the device has, none of which may be missing from the tests.

@@ -293,12 +293,18 @@ impl Matmul {
     fn dispatches(&self, plan: &Plan) -> Result<LibraryProgram, Error> {
         let shader = &plan.shader;
         let groups = forms::groups(self, shader).saturating_mul(plan.splits);
+        let books: Vec<Place> = shader.books().map(Place::Book).collect();
         if plan.splits == 1 {
-            return Ok(LibraryProgram::one(LibraryCall {
+            let mut program = LibraryProgram::one(LibraryCall {
                 shader: shader.shader(),
                 params: self.params(plan)?.words(),
                 groups,
-            }));
+            });
+            for (_, places) in &mut program.steps {
+                let first = places.len() - books.len();
+                places[first..].copy_from_slice(&books);
+            }
+            return Ok(program);
         }
         let size = self
             .parts_size(plan.splits)
@@ -338,7 +344,10 @@ impl Matmul {
                         .words(),
                         groups,
                     },
-                    vec![Place::Argument(0), Place::Argument(1), Place::Scratch(0)],
+                    [Place::Argument(0), Place::Argument(1), Place::Scratch(0)]
+                        .into_iter()
+                        .chain(books)
+                        .collect(),
                 ),
                 (
                     LibraryCall {

@@ -3,6 +3,7 @@
 //! Choosing looks at lengths, strides and alignment only and costs a few comparisons, so it is done each time symbolic
 //! shapes are bound; the compiled variant is found again in the device's cache.
 
+use cupola_ir::BlockFormat;
 use cupola_shaders::matmul::Accumulator;
 use cupola_shaders::{Element, ParamSpace, Shader};
 
@@ -56,6 +57,8 @@ pub enum Place {
     Argument(usize),
     /// Scratch memory of the program, by position.
     Scratch(usize),
+    /// The codebook of a format, which the device holds.
+    Book(BlockFormat),
     /// The device's word for faults.
     Faults,
 }

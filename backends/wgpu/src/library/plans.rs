@@ -25,6 +25,14 @@ pub trait Problem {
     /// Predicted seconds of a plan.
     fn seconds(&self, plan: &Self::Plan, device: &DeviceModel) -> f64;
 
+    /// Position of the plan that is taken as long as nothing is known from timing: the one with the least prediction, unless
+    /// a problem knows better.
+    fn preferred(&self, plans: &[Self::Plan], device: &DeviceModel) -> usize {
+        let seconds = |at: &usize| self.seconds(&plans[*at], device);
+        let least = (0..plans.len()).min_by(|a, b| seconds(a).total_cmp(&seconds(b)));
+        least.unwrap_or(0)
+    }
+
     /// The dispatches of a plan.
     ///
     /// # Errors
@@ -43,7 +51,7 @@ pub struct Candidate {
     pub program: LibraryProgram,
 }
 
-/// The plans of a problem that may be the fastest, in the order of their predictions.
+/// The plans of a problem that may be the fastest: the preferred one, then the others in the order of their predictions.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Contest {
     /// Class of the problem.
@@ -61,7 +69,7 @@ pub struct Entry {
     pub most: usize,
 }
 
-/// The plan that was decided on for problems of this class, where the device has it, or the one predicted to be fastest.
+/// The plan that was decided on for problems of this class, where the device has it, or the preferred one.
 ///
 /// # Errors
 /// As [`Problem::planned`].
@@ -72,18 +80,15 @@ pub fn fastest<P: Problem>(problem: &P, device: &DeviceModel) -> Result<P::Plan,
         false => device.choices.plan(&problem.class()),
     };
     let known = decided.and_then(|name| plans.iter().position(|p| problem.name(p) == name));
-    let at = known.or_else(|| {
-        let seconds = |at: &usize| problem.seconds(&plans[*at], device);
-        (0..plans.len()).min_by(|a, b| seconds(a).total_cmp(&seconds(b)))
-    });
-    match at {
-        Some(at) => Ok(plans.swap_remove(at)),
-        None => Err(Error::Limit {
+    if plans.is_empty() {
+        return Err(Error::Limit {
             what: "every form of a library kernel",
             needed: 1,
             allowed: 0,
-        }),
+        });
     }
+    let at = known.unwrap_or_else(|| problem.preferred(&plans, device));
+    Ok(plans.swap_remove(at))
 }
 
 /// The dispatches of [`fastest`].
@@ -103,14 +108,16 @@ pub fn contest<P: Problem>(
     device: &DeviceModel,
     entry: Entry,
 ) -> Result<Contest, Error> {
-    let plans = problem.plans(device)?;
-    let mut timed: Vec<(f64, P::Plan)> = (plans.into_iter())
-        .map(|plan| (problem.seconds(&plan, device), plan))
-        .collect();
-    timed.sort_by(|a, b| a.0.total_cmp(&b.0));
-    let least = timed.first().map_or(0.0, |(seconds, _)| *seconds);
-    timed.retain(|(seconds, _)| *seconds <= least * entry.within);
-    timed.truncate(entry.most);
+    let mut plans = problem.plans(device)?;
+    let preferred = problem.preferred(&plans, device);
+    let timed = |plan: P::Plan| (problem.seconds(&plan, device), plan);
+    let first = (preferred < plans.len()).then(|| timed(plans.swap_remove(preferred)));
+    let mut others: Vec<(f64, P::Plan)> = plans.into_iter().map(timed).collect();
+    others.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let least = first.iter().chain(&others).map(|(seconds, _)| *seconds);
+    let most = least.fold(f64::INFINITY, f64::min) * entry.within;
+    others.retain(|(seconds, _)| *seconds <= most);
+    let timed: Vec<(f64, P::Plan)> = first.into_iter().chain(others).take(entry.most).collect();
     let candidate = |(seconds, plan): &(f64, P::Plan)| {
         Ok(Candidate {
             name: problem.name(plan),

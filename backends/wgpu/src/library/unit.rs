@@ -6,7 +6,6 @@ use cupola_ir::ops::{Contract, CoreOp, Op};
 use cupola_ir::target::Claim;
 use cupola_ir::{Class, DType, TensorType};
 use cupola_shaders::Element;
-use cupola_shaders::blocks::is_decoded;
 use cupola_shaders::convolution::{Direction, SPATIAL_AXES};
 use cupola_shaders::matmul::{BATCH_AXES, INNER_AXES};
 use cupola_shaders::shader::Epilogue;
@@ -125,11 +124,6 @@ fn blocks_refusal(contract: &Contract, x: &TensorType, w: &TensorType) -> Option
     let is_inner = contract.rhs_contract.iter().copied().eq(first..w.rank());
     if !matches!(x.dtype, DType::F32 | DType::F16 | DType::BF16) {
         return Some(format!("no product of {} and {}", x.dtype, w.dtype));
-    }
-    if let DType::Block(format) = w.dtype
-        && !is_decoded(format)
-    {
-        return Some(format!("no kernel with the codebook of {}", w.dtype));
     }
     if !contract.rhs_batch.is_empty() || !is_inner || contract.rhs_contract.is_empty() {
         return Some(format!("{} is not summed along its last axes", w.dtype));
@@ -375,7 +369,9 @@ impl LibraryUnit {
     pub fn class(&self, sizes: &[i64]) -> Result<Option<String>, Error> {
         Ok(match self.pose(sizes)? {
             Posed::Matmul(problem) => Some(problem.class()),
-            Posed::Convolution(_) | Posed::Attention(_) | Posed::Sort(_) | Posed::Ready(_) => None,
+            Posed::Attention(problem) => Some(problem.class()),
+            Posed::Convolution(problem) => Some(problem.class()),
+            Posed::Sort(_) | Posed::Ready(_) => None,
         })
     }
 
@@ -391,7 +387,9 @@ impl LibraryUnit {
     ) -> Result<Option<Contest>, Error> {
         let mut contest = match self.pose(sizes)? {
             Posed::Matmul(problem) => plans::contest(&problem, device, entry)?,
-            Posed::Convolution(_) | Posed::Attention(_) | Posed::Sort(_) | Posed::Ready(_) => {
+            Posed::Attention(problem) => plans::contest(&problem, device, entry)?,
+            Posed::Convolution(problem) => problem.contest(device, entry)?,
+            Posed::Sort(_) | Posed::Ready(_) => {
                 return Ok(None);
             }
         };

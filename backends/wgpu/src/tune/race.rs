@@ -164,12 +164,16 @@ impl<'a> Track<'a> {
         let steps = library_steps(self.gpu, library, sizes, program, |_| Windows::ONE)?;
         let bind = |copy: &Vec<GpuBuffer>| {
             let bound = steps.iter().map(|step| {
-                let range = |place: &Place| match *place {
-                    Place::Argument(at) => copy[at].whole(),
-                    Place::Scratch(at) => self.scratch[at].first(program.scratch[at]),
-                    Place::Faults => self.faults.whole(),
+                let range = |place: &Place| {
+                    Ok(match *place {
+                        Place::Argument(at) => copy[at].whole(),
+                        Place::Scratch(at) => self.scratch[at].first(program.scratch[at]),
+                        Place::Book(format) => self.gpu.book(format)?.whole(),
+                        Place::Faults => self.faults.whole(),
+                    })
                 };
-                let ranges: Vec<_> = step.places.iter().map(range).collect();
+                let ranges = step.places.iter().map(range);
+                let ranges = ranges.collect::<Result<Vec<_>, Error>>()?;
                 self.gpu.bind(&step.pipeline, &ranges)
             });
             bound.collect::<Result<Vec<_>, _>>()

@@ -340,6 +340,7 @@ pub fn run_program_with(
                 .map(|place| match place {
                     Place::Argument(n) => held[*n].whole(),
                     Place::Scratch(n) => scratch[*n].whole(),
+                    Place::Book(format) => device.book(*format).expect("a codebook").whole(),
                     Place::Faults => panic!("nothing here reports faults"),
                 })
                 .collect();
