@@ -293,6 +293,15 @@ pub struct BenchArgs {
     /// Only cases of the suite whose name contains TEXT.
     #[arg(long = "match", value_name = "TEXT", requires = "suite")]
     pub only: Option<String>,
+    /// What the suite's kernels would move, compute and take on a GPU that need not be here: h200, or h200,base for its
+    /// kernels without optional features.
+    #[arg(
+        long,
+        value_name = "GPU",
+        requires = "suite",
+        conflicts_with = "output"
+    )]
+    pub forecast: Option<String>,
 }
 
 /// What `bench` does beside timing a model.

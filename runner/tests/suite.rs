@@ -177,3 +177,44 @@ fn what_is_no_device_or_no_case_is_refused() {
     let out = run(&["bench", "compare", &bad, &bad]);
     assert_eq!(out.status.code(), Some(3), "{}", text(&out.stderr));
 }
+
+/// The cells of the lines of a forecast, without the table's head.
+fn forecast(gpu: &str, only: &str) -> Vec<Vec<String>> {
+    let out = run(&["bench", "--suite", "--forecast", gpu, "--match", only]);
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    let printed = text(&out.stdout);
+    let lines = printed.lines().filter(|line| line.starts_with('|')).skip(2);
+    lines
+        .map(|line| {
+            line.trim_matches('|')
+                .split('|')
+                .map(|c| c.trim().to_owned())
+                .collect()
+        })
+        .collect()
+}
+
+#[test]
+fn a_forecast_needs_no_gpu_and_counts_what_a_product_is() {
+    let case = "matmul f16 4096x4096x4096";
+    let [full, base] = ["h200", "h200,base"].map(|gpu| forecast(gpu, case).remove(0));
+    // Three matrices of two bytes an element; 4096 cubed multiply-adds.
+    for line in [&full, &base] {
+        assert_eq!(line[..3], [case, "100.66", "137439.0"]);
+    }
+    assert!(full[5].contains("cooperative"), "{full:?}");
+    assert!(!base[5].contains("cooperative"), "{base:?}");
+    let micros = |line: &[String]| line[3].parse::<f64>().expect("a number");
+    assert!(micros(&full) < micros(&base), "{full:?} {base:?}");
+    // A copy of 134 MB at 4.3 TB/s.
+    let copy = forecast("h200", "negate f32 4096x4096").remove(0);
+    assert!((30.0..40.0).contains(&micros(&copy)), "{copy:?}");
+}
+
+#[test]
+fn unknown_gpus_are_answered_with_the_known_ones() {
+    let out = run(&["bench", "--suite", "--forecast", "abacus"]);
+    assert_eq!(out.status.code(), Some(2));
+    let said = text(&out.stderr);
+    assert!(said.contains("'abacus'") && said.contains("h200"), "{said}");
+}

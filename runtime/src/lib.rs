@@ -6,7 +6,7 @@
 //! [`Session::submit`] returns before the run has ended.
 //!
 //! Reading order: `devices`, `program`, `load`, `state`, `value`, `exec`, `queue`, `frame`, `control`, `session`; then `store`, `cache` and `keeping`
-//! (code and packed weights on disk), `record`, `auto` and `fault`.
+//! (code and packed weights on disk), `record`, `auto`, `forecast` and `fault`.
 
 mod auto;
 mod cache;
@@ -15,6 +15,7 @@ mod devices;
 mod error;
 mod exec;
 mod fault;
+mod forecast;
 mod frame;
 mod keeping;
 mod load;
@@ -30,12 +31,14 @@ mod value;
 pub use cache::{Cache, USUAL_LIMIT};
 pub use cupola_backend::{BackendError, Key, Rates};
 pub use cupola_ir::eval::Stop;
+pub use cupola_wgpu::{Dispatch, Forecast};
 pub use devices::{
     Attempt, Cut, DeviceInfo, DeviceSpec, Host, HostOptions, Injected, MemoryLimits, Mishap,
     Prober, Table, TuneObserver, TuneOptions, TunedDevice, Tuning, Winner, processor, try_gpu,
 };
 pub use error::{Result, RuntimeError};
 pub use fault::Fault;
+pub use forecast::KnownGpu;
 pub use keeping::{Identify, Keep};
 pub use load::{Release, weight_size};
 pub use program::{CompileOptions, Program};

@@ -116,6 +116,28 @@ pub fn check_kernel(text: &str) -> Result<Translations, CheckError> {
     check_wgsl_with(text, capabilities)
 }
 
+/// Threads of a workgroup and instructions of all functions of a SPIR-V module with one entry point; `None` if it has no
+/// workgroup size.
+pub fn spirv_facts(words: &[u32]) -> Option<(u32, usize)> {
+    const HEADER: usize = 5;
+    const EXECUTION_MODE: u32 = 16;
+    const LOCAL_SIZE: u32 = 17;
+    const FUNCTION: u32 = 54;
+    const FUNCTION_END: u32 = 56;
+    let (mut at, mut inside, mut instructions, mut threads) = (HEADER, false, 0, None);
+    while let Some(&first) = words.get(at) {
+        let (code, len) = (first & 0xffff, (first >> 16).max(1) as usize);
+        match (code, words.get(at + 1..at + len)?) {
+            (EXECUTION_MODE, &[_, LOCAL_SIZE, x, y, z]) => threads = Some(x * y * z),
+            (FUNCTION, _) => inside = true,
+            (FUNCTION_END, _) => inside = false,
+            _ => instructions += usize::from(inside),
+        }
+        at += len;
+    }
+    Some((threads?, instructions))
+}
+
 fn entry_points<E: std::fmt::Display>(
     names: Vec<Result<String, E>>,
     stage: &'static str,
@@ -137,7 +159,7 @@ fn entry_points<E: std::fmt::Display>(
 
 #[cfg(test)]
 mod tests {
-    use super::check_wgsl;
+    use super::{check_wgsl, spirv_facts};
 
     const GOOD: &str = "@group(0) @binding(0) var<storage, read_write> out: array<u32>;
         @compute @workgroup_size(1) fn main() { out[0] = 1u; }";
@@ -146,6 +168,9 @@ mod tests {
     fn a_good_text_is_translated() {
         let translations = check_wgsl(GOOD).expect("is valid");
         assert_eq!(translations.spirv.first(), Some(&0x0723_0203));
+        let (threads, instructions) = spirv_facts(&translations.spirv).expect("a workgroup");
+        assert_eq!(threads, 1);
+        assert!((2..20).contains(&instructions), "{instructions}");
         assert!(translations.msl.contains("kernel"));
         assert!(translations.hlsl.contains("numthreads"));
     }

@@ -8,6 +8,7 @@ use cupola_ir::target::Target;
 use cupola_ir::{DType, Scalar};
 
 use crate::adapter::Adapter;
+use crate::choice::DeviceModel;
 use crate::device::{DeviceOptions, Forms, GpuDevice, STORAGE_ALIGNMENT};
 use crate::emit;
 use crate::error::Error;
@@ -31,7 +32,7 @@ impl WgpuBackend {
     pub fn open(adapter: &Adapter, options: &DeviceOptions, name: &str) -> Result<Self, Error> {
         let gpu = GpuDevice::open(adapter, options)?;
         Ok(Self {
-            target: target(name, &gpu),
+            target: target(name, &gpu.model()),
             device: WgpuDevice::new(gpu, name, options)?,
         })
     }
@@ -91,9 +92,10 @@ impl Backend for WgpuBackend {
     }
 }
 
-fn target(name: &str, gpu: &GpuDevice) -> Target {
+/// What passes are told of a device.
+pub fn target(name: &str, device: &DeviceModel) -> Target {
     use DType::*;
-    let limits = gpu.limits();
+    let limits = &device.limits;
     Target {
         name: name.to_owned(),
         dtypes: vec![
@@ -107,10 +109,10 @@ fn target(name: &str, gpu: &GpuDevice) -> Target {
         max_binding: limits.binding_size,
         aliasing: false,
         joins_in_turn: false,
-        half_factors: gpu.model().multiplies_halves(),
-        claim: match gpu.model().forms {
+        claim: match device.forms {
             Forms::Chosen => claim,
             Forms::Plain => claim_plain,
         },
+        half_factors: device.multiplies_halves(),
     }
 }

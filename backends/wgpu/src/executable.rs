@@ -14,7 +14,7 @@ use rustc_hash::FxHashMap;
 use crate::choice::{Choices, DeviceModel};
 use crate::device::pipeline::ParamSpace;
 use crate::device::{BufferRange, GpuDevice, Pipeline, fold_groups, lock};
-use crate::effort;
+use crate::effort::Effort;
 use crate::emit::{self, Variant};
 use crate::error::Error;
 use crate::library::unit::LibraryUnit;
@@ -77,8 +77,8 @@ pub(crate) struct Prepared {
     pub steps: Vec<PreparedStep>,
     /// Bytes of each scratch buffer.
     pub scratch: Vec<u64>,
-    /// Operations of all steps together.
-    pub operations: f64,
+    /// Instructions of all steps together, about.
+    pub instructions: f64,
     /// What decided among plans, where there are several.
     decided: Option<Decided>,
 }
@@ -264,7 +264,7 @@ impl WgpuExecutable {
             Work::Library(library) => prepare_library(gpu, library, &key)?,
         };
         let prepared = Arc::new(Prepared {
-            operations: effort::operations(&self.unit, sizes),
+            instructions: Effort::of(&self.unit, sizes).instructions,
             ..prepared
         });
         let mut cache = lock(&self.prepared);
@@ -322,7 +322,7 @@ impl WgpuExecutable {
         Ok(Prepared {
             steps,
             scratch,
-            operations: 0.0,
+            instructions: 0.0,
             decided: None,
         })
     }
@@ -401,7 +401,7 @@ fn prepare_library(
             windows_of(gpu, key, &program.scratch, place)
         })?,
         scratch: program.scratch,
-        operations: 0.0,
+        instructions: 0.0,
         decided: decided.map(|class| Decided::new(class, &model.choices)),
     })
 }

@@ -255,7 +255,8 @@ impl WgpuDevice {
         let moved: usize = launch.buffers.iter().map(|range| range.size).sum();
         let model = self.gpu.model();
         // Each step is taken to do all there is to do: which one does most is not known.
-        let expected = |groups| effort::seconds(&model, moved as f64, prepared.operations, groups);
+        let expected =
+            |groups| effort::seconds(&model, moved as f64, prepared.instructions, groups);
         for (at, step) in prepared.steps.iter().enumerate() {
             let mut bound = Vec::with_capacity(step.places.len() + 1);
             for place in &step.places {

@@ -1,7 +1,9 @@
 //! `cupola bench --suite`: measures a device, the kernels and the models of `cupola::suite` on it.
 //!
-//! Reading order: this file (what is measured and for how long), `results` (the file), `page` (files as a page).
+//! Reading order: this file (what is measured and for how long), `results` (the file), `page` (files as a page), `forecast`
+//! (what a GPU would do that is not here).
 
+mod forecast;
 pub mod page;
 pub mod results;
 
@@ -35,18 +37,14 @@ const EXPECTED: f64 = 0.25;
 
 /// Measures and reports.
 pub fn suite(args: &BenchArgs) -> Outcome {
+    let chosen = chosen(args.only.as_deref().unwrap_or_default())?;
     let options = super::options(&args.compile)?;
+    if let Some(gpu) = &args.forecast {
+        return forecast::forecast(&chosen, gpu, &options);
+    }
     if !matches!(options.device, DeviceSpec::Cpu | DeviceSpec::Gpu(_)) {
         let what = "the suite measures one device: --device cpu, gpu or gpu:N";
         return Err(Failure::usage(what));
-    }
-    let only = args.only.as_deref().unwrap_or_default();
-    let chosen: Vec<Case> = cases()
-        .into_iter()
-        .filter(|c| c.name.contains(only))
-        .collect();
-    if chosen.is_empty() {
-        return Err(Failure::usage(format!("no case is named like '{only}'")));
     }
     let results = measure(&chosen, &args.compile, options)?;
     if let Some(path) = &args.output {
@@ -55,6 +53,16 @@ pub fn suite(args: &BenchArgs) -> Outcome {
     }
     print(&results);
     Ok(())
+}
+
+/// The cases whose name contains a text.
+fn chosen(only: &str) -> Outcome<Vec<Case>> {
+    let all = cases().into_iter();
+    let chosen: Vec<Case> = all.filter(|c| c.name.contains(only)).collect();
+    match chosen.is_empty() {
+        true => Err(Failure::usage(format!("no case is named like '{only}'"))),
+        false => Ok(chosen),
+    }
 }
 
 fn measure(chosen: &[Case], args: &CompileArgs, options: Options) -> Outcome<Results> {
