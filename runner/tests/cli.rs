@@ -60,7 +60,7 @@ fn a_failing_driver_is_one_line_and_status_1() {
         "allocation:1",
         "allocation:9",
         "pipeline:3",
-        "submission:2",
+        "submission:1",
         "map:1",
     ] {
         let out = with_variables(&args, &[("CUPOLA_GPU_FAIL", failure)]);

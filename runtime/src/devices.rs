@@ -314,6 +314,7 @@ fn rate_facts(model: &DeviceModel) -> Vec<(String, String)> {
         matrix,
         dispatch,
         cores,
+        threading,
     } = model.rates;
     let giga = |rate: f64, unit: &str| format!("{:.4} {unit}", rate / 1e9);
     let mut facts = vec![
@@ -330,6 +331,11 @@ fn rate_facts(model: &DeviceModel) -> Vec<(String, String)> {
     facts.extend([
         fact("kernel cost", format!("{:.2} us", dispatch * 1e6)),
         fact("cores", cores),
+        fact("threads that keep a core busy", threading.busy),
+        fact(
+            "barrier cost of a thread",
+            format!("{:.2} ns", threading.barrier * 1e9),
+        ),
     ]);
     facts
 }

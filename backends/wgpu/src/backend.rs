@@ -110,7 +110,7 @@ pub fn target(name: &str, device: &DeviceModel) -> Target {
         aliasing: false,
         joins_in_turn: false,
         claim: match device.forms {
-            Forms::Chosen => claim,
+            Forms::Chosen | Forms::Parallel => claim,
             Forms::Plain => claim_plain,
         },
         half_factors: device.multiplies_halves(),

@@ -91,6 +91,35 @@ pub struct Rates {
     pub dispatch: f64,
     /// Parts that run workgroups side by side (streaming multiprocessors, compute units, cores).
     pub cores: u32,
+    /// What threads cost that wait for each other, or read apart from each other.
+    pub threading: Threading,
+}
+
+/// How a core runs many threads.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Threading {
+    /// Threads of a core that hide its latencies.
+    pub busy: u32,
+    /// Seconds of a core for each thread that meets a barrier.
+    pub barrier: f64,
+    /// How many times as long memory takes where neighbouring threads read from lines of their own.
+    pub apart: f64,
+}
+
+impl Threading {
+    /// Cores that switch between threads at no cost, and read whole lines for neighbours.
+    pub const GPU: Self = Self {
+        busy: 1024,
+        barrier: 1e-11,
+        apart: 4.0,
+    };
+
+    /// A processor's cores: threads are lanes of vectors and turns of a loop, at a barrier all of them are put away.
+    pub const PROCESSOR: Self = Self {
+        busy: 256,
+        barrier: 1e-8,
+        apart: 1.0,
+    };
 }
 
 impl Rates {
@@ -103,10 +132,12 @@ impl Rates {
             matrix: matrix * 1e12,
             dispatch: 5e-6,
             cores,
+            threading: Threading::GPU,
         };
         match (kind, vendor) {
             (AdapterKind::Software, _) => Self {
                 dispatch: 1e-5,
+                threading: Threading::PROCESSOR,
                 ..of(5.0, 0.006, 0.006, 0.003, 2)
             },
             (_, "Apple") => of(180.0, 5.0, 5.0, 6.0, 16),
@@ -147,9 +178,9 @@ impl DeviceModel {
         2 * u64::from(self.rates.cores)
     }
 
-    /// Threads that keep every core busy: about a thousand hide a core's memory latency.
+    /// Threads that keep every core busy.
     pub fn busy_threads(&self) -> u64 {
-        1024 * u64::from(self.rates.cores)
+        u64::from(self.rates.threading.busy) * u64::from(self.rates.cores)
     }
 
     /// Whether products of f16 can run on matrix units that sum in f32. Other units multiply them no faster than f32 here.

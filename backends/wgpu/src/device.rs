@@ -87,6 +87,8 @@ pub enum Forms {
     /// Those that the cost model expects to be the fastest.
     #[default]
     Chosen,
+    /// The same as if threads cost what they do on a GPU: what a software adapter runs to test the kernels of GPUs.
+    Parallel,
     /// A thread for each result and scalar loads throughout; workgroup memory only where an op cannot do without. What the
     /// others are measured against.
     Plain,
@@ -96,13 +98,14 @@ pub enum Forms {
 const FORMS_VARIABLE: &str = "CUPOLA_GPU_FORMS";
 
 impl Forms {
-    /// Both.
-    pub const ALL: [Self; 2] = [Self::Chosen, Self::Plain];
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Chosen, Self::Parallel, Self::Plain];
 
     /// Lower-case name, as in `CUPOLA_GPU_FORMS`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Chosen => "chosen",
+            Self::Parallel => "parallel",
             Self::Plain => "plain",
         }
     }

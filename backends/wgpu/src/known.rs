@@ -4,7 +4,7 @@
 //! offered through wgpu in 2025.
 
 use crate::adapter::{AdapterLimits, CoopScalar, CoopShape, Timestamps};
-use crate::choice::{DeviceModel, Rates};
+use crate::choice::{DeviceModel, Rates, Threading};
 use crate::device::DeviceFeatures;
 
 /// A line of the table of devices.
@@ -95,6 +95,7 @@ pub fn known(name: &str, base: bool) -> Option<DeviceModel> {
         matrix,
         dispatch: 3e-6,
         cores: of.cores,
+        threading: Threading::GPU,
     };
     let plain = DeviceModel {
         rates,

@@ -29,7 +29,7 @@ pub mod tune;
 
 pub use adapter::{Adapter, AdapterFacts, AdapterList};
 pub use backend::{WgpuBackend, target};
-pub use choice::{DeviceModel, Rates};
+pub use choice::{DeviceModel, Rates, Threading};
 pub use device::{Attempt, Cut, DeviceOptions, Forms, GpuBuffer, GpuDevice, Prober, Tier, try_out};
 pub use error::Error;
 pub use forecast::{Dispatch, Forecast, forecast};

@@ -93,6 +93,7 @@ impl Peaks {
             matrix: self.matrix.unwrap_or(before.matrix),
             dispatch: self.dispatch,
             cores: self.cores.round().clamp(1.0, f64::from(GROUPS)) as u32,
+            threading: before.threading,
         }
     }
 

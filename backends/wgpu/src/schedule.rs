@@ -60,6 +60,9 @@ const SHARED_WORK: i64 = 32;
 /// Lengths from which on loads along another axis go through tiles.
 const TILE_WORTH: i64 = 16;
 
+/// How much longer loads must take that lie apart, for tiles to pay: they cost two barriers.
+const TILE_GAIN: f64 = 1.5;
+
 /// Distance up to which neighbouring threads still share most of what they load.
 const NEAR_STEP: i64 = 4;
 
@@ -71,6 +74,9 @@ const MOST_PARTS: i64 = 512;
 
 /// Positions that neighbouring threads have in [`Team::across`]: 128 bytes of 32-bit elements.
 const COLUMNS: u32 = 32;
+
+/// Bytes of most elements.
+const WORD: f64 = 4.0;
 
 /// Workgroup memory that every device has.
 const WORKGROUP_MEMORY: u32 = 16 << 10;
@@ -112,7 +118,8 @@ pub fn bind(kernel: &Kernel, sizes: &[i64], device: &DeviceModel) -> Result<Boun
         sight.affine.push(affine);
     }
     let plain = device.forms == Forms::Plain;
-    let (mapping, tiled) = match sight.tiles().filter(|_| !plain) {
+    let worth_tiles = !plain && device.rates.threading.apart >= TILE_GAIN;
+    let (mapping, tiled) = match sight.tiles().filter(|_| worth_tiles) {
         Some((other, tiled)) => (
             Mapping::Tiles {
                 other,
@@ -132,7 +139,7 @@ pub fn bind(kernel: &Kernel, sizes: &[i64], device: &DeviceModel) -> Result<Boun
         ..Variant::default()
     };
     if !plain {
-        sight.share_words(&mut variant)?;
+        sight.share_words(&mut variant, device)?;
     }
     let groups = match variant.mapping {
         Mapping::Threads { lanes, .. } => (positions as u64).div_ceil(u64::from(THREADS * lanes)),
@@ -376,11 +383,47 @@ impl Sight<'_> {
     /// How the work of each position is shared.
     fn mapping(&self, positions: i64, device: &DeviceModel) -> Result<Mapping, BindError> {
         let work = self.work()?;
-        let near = self.inner_is_near();
-        let many = positions >= i64::try_from(device.busy_threads()).unwrap_or(i64::MAX);
-        if work < SHARED_WORK || many && !near {
+        if work < SHARED_WORK {
             return Ok(Mapping::default());
         }
+        let near = self.inner_is_near();
+        let team = self.team(positions, work, near, device);
+        Ok(match self.gains(team, positions, work, near, device) {
+            true => Mapping::Group(team),
+            false => Mapping::default(),
+        })
+    }
+
+    /// Whether a team is predicted to take less time than a thread for each position.
+    fn gains(
+        &self,
+        team: Team,
+        positions: i64,
+        work: i64,
+        near: bool,
+        device: &DeviceModel,
+    ) -> bool {
+        let (positions, work) = (positions as f64, work as f64);
+        let threading = &device.rates.threading;
+        let moved = positions * work * WORD / device.rates.copy;
+        let apart = if near { threading.apart } else { 1.0 };
+        let alone = moved * apart / (positions / device.busy_threads() as f64).min(1.0);
+        let barriers = match team.join {
+            Join::Within => 0,
+            Join::Subgroups => 2,
+            Join::Tree => 1 + (team.threads / team.rows).ilog2(),
+        };
+        let reductions = self.kernel.phases.iter();
+        let reductions = reductions
+            .filter(|phase| matches!(phase, Phase::Reduce { .. }))
+            .count();
+        let met = positions / f64::from(team.rows) * f64::from(team.threads * barriers);
+        let waited = met * reductions as f64 * threading.barrier / f64::from(device.rates.cores);
+        moved + waited < alone
+    }
+
+    /// The threads that would share the work of a position.
+    fn team(&self, positions: i64, work: i64, near: bool, device: &DeviceModel) -> Team {
         // At most what the workgroup memory holds.
         let fitting = WORKGROUP_MEMORY / tree_bytes(self.kernel).max(1);
         let most = 1 << fitting.clamp(1, THREADS).ilog2();
@@ -389,7 +432,7 @@ impl Sight<'_> {
                 .cast_unsigned()
                 .next_power_of_two() as u32
         };
-        let team = match near {
+        match near {
             true => {
                 // Two vectors for each thread where that leaves enough threads.
                 let each = match positions.saturating_mul(work / 8) as u64 >= device.busy_threads()
@@ -413,8 +456,7 @@ impl Sight<'_> {
                     join: Join::Tree,
                 }
             }
-        };
-        Ok(Mapping::Group(team))
+        }
     }
 
     /// A workgroup of teams whose threads are neighbours.
@@ -484,8 +526,12 @@ impl Sight<'_> {
     }
 
     /// Lets threads take several neighbours where that makes vectors or whole words of what they load and store.
-    fn share_words(&self, variant: &mut Variant) -> Result<(), BindError> {
-        self.take_fours(variant);
+    fn share_words(&self, variant: &mut Variant, device: &DeviceModel) -> Result<(), BindError> {
+        let loops = self.kernel.parallel < self.lens.len();
+        // Where it costs nothing to read apart, fewer threads with longer loops are just fewer threads.
+        if !loops || device.rates.threading.apart >= TILE_GAIN {
+            self.take_fours(variant);
+        }
         if matches!(variant.mapping, Mapping::Tiles { fours: false, .. }) && self.stores_narrow() {
             // Single elements would be stored atomically; rows of them make words.
             variant.mapping = Mapping::default();

@@ -227,6 +227,7 @@ fn products_get_the_form_that_suits_them() {
         matrix: 400e12,
         dispatch: 3e-6,
         cores: 132,
+        ..datacenter.rates
     };
     let expected = |device: &DeviceModel, element, cases: &[([u64; 3], Form, bool)]| {
         for &(lens, want, divided) in cases {

@@ -11,11 +11,11 @@ use std::{fmt, io};
 
 use super::optional::{Findings, Optional};
 use super::{
-    DeviceFeatures, DeviceOptions, GpuDevice, Health, STORAGE_ALIGNMENT, Tier, buffer, inject,
-    lock, one_line, pipeline, reuse, selftest, submit,
+    DeviceFeatures, DeviceOptions, Forms, GpuDevice, Health, STORAGE_ALIGNMENT, Tier, buffer,
+    inject, lock, one_line, pipeline, reuse, selftest, submit,
 };
 use crate::adapter::{Adapter, AdapterFacts, AdapterKind, AdapterLimits, Timestamps};
-use crate::choice::{DeviceModel, Origin, Rates};
+use crate::choice::{DeviceModel, Origin, Rates, Threading};
 use crate::error::Error;
 
 /// Tries an adapter's optional features where a crash does no harm.
@@ -318,10 +318,14 @@ fn start(
             .min(least.binding.max(STORAGE_ALIGNMENT));
         limits.buffer_size = limits.buffer_size.min(least.buffer.max(STORAGE_ALIGNMENT));
     }
+    let mut rates = Rates::typical(facts.kind, facts.vendor);
+    if options.forms == Forms::Parallel {
+        rates.threading = Threading::GPU;
+    }
     let model = DeviceModel {
         features: features.clone(),
         limits: limits.clone(),
-        rates: Rates::typical(facts.kind, facts.vendor),
+        rates,
         forms: options.forms,
         origin: Origin::Typical,
         choices: Arc::default(),

@@ -16,10 +16,10 @@ use half::{bf16, f16};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-/// Backends of both tiers; empty without an adapter.
+/// Backends of both tiers that run the kernels of GPUs; empty without an adapter.
 pub fn backends() -> Vec<WgpuBackend> {
     let both = [Tier::Base, Tier::Full].into_iter();
-    both.filter_map(|tier| backend(tier, Forms::Chosen))
+    both.filter_map(|tier| backend(tier, Forms::Parallel))
         .collect()
 }
 
