@@ -25,7 +25,7 @@ fn has_gpu() -> bool {
 fn an_unknown_setting_is_one_clear_error() {
     for (variable, allowed) in [
         ("CUPOLA_GPU_TIER", "base, full, experimental"),
-        ("CUPOLA_GPU_FORMS", "chosen, plain"),
+        ("CUPOLA_GPU_FORMS", "chosen, parallel, plain"),
     ] {
         for command in [&["devices"][..], &["doctor"]] {
             let out = with_variables(command, &[(variable, "fast")]);
