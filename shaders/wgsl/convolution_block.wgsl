@@ -1,6 +1,6 @@
 // ${DOWN} x ${ACROSS} results of one channel along the last two axes for each thread. Every input element that they share is
 // read once.
-fn read_input(present: bool, at: u32) -> ${V} {
+fn input_or_zero(present: bool, at: u32) -> ${V} {
     if present {
         return ${V}(load_input(at));
     }

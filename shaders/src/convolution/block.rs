@@ -129,7 +129,7 @@ impl Block {
             for z in self.used(1, kernel[1]) {
                 let _ = writeln!(
                     code,
-                    "                    let value_{z} = read_input(inside && inside_{z}, line + column_{z});"
+                    "                    let value_{z} = input_or_zero(inside && inside_{z}, line + column_{z});"
                 );
                 for (down, at_y) in self.users(0, kernel[0], y) {
                     for (across, at_z) in self.users(1, kernel[1], z) {
