@@ -3,6 +3,7 @@
 use crate::devices::{DeviceSpec, Host};
 use crate::error::{Result, RuntimeError};
 use cupola_backend::BackendError;
+use cupola_ir::target::Target;
 use cupola_ir::{Bindings, Dim, Graph};
 use cupola_passes::plan::{DeviceId, Step};
 use cupola_passes::{Level, Options, Precision};
@@ -11,15 +12,17 @@ use cupola_wgpu::{DeviceModel, Forecast, known, target};
 /// A GPU known by its data sheet.
 #[derive(Clone, Debug)]
 pub struct KnownGpu {
-    name: String,
+    own: Target,
     model: DeviceModel,
+    /// Of the processor beside it.
+    host: Target,
 }
 
 impl KnownGpu {
     /// By name, `h200` for one; without its optional features, at the least limits, as `h200,base`.
     ///
     /// # Errors
-    /// [`RuntimeError::NoDevice`], with the names that are known.
+    /// [`RuntimeError::NoDevice`], with the names that are known, or without a CPU device.
     pub fn named(text: &str) -> Result<KnownGpu> {
         let (name, base) = match text.strip_suffix(",base") {
             Some(name) => (name, true),
@@ -32,9 +35,11 @@ impl KnownGpu {
                 what: format!("known by data sheets: {}", names.join(", ")),
             }
         })?;
+        let (_, devices) = Host::new().open(&DeviceSpec::Cpu, 1)?;
         Ok(KnownGpu {
-            name: text.to_owned(),
+            own: target(text, &model),
             model,
+            host: devices[0].target().clone(),
         })
     }
 
@@ -62,17 +67,14 @@ impl KnownGpu {
         precision: Precision,
         bindings: &Bindings,
     ) -> Result<Vec<Forecast>> {
-        let (_, devices) = Host::new().open(&DeviceSpec::Cpu, 1)?;
-        let own = target(&self.name, &self.model);
-        let targets: Vec<_> = devices.iter().map(|d| d.target()).chain([&own]).collect();
-        let device = DeviceId(devices.len() as u32);
+        let device = DeviceId(1);
         let options = Options {
             device,
             level,
             precision,
             ..Options::default()
         };
-        let compiled = cupola_passes::compile(graph, &targets, &options)?;
+        let compiled = cupola_passes::compile(graph, &[&self.host, &self.own], &options)?;
         let mut found = vec![];
         for step in &compiled.plan.steps {
             let Step::Launch { unit, .. } = step else {
@@ -90,7 +92,7 @@ impl KnownGpu {
             })?;
             let forecast = cupola_wgpu::forecast(&placed.unit, &sizes, &self.model);
             found.push(forecast.map_err(|e| BackendError::Device {
-                device: self.name.clone(),
+                device: self.own.name.clone(),
                 what: e.to_string(),
             })?);
         }
