@@ -9,6 +9,7 @@ pub mod attention;
 pub mod conv;
 pub mod integer;
 pub mod norm;
+pub mod paged_attention;
 pub mod recurrent;
 pub mod rope;
 pub mod softmax;
@@ -18,6 +19,7 @@ pub use attention::*;
 pub use conv::*;
 pub use integer::*;
 pub use norm::*;
+pub use paged_attention::*;
 pub use recurrent::*;
 pub use rope::*;
 pub use softmax::*;
@@ -71,6 +73,8 @@ op_family! {
         Rope = "rope",
         /// Scaled dot-product attention.
         Attention = "attention",
+        /// Attention of single queries over keys and values in pages.
+        PagedAttention = "paged_attention",
         /// Convolution.
         Conv = "conv",
         /// Convolution of channels-last images.
@@ -100,6 +104,7 @@ impl CompositeOp {
             CompositeOp::Swiglu(p) => p,
             CompositeOp::Rope(p) => p,
             CompositeOp::Attention(p) => p,
+            CompositeOp::PagedAttention(p) => p,
             CompositeOp::Conv(p) => p,
             CompositeOp::ConvChannelsLast(p) => p,
             CompositeOp::ConvTranspose(p) => p,
