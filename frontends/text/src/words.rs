@@ -33,7 +33,7 @@ impl Words {
     /// # Errors
     /// [`TextError::Split`] when a pattern takes too many steps.
     pub fn split(&self, text: &str) -> Result<Vec<Range<usize>>, TextError> {
-        let mut pieces = Vec::from([0..text.len()]);
+        let mut pieces: Vec<Range<usize>> = std::iter::once(0..text.len()).collect();
         for pattern in &self.patterns {
             let mut finer = Vec::with_capacity(pieces.len());
             for piece in pieces {
