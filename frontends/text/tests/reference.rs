@@ -26,18 +26,37 @@ fn cases(name: &str) -> Vec<(String, Vec<u32>)> {
     cases
 }
 
-/// Compares all cases of one kind, and puts every text together again, at once and token by token.
+/// Compares all cases of one kind with a GGUF file.
 fn check(name: &str, parse_special: bool, restores: impl Fn(&str) -> Option<String>) {
-    let tokenizer = tokenizer(name);
+    // SentencePiece puts a space of its own before a token that the user defined and that begins the text.
+    let compares = |text: &str| parse_special || !text.starts_with("<tool>");
+    check_with(
+        &tokenizer(name),
+        name,
+        false,
+        parse_special,
+        compares,
+        restores,
+    );
+}
+
+/// Compares all cases of one kind, and puts every text together again, at once and token by token.
+fn check_with(
+    tokenizer: &Tokenizer,
+    name: &str,
+    add_special: bool,
+    parse_special: bool,
+    compares: impl Fn(&str) -> bool,
+    restores: impl Fn(&str) -> Option<String>,
+) {
     let mut wrong = vec![];
     let cases = cases(name);
     for (text, expected) in &cases {
-        // SentencePiece puts a space of its own before a token that the user defined and that begins the text.
-        if !parse_special && text.starts_with("<tool>") {
+        if !compares(text) {
             continue;
         }
         let tokens = tokenizer
-            .encode(text, false, parse_special)
+            .encode(text, add_special, parse_special)
             .expect("tokens");
         if tokens != *expected {
             wrong.push(format!("{text:?}\n  {expected:?}\n  {tokens:?}"));
@@ -46,7 +65,7 @@ fn check(name: &str, parse_special: bool, restores: impl Fn(&str) -> Option<Stri
         if let Some(restored) = restores(text) {
             assert_eq!(tokenizer.decode(&tokens, false), restored, "{name}");
         }
-        let mut decoder = Decoder::new(&tokenizer, false);
+        let mut decoder = Decoder::new(tokenizer, false);
         let mut pieces: String = tokens.iter().map(|&token| decoder.push(token)).collect();
         pieces += &decoder.finish();
         let bytes: Vec<u8> = tokens
@@ -86,4 +105,46 @@ fn scored_pairs_of_sentencepiece() {
         Some(text.replace('\u{2581}', " "))
     });
     check("sentence-no-bytes", false, |_| None);
+}
+
+#[test]
+fn unigrams_of_sentencepiece() {
+    // A pipeline of unigrams finds the names of its special tokens in any text.
+    let has_names = |text: &str| {
+        ["<tool>", "<s>", "</s>", "<unk>"]
+            .iter()
+            .any(|name| text.contains(name))
+    };
+    check_with(
+        &tokenizer("unigram"),
+        "unigram",
+        false,
+        false,
+        |text| !has_names(text),
+        |_| None,
+    );
+}
+
+#[test]
+fn word_pieces_from_either_kind_of_file() {
+    let from_folder = Tokenizer::from_folder(folder().join("word-pieces")).expect("a tokenizer");
+    for tokenizer in [&tokenizer("word-pieces"), &from_folder] {
+        check_with(tokenizer, "word-pieces", true, true, |_| true, |_| None);
+        assert_eq!(tokenizer.token_bytes(2), b"[CLS]");
+        assert!(tokenizer.is_special(2));
+    }
+}
+
+#[test]
+fn folders_give_begin_and_end_tokens() {
+    let tokenizer = Tokenizer::from_folder(folder().join("byte-fallback")).expect("a tokenizer");
+    check_with(&tokenizer, "byte-fallback", true, true, |_| true, |_| None);
+    assert_eq!((tokenizer.bos(), tokenizer.eos()), (Some(1), Some(2)));
+    assert!(tokenizer.adds_bos());
+    assert_eq!(tokenizer.end_tokens(), [2]);
+    let plain = tokenizer.encode("a</s>", false, false).expect("tokens");
+    assert!(!plain.contains(&2));
+    let special = tokenizer.encode("a</s>", false, true).expect("tokens");
+    assert!(special.ends_with(&[2]));
+    assert_eq!(tokenizer.decode(&special, true), "a");
 }
