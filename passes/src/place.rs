@@ -6,6 +6,7 @@
 use crate::decompose::claim;
 use crate::plan::{DeviceId, Miss, MissCode};
 use crate::{Context, Result, Work};
+use cupola_ir::dtype::Class;
 use cupola_ir::target::{Claim, Target};
 use cupola_ir::{CoreOp, DType, Graph, Node, NodeId, Op, OpClass, ValueId};
 
@@ -101,7 +102,7 @@ fn place_of(
     let mut why = String::new();
     for device in [primary, DeviceId::HOST] {
         let target = context.target(device);
-        if asks_library(&node.op) {
+        if asks_library(graph, node) {
             match claim(graph, id, target) {
                 Some(Claim::Yes {
                     strided,
@@ -156,11 +157,15 @@ fn note(misses: &mut Vec<Miss>, node: NodeId, device: DeviceId, primary: DeviceI
     }
 }
 
-fn asks_library(op: &Op) -> bool {
+fn asks_library(graph: &Graph, node: &Node) -> bool {
+    let widens_blocks = || {
+        let is_cast = matches!(node.op, Op::Core(CoreOp::Cast(_)));
+        is_cast && graph.dtype(node.operands[0]).class() == Class::Block
+    };
     matches!(
-        op.class(),
+        node.op.class(),
         OpClass::Composite | OpClass::Contraction | OpClass::Indexed
-    )
+    ) || widens_blocks()
 }
 
 /// Why generated kernels on a target cannot compute a node; `None` when they can.

@@ -83,8 +83,9 @@ impl<'a> Frame<'a> {
     /// Takes the inputs, weights and states in, and refers to constants.
     pub fn bind_inputs(&mut self, inputs: Vec<RunValue>, cx: &mut RunCx<'_>) -> Result<()> {
         let loaded = self.loaded;
+        let plan = &loaded.compiled.plan;
         let mut inputs: Vec<Option<RunValue>> = inputs.into_iter().map(Some).collect();
-        for (i, slot) in loaded.compiled.plan.slots.iter().enumerate() {
+        for (i, slot) in plan.slots.iter().enumerate() {
             let id = SlotId(i as u32);
             let (name, value) = match &slot.storage {
                 Storage::Input(at) => {
@@ -98,6 +99,9 @@ impl<'a> Frame<'a> {
                     None => return Err(RuntimeError::input(name, "the weight was not given")),
                 },
                 Storage::State(name) => match cx.states.get(name) {
+                    Some(value) if plan.overwritten.contains(&id) => {
+                        (name.as_str(), self.exclusive(value, slot.device, cx)?)
+                    }
                     Some(value) => (name.as_str(), value.clone()),
                     None => unreachable!("bug: state without a value"),
                 },
@@ -120,6 +124,30 @@ impl<'a> Frame<'a> {
             self.put(id, value, cx)?;
         }
         Ok(())
+    }
+
+    /// The value of a state in device memory that nobody else has, so that the run may write into it.
+    fn exclusive(
+        &self,
+        value: &RunValue,
+        device: DeviceId,
+        cx: &mut RunCx<'_>,
+    ) -> Result<RunValue> {
+        let backend = cx.devices[device.0 as usize].clone();
+        match value {
+            RunValue::Device(t) if t.is_on(&backend) && t.is_unshared() => Ok(value.clone()),
+            RunValue::Device(t) if t.is_on(&backend) => {
+                let own = DeviceTensor::empty(&backend, t.dtype(), t.shape())?;
+                self.copy(t, &own.range, cx)?;
+                Ok(own.into())
+            }
+            other => {
+                let value = other.to_host()?;
+                let tensor = value.as_tensor();
+                let tensor = tensor.unwrap_or_else(|| unreachable!("bug: memory of no tensor"));
+                Ok(DeviceTensor::upload(&backend, tensor)?.into())
+            }
+        }
     }
 
     /// Sets memory aside that is given for outputs.

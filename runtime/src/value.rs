@@ -162,9 +162,14 @@ impl DeviceTensor {
         Arc::ptr_eq(&self.backend, backend)
     }
 
+    /// Whether no other tensor has this memory.
+    pub(crate) fn is_unshared(&self) -> bool {
+        Arc::strong_count(&self.range.buffer) == 1
+    }
+
     /// Memory that somebody else can read must not be written.
     pub(crate) fn check_unshared(&self, name: &str) -> Result<()> {
-        if Arc::strong_count(&self.range.buffer) == 1 {
+        if self.is_unshared() {
             return Ok(());
         }
         let what = "its memory is shared with other tensors and cannot be written";

@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use cupola_cpu::isa::Isa;
-use cupola_cpu::library::attention::{Attention, Band, Unseeing, attend};
+use cupola_cpu::library::attention::{Attention, Band, Rows, Unseeing, attend};
 use cupola_cpu::library::lstm::{
     Activation, Cell, PackedRecurrent, Recurrent, RecurrentOutputs, Weights, recur,
 };
@@ -50,8 +50,12 @@ fn attention(
     let mut out = numbers(heads * rows * depth);
     let attention = Attention {
         query: View::dense("q", q.as_slice::<f32>(), [1, heads, rows, depth]).expect("fits"),
-        key: View::dense("k", k.as_slice::<f32>(), [1, kv_heads, keys, depth]).expect("fits"),
-        value: View::dense("v", v.as_slice::<f32>(), [1, kv_heads, keys, depth]).expect("fits"),
+        key: Rows::At(
+            View::dense("k", k.as_slice::<f32>(), [1, kv_heads, keys, depth]).expect("fits"),
+        ),
+        value: Rows::At(
+            View::dense("v", v.as_slice::<f32>(), [1, kv_heads, keys, depth]).expect("fits"),
+        ),
         scale: 1.0 / (depth as f32).sqrt(),
         softcap: None,
         mask: None,

@@ -1,15 +1,19 @@
-//! Writes a kernel's result over an operand that nobody reads afterwards, where the device allows it: the result
-//! becomes an alias of the operand's slot.
+//! Writes a result over an operand that nobody reads afterwards, where the device allows it: the result becomes an alias of
+//! the operand's slot.
 //!
-//! Rule: the operand is another kernel's result, and this one reads it only at the element that it writes, so that no
-//! element is needed after it was overwritten, by whatever thread.
+//! Rule for kernels: the operand is another kernel's result, and this one reads it only at the element that it writes, so
+//! that no element is needed after it was overwritten, by whatever thread.
+//!
+//! Rule for states: elements scattered into a state's value that becomes that state's next value are written where the state
+//! is, unless something needs the old value later. Such states are [`Plan::overwritten`].
 
 use super::pack::{is_packed, owner};
 use super::{Plan, SlotId, Step, Storage};
 use crate::Context;
 use crate::lower::LoweredUnit;
-use cupola_ir::Dim;
 use cupola_ir::kernel::{Access, Expr, Kernel, Phase, StoreKind, Unit};
+use cupola_ir::ops::CoreOp;
+use cupola_ir::{Dim, Op};
 
 /// Turns results into aliases, step by step.
 pub(super) fn reuse(plan: &mut Plan, units: &[LoweredUnit], context: &Context) {
@@ -18,15 +22,54 @@ pub(super) fn reuse(plan: &mut Plan, units: &[LoweredUnit], context: &Context) {
             continue;
         };
         let placed = &units[*unit].placed;
-        let Unit::Loops(kernel) = &placed.unit else {
-            continue;
-        };
         if !context.target(placed.device).aliasing {
             continue;
         }
-        if let Some((result, of, offset)) = overwritten(plan, kernel, buffers, at) {
-            alias(plan, result, of, offset);
+        match &placed.unit {
+            Unit::Loops(kernel) => {
+                if let Some((result, of, offset)) = overwritten(plan, kernel, buffers, at) {
+                    alias(plan, result, of, offset);
+                }
+            }
+            Unit::Library(call) if matches!(call.op, Op::Core(CoreOp::Scatter(_))) => {
+                if let Some((result, state)) = scattered(plan, buffers, at) {
+                    alias(plan, result, state, Dim::ZERO);
+                    plan.overwritten.push(state);
+                }
+            }
+            Unit::Library(_) => {}
         }
+    }
+}
+
+/// The slot of a scatter's result that becomes the next value of the state that it is scattered into, and that state's slot.
+fn scattered(plan: &Plan, buffers: &[SlotId], at: usize) -> Option<(SlotId, SlotId)> {
+    let (data, result) = (*buffers.first()?, *buffers.last()?);
+    let Storage::State(name) = &plan.slots[data.0 as usize].storage else {
+        return None;
+    };
+    let becomes = |step: &Step| matches!(step, Step::WriteState { slot, from } if slot == name && *from == result);
+    let is_old = |slot: &SlotId| owner(plan, *slot) == data;
+    let needed_later = plan.steps[at + 1..].iter().any(|s| mentions(s, is_old));
+    let alone = !buffers[1..].iter().any(is_old) && !plan.outputs.iter().any(is_old);
+    let planned = plan.slots[result.0 as usize].storage == Storage::Planned;
+    (planned && alone && !needed_later && plan.steps[at + 1..].iter().any(becomes))
+        .then_some((result, data))
+}
+
+/// Whether a step reads or writes one of some slots.
+fn mentions(step: &Step, is_one: impl Fn(&SlotId) -> bool) -> bool {
+    match step {
+        Step::Launch { buffers, .. } => buffers.iter().any(is_one),
+        Step::Host {
+            operands, results, ..
+        }
+        | Step::Control {
+            operands, results, ..
+        } => operands.iter().chain(results).any(is_one),
+        Step::Transfer { from, to } => is_one(from) || is_one(to),
+        Step::Bind { from, .. } | Step::WriteState { from, .. } => is_one(from),
+        Step::Require { .. } => false,
     }
 }
 

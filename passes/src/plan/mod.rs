@@ -180,6 +180,9 @@ pub struct Plan {
     pub inputs: Vec<SlotId>,
     /// Slots of the graph's outputs, in order, on the host or the primary device.
     pub outputs: Vec<SlotId>,
+    /// Slots of states that steps write into: their memory must be the run's alone. After a run that fails, elements that it
+    /// was to write are undefined.
+    pub overwritten: Vec<SlotId>,
 }
 
 /// A unit and where it runs.

@@ -2,7 +2,7 @@
 
 use super::operand::Operand;
 use super::{Call, Failure};
-use crate::library::attention::{self, Band, Mask, Unseeing};
+use crate::library::attention::{self, Band, Mask, Rows, Unseeing};
 use crate::library::gemm::formats::FloatWords;
 use crate::library::view::{View, ViewMut};
 use cupola_ir::composite::Attention;
@@ -95,8 +95,8 @@ impl Inputs<'_> {
         };
         let work = attention::Attention {
             query: view(q)?,
-            key: view(k)?,
-            value: view(v)?,
+            key: Rows::At(view(k)?),
+            value: Rows::At(view(v)?),
             scale: p.scale as f32,
             softcap: (p.softcap != 0.0).then_some(p.softcap as f32),
             mask: self.mask,

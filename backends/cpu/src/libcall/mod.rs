@@ -8,10 +8,12 @@ mod attention;
 mod blocks;
 mod contract;
 mod conv;
+mod decode;
 pub(crate) mod epilogue;
 mod integer;
 mod operand;
 mod packed;
+mod paged;
 mod pixels;
 mod quantise;
 mod recurrent;
@@ -43,6 +45,8 @@ pub(crate) fn claim(op: &Op, operands: &[&TensorType]) -> Claim {
         Op::Composite(C::IntegerProduct(_)) => (integer::refusal(operands), true, true),
         Op::Composite(C::DynamicQuantize(_)) => (quantise::refusal(operands), false, false),
         Op::Core(O::Scatter(p)) => (scatter::refusal(p, operands), false, false),
+        Op::Core(O::Gather(p)) => (decode::gather_refusal(p, operands), false, false),
+        Op::Core(O::Cast(p)) => (decode::cast_refusal(p.to, operands), false, false),
         Op::Core(O::Sort(_)) => (sort::refusal(operands), false, false),
         Op::Composite(C::Conv(p)) => {
             let pads = [&p.pads_low, &p.pads_high];
@@ -54,6 +58,7 @@ pub(crate) fn claim(op: &Op, operands: &[&TensorType]) -> Claim {
             (conv::refusal(&[&p.pads_low], operands, true), true, true)
         }
         Op::Composite(C::Attention(_)) => (attention::refusal(operands), true, false),
+        Op::Composite(C::PagedAttention(_)) => (paged::refusal(operands), true, false),
         Op::Composite(C::Recurrent(p)) => (recurrent::refusal(p, operands), false, false),
         Op::Composite(C::Softmax(p)) => {
             let epilogue = rows::takes_epilogue(operands);
@@ -63,9 +68,7 @@ pub(crate) fn claim(op: &Op, operands: &[&TensorType]) -> Claim {
             let epilogue = rows::takes_epilogue(operands);
             (rows::norm_refusal(*axis, operands), false, epilogue)
         }
-        Op::Composite(
-            C::PagedAttention(_) | C::Gelu(_) | C::Swish(_) | C::Swiglu(_) | C::Rope(_),
-        )
+        Op::Composite(C::Gelu(_) | C::Swish(_) | C::Swiglu(_) | C::Rope(_))
         | Op::Core(_)
         | Op::Host(_) => (Some("no library kernel".into()), false, false),
     };
@@ -339,6 +342,9 @@ impl Call<'_> {
             Op::Core(CoreOp::Scatter(p)) => scatter::run(self, p),
             Op::Core(CoreOp::Sort(p)) => sort::run(self, p),
             Op::Composite(CompositeOp::Attention(p)) => attention::run(self, p),
+            Op::Composite(CompositeOp::PagedAttention(p)) => paged::run(self, p),
+            Op::Core(CoreOp::Gather(p)) => decode::gather(self, p),
+            Op::Core(CoreOp::Cast(_)) => decode::cast(self),
             Op::Composite(CompositeOp::Recurrent(p)) => recurrent::run(self, p),
             Op::Composite(CompositeOp::Softmax(p)) => rows::softmax(self, p),
             Op::Composite(CompositeOp::LayerNorm(p)) => rows::layer_norm(self, p),

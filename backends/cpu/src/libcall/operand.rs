@@ -114,6 +114,17 @@ impl Operand {
         }
     }
 
+    /// Whether elements follow each other in row-major order.
+    pub(crate) fn is_dense(&self) -> bool {
+        let mut step = 1;
+        let mut axes = self.dims.iter().zip(&self.strides).rev();
+        axes.all(|(d, s)| {
+            let follows = *d <= 1 || *s == step;
+            step *= *d as isize;
+            follows
+        })
+    }
+
     /// Whether some stride is negative where it matters.
     pub(crate) fn has_negative_stride(&self) -> bool {
         (self.dims.iter().zip(&self.strides)).any(|(d, s)| *d > 1 && *s < 0)

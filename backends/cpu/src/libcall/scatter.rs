@@ -64,15 +64,19 @@ floats!(f32, f64, f16, bf16);
 struct Meets {
     /// Element offset in data of each index tuple's window; nothing when it is left out.
     bases: Vec<Option<usize>>,
-    /// Element offset of each position of a window.
-    window: Vec<usize>,
+    /// Element offset of each run of neighbours in a window.
+    runs: Vec<usize>,
+    /// Elements of a run.
+    run_len: usize,
 }
 
-/// Runs the scatter: copies data, then applies the updates in order.
+/// Runs the scatter: copies data, unless the result is where data is, then applies the updates in order.
 pub(crate) fn run(call: &Call, p: &Scatter) -> Result<(), Failure> {
     let (data, updates, result) = (&call.operands[0], &call.operands[1], &call.results[0]);
     let meets = meets(call, p)?;
-    super::operand::copy_elements(&call.cx, data, result);
+    if data.start != result.start {
+        super::operand::copy_elements(&call.cx, data, result);
+    }
     let (from, to) = (Shared(updates.start), Shared(result.start));
     macro_rules! apply {
         ($t:ty, $f:expr) => {
@@ -140,15 +144,22 @@ fn meets(call: &Call, p: &Scatter) -> Result<Meets, Failure> {
         }
         bases.push(base);
     }
-    let mut window = vec![0];
-    for axis in (p.batch..shape.len()).filter(|a| !p.axes.contains(a)) {
+    let others = (p.batch..shape.len()).filter(|a| !p.axes.contains(a));
+    let (mut runs, mut run_len) = (vec![0], 1);
+    for axis in others.rev() {
         let step = stride(axis);
-        window = window
-            .iter()
-            .flat_map(|w| (0..shape[axis]).map(move |i| w + i * step))
-            .collect();
+        if step == run_len {
+            run_len *= shape[axis];
+            continue;
+        }
+        let outer = (0..shape[axis]).flat_map(|i| runs.iter().map(move |run| i * step + run));
+        runs = outer.collect();
     }
-    Ok(Meets { bases, window })
+    Ok(Meets {
+        bases,
+        runs,
+        run_len,
+    })
 }
 
 /// Applies updates in order; threads take different parts of the windows.
@@ -160,21 +171,28 @@ unsafe fn apply<T: Copy>(
     meets: &Meets,
     from: Shared<u8>,
     to: Shared<u8>,
-    combine: fn(T, T) -> T,
+    combine: impl Fn(T, T) -> T + Sync,
 ) {
-    let n = meets.window.len();
+    let n = meets.runs.len() * meets.run_len;
     let grain = ((1 << 14) / meets.bases.len().max(1)).max(16);
     call.cx.pool.run_ranges(n, grain, |part| {
         let (from, to) = (from.get().cast::<T>(), to.get().cast::<T>());
         for (at, base) in meets.bases.iter().enumerate() {
             let Some(base) = base else { continue };
-            for w in part.clone() {
-                // SAFETY: the caller's contract; parts of windows are different elements.
-                unsafe {
-                    let slot = to.add(base + meets.window[w]);
-                    let x = from.add(at * n + w).read_unaligned();
-                    slot.write_unaligned(combine(slot.read_unaligned(), x));
+            let mut w = part.start;
+            while w < part.end {
+                let (run, first) = (w / meets.run_len, w % meets.run_len);
+                let count = (meets.run_len - first).min(part.end - w);
+                let slots = to.wrapping_add(base + meets.runs[run] + first);
+                let updates = from.wrapping_add(at * n + w);
+                for i in 0..count {
+                    // SAFETY: the caller's contract; parts of windows are different elements.
+                    unsafe {
+                        let (slot, x) = (slots.add(i), updates.add(i).read_unaligned());
+                        slot.write_unaligned(combine(slot.read_unaligned(), x));
+                    }
                 }
+                w += count;
             }
         }
     });

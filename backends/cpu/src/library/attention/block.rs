@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use bytemuck::Pod;
 
+use super::rows::{Rows, Stage};
 use super::vectors::{DotScores, Finish, Softmax};
 use super::words::Words;
 use super::{Attention, Extents, Unseeing};
@@ -17,7 +18,7 @@ use crate::library::gemm::formats::FloatWords;
 use crate::library::gemm::pack::{Panel, Strided, pack_floats};
 use crate::library::gemm::tile::{LEFT_ROW, Tile, TileSet};
 use crate::library::simd::{Float, MAX_LANES, dispatch};
-use crate::library::view::{Shared, View};
+use crate::library::view::Shared;
 
 /// Keys in one step. The scores of a tile then fit into the first-level cache, keys and values into the second-level one. Steps
 /// begin at multiples of this, so that sums do not depend on the rows of a block.
@@ -144,11 +145,22 @@ impl<T: FloatWords> RowBlock<'_, T> {
             LEFT_ROW * height,
             height * depth.max(BLOCK_KEYS),
             self.count * (value_depth + 2),
+            staged(&self.attention.key),
+            staged(&self.attention.value),
         ]
         .map(|size| size.next_multiple_of(16));
         let lent = cx.scratch.take::<f32>(sizes.iter().sum())?;
         let mut next = lent.as_ptr::<f32>();
-        let [query, keys, values, scores, rows, state] = sizes.map(|size| {
+        let [
+            query,
+            keys,
+            values,
+            scores,
+            rows,
+            state,
+            staged_keys,
+            staged_values,
+        ] = sizes.map(|size| {
             let start = next;
             next = next.wrapping_add(size);
             start
@@ -175,8 +187,11 @@ impl<T: FloatWords> RowBlock<'_, T> {
             let mut start = span.start / BLOCK_KEYS * BLOCK_KEYS;
             let mut first = true;
             while start < span.end {
+                let keys = start..span.end.min(start + BLOCK_KEYS);
                 let step = Step {
-                    keys: start..span.end.min(start + BLOCK_KEYS),
+                    key: self.stage(cx.isa, &self.attention.key, &keys, staged_keys.cast()),
+                    value: self.stage(cx.isa, &self.attention.value, &keys, staged_values.cast()),
+                    keys,
                     first,
                 };
                 if !dots {
@@ -199,6 +214,7 @@ impl<T: FloatWords> RowBlock<'_, T> {
                         let scores = DotScores {
                             block: self,
                             query: work.query.cast(),
+                            keys: step.key,
                             scores: work.scores,
                             tile: &tile,
                         };
@@ -312,14 +328,41 @@ impl<T: FloatWords> RowBlock<'_, T> {
         }
     }
 
-    /// First key (or value) row of this head, and the distances of rows and of elements.
-    pub fn strided(&self, view: &View<'_, T, 4>) -> (*const T, [usize; 2]) {
-        let strides = view.strides();
-        (
-            view.as_ptr()
-                .wrapping_add(self.batch * strides[0] + self.kv_head * strides[1]),
-            [strides[2], strides[3]],
-        )
+    /// Rows of this head, by their position among all, as far as a step reads them: where they are, or from `buffer`, which has
+    /// room for those of a step.
+    unsafe fn stage(
+        &self,
+        isa: Isa,
+        rows: &Rows<'_, T>,
+        keys: &Range<usize>,
+        buffer: *mut T,
+    ) -> Head<T> {
+        match rows {
+            Rows::At(view) => {
+                let strides = view.strides();
+                let first = self.batch * strides[0] + self.kv_head * strides[1];
+                Head {
+                    from: view.as_ptr().wrapping_add(first),
+                    across: strides[2],
+                    along: strides[3],
+                }
+            }
+            Rows::In(pages) => {
+                let stage = Stage {
+                    pages,
+                    batch: self.batch,
+                    kv_head: self.kv_head,
+                    keys: keys.clone(),
+                    to: buffer,
+                };
+                dispatch(isa, stage);
+                Head {
+                    from: buffer.wrapping_sub(keys.start * pages.depth),
+                    across: pages.depth,
+                    along: 1,
+                }
+            }
+        }
     }
 
     /// Packs the keys of a step in panels of `width` keys.
@@ -328,13 +371,12 @@ impl<T: FloatWords> RowBlock<'_, T> {
         isa: Isa,
         width: usize,
         work: &Work<W::Word>,
-        step: &Step,
+        step: &Step<T>,
     ) {
-        let (from, [across, along]) = self.strided(&self.attention.key);
         let source = Strided {
-            from,
-            across,
-            along,
+            from: step.key.from,
+            across: step.key.across,
+            along: step.key.along,
             inner: self.extents.depth,
         };
         let words = self.extents.depth.div_ceil(W::GROUP);
@@ -358,10 +400,15 @@ impl<T: FloatWords> RowBlock<'_, T> {
         isa: Isa,
         width: usize,
         work: &Work<W::Word>,
-        step: &Step,
+        step: &Step<T>,
     ) -> bool {
         let depth = self.extents.value_depth;
-        let (from, [along, across]) = self.strided(&self.attention.value);
+        // Columns of values are the rows of the product's right operand.
+        let Head {
+            from,
+            across: along,
+            along: across,
+        } = step.value;
         // Whole panels of any level: sums have another order in place.
         if across == 1 && depth.is_multiple_of(2 * MAX_LANES) && self.few() {
             return true;
@@ -427,7 +474,7 @@ impl<T: FloatWords> RowBlock<'_, T> {
         tiles: &TileSet<W::Word, W::Word, f32>,
         work: &Work<W::Word>,
         part: Part,
-        step: &Step,
+        step: &Step<T>,
         RowTile { rows, keys }: &RowTile,
     ) {
         let depth = self.extents.value_depth;
@@ -459,13 +506,17 @@ impl<T: FloatWords> RowBlock<'_, T> {
         isa: Isa,
         work: &Work<impl Pod>,
         part: Part,
-        step: &Step,
+        step: &Step<T>,
         RowTile { rows, keys }: &RowTile,
     ) {
         let depth = self.extents.value_depth;
         let tiles = T::tiles(isa);
         let width = tiles.panel_cols();
-        let (from, [along, _]) = self.strided(&self.attention.value);
+        let Head {
+            from,
+            across: along,
+            ..
+        } = step.value;
         let height = tiles.tile_rows(rows.len());
         let weights = Strided {
             from: work.scores.cast_const(),
@@ -508,9 +559,33 @@ impl<T: FloatWords> RowBlock<'_, T> {
 /// Rows of values used in place at a time.
 const VALUE_ROWS: usize = 16;
 
+/// Rows of one head of keys or values: the first, and the distances of rows and of elements.
+pub(super) struct Head<T> {
+    pub from: *const T,
+    pub across: usize,
+    pub along: usize,
+}
+
+impl<T> Clone for Head<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<T> Copy for Head<T> {}
+
+/// Elements that a step stages of these rows.
+fn staged<T>(rows: &Rows<'_, T>) -> usize {
+    match rows {
+        Rows::At(_) => 0,
+        Rows::In(pages) => BLOCK_KEYS * pages.depth,
+    }
+}
+
 /// A step along the keys.
-struct Step {
+struct Step<T> {
     keys: Range<usize>,
+    key: Head<T>,
+    value: Head<T>,
     /// Nothing has been added up before.
     first: bool,
 }

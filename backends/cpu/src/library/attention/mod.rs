@@ -6,9 +6,11 @@
 //! (decoding) are cut along the keys too, and the parts are combined at the end. How the keys are cut depends on the shapes only,
 //! so the result depends neither on the number of threads nor on the width of vectors (as long as they multiply and add alike).
 //!
-//! Reading order: this file (contract and division of work), `block` (one block of rows), `words`, `vectors`.
+//! Reading order: this file (contract and division of work), `rows` (where keys and values are), `block` (one block of rows),
+//! `words`, `vectors`.
 
 mod block;
+mod rows;
 mod vectors;
 mod words;
 
@@ -24,16 +26,17 @@ use crate::library::simd::{Float, Kernel, Simd, dispatch};
 use crate::library::view::{Shared, View, ViewMut, mismatch};
 use block::{Part, RowBlock};
 use half::bf16;
+pub use rows::{PageStart, Pages, Rows};
 
 /// Operands and options. `heads` must be a multiple of `kv_heads`; query head `h` uses key head `h / (heads / kv_heads)`.
 #[derive(Debug, Clone, Copy)]
 pub struct Attention<'a, T> {
     /// `[batch, heads, rows, depth]`, any strides.
     pub query: View<'a, T, 4>,
-    /// `[batch, kv_heads, keys, depth]`, any strides.
-    pub key: View<'a, T, 4>,
-    /// `[batch, kv_heads, keys, value_depth]`, any strides.
-    pub value: View<'a, T, 4>,
+    /// `[batch, kv_heads, keys, depth]`.
+    pub key: Rows<'a, T>,
+    /// `[batch, kv_heads, keys, value_depth]`.
+    pub value: Rows<'a, T>,
     /// Factor of the scores, usually `1 / sqrt(depth)`.
     pub scale: f32,
     /// With `Some(c)`, scores become `c * tanh(score / c)` before the mask.
@@ -196,7 +199,7 @@ pub fn attend<T: FloatWords, O: Float>(
     } else {
         None
     };
-    let dots = group_rows <= DOT_ROWS && attention.key.strides()[3] == 1;
+    let dots = group_rows <= DOT_ROWS && attention.key.are_dense();
     let narrow = attention.narrow && cx.isa.bf16() && !dots;
     let row_block = |unit: usize| {
         let first = unit % blocks * block_rows;

@@ -113,8 +113,8 @@ fn check<T: FloatWords>(cx: &Context, case: Case, choice: usize, relative: f64, 
     };
     let attention = Attention {
         query: view(&q, [batch, heads, rows, depth]),
-        key: view(&k, [batch, kv_heads, keys, depth]),
-        value: view(&v, [batch, kv_heads, keys, value_depth]),
+        key: Rows::At(view(&k, [batch, kv_heads, keys, depth])),
+        value: Rows::At(view(&v, [batch, kv_heads, keys, value_depth])),
         scale: 0.3,
         softcap: (choice % 5 == 2).then_some(1.5),
         mask,
@@ -165,6 +165,14 @@ fn check<T: FloatWords>(cx: &Context, case: Case, choice: usize, relative: f64, 
     }
 }
 
+/// An element of rows that are no pages.
+fn at<T: Float>(rows: &Rows<'_, T>, index: [usize; 4]) -> T {
+    match rows {
+        Rows::At(view) => view.at(index),
+        Rows::In(_) => panic!("pages"),
+    }
+}
+
 /// One row in f64, computed as the definition says.
 fn expected<T: Float>(attention: &Attention<T>, [b, h, i]: [usize; 3]) -> Vec<f64> {
     let [_, heads, _, depth] = attention.query.shape();
@@ -175,7 +183,7 @@ fn expected<T: Float>(attention: &Attention<T>, [b, h, i]: [usize; 3]) -> Vec<f6
         .map(|j| {
             let dot: f64 = (0..depth)
                 .map(|d| {
-                    wide(attention.query.at([b, h, i, d])) * wide(attention.key.at([b, kv, j, d]))
+                    wide(attention.query.at([b, h, i, d])) * wide(at(&attention.key, [b, kv, j, d]))
                 })
                 .sum();
             let mut score = dot * f64::from(attention.scale);
@@ -223,7 +231,7 @@ fn expected<T: Float>(attention: &Attention<T>, [b, h, i]: [usize; 3]) -> Vec<f6
     let sum: f64 = weights.iter().sum();
     let value = |d| {
         (0..keys)
-            .map(|j| weights[j] * wide(attention.value.at([b, kv, j, d])))
+            .map(|j| weights[j] * wide(at(&attention.value, [b, kv, j, d])))
             .sum::<f64>()
             / sum
     };
@@ -276,8 +284,8 @@ fn bits(cx: &Context, heads: [usize; 2], [rows, keys, depth]: [usize; 3], band: 
     let key = View::dense("k", &k, [1, kv_heads, keys, depth]).expect("fits");
     let attention = Attention {
         query: View::dense("q", &q, [1, heads, rows, depth]).expect("fits"),
-        key,
-        value: key,
+        key: Rows::At(key),
+        value: Rows::At(key),
         scale: 1.3,
         softcap: None,
         mask: None,
@@ -334,8 +342,8 @@ fn nan_in_a_score_reaches_the_result() {
         let value = View::dense("v", &q, [1, 1, 3, 1]).expect("fits");
         let attention = Attention {
             query: View::dense("q", &q, [1, 1, 1, 4]).expect("fits"),
-            key,
-            value,
+            key: Rows::At(key),
+            value: Rows::At(value),
             scale: 1.0,
             softcap: None,
             mask: None,
@@ -362,8 +370,8 @@ fn disagreement_is_an_error() {
         let view = |shape| View::dense("x", &data, shape).expect("fits");
         let good = Attention {
             query: view([1, 2, 3, 4]),
-            key: view([1, 1, 5, 4]),
-            value: view([1, 1, 5, 2]),
+            key: Rows::At(view([1, 1, 5, 4])),
+            value: Rows::At(view([1, 1, 5, 2])),
             scale: 1.0,
             softcap: None,
             mask: None,
@@ -383,22 +391,22 @@ fn disagreement_is_an_error() {
         run(&good).expect("agrees");
         assert!(
             run(&Attention {
-                key: view([1, 1, 5, 3]),
+                key: Rows::At(view([1, 1, 5, 3])),
                 ..good
             })
             .is_err()
         );
         assert!(
             run(&Attention {
-                value: view([1, 1, 4, 2]),
+                value: Rows::At(view([1, 1, 4, 2])),
                 ..good
             })
             .is_err()
         );
         assert!(
             run(&Attention {
-                key: view([1, 0, 5, 4]),
-                value: view([1, 0, 5, 2]),
+                key: Rows::At(view([1, 0, 5, 4])),
+                value: Rows::At(view([1, 0, 5, 2])),
                 ..good
             })
             .is_err()

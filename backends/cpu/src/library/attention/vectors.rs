@@ -3,7 +3,7 @@
 use std::marker::PhantomData;
 
 use super::Mask;
-use super::block::{Part, RowBlock, RowTile};
+use super::block::{Head, Part, RowBlock, RowTile};
 use super::words::Words;
 use crate::library::gemm::formats::FloatWords;
 use crate::library::gemm::tile::LEFT_ROW;
@@ -17,6 +17,7 @@ pub(super) struct DotScores<'a, T> {
     pub block: &'a RowBlock<'a, T>,
     /// All rows of the block, `depth` apart.
     pub query: *const f32,
+    pub keys: Head<T>,
     pub scores: *mut f32,
     pub tile: &'a RowTile,
 }
@@ -27,7 +28,7 @@ impl<T: FloatWords> Kernel for DotScores<'_, T> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let depth = self.block.extents.depth;
-        let (from, [across, _]) = self.block.strided(&self.block.attention.key);
+        let Head { from, across, .. } = self.keys;
         let RowTile { rows, keys } = self.tile;
         let mut key = keys.start;
         while key < keys.end {
