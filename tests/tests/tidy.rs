@@ -31,6 +31,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("frontends/gguf", &["cupola-ir", "cupola-source"]),
     ("frontends/safetensors", &["cupola-ir", "cupola-source"]),
     ("frontends/native", &["cupola-ir", "cupola-source"]),
+    ("frontends/text", &["cupola-gguf", "cupola-source"]),
     ("llm", &["cupola-ir", "cupola-runtime"]),
     (
         "cupola",
