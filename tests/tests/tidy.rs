@@ -34,6 +34,15 @@ const EDGES: &[(&str, &[&str])] = &[
     ("frontends/text", &["cupola-gguf", "cupola-source"]),
     ("llm", &["cupola-ir", "cupola-runtime"]),
     (
+        "frontends/language",
+        &[
+            "cupola-ir",
+            "cupola-source",
+            "cupola-gguf",
+            "cupola-safetensors",
+        ],
+    ),
+    (
         "cupola",
         &[
             "cupola-ir",
@@ -44,6 +53,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "cupola-gguf",
             "cupola-safetensors",
             "cupola-native",
+            "cupola-language",
         ],
     ),
     ("runner", &["cupola", "cupola-ir"]),
