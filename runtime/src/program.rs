@@ -363,6 +363,14 @@ impl Program {
         DeviceTensor::empty(self.memory_backend()?, dtype, shape)
     }
 
+    /// A tensor of zeros on the program's device. Where the system hands out zeroed memory nothing is written.
+    ///
+    /// # Errors
+    /// As [`Program::upload`].
+    pub fn zeros(&self, dtype: DType, shape: &[usize]) -> Result<DeviceTensor> {
+        DeviceTensor::zeros(self.memory_backend()?, dtype, shape)
+    }
+
     /// Puts named weights (`param`s of the graph) on the program's device once, for any number of sessions.
     ///
     /// # Errors

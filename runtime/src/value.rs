@@ -32,17 +32,20 @@ impl DeviceTensor {
         dtype: DType,
         shape: &[usize],
     ) -> Result<DeviceTensor> {
-        let size = Tensor::size_of(dtype, shape).filter(|s| *s <= isize::MAX as usize);
-        let size = size.filter(|_| dtype != DType::String).ok_or_else(|| {
-            cupola_ir::IrError::Limit(format!("{dtype}{shape:?} does not fit in memory"))
-        })?;
-        let buffer = backend.device().alloc(padded(size))?;
-        Ok(DeviceTensor::over(
-            backend,
-            dtype,
-            shape.to_vec(),
-            whole(buffer, size),
-        ))
+        let size = size_in_memory(dtype, shape)?;
+        let range = whole(backend.device().alloc(padded(size))?, size);
+        Ok(DeviceTensor::over(backend, dtype, shape.to_vec(), range))
+    }
+
+    /// A tensor of zeros.
+    pub(crate) fn zeros(
+        backend: &Arc<dyn Backend>,
+        dtype: DType,
+        shape: &[usize],
+    ) -> Result<DeviceTensor> {
+        let size = size_in_memory(dtype, shape)?;
+        let range = whole(backend.device().alloc_zeroed(padded(size))?, size);
+        Ok(DeviceTensor::over(backend, dtype, shape.to_vec(), range))
     }
 
     /// A copy of a host tensor.
@@ -172,6 +175,14 @@ impl DeviceTensor {
         let what = "its memory is shared with other tensors and cannot be written";
         Err(RuntimeError::input(name, what))
     }
+}
+
+/// Bytes of a tensor of numbers; an error where no memory holds them.
+fn size_in_memory(dtype: DType, shape: &[usize]) -> Result<usize> {
+    let size = Tensor::size_of(dtype, shape).filter(|s| *s <= isize::MAX as usize);
+    let size = size.filter(|_| dtype != DType::String);
+    let refused = || cupola_ir::IrError::Limit(format!("{dtype}{shape:?} does not fit in memory"));
+    Ok(size.ok_or_else(refused)?)
 }
 
 /// Allocations are padded so that nearly equal sizes can share pooled memory.

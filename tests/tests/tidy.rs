@@ -32,6 +32,16 @@ const EDGES: &[(&str, &[&str])] = &[
     ("frontends/safetensors", &["cupola-ir", "cupola-source"]),
     ("frontends/native", &["cupola-ir", "cupola-source"]),
     ("frontends/text", &["cupola-gguf", "cupola-source"]),
+    ("llm", &["cupola-ir", "cupola-runtime"]),
+    (
+        "frontends/language",
+        &[
+            "cupola-ir",
+            "cupola-source",
+            "cupola-gguf",
+            "cupola-safetensors",
+        ],
+    ),
     (
         "cupola",
         &[
@@ -43,6 +53,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "cupola-gguf",
             "cupola-safetensors",
             "cupola-native",
+            "cupola-language",
         ],
     ),
     ("runner", &["cupola", "cupola-ir"]),

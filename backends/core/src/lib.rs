@@ -172,6 +172,26 @@ pub trait Device: Send + Sync {
     /// [`BackendError::OutOfMemory`].
     fn alloc(&self, size: usize) -> Result<Buffer>;
 
+    /// Allocates zero bytes.
+    ///
+    /// # Errors
+    /// [`BackendError::OutOfMemory`] or [`BackendError::Device`].
+    fn alloc_zeroed(&self, size: usize) -> Result<Buffer> {
+        const PART: usize = 16 << 20;
+        let buffer = self.alloc(size)?;
+        let zeros = vec![0u8; size.min(PART)];
+        for offset in (0..size).step_by(PART) {
+            let size = PART.min(size - offset);
+            let to = BufferRange {
+                buffer: buffer.clone(),
+                offset,
+                size,
+            };
+            self.upload(&to, &zeros[..size])?;
+        }
+        Ok(buffer)
+    }
+
     /// Memory that holds these bytes and is only read from now on (a weight). A device that shares the host's memory
     /// may keep the handle instead of copying.
     ///

@@ -134,6 +134,10 @@ impl Device for CpuDevice {
         }))
     }
 
+    fn alloc_zeroed(&self, size: usize) -> Result<Buffer> {
+        self.alloc(size)
+    }
+
     fn constant(&self, bytes: Bytes) -> Result<Buffer> {
         if is_aligned(&bytes) {
             return self.constant_in_place(bytes);

@@ -158,6 +158,14 @@ pub enum GgufError {
         /// Name of the other tensor.
         tensor: String,
     },
+    /// User input: a file that does not fit to the others that the model was split into.
+    #[error("{what}, file {}", quote(file))]
+    Split {
+        /// What is wrong.
+        what: &'static str,
+        /// The file.
+        file: String,
+    },
     /// User input: a size of the model that no model can have.
     #[error("{} {what}", quote(key))]
     Hyperparameter {
@@ -194,6 +202,7 @@ impl GgufError {
             | GgufError::Misaligned { .. }
             | GgufError::Range { .. }
             | GgufError::Overlap { .. }
+            | GgufError::Split { .. }
             | GgufError::Hyperparameter { .. } => Fault::Malformed,
         }
     }

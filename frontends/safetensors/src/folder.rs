@@ -21,6 +21,8 @@ pub struct ModelFolder {
     pub config: Option<serde_json::Value>,
     /// The tensors of all files.
     pub weights: SafeTensors,
+    /// What the files with tensors were read from.
+    pub sources: Vec<Source>,
 }
 
 impl ModelFolder {
@@ -39,14 +41,16 @@ impl ModelFolder {
             _ => None,
         };
         let index = path.join("model.safetensors.index.json");
+        let mut sources = vec![];
         let weights = match index.exists() {
-            true => read_shards(&path, &index)?,
-            false => SafeTensors::open(only_file(&path)?)?,
+            true => read_shards(&path, &index, &mut sources)?,
+            false => read_file(&only_file(&path)?, &mut sources)?,
         };
         Ok(ModelFolder {
             path,
             config,
             weights,
+            sources,
         })
     }
 }
@@ -82,7 +86,18 @@ fn only_file(folder: &Path) -> Result<PathBuf, SafeTensorsError> {
     }
 }
 
-fn read_shards(folder: &Path, index: &Path) -> Result<SafeTensors, SafeTensorsError> {
+fn read_file(path: &Path, sources: &mut Vec<Source>) -> Result<SafeTensors, SafeTensorsError> {
+    let source = Source::open(path)?;
+    let file = SafeTensors::read(&source)?;
+    sources.push(source);
+    Ok(file)
+}
+
+fn read_shards(
+    folder: &Path,
+    index: &Path,
+    sources: &mut Vec<Source>,
+) -> Result<SafeTensors, SafeTensorsError> {
     let index: Index = read_json(index, "of the index")?;
     let mut shards: HashMap<String, SafeTensors> = HashMap::new();
     let mut weights = SafeTensors::default();
@@ -96,7 +111,7 @@ fn read_shards(folder: &Path, index: &Path) -> Result<SafeTensors, SafeTensorsEr
             if !plain {
                 return Err(SafeTensorsError::ShardName(shard));
             }
-            let file = SafeTensors::open(folder.join(&shard))?;
+            let file = read_file(&folder.join(&shard), sources)?;
             weights.add_metadata(&file);
             shards.insert(shard.clone(), file);
         }

@@ -1,0 +1,192 @@
+//! What most decoders have in common; families change what is theirs.
+
+use super::Source;
+use crate::error::{LanguageError, Result};
+use crate::recipe::{Activation, Block, Experts, Norm, Recipe};
+use crate::rope::{self, Scaling, Setup};
+
+/// Blocks beyond any real model.
+const MAX_BLOCKS: usize = 4096;
+/// Elements of a head beyond any real model.
+const MAX_HEAD_LEN: usize = 1 << 16;
+
+/// A decoder of equal blocks with a gated feed-forward part, norms by root mean square and rotation of whole heads, its
+/// pairs half a head apart.
+pub(super) fn decoder(source: &Source) -> Result<Recipe> {
+    let keys = source.keys;
+    let width = keys.count("embedding_length")?;
+    let blocks = blocks(source, width)?;
+    let setup = rotation(source, blocks[0].key_len)?;
+    Ok(Recipe {
+        width,
+        context_len: keys.count("context_length")?,
+        norm: Norm {
+            centred: false,
+            epsilon: match keys.has("attention.layer_norm_rms_epsilon") {
+                true => keys.epsilon("attention.layer_norm_rms_epsilon")?,
+                false => 1e-6,
+            },
+            offset: 0.0,
+        },
+        embedding_scale: 1.0,
+        residual_scale: 1.0,
+        logit_scale: 1.0,
+        logit_cap: 0.0,
+        parallel: false,
+        activation: activation(source, Activation::Silu)?,
+        experts: experts(source)?,
+        ropes: vec![setup.rope()?],
+        blocks,
+    })
+}
+
+fn blocks(source: &Source, width: usize) -> Result<Vec<Block>> {
+    let keys = source.keys;
+    let len = keys.count("block_count")?;
+    if len > MAX_BLOCKS {
+        let key = keys.spelled("block_count");
+        return Err(LanguageError::key(
+            &key,
+            format!("{len} blocks; at most {MAX_BLOCKS} are supported"),
+        ));
+    }
+    let heads = keys.counts("attention.head_count", len, None)?;
+    let kv_heads = match keys.has("attention.head_count_kv") {
+        true => keys.counts("attention.head_count_kv", len, None)?,
+        false => heads.clone(),
+    };
+    let feed = keys.counts("feed_forward_length", len, Some(4 * width))?;
+    let key_len = keys.count_or("attention.key_length", width / heads[0])?;
+    let value_len = keys.count_or("attention.value_length", key_len)?;
+    let is_head = |len: usize| (1..=MAX_HEAD_LEN).contains(&len);
+    if !is_head(key_len) || !is_head(value_len) {
+        let key = keys.spelled("attention.key_length");
+        return Err(LanguageError::key(
+            &key,
+            format!("heads of {key_len} elements"),
+        ));
+    }
+    let block = |i: usize| {
+        if !heads[i].is_multiple_of(kv_heads[i]) {
+            let what = format!(
+                "{} heads are no multiple of {} of keys",
+                heads[i], kv_heads[i]
+            );
+            let key = keys.spelled("attention.head_count_kv");
+            return Err(LanguageError::key(&key, what));
+        }
+        Ok(Block {
+            heads: heads[i],
+            kv_heads: kv_heads[i],
+            key_len,
+            value_len,
+            scale: (key_len as f64).powf(-0.5),
+            cap: 0.0,
+            window: 0,
+            rope: Some(0),
+            feed_len: feed[i],
+        })
+    };
+    (0..len).map(block).collect()
+}
+
+/// The rotation that the keys ask for, of heads of this length.
+pub(super) fn rotation(source: &Source, head_len: usize) -> Result<Setup> {
+    let keys = source.keys;
+    let parameters = rope::parameters(keys, None);
+    let inner = |key: &str| match &parameters {
+        Some(part) => part.number(key),
+        None => Ok(None),
+    };
+    let base = match keys.is_gguf() {
+        true => keys.number("rope.freq_base")?,
+        false => inner("rope_theta")?.or(keys.number("rope_theta")?),
+    };
+    let part = inner("partial_rotary_factor")?.or(keys.number("partial_rotary_factor")?);
+    let len = match keys.is_gguf() {
+        true => keys.count_or("rope.dimension_count", head_len)?,
+        false => (part.unwrap_or(1.0) * head_len as f64) as usize,
+    };
+    if !len.is_multiple_of(2) || len > head_len {
+        let what = format!("{len} of {head_len} elements cannot be turned in pairs");
+        return Err(LanguageError::key(
+            &keys.spelled("rope.dimension_count"),
+            what,
+        ));
+    }
+    Ok(Setup {
+        len,
+        base: checked_base(source, base.unwrap_or(10000.0))?,
+        interleaved: false,
+        scaling: divisors(source, len)?,
+    })
+}
+
+/// A base that powers can be taken of.
+pub(super) fn checked_base(source: &Source, base: f64) -> Result<f64> {
+    match base > 1.0 {
+        true => Ok(base),
+        false => {
+            let key = source.keys.spelled("rope.freq_base");
+            Err(LanguageError::key(
+                &key,
+                format!("the base {base} is not above 1"),
+            ))
+        }
+    }
+}
+
+/// The scaling of the keys, with the divisors that GGUF files carry as tensors.
+fn divisors(source: &Source, len: usize) -> Result<Scaling> {
+    let (weights, pairs) = (source.weights, len / 2);
+    let context = source.options.context_len;
+    let scaling = rope::scaling(source.keys, context)?;
+    let read = |name: &str| -> Result<Vec<f64>> {
+        let stored = weights.vector(name, pairs)?;
+        Ok(stored.into_iter().map(f64::from).collect())
+    };
+    if let Scaling::Divisors(none, magnitude) = &scaling
+        && none.is_empty()
+    {
+        let names = ["rope_factors_short.weight", "rope_factors_long.weight"];
+        names.iter().for_each(|name| weights.skip(name));
+        let trained = source.keys.count("rope.scaling.original_context_length")?;
+        let is_long = context.is_some_and(|context| context > trained);
+        return Ok(Scaling::Divisors(
+            read(names[usize::from(is_long)])?,
+            *magnitude,
+        ));
+    }
+    match weights.has("rope_freqs.weight") {
+        true => Ok(Scaling::Divisors(read("rope_freqs.weight")?, 1.0)),
+        false => Ok(scaling),
+    }
+}
+
+/// The function that a `config.json` names; that of the family in GGUF files, which name none.
+pub(super) fn activation(source: &Source, default: Activation) -> Result<Activation> {
+    let key = ["hidden_activation", "hidden_act", "activation_function"];
+    let found = key
+        .iter()
+        .find_map(|key| Some((*key, source.keys.text(key)?)));
+    let Some((key, name)) = found.filter(|_| !source.keys.is_gguf()) else {
+        return Ok(default);
+    };
+    Ok(match name {
+        "silu" | "swish" => Activation::Silu,
+        "gelu" | "gelu_python" => Activation::Gelu,
+        "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" | "gelu_accurate" => Activation::GeluTanh,
+        "relu" => Activation::Relu,
+        other => {
+            let what = format!("the function {}", cupola_source::quote(other));
+            return Err(LanguageError::unsupported(key, what));
+        }
+    })
+}
+
+fn experts(source: &Source) -> Result<Option<Experts>> {
+    match source.keys.optional_count("expert_count")? {
+        Some(len @ 1..) => Ok(Some(Experts { len })),
+        _ => Ok(None),
+    }
+}

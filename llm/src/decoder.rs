@@ -1,0 +1,242 @@
+//! A compiled decoder with its cache: tokens in, logits out.
+//!
+//! What is taken of the graph: inputs `tokens`, `positions`, `sequences: i64[rows]`, `table: i64[batch, blocks]` and
+//! `wanted: i64[outs]`; a first output `logits: f32[outs, vocab]`; state slots `[pages, heads, page_len, width]`, where
+//! a sequence's positions lie in the pages that its row of the table names. Nothing else is known of a model here.
+
+use crate::batch::{Batch, Input};
+use crate::error::{LlmError, Result};
+use cupola_ir::eval::Stop;
+use cupola_ir::{DType, Dim, Graph, Tensor, TensorType};
+use cupola_runtime::{DeviceSpec, Program, RunStats, RunValue, State};
+use std::sync::Arc;
+
+/// The cache of a decoder, as its graph declares it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CacheShape {
+    /// Positions of a page.
+    pub page_len: usize,
+    /// Bytes of a page in all slots together.
+    pub page_size: usize,
+    /// Slots with the type of one page.
+    slots: Vec<(String, DType, [usize; 3])>,
+}
+
+impl CacheShape {
+    /// The cache that a graph declares.
+    ///
+    /// # Errors
+    /// [`LlmError::NoDecoder`].
+    pub fn of(graph: &Graph) -> Result<CacheShape> {
+        let refused = |what: String| LlmError::NoDecoder(graph.name.clone(), what);
+        let mut shape = CacheShape {
+            page_len: 0,
+            page_size: 0,
+            slots: vec![],
+        };
+        for (name, slot) in &graph.slots {
+            let ty = slot.ty.as_tensor();
+            let (dtype, page) = (ty.and_then(page_of)).ok_or_else(|| {
+                refused(format!(
+                    "state slot {name} of type {} holds no pages",
+                    slot.ty
+                ))
+            })?;
+            if shape.page_len != 0 && shape.page_len != page[1] {
+                return Err(refused(format!(
+                    "pages of {} and of {} positions",
+                    shape.page_len, page[1]
+                )));
+            }
+            shape.page_len = page[1];
+            let size = Tensor::size_of(dtype, &page);
+            let total = size.and_then(|s| s.checked_add(shape.page_size));
+            shape.page_size =
+                total.ok_or_else(|| refused(format!("a page of slot {name} is too large")))?;
+            shape.slots.push((name.clone(), dtype, page));
+        }
+        match shape.page_len {
+            0 => Err(refused("it keeps no keys and values".into())),
+            _ => Ok(shape),
+        }
+    }
+}
+
+/// Type of one page of a slot.
+fn page_of(ty: &TensorType) -> Option<(DType, [usize; 3])> {
+    let [_, page @ ..] = &ty.dims[..] else {
+        return None;
+    };
+    let extent = |d: &Dim| {
+        d.as_const()
+            .and_then(|d| usize::try_from(d).ok())
+            .filter(|d| *d > 0)
+    };
+    let page: Vec<usize> = page.iter().map(extent).collect::<Option<_>>()?;
+    Some((ty.dtype, page.try_into().ok()?))
+}
+
+/// A decoder and the memory of its cache.
+pub struct Decoder {
+    program: Arc<Program>,
+    state: State,
+    inputs: Vec<Input>,
+    cache: CacheShape,
+    pages: usize,
+    vocab_len: usize,
+    stop: Stop,
+}
+
+/// Logits of the rows that a batch wanted.
+pub struct Logits {
+    values: Vec<f32>,
+    shared: Option<Tensor>,
+    vocab_len: usize,
+}
+
+impl Logits {
+    fn new(tensor: Tensor, vocab_len: usize) -> Logits {
+        // Shared memory is aligned for any vector; a copy is made where it is not.
+        let aligned = bytemuck::try_cast_slice::<u8, f32>(tensor.bytes()).is_ok();
+        Logits {
+            values: match aligned {
+                true => vec![],
+                false => tensor.to_vec().unwrap_or_default(),
+            },
+            shared: aligned.then_some(tensor),
+            vocab_len,
+        }
+    }
+
+    /// The logits of the wanted row at this place.
+    pub fn row(&self, at: usize) -> &[f32] {
+        let all = match &self.shared {
+            Some(tensor) => bytemuck::cast_slice(tensor.bytes()),
+            None => &self.values,
+        };
+        &all[at * self.vocab_len..(at + 1) * self.vocab_len]
+    }
+}
+
+impl Decoder {
+    /// A decoder with a cache of so many empty pages.
+    ///
+    /// # Errors
+    /// [`LlmError::NoDecoder`] for a program that is none; memory that the device refuses.
+    pub fn new(program: Arc<Program>, pages: usize) -> Result<Decoder> {
+        let graph = program.graph();
+        let cache = CacheShape::of(graph)?;
+        let inputs = inputs_of(graph)?;
+        let vocab_len = vocab_of(graph)?;
+        let mut state = program.new_state(0);
+        for (name, dtype, [heads, len, width]) in &cache.slots {
+            let shape = [pages, *heads, *len, *width];
+            let memory: RunValue = match program.device {
+                DeviceSpec::Reference => host_zeros(*dtype, &shape)?.into(),
+                _ => program.zeros(*dtype, &shape)?.into(),
+            };
+            state.set_slot(name, memory)?;
+        }
+        Ok(Decoder {
+            program,
+            state,
+            inputs,
+            cache,
+            pages,
+            vocab_len,
+            stop: Stop::default(),
+        })
+    }
+
+    /// The program.
+    pub fn program(&self) -> &Arc<Program> {
+        &self.program
+    }
+
+    /// The cache's shape.
+    pub fn cache(&self) -> &CacheShape {
+        &self.cache
+    }
+
+    /// Pages of the cache.
+    pub fn pages(&self) -> usize {
+        self.pages
+    }
+
+    /// Tokens that logits are given for.
+    pub fn vocab_len(&self) -> usize {
+        self.vocab_len
+    }
+
+    /// Figures of the last run.
+    pub fn stats(&self) -> RunStats {
+        self.state.stats
+    }
+
+    /// What stops a run early: flags that other threads set, a deadline.
+    pub fn stop_mut(&mut self) -> &mut Stop {
+        &mut self.stop
+    }
+
+    /// Runs a batch: its keys and values are in the cache afterwards, and the logits of wanted rows are given.
+    ///
+    /// # Errors
+    /// What the run finds; the rows may then be in the cache or not.
+    pub fn run(&mut self, batch: &Batch) -> Result<Logits> {
+        let inputs = self.inputs.iter().map(|i| batch.input(*i).into()).collect();
+        let mut outputs = self
+            .program
+            .run(&mut self.state, inputs, vec![], &self.stop)?;
+        let logits = outputs.swap_remove(0).to_host()?;
+        let tensor = logits.as_tensor().cloned();
+        let tensor = tensor.unwrap_or_else(|| unreachable!("bug: logits are a tensor"));
+        Ok(Logits::new(tensor, self.vocab_len))
+    }
+}
+
+/// Which input each of the graph's is.
+fn inputs_of(graph: &Graph) -> Result<Vec<Input>> {
+    let refused = |what: String| LlmError::NoDecoder(graph.name.clone(), what);
+    let names: Vec<&str> = graph
+        .inputs()
+        .iter()
+        .map(|v| graph.input_name(*v))
+        .collect();
+    if let Some((missing, _)) = Input::ALL.iter().find(|(name, _)| !names.contains(name)) {
+        return Err(refused(format!("it takes no '{missing}'")));
+    }
+    let known = |name: &str| Input::ALL.iter().find(|(n, _)| *n == name).map(|(_, i)| *i);
+    let each = names.iter();
+    each.map(|name| known(name).ok_or_else(|| refused(format!("it takes '{name}' too"))))
+        .collect()
+}
+
+/// The width of the logits.
+fn vocab_of(graph: &Graph) -> Result<usize> {
+    let refused = |what: String| LlmError::NoDecoder(graph.name.clone(), what);
+    let Some((_, logits)) = graph.outputs().first() else {
+        return Err(refused("it gives nothing".into()));
+    };
+    let ty = graph.ty(*logits);
+    let tensor = ty
+        .as_tensor()
+        .filter(|t| t.dtype == DType::F32 && t.rank() == 2);
+    let vocab = tensor
+        .and_then(|t| t.dims[1].as_const())
+        .and_then(|v| usize::try_from(v).ok());
+    let found = vocab.filter(|v| (1..=u32::MAX as usize).contains(v));
+    found.ok_or_else(|| {
+        refused(format!(
+            "its first output is {ty}, not f32 logits of a vocabulary"
+        ))
+    })
+}
+
+fn host_zeros(dtype: DType, shape: &[usize]) -> Result<Tensor> {
+    let size = Tensor::size_of(dtype, shape);
+    let zeros = size.and_then(|size| Tensor::new(dtype, shape.to_vec(), vec![0u8; size].into()));
+    let refused = || cupola_ir::IrError::Limit(format!("a cache of {dtype}{shape:?}"));
+    Ok(zeros
+        .ok_or_else(refused)
+        .map_err(cupola_runtime::RuntimeError::from)?)
+}
