@@ -1,6 +1,6 @@
 //! [`TextError`]: everything that can be wrong with a tokenizer or a chat template.
 
-use cupola_source::{Fault, SourceError, quote};
+use cupola_source::{Fault, SourceError, clip, quote};
 
 /// Why a tokenizer or a template was refused. `Display` is one line, `what, where`.
 #[derive(Debug, thiserror::Error)]
@@ -49,8 +49,19 @@ pub enum TextError {
     /// Unsupported: a way to split text into words.
     #[error("pre-tokenizer {} is not supported", quote(.0))]
     PreTokenizer(String),
+    /// User input: a JSON file of a model's folder that cannot be read as what it should be.
+    #[error("{}, file {}", clip(what, 200), quote(file))]
+    Json {
+        /// Name of the file.
+        file: String,
+        /// What is wrong.
+        what: String,
+    },
+    /// User input: a chat template that is none, or that refuses these messages.
+    #[error("the chat template failed: {}", clip(.0, 300))]
+    Template(String),
     /// Limit: too many tokens or bytes of tokens.
-    #[error("the vocabulary has more {0} than are supported")]
+    #[error("there are more {0} than are supported")]
     TooLarge(&'static str),
     /// User input: text that a pattern takes more steps to split than are allowed.
     #[error("the text cannot be split into words: {0}")]
@@ -69,6 +80,8 @@ impl TextError {
             | TextError::Token { .. }
             | TextError::TokenId { .. }
             | TextError::Replacements
+            | TextError::Json { .. }
+            | TextError::Template(_)
             | TextError::Split(_) => Fault::Malformed,
         }
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::bpe::Bpe;
 use crate::error::TextError;
+use crate::pipeline::Pipeline;
 use crate::sentence::Sentence;
 use crate::vocabulary::{Prefixes, TokenKind, Vocabulary};
 use crate::words::Words;
@@ -33,8 +34,13 @@ pub(crate) struct Parts {
 /// How a text without special tokens is encoded.
 #[derive(Debug)]
 pub(crate) enum Method {
-    Bpe { words: Words, bpe: Bpe },
+    Bpe {
+        words: Words,
+        bpe: Bpe,
+    },
     Sentence(Sentence),
+    /// A pipeline that also knows the special tokens.
+    Pipeline(Pipeline),
 }
 
 /// The tokens that are no ordinary text.
@@ -77,6 +83,9 @@ impl Tokenizer {
     ) -> Result<Vec<u32>, TextError> {
         if text.len() > MAX_TEXT_SIZE {
             return Err(TextError::TooLarge("bytes of text"));
+        }
+        if let Method::Pipeline(pipeline) = &self.parts.method {
+            return pipeline.encode(text, add_special, parse_special);
         }
         let special = &self.parts.special;
         let mut tokens = Vec::with_capacity(text.len() / 3 + 2);
@@ -145,6 +154,7 @@ impl Tokenizer {
                 }
             }
             Method::Sentence(sentence) => sentence.encode(&parts.vocabulary, &text, tokens),
+            Method::Pipeline(_) => unreachable!("bug: pipelines encode whole texts"),
         }
         Ok(())
     }
@@ -152,6 +162,11 @@ impl Tokenizer {
     /// The text of tokens from a text's beginning on. Bytes that are no UTF-8 become U+FFFD; tokens that do not exist
     /// are nothing. Special tokens are left out when `skip_special`.
     pub fn decode(&self, tokens: &[u32], skip_special: bool) -> String {
+        if let Method::Pipeline(pipeline) = &self.parts.method
+            && let Some(text) = pipeline.decode(tokens, skip_special)
+        {
+            return text;
+        }
         let mut bytes = Vec::new();
         let mut is_start = self.parts.space_prefix;
         for &token in tokens {

@@ -223,8 +223,8 @@ mod tests {
         assert_eq!(of("abcx"), [1, 5, 0]);
         assert_eq!(of("abcd"), [1, 5, 0, 3]);
         assert_eq!(of("b"), [2]);
-        assert_eq!(of("c"), []);
-        assert_eq!(of(""), []);
+        assert!(of("c").is_empty());
+        assert!(of("").is_empty());
         assert_eq!(prefixes.longest(&vocabulary, b"abx"), Some(5));
         assert_eq!(Prefixes::default().longest(&vocabulary, b"abx"), None);
     }

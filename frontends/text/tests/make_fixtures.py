@@ -14,7 +14,7 @@ import sys
 import gguf
 import sentencepiece
 import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 PARTS = json.loads((pathlib.Path(__file__).parent / "parts.json").read_text())
 
@@ -118,6 +118,52 @@ def sentence(model, byte_fallback, **options):
     return make
 
 
+def save(tokenizer, path, **config):
+    """Writes a model's folder beside where the GGUF file would be."""
+    folder = path.with_suffix("")
+    folder.mkdir(exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return lambda text: tokenizer.encode(text).ids
+
+
+def word_pieces(lines, path):
+    """BERT's word pieces, as a folder and as a GGUF file."""
+    tokenizer = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer.train_from_iterator(lines, trainers.WordPieceTrainer(vocab_size=700, special_tokens=special, show_progress=False))
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    tokenizer.enable_truncation(16)
+    tokenizer.enable_padding(length=16)
+    encode = save(tokenizer, path, cls_token="[CLS]", sep_token="[SEP]")
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    vocab = tokenizer.get_vocab()
+    tokens = sorted(vocab, key=vocab.get)
+    types = [3 if token in special else 1 for token in tokens]
+    phantom = [token if type == 3 else token[2:] if token.startswith("##") else "\u2581" + token for token, type in zip(tokens, types)]
+    write_gguf(path, "bert", phantom, types, add_unk_token_id=1, add_bos_token_id=2, add_sep_token_id=3)
+    return encode
+
+
+def byte_fallback(lines, path):
+    """Pairs of text with marks for spaces and tokens for bytes, as converters write SentencePiece's."""
+    tokenizer = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    special = ["<unk>", "<s>", "</s>"] + [f"<0x{byte:02X}>" for byte in range(256)]
+    lines = [word for line in lines for word in line.split(" ")]
+    tokenizer.train_from_iterator(lines, trainers.BpeTrainer(vocab_size=700, special_tokens=special, limit_alphabet=200, show_progress=False))
+    description = json.loads(tokenizer.to_str())
+    description["added_tokens"] = description["added_tokens"][:3]
+    tokenizer = tokenizers.Tokenizer.from_str(json.dumps(description))
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return save(tokenizer, path, bos_token="<s>", eos_token={"content": "</s>"})
+
+
 DIGITS = pre_tokenizers.Digits(individual_digits=True)
 BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
 KINDS = {
@@ -130,6 +176,9 @@ KINDS = {
     "deepseek-v3": byte_level("deepseek-v3", split(r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+", DEEPSEEK3)),
     "sentence": sentence("llama", True, model_type="bpe", normalization_rule_name="identity", remove_extra_whitespaces=False, max_sentence_length=100000),
     "sentence-no-bytes": sentence("llama", False, model_type="bpe", normalization_rule_name="identity", remove_extra_whitespaces=False, add_dummy_prefix=False),
+    "unigram": sentence("t5", False, model_type="unigram"),
+    "word-pieces": word_pieces,
+    "byte-fallback": byte_fallback,
 }
 
 

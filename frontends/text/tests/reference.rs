@@ -26,18 +26,38 @@ fn cases(name: &str) -> Vec<(String, Vec<u32>)> {
     cases
 }
 
-/// Compares all cases of one kind, and puts every text together again, at once and token by token.
+/// Compares all cases of one kind with a GGUF file.
 fn check(name: &str, parse_special: bool, restores: impl Fn(&str) -> Option<String>) {
-    let tokenizer = tokenizer(name);
+    // SentencePiece puts a space of its own before a token that the user defined and that begins the text.
+    let compares = |text: &str| parse_special || !text.starts_with("<tool>");
+    let wrong = check_with(
+        &tokenizer(name),
+        name,
+        false,
+        parse_special,
+        compares,
+        restores,
+    );
+    judge(name, &wrong, NONE);
+}
+
+/// Compares all cases of one kind, and puts every text together again, at once and token by token.
+fn check_with(
+    tokenizer: &Tokenizer,
+    name: &str,
+    add_special: bool,
+    parse_special: bool,
+    compares: impl Fn(&str) -> bool,
+    restores: impl Fn(&str) -> Option<String>,
+) -> Vec<String> {
     let mut wrong = vec![];
     let cases = cases(name);
     for (text, expected) in &cases {
-        // SentencePiece puts a space of its own before a token that the user defined and that begins the text.
-        if !parse_special && text.starts_with("<tool>") {
+        if !compares(text) {
             continue;
         }
         let tokens = tokenizer
-            .encode(text, false, parse_special)
+            .encode(text, add_special, parse_special)
             .expect("tokens");
         if tokens != *expected {
             wrong.push(format!("{text:?}\n  {expected:?}\n  {tokens:?}"));
@@ -46,7 +66,7 @@ fn check(name: &str, parse_special: bool, restores: impl Fn(&str) -> Option<Stri
         if let Some(restored) = restores(text) {
             assert_eq!(tokenizer.decode(&tokens, false), restored, "{name}");
         }
-        let mut decoder = Decoder::new(&tokenizer, false);
+        let mut decoder = Decoder::new(tokenizer, false);
         let mut pieces: String = tokens.iter().map(|&token| decoder.push(token)).collect();
         pieces += &decoder.finish();
         let bytes: Vec<u8> = tokens
@@ -56,14 +76,22 @@ fn check(name: &str, parse_special: bool, restores: impl Fn(&str) -> Option<Stri
             .collect();
         assert_eq!(pieces, String::from_utf8_lossy(&bytes), "{name}");
     }
+    wrong
+}
+
+/// Fails when more than one text in `tolerance` was wrong.
+fn judge(name: &str, wrong: &[String], tolerance: usize) {
     let some = wrong.iter().take(5).cloned().collect::<Vec<_>>().join("\n");
+    let len = cases(name).len();
     assert!(
-        wrong.is_empty(),
-        "{name}: {} of {} differ\n{some}",
-        wrong.len(),
-        cases.len()
+        wrong.len().saturating_mul(tolerance) <= len,
+        "{name}: {} of {len} differ\n{some}",
+        wrong.len()
     );
 }
+
+/// More than there are texts: none may be wrong.
+const NONE: usize = usize::MAX;
 
 #[test]
 fn byte_level_vocabularies() {
@@ -86,4 +114,51 @@ fn scored_pairs_of_sentencepiece() {
         Some(text.replace('\u{2581}', " "))
     });
     check("sentence-no-bytes", false, |_| None);
+}
+
+#[test]
+fn unigrams_of_sentencepiece() {
+    // A pipeline of unigrams finds the names of its special tokens in any text. It replaces characters together with the
+    // marks after them, which differs from SentencePiece where control characters or damage have such marks.
+    let has_names = |text: &str| {
+        ["<tool>", "<s>", "</s>", "<unk>"]
+            .iter()
+            .any(|name| text.contains(name))
+    };
+    let unigram = tokenizer("unigram");
+    let wrong = check_with(
+        &unigram,
+        "unigram",
+        false,
+        false,
+        |text| !has_names(text),
+        |_| None,
+    );
+    judge("unigram", &wrong, 100);
+}
+
+#[test]
+fn word_pieces_from_either_kind_of_file() {
+    let from_folder = Tokenizer::from_folder(folder().join("word-pieces")).expect("a tokenizer");
+    for tokenizer in [&tokenizer("word-pieces"), &from_folder] {
+        let wrong = check_with(tokenizer, "word-pieces", true, true, |_| true, |_| None);
+        judge("word-pieces", &wrong, NONE);
+        assert_eq!(tokenizer.token_bytes(2), b"[CLS]");
+        assert!(tokenizer.is_special(2));
+    }
+}
+
+#[test]
+fn folders_give_begin_and_end_tokens() {
+    let tokenizer = Tokenizer::from_folder(folder().join("byte-fallback")).expect("a tokenizer");
+    let wrong = check_with(&tokenizer, "byte-fallback", true, true, |_| true, |_| None);
+    judge("byte-fallback", &wrong, NONE);
+    assert_eq!((tokenizer.bos(), tokenizer.eos()), (Some(1), Some(2)));
+    assert!(tokenizer.adds_bos());
+    assert_eq!(tokenizer.end_tokens(), [2]);
+    let plain = tokenizer.encode("a</s>", false, false).expect("tokens");
+    assert!(!plain.contains(&2));
+    let special = tokenizer.encode("a</s>", false, true).expect("tokens");
+    assert!(special.ends_with(&[2]));
+    assert_eq!(tokenizer.decode(&special, true), "a");
 }
