@@ -12,7 +12,10 @@ mod pack;
 mod quant;
 mod text;
 
-pub use dequant::{BlockCodes, MAX_BLOCK, SizeMismatch, block_codes, dequantize};
+pub use dequant::{
+    BlockCodes, MAX_BLOCK, PlainBlock, PlainCodes, SizeMismatch, block_codes, dequantize,
+    plain_block,
+};
 pub use dequant_codebook::codebook;
 pub(crate) use pack::{pack, unpack};
 pub use quant::quantize_q8_0;

@@ -136,6 +136,43 @@ pub fn block_codes(format: BlockFormat, block: &[u8]) -> Result<BlockCodes, Size
     }
 }
 
+/// The parts of a block of 32 elements whose codes lie in it as they are.
+#[derive(Clone, Copy, Debug)]
+pub struct PlainBlock<'a> {
+    /// Bytes of the scale, an f16.
+    pub scale: [u8; 2],
+    /// Bytes of the minimum, an f16; 0 in formats without.
+    pub min: [u8; 2],
+    /// The codes.
+    pub codes: PlainCodes<'a>,
+}
+
+/// Codes of 32 elements.
+#[derive(Clone, Copy, Debug)]
+pub enum PlainCodes<'a> {
+    /// Positions in [`BlockFormat::levels`]: byte `i` holds that of element `i` low and of `i + 16` high.
+    Nibbles(&'a [u8; 16]),
+    /// Signed bytes.
+    Bytes(&'a [u8; 32]),
+}
+
+/// Takes a block apart without decoding it; `None` for formats whose blocks are not that simple.
+pub fn plain_block(format: BlockFormat, block: &[u8]) -> Option<PlainBlock<'_>> {
+    let (header, codes) = match format {
+        BlockFormat::Q4_0 | BlockFormat::IQ4_NL | BlockFormat::Q8_0 => block.split_at_checked(2)?,
+        BlockFormat::Q4_1 => block.split_at_checked(4)?,
+        _ => return None,
+    };
+    Some(PlainBlock {
+        scale: [header[0], header[1]],
+        min: header[2..].try_into().unwrap_or_default(),
+        codes: match format {
+            BlockFormat::Q8_0 => PlainCodes::Bytes(codes.try_into().ok()?),
+            _ => PlainCodes::Nibbles(codes.try_into().ok()?),
+        },
+    })
+}
+
 /// Decodes whole blocks: `out` takes the elements of `bytes` in order.
 ///
 /// # Errors

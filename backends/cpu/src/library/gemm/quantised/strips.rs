@@ -10,7 +10,7 @@
 //! | for each tile eight vectors of 64 codes: 16 columns of 4 neighbours | 512; 256 as nibbles, where a byte holds the code of vector `v < 4` low and that of `v + 4` high; 384 with six bits, the two upper ones of vectors `v % 4` of a half in one byte behind the nibbles |
 
 use cupola_ir::BlockFormat;
-use cupola_ir::convert::{BlockCodes, block_codes};
+use cupola_ir::convert::{BlockCodes, PlainBlock, PlainCodes, block_codes, plain_block};
 use half::f16;
 
 use crate::error::Result;
@@ -215,14 +215,18 @@ impl PackedBlocks {
             let first = index * WIDTH;
             for col in first..cols.min(first + WIDTH) {
                 let blocks = bytes[col * column..][..column].chunks_exact(format.block_size());
+                let place = Place {
+                    layout: &layout,
+                    tiles,
+                    col: col - first,
+                };
                 for (at, block) in blocks.enumerate() {
+                    if let Some(block) = plain_block(format, block) {
+                        place.write_plain(strip, at, &block);
+                        continue;
+                    }
                     let Ok(block) = block_codes(format, block) else {
                         unreachable!("bug: chunks have the size of a block");
-                    };
-                    let place = Place {
-                        layout: &layout,
-                        tiles,
-                        col: col - first,
                     };
                     place.write(strip, at * format.block_len(), format.block_len(), &block);
                 }
@@ -307,6 +311,30 @@ impl Place<'_> {
             let tile = first / STEP % CHUNK + at;
             let size = layout.codes_size();
             self.put_codes(&mut codes[tile * size..][..size], part);
+        }
+    }
+
+    /// Writes a block that is tile `tile` of the column.
+    fn write_plain(&self, strip: &mut [u8], tile: usize, block: &PlainBlock) {
+        let Place { layout, tiles, col } = *self;
+        let (chunk, tile) = (tile / CHUNK, tile % CHUNK);
+        let size = CHUNK.min(tiles - chunk * CHUNK);
+        let chunk = &mut strip[chunk * layout.chunk_size(CHUNK)..][..layout.chunk_size(size)];
+        let (header, codes) = chunk.split_at_mut(layout.header_size(size));
+        let scales = tile * layout.scales_size() + col * size_of::<f16>();
+        put(header, scales, &block.scale);
+        if layout.has_min {
+            put(header, scales + layout.min_offset(), &block.min);
+        }
+        let codes = &mut codes[tile * layout.codes_size()..][..layout.codes_size()];
+        let (from, flip): (&[u8], u32) = match block.codes {
+            PlainCodes::Nibbles(nibbles) => (nibbles, 0),
+            // What the code of 0 adds to a byte is its highest bit.
+            PlainCodes::Bytes(bytes) => (bytes, 0x8080_8080),
+        };
+        for (vector, word) in from.chunks_exact(4).enumerate() {
+            let word = u32::from_le_bytes([word[0], word[1], word[2], word[3]]) ^ flip;
+            put(codes, vector * 64 + col * 4, &word.to_le_bytes());
         }
     }
 
