@@ -90,7 +90,7 @@ fn configurations_that_do_not_fit_are_named() {
         (
             "\"num_attention_heads\": 4",
             "\"num_attention_heads\": 64",
-            "elements",
+            "extents [32, 32] where [512, 32] are needed",
             Fault::Malformed,
         ),
         (
