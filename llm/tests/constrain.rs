@@ -507,7 +507,7 @@ fn many_states_are_forgotten_and_found_again() {
     let constrainer = Constrainer::new(&grammar, model.trie.clone());
     let mut constraint = constrainer.start();
     let mut mask = TokenMask::none(model.tokens.len());
-    for _ in 0..20_000 {
+    for _ in 0..17_000 {
         constraint.mask(&mut mask);
         assert!(mask.contains(u32::from(b'c')));
         constraint.accept(u32::from(b'c'));

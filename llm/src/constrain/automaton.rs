@@ -113,19 +113,22 @@ impl Automaton {
         if known != UNKNOWN {
             return known;
         }
-        let places = self.states[state as usize].places.clone();
-        let program = self.program.clone();
-        let next = places
-            .iter()
-            .filter_map(|&(node, stack)| match &program.nodes[node as usize] {
-                Node::Bytes(ranges, next) => ranges
-                    .iter()
-                    .any(|&(first, last)| (first..=last).contains(&byte))
-                    .then_some((*next, stack)),
-                Node::Split(_) | Node::Call(..) | Node::Return => None,
-            });
-        let reached = self.close(next.collect());
-        let next = self.intern(reached);
+        let program = &self.program;
+        let places = self.states[state as usize].places.iter();
+        let next = places.filter_map(|&(node, stack)| match &program.nodes[node as usize] {
+            Node::Bytes(ranges, next) => ranges
+                .iter()
+                .any(|&(first, last)| (first..=last).contains(&byte))
+                .then_some((*next, stack)),
+            Node::Split(_) | Node::Call(..) | Node::Return => None,
+        });
+        let next: Vec<Place> = next.collect();
+        let next = if next.is_empty() {
+            DEAD
+        } else {
+            let reached = self.close(next);
+            self.intern(reached)
+        };
         self.states[state as usize].steps[usize::from(byte)] = next;
         next
     }

@@ -129,7 +129,7 @@ impl<'a> Reader<'a> {
 
     fn alternatives(&mut self, in_group: bool) -> Result<Expression> {
         let mut choices = vec![self.sequence(in_group)?];
-        while self.take("|") {
+        while self.bar() {
             self.space(true);
             choices.push(self.sequence(in_group)?);
         }
@@ -140,6 +140,17 @@ impl<'a> Reader<'a> {
                 Expression::Choice(choices)
             }
         })
+    }
+
+    /// Takes the mark of another alternative, which may stand on a line of its own.
+    fn bar(&mut self) -> bool {
+        let start = self.at;
+        self.space(true);
+        let found = self.take("|");
+        if !found {
+            self.at = start;
+        }
+        found
     }
 
     fn sequence(&mut self, in_group: bool) -> Result<Expression> {

@@ -42,12 +42,15 @@ impl Basics {
         let space = rules.add(Expression::Choice(vec![empty(), literal(" "), line]));
         let character = rules.add(string_character());
         let string = rules.add(quoted(repeat(Expression::Rule(character), 0, None)));
-        let integer = rules.add(Expression::Sequence(vec![
-            optional(literal("-")),
-            natural(),
+        let minus = || optional(literal("-"));
+        // A zero with a sign is a number, but to many readers no whole one.
+        let integer = rules.add(Expression::Choice(vec![
+            literal("0"),
+            Expression::Sequence(vec![minus(), positive()]),
         ]));
         let number = rules.add(Expression::Sequence(vec![
-            Expression::Rule(integer),
+            minus(),
+            Expression::Choice(vec![literal("0"), positive()]),
             optional(fraction()),
             optional(exponent()),
         ]));
@@ -127,10 +130,10 @@ pub fn quoted(contents: Expression) -> Expression {
 }
 
 /// Digits without a zero in front.
-pub fn natural() -> Expression {
+fn positive() -> Expression {
     let first = Expression::Bytes(vec![(b'1', b'9')]);
     let more = repeat(digit(), 0, Some(MAX_DIGITS - 1));
-    Expression::Choice(vec![literal("0"), Expression::Sequence(vec![first, more])])
+    Expression::Sequence(vec![first, more])
 }
 
 /// One digit.
