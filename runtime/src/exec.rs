@@ -12,7 +12,8 @@ use crate::record::Recording;
 use crate::value::RunValue;
 use cupola_backend::{Buffer, BufferRange, Command, Launch};
 use cupola_ir::eval::{self, Env, Limits, Stop};
-use cupola_ir::{Bindings, IrError, NodeId, Op, Tensor, Value, ValueType};
+use cupola_ir::kernel::Unit;
+use cupola_ir::{Bindings, Dim, IrError, NodeId, Op, Tensor, Value, ValueType};
 use cupola_passes::{DeviceId, SlotId, Step};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -81,6 +82,12 @@ fn run(
     let plan = &frame.loaded.compiled.plan;
     let targets = frame.place_outputs(outputs)?;
     frame.bind_inputs(inputs, cx)?;
+    if frame.loaded.is_settled {
+        let units = frame.loaded.compiled.units.len();
+        cx.layouts
+            .evaluated(frame.loaded.id)
+            .renew(&frame.bindings, units);
+    }
     frame.lay_out(cx)?;
     for (i, step) in plan.steps.iter().enumerate() {
         cx.stop.check()?;
@@ -106,6 +113,12 @@ fn run(
     }
     frame.note_end(cx);
     Ok(outputs)
+}
+
+/// Whether a size is another in every run.
+fn is_of_run(size: &Dim) -> bool {
+    let name = size.as_sym().map(|s| s.name());
+    matches!(name, Some(cupola_passes::SEED | cupola_passes::RUN))
 }
 
 impl Frame<'_> {
@@ -201,8 +214,24 @@ impl Frame<'_> {
     }
 
     /// Values of a unit's run-time sizes.
-    fn sizes(&self, unit: usize, cx: &RunCx<'_>) -> Result<Vec<i64>> {
-        let unit = &self.loaded.compiled.units[unit].unit;
+    fn sizes(&self, unit: usize, cx: &mut RunCx<'_>) -> Result<Vec<i64>> {
+        let compiled = &self.loaded.compiled;
+        if !self.loaded.is_settled {
+            return self.evaluate(&compiled.units[unit].unit, cx);
+        }
+        let known = cx.layouts.evaluated(self.loaded.id).sizes(unit);
+        if let Some(known) = known {
+            return Ok(known.clone());
+        }
+        let unit_of = &compiled.units[unit].unit;
+        let sizes = self.evaluate(unit_of, cx)?;
+        if !unit_of.sizes().iter().any(is_of_run) {
+            cx.layouts.evaluated(self.loaded.id).note(unit, &sizes);
+        }
+        Ok(sizes)
+    }
+
+    fn evaluate(&self, unit: &Unit, cx: &RunCx<'_>) -> Result<Vec<i64>> {
         unit.sizes()
             .iter()
             .map(|d| match d.as_sym().map(|s| s.name()) {

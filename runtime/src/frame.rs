@@ -261,7 +261,10 @@ impl<'a> Frame<'a> {
     pub fn lay_out(&mut self, cx: &mut RunCx<'_>) -> Result<()> {
         let loaded = self.loaded;
         let plan = &loaded.compiled.plan;
-        let sizes = plan::slot_sizes(plan, &self.bindings);
+        let sizes = match loaded.is_settled {
+            true => cx.layouts.evaluated(loaded.id).slot_sizes(plan),
+            false => plan::slot_sizes(plan, &self.bindings).into(),
+        };
         for (d, backend) in cx.devices.iter().enumerate() {
             let device = DeviceId(d as u32);
             let planned = |i: usize| {

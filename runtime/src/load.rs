@@ -13,6 +13,7 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Devices by [`DeviceId`].
 pub(crate) type Devices = [Arc<dyn Backend>];
@@ -96,6 +97,24 @@ impl WeightCache {
     }
 }
 
+/// Tells plans apart that states remember.
+fn next_id() -> u64 {
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    LAST.fetch_add(1, Ordering::Relaxed)
+}
+
+/// Whether no step binds a symbol.
+fn is_settled(compiled: &Compiled) -> bool {
+    let mut steps = compiled.plan.steps.iter();
+    steps.all(|step| match step {
+        Step::Launch { .. }
+        | Step::Transfer { .. }
+        | Step::Require { .. }
+        | Step::WriteState { .. } => true,
+        Step::Host { .. } | Step::Control { .. } | Step::Bind { .. } => false,
+    })
+}
+
 /// A compiled graph with its executables and constants; regions loaded likewise.
 #[derive(Debug)]
 pub(crate) struct Loaded {
@@ -103,6 +122,10 @@ pub(crate) struct Loaded {
     pub number: usize,
     /// What to do.
     pub compiled: Compiled,
+    /// Differs from that of any other plan of the process.
+    pub id: u64,
+    /// Whether all sizes are known once the inputs are.
+    pub is_settled: bool,
     /// One per unit.
     pub executables: Vec<Arc<dyn Executable>>,
     /// Memory of constant slots.
@@ -202,6 +225,8 @@ impl Loaded {
             input_homes,
             may_run_ahead: may_run_ahead(&compiled, &executables),
             number,
+            id: next_id(),
+            is_settled: is_settled(&compiled),
             compiled,
             executables,
             constants,

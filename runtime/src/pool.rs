@@ -3,9 +3,10 @@
 use crate::error::{Result, RuntimeError};
 use crate::value::padded;
 use cupola_backend::{Buffer, Device};
-use cupola_ir::Target;
+use cupola_ir::{Bindings, Target};
 use cupola_passes::plan::{self, Packing};
 use cupola_passes::{DeviceId, Plan};
+use rustc_hash::FxHashMap;
 use std::sync::Arc;
 
 /// Free buffers of one device.
@@ -80,14 +81,63 @@ impl Pool {
     }
 }
 
+/// What the last run of a plan evaluated; as long as its symbols have the same values, runs evaluate nothing again.
+#[derive(Debug, Default)]
+pub(crate) struct Evaluated {
+    bindings: Bindings,
+    /// Sizes by unit, as far as they have been asked for.
+    sizes: Vec<Option<Vec<i64>>>,
+    /// Bytes by slot.
+    slots: Option<Arc<[Option<u64>]>>,
+}
+
+impl Evaluated {
+    /// Forgets what belongs to other values.
+    pub fn renew(&mut self, bindings: &Bindings, units: usize) {
+        if self.sizes.len() != units || self.bindings != *bindings {
+            self.bindings = bindings.clone();
+            self.sizes = vec![None; units];
+            self.slots = None;
+        }
+    }
+
+    /// Bytes of the plan's slots.
+    pub fn slot_sizes(&mut self, plan: &Plan) -> Arc<[Option<u64>]> {
+        let sizes = || plan::slot_sizes(plan, &self.bindings).into();
+        self.slots.get_or_insert_with(sizes).clone()
+    }
+
+    /// The sizes of a unit, once they have been noted.
+    pub fn sizes(&self, unit: usize) -> Option<&Vec<i64>> {
+        self.sizes.get(unit)?.as_ref()
+    }
+
+    /// Notes the sizes of a unit.
+    pub fn note(&mut self, unit: usize, sizes: &[i64]) {
+        if let Some(noted) = self.sizes.get_mut(unit) {
+            *noted = Some(sizes.to_vec());
+        }
+    }
+}
+
 /// Most packings remembered.
 const MOST_LAYOUTS: usize = 64;
 
-/// Packings of plans, by sizes: runs of a size seen before do not pack again.
+/// What is remembered of plans from run to run.
 #[derive(Debug, Default)]
-pub(crate) struct Layouts(Vec<(usize, DeviceId, Vec<u64>, Arc<Packing>)>);
+pub(crate) struct Layouts {
+    /// By sizes: runs of a size seen before do not pack again.
+    packings: Vec<(usize, DeviceId, Vec<u64>, Arc<Packing>)>,
+    /// By the plan's number in the process.
+    evaluated: FxHashMap<u64, Evaluated>,
+}
 
 impl Layouts {
+    /// What the last run of a plan evaluated.
+    pub fn evaluated(&mut self, id: u64) -> &mut Evaluated {
+        self.evaluated.entry(id).or_default()
+    }
+
     /// The packing of a plan's slots on a device for these sizes.
     pub fn packing(
         &mut self,
@@ -98,7 +148,7 @@ impl Layouts {
     ) -> Arc<Packing> {
         let key = std::ptr::from_ref(plan) as usize;
         if let Some((.., p)) = self
-            .0
+            .packings
             .iter()
             .find(|(k, d, s, _)| *k == key && *d == device && *s == sizes)
         {
@@ -111,10 +161,10 @@ impl Layouts {
             target.alignment as u64,
             target.max_binding,
         );
-        if self.0.len() == MOST_LAYOUTS {
-            self.0.remove(0);
+        if self.packings.len() == MOST_LAYOUTS {
+            self.packings.remove(0);
         }
-        self.0.push((key, device, sizes, Arc::new(packing)));
-        self.0[self.0.len() - 1].3.clone()
+        self.packings.push((key, device, sizes, Arc::new(packing)));
+        self.packings[self.packings.len() - 1].3.clone()
     }
 }

@@ -59,12 +59,13 @@ impl RunCx<'_> {
         step: (usize, usize),
     ) -> Result<()> {
         let d = device.0 as usize;
-        self.queues[d].push(command, step);
         // Without a queue of its own the host runs at once, while operands are in cache.
         if device == DeviceId::HOST {
             self.start_others()?;
-            self.flush(device)
-        } else if self.queues[d].commands.len() >= MOST_QUEUED {
+            return Ok(self.devices[d].device().submit(&[command])?);
+        }
+        self.queues[d].push(command, step);
+        if self.queues[d].commands.len() >= MOST_QUEUED {
             self.flush(device)
         } else {
             Ok(())

@@ -70,7 +70,7 @@ fn graph(s: Shape) -> Graph {
             name.into(),
             StateSlot {
                 ty: ty.clone(),
-                initial: initial.into(),
+                initial: initial,
             },
         );
         let old = g

@@ -242,50 +242,38 @@ fn out_of_memory(e: &Error) -> BackendError {
 }
 
 /// The numbers of buffers and sizes must be those of the unit.
-fn check_counts(unit: &str, have: (usize, usize), want: (usize, usize)) -> Result<()> {
+fn check_counts(have: (usize, usize), want: (usize, usize)) -> Result<(), String> {
     if have == want {
         return Ok(());
     }
-    Err(fault(
-        unit,
-        format!(
-            "{} buffers and {} sizes for a unit of {} and {}",
-            have.0, have.1, want.0, want.1
-        ),
+    Err(format!(
+        "{} buffers and {} sizes for a unit of {} and {}",
+        have.0, have.1, want.0, want.1
     ))
 }
 
 /// A buffer argument must hold what the kernel declares.
-fn check_buffer(
-    unit: &str,
-    at: usize,
-    a: &Argument,
-    decl: &BufferDecl,
-    sizes: &[i64],
-) -> Result<()> {
+fn check_buffer(at: usize, a: &Argument, decl: &BufferDecl, sizes: &[i64]) -> Result<(), String> {
     let len = usize::try_from(schedule::extent(decl.len, sizes)).unwrap_or(0);
     let needed = decl.dtype.storage_size(1, len);
     if needed.is_none_or(|n| n > a.size) {
-        return Err(fault(
-            unit,
-            format!(
-                "buffer {at} has {} bytes, {len} elements of {} are needed",
-                a.size, decl.dtype
-            ),
+        return Err(format!(
+            "buffer {at} has {} bytes, {len} elements of {} are needed",
+            a.size, decl.dtype
         ));
     }
     if a.constant && decl.access != Access::Read {
-        return Err(fault(unit, format!("buffer {at} is constant")));
+        return Err(format!("buffer {at} is constant"));
     }
     Ok(())
 }
 
 /// What the fault word says.
-fn report(unit: &str, faults: &AtomicU32) -> Result<()> {
+fn report(faults: &AtomicU32) -> Result<(), String> {
     match faults.load(Relaxed) {
         0 => Ok(()),
-        f if f & Fault::Division as u32 != 0 => Err(fault(unit, "integer division by zero")),
-        _ => Err(fault(unit, "index out of range")),
+        f if f & Fault::Division as u32 != 0 => Err("integer division by zero".into()),
+        _ => Err("index out of range".into()),
     }
 }
 
@@ -294,22 +282,23 @@ impl Generated {
         let kernel = &self.kernel;
         let name = &self.name;
         let want = (kernel.buffers.len(), kernel.sizes.len());
-        check_counts(name, (arguments.len(), sizes.len()), want)?;
+        let fault = |what: String| fault(name, what);
+        check_counts((arguments.len(), sizes.len()), want).map_err(fault)?;
         let mut pointers = Vec::with_capacity(arguments.len());
         for (i, (a, decl)) in arguments.iter().zip(&kernel.buffers).enumerate() {
-            check_buffer(name, i, a, decl, sizes)?;
+            check_buffer(i, a, decl, sizes).map_err(fault)?;
             pointers.push(a.start);
         }
         let mut total = 1i64;
         for e in &kernel.axes[..kernel.parallel] {
             let n = schedule::extent(*e, sizes).max(0);
             let more = total.checked_mul(n);
-            total =
-                more.ok_or_else(|| fault(name, "more parallel positions than 64 bits count"))?;
+            let what = "more parallel positions than 64 bits count";
+            total = more.ok_or_else(|| fault(what.into()))?;
         }
         let faults = AtomicU32::new(0);
         self.run(device, &pointers, sizes, total, &faults);
-        report(name, &faults)
+        report(&faults).map_err(fault)
     }
 
     /// Whether a result is so large that it will be gone from the cache before anyone reads it.
@@ -377,15 +366,12 @@ fn launch_library(
     arguments: &[Argument],
     sizes: &[i64],
 ) -> Result<()> {
-    let name = unit.op.name();
     let own = unit.operands.len() + unit.results.len();
     let extra = epilogue.map_or(0, |e| e.kernel.buffers.len() - 2);
-    check_counts(
-        &name,
-        (arguments.len(), sizes.len()),
-        (own + extra, unit.sizes.len()),
-    )?;
-    let (operands, results) = libcall::bind(unit, arguments, sizes).map_err(|e| fault(&name, e))?;
+    let fault = |what: String| fault(&unit.op.name(), what);
+    let want = (own + extra, unit.sizes.len());
+    check_counts((arguments.len(), sizes.len()), want).map_err(fault)?;
+    let (operands, results) = libcall::bind(unit, arguments, sizes).map_err(fault)?;
     let faults = AtomicU32::new(0);
     let mut code = None;
     if let Some(e) = epilogue {
@@ -394,7 +380,7 @@ fn launch_library(
         all.extend_from_slice(&arguments[own..]);
         // Buffer 0 is the raw result, which has no memory of its own.
         for (i, (a, decl)) in all.iter().zip(&e.kernel.buffers).enumerate().skip(1) {
-            check_buffer(&name, i, a, decl, sizes)?;
+            check_buffer(i, a, decl, sizes).map_err(fault)?;
         }
         code = Some(Epilogue {
             kernel: &e.kernel,
@@ -415,9 +401,9 @@ fn launch_library(
         prepared,
     };
     match call.run() {
-        Ok(()) => report(&name, &faults),
-        Err(Failure::Fault(what)) => Err(fault(&name, what)),
+        Ok(()) => report(&faults).map_err(fault),
+        Err(Failure::Fault(what)) => Err(fault(what)),
         Err(Failure::Error(e @ Error::OutOfMemory { .. })) => Err(out_of_memory(&e)),
-        Err(Failure::Error(e)) => Err(fault(&name, e.to_string())),
+        Err(Failure::Error(e)) => Err(fault(e.to_string())),
     }
 }

@@ -58,7 +58,7 @@ pub struct Config {
     pub context_len: usize,
     /// Elements of a row between blocks.
     pub width: usize,
-    /// One entry per block.
+    /// One entry per block of a decoder; none of an encoder, which keeps nothing.
     pub blocks: Vec<CacheBlock>,
     /// Positions of a page.
     pub page_len: usize,

@@ -45,7 +45,6 @@ const FOLDER_NAMES: &[(&str, &[&str])] = &[
     ("expert_count", &["num_local_experts", "num_experts"]),
     ("expert_used_count", &["num_experts_per_tok"]),
     ("expert_weights_norm", &["norm_topk_prob"]),
-    ("vocab_size", &["vocab_size"]),
 ];
 
 impl<'a> Keys<'a> {
@@ -178,6 +177,19 @@ impl<'a> Keys<'a> {
         }
     }
 
+    /// A truth value.
+    pub fn flag(&self, key: &str) -> Result<Option<bool>> {
+        let value = match (self.json(key), self.metadata(key)) {
+            (None, None) => return Ok(None),
+            (Some(json), _) => json.as_bool(),
+            (None, Some(value)) => value.as_bool(),
+        };
+        match value {
+            Some(value) => Ok(Some(value)),
+            None => self.wrong(key, "the value is neither true nor false"),
+        }
+    }
+
     /// A word.
     pub fn text(&self, key: &str) -> Option<&'a str> {
         match (self.json(key), self.metadata(key)) {
@@ -185,6 +197,12 @@ impl<'a> Keys<'a> {
             (None, Some(value)) => value.as_str(),
             (None, None) => None,
         }
+    }
+
+    /// A list of words.
+    pub fn texts(&self, key: &str) -> Option<Vec<&'a str>> {
+        let list = self.json(key)?.as_array()?;
+        list.iter().map(Json::as_str).collect()
     }
 
     /// The hyperparameters of a part of a `config.json`.

@@ -28,6 +28,14 @@ const IGNORED: [&str; 4] = [
     "vision_model.",
 ];
 
+/// What a module's tensors are called, and what that means; the last two by old checkpoints.
+const SUFFIXES: [(&str, &str); 4] = [
+    (".weight", "weight"),
+    (".bias", "bias"),
+    (".gamma", "weight"),
+    (".beta", "bias"),
+];
+
 impl Names {
     /// Whether a tensor has no part in the model.
     pub fn ignores(&self, name: &str) -> bool {
@@ -41,12 +49,9 @@ impl Names {
         while let Some(rest) = WRAPPERS.iter().find_map(|w| short.strip_prefix(w)) {
             short = rest;
         }
-        let (stem, suffix) = ["weight", "bias"]
+        let (stem, suffix) = SUFFIXES
             .iter()
-            .find_map(|suffix| {
-                let stem = short.strip_suffix(suffix)?.strip_suffix('.')?;
-                Some((stem, *suffix))
-            })
+            .find_map(|(spelled, suffix)| Some((short.strip_suffix(spelled)?, *suffix)))
             .unwrap_or((short, "weight"));
         let found = self
             .tables
@@ -141,4 +146,66 @@ const NORMS_BEFORE: Table = &[("blk.{}.ffn_norm", "layers.{}.post_attention_laye
 pub(crate) const LLAMA: Names = Names {
     tables: &[NORMS_BEFORE, SHARED],
     ignored: &[],
+};
+
+/// Norms before and after each part of a block.
+pub(crate) const GEMMA: Names = Names {
+    tables: &[
+        &[
+            (
+                "blk.{}.post_attention_norm",
+                "layers.{}.post_attention_layernorm",
+            ),
+            ("blk.{}.ffn_norm", "layers.{}.pre_feedforward_layernorm"),
+            (
+                "blk.{}.post_ffw_norm",
+                "layers.{}.post_feedforward_layernorm",
+            ),
+        ],
+        SHARED,
+    ],
+    ignored: &[],
+};
+
+pub(crate) const GPT2: Names = Names {
+    tables: &[&[
+        ("token_embd", "wte"),
+        ("position_embd", "wpe"),
+        ("output_norm", "ln_f"),
+        ("output", "lm_head"),
+        ("blk.{}.attn_norm", "h.{}.ln_1"),
+        ("blk.{}.attn_qkv", "h.{}.attn.c_attn"),
+        ("blk.{}.attn_output", "h.{}.attn.c_proj"),
+        ("blk.{}.ffn_norm", "h.{}.ln_2"),
+        ("blk.{}.ffn_up", "h.{}.mlp.c_fc"),
+        ("blk.{}.ffn_down", "h.{}.mlp.c_proj"),
+    ]],
+    ignored: &[".attn.bias", ".attn.masked_bias"],
+};
+
+pub(crate) const BERT: Names = Names {
+    tables: &[&[
+        ("token_embd", "embeddings.word_embeddings"),
+        ("position_embd", "embeddings.position_embeddings"),
+        ("token_types", "embeddings.token_type_embeddings"),
+        ("token_embd_norm", "embeddings.LayerNorm"),
+        ("blk.{}.attn_q", "encoder.layer.{}.attention.self.query"),
+        ("blk.{}.attn_k", "encoder.layer.{}.attention.self.key"),
+        ("blk.{}.attn_v", "encoder.layer.{}.attention.self.value"),
+        (
+            "blk.{}.attn_output",
+            "encoder.layer.{}.attention.output.dense",
+        ),
+        (
+            "blk.{}.attn_output_norm",
+            "encoder.layer.{}.attention.output.LayerNorm",
+        ),
+        ("blk.{}.ffn_up", "encoder.layer.{}.intermediate.dense"),
+        ("blk.{}.ffn_down", "encoder.layer.{}.output.dense"),
+        (
+            "blk.{}.layer_output_norm",
+            "encoder.layer.{}.output.LayerNorm",
+        ),
+    ]],
+    ignored: &["pooler.", "cls.", "embeddings.position_ids"],
 };

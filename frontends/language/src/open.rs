@@ -49,11 +49,15 @@ impl LanguageModel {
     pub fn from_folder(folder: &ModelFolder, options: &Options) -> Result<LanguageModel> {
         let none = || LanguageError::NoModel("the folder has no config.json".into());
         let config = folder.config.as_ref().ok_or_else(none)?;
-        let config = config.get("text_config").unwrap_or(config);
+        let mut config = config.get("text_config").unwrap_or(config).clone();
+        let pooling = folder.json("1_Pooling/config.json")?;
+        if let (Json::Object(all), Some(Json::Object(more))) = (&mut config, pooling) {
+            all.extend(more);
+        }
         let missing = || LanguageError::MissingKey("model_type".into());
         let name = config.get("model_type").and_then(Json::as_str);
         let family = families::by_model_type(name.ok_or_else(missing)?)?;
-        let keys = Keys::Folder(config);
+        let keys = Keys::Folder(&config);
         let weights = Weights::of_folder(&folder.weights, &family.names);
         let mut model = assemble(family, &keys, &weights, options)?;
         model.files = folder.sources.clone();
@@ -77,9 +81,16 @@ fn assemble(
     let transposed = family.transposed_in_folders && !keys.is_gguf();
     let name = family.architecture;
     let builder = Builder::new(name, weights, &recipe, options, transposed);
-    let (graph, vocab_len) = build::decoder(builder)?;
+    let (graph, vocab_len) = match family.kind {
+        Kind::Decoder => build::decoder(builder)?,
+        Kind::Encoder => build::encoder(builder)?,
+    };
     weights.check_used(name)?;
-    let cache = recipe.blocks.iter().map(|block| CacheBlock {
+    let kept = match family.kind {
+        Kind::Decoder => &recipe.blocks[..],
+        Kind::Encoder => &[],
+    };
+    let cache = kept.iter().map(|block| CacheBlock {
         kv_heads: block.kv_heads,
         key_len: block.key_len,
         value_len: block.value_len,
@@ -87,7 +98,7 @@ fn assemble(
     });
     let config = Config {
         architecture: name.to_owned(),
-        kind: Kind::Decoder,
+        kind: family.kind,
         vocab_len,
         context_len: options.context_len.unwrap_or(recipe.context_len),
         width: recipe.width,

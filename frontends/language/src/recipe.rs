@@ -1,7 +1,7 @@
 //! [`Recipe`]: what an architecture does with its weights, as data. Families make it, `build/` follows it.
 //!
 //! What tensors tell by being there is not repeated here: biases, norms of queries and keys, norms after a part, a head of
-//! its own, learned positions, joined matrices, experts.
+//! its own, learned positions, joined matrices.
 
 use crate::rope::Rope;
 
@@ -28,6 +28,8 @@ pub(crate) struct Recipe {
     pub activation: Activation,
     /// Routing, where blocks have experts.
     pub experts: Option<Experts>,
+    /// What an encoder makes of a text's rows.
+    pub pooling: Pooling,
     /// Kinds of rotation that blocks choose from.
     pub ropes: Vec<Rope>,
     /// The blocks.
@@ -81,9 +83,24 @@ pub(crate) enum Activation {
     Relu,
 }
 
-/// How rows find their experts.
+/// How rows find their experts: by the largest weights of a softmax.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Experts {
     /// Number of experts.
     pub len: usize,
+    /// Experts of one row.
+    pub used: usize,
+    /// Elements between the products of one expert.
+    pub feed_len: usize,
+    /// The weights of a row's experts are divided by their sum.
+    pub normalised: bool,
+}
+
+/// What stands for a text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pooling {
+    /// The mean of its tokens' rows.
+    Mean,
+    /// The row of its first token.
+    First,
 }

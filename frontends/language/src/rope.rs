@@ -276,8 +276,7 @@ fn yarn(
     })
 }
 
-/// LongRoPE (Ding et al., 2024): divisors for short and for long contexts. In GGUF files they are tensors; then the
-/// magnitude alone is known here.
+/// LongRoPE (Ding et al., 2024): divisors for short and for long contexts.
 fn longrope(
     keys: &Keys,
     model: &Keys,
@@ -298,11 +297,7 @@ fn longrope(
     } else {
         "short_factor"
     };
-    let divisors = match keys.is_gguf() {
-        true => vec![],
-        false => keys
-            .numbers(list)
-            .ok_or_else(|| LanguageError::MissingKey(list.to_owned()))?,
-    };
-    Ok(Scaling::Divisors(divisors, magnitude))
+    let divisors = keys.numbers(list);
+    let missing = || LanguageError::MissingKey(list.to_owned());
+    Ok(Scaling::Divisors(divisors.ok_or_else(missing)?, magnitude))
 }

@@ -106,6 +106,25 @@ impl Weights {
         tensor.ok_or_else(|| LanguageError::weight_type(&entry.name, dtype))
     }
 
+    /// The matrices of a tensor of three axes, each a slice of the file; the first axis may hold several of them at once.
+    ///
+    /// # Errors
+    /// As [`Weights::get`].
+    pub fn parts(&self, name: &str, [len, rows, cols]: [usize; 3]) -> Result<Vec<Tensor>> {
+        let stored = self.dims(name).and_then(|d| d.first()).copied();
+        let joined = stored
+            .filter(|s| *s > 0 && len.is_multiple_of(*s))
+            .unwrap_or(len);
+        let (entry, dtype) = self.tensor(name, &[joined, len / joined.max(1) * rows, cols])?;
+        let size = entry.data.len() / len.max(1);
+        let part = |i: usize| {
+            let bytes = entry.data.slice(i * size..(i + 1) * size);
+            Tensor::new(dtype, vec![rows, cols], bytes)
+                .ok_or_else(|| LanguageError::weight_type(&entry.name, dtype))
+        };
+        (0..len).map(part).collect()
+    }
+
     /// A vector as f32.
     ///
     /// # Errors

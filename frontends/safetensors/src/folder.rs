@@ -36,10 +36,7 @@ impl ModelFolder {
     /// [`SafeTensorsError`] for the first thing that is wrong.
     pub fn open(path: impl AsRef<Path>) -> Result<ModelFolder, SafeTensorsError> {
         let path = path.as_ref().to_owned();
-        let config = match path.join("config.json") {
-            file if file.exists() => Some(read_json(&file, "of config.json")?),
-            _ => None,
-        };
+        let config = optional_json(&path.join("config.json"), "of config.json")?;
         let index = path.join("model.safetensors.index.json");
         let mut sources = vec![];
         let weights = match index.exists() {
@@ -52,6 +49,24 @@ impl ModelFolder {
             weights,
             sources,
         })
+    }
+
+    /// Another JSON file of the folder, if it is there.
+    ///
+    /// # Errors
+    /// [`SafeTensorsError`] for a file that cannot be read or parsed.
+    pub fn json(&self, name: &str) -> Result<Option<serde_json::Value>, SafeTensorsError> {
+        optional_json(&self.path.join(name), "of a side file")
+    }
+}
+
+fn optional_json(
+    path: &Path,
+    file: &'static str,
+) -> Result<Option<serde_json::Value>, SafeTensorsError> {
+    match path.exists() {
+        true => read_json(path, file).map(Some),
+        false => Ok(None),
     }
 }
 

@@ -10,8 +10,12 @@ use crate::schedule::extent;
 use cupola_ir::kernel::View;
 use cupola_ir::{BlockFormat, DType};
 use half::{bf16, f16};
+use smallvec::{SmallVec, smallvec};
 use std::marker::PhantomData;
 use std::ops::Range;
+
+/// Numbers by axis; more axes than usual take an allocation.
+pub(crate) type Extents<T> = SmallVec<[T; 6]>;
 
 /// A strided view with an address.
 #[derive(Clone, Debug)]
@@ -21,9 +25,9 @@ pub(crate) struct Operand {
     pub read: DType,
     /// Address of the element at index 0.
     pub start: *mut u8,
-    pub dims: Vec<usize>,
+    pub dims: Extents<usize>,
     /// Elements from one index to the next.
-    pub strides: Vec<isize>,
+    pub strides: Extents<isize>,
 }
 
 impl Operand {
@@ -33,8 +37,8 @@ impl Operand {
         argument: &Argument,
         sizes: &[i64],
     ) -> std::result::Result<Operand, String> {
-        let dims: Vec<i64> = view.dims.iter().map(|e| extent(*e, sizes)).collect();
-        let strides: Vec<i64> = view.strides.iter().map(|e| extent(*e, sizes)).collect();
+        let dims: Extents<i64> = view.dims.iter().map(|e| extent(*e, sizes)).collect();
+        let strides: Extents<i64> = view.strides.iter().map(|e| extent(*e, sizes)).collect();
         let offset = extent(view.offset, sizes);
         if let DType::Block(format) = view.dtype {
             return Operand::bind_blocks(view, format, argument, &dims, offset);
@@ -77,7 +81,8 @@ impl Operand {
         dims: &[i64],
         offset: i64,
     ) -> std::result::Result<Operand, String> {
-        let extents: Option<Vec<usize>> = dims.iter().map(|d| usize::try_from(*d).ok()).collect();
+        let extents: Option<Extents<usize>> =
+            dims.iter().map(|d| usize::try_from(*d).ok()).collect();
         let size = extents.as_deref().and_then(|dims| {
             let (inner, outer) = dims.split_last()?;
             let rows = outer.iter().try_fold(1usize, |n, d| n.checked_mul(*d))?;
@@ -88,7 +93,7 @@ impl Operand {
                 dtype: view.dtype,
                 read: view.read,
                 start: argument.start,
-                strides: vec![0; dims.len()],
+                strides: smallvec![0; dims.len()],
                 dims,
             }),
             _ => Err(format!(
@@ -136,7 +141,7 @@ impl Operand {
         cx: &Context<'a>,
         repeated: usize,
     ) -> Result<(Operand, Lent<'a>)> {
-        let kept: Vec<usize> = (self.dims.iter().zip(&self.strides).enumerate())
+        let kept: Extents<usize> = (self.dims.iter().zip(&self.strides).enumerate())
             .map(|(a, (d, s))| {
                 if *s == 0 && a < repeated {
                     (*d).min(1)
@@ -145,7 +150,7 @@ impl Operand {
                 }
             })
             .collect();
-        let mut strides = vec![0isize; kept.len()];
+        let mut strides: Extents<isize> = smallvec![0; kept.len()];
         let mut len = 1usize;
         for a in (0..kept.len()).rev() {
             strides[a] = if kept[a] > 1 { len as isize } else { 0 };

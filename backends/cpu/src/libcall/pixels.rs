@@ -1,7 +1,7 @@
 //! Convolutions of channels-last images.
 
 use super::conv::{Raw, five, taps, usable, view, window};
-use super::operand::Operand;
+use super::operand::{Extents, Operand};
 use super::tail::tail;
 use super::{Call, Failure, Prepared, whole_size};
 use crate::library::conv::pixels::{
@@ -75,8 +75,8 @@ pub(super) fn packed_size(
         dtype,
         read: dtype,
         start: std::ptr::null_mut(),
-        dims: weights.to_vec(),
-        strides: vec![0; weights.len()],
+        dims: Extents::from_slice(weights),
+        strides: smallvec::smallvec![0; weights.len()],
     };
     let (shape, _) = five(&operand);
     match dtype {

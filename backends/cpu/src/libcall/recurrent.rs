@@ -213,7 +213,7 @@ fn extents(p: &Recurrent, o: &Roles<&Operand>) -> Result<Extents, Failure> {
     ];
     for (name, operand, dims) in wanted {
         if let Some(x) = operand
-            && x.dims != dims
+            && x.dims[..] != dims[..]
         {
             return Err(Failure::Fault(format!(
                 "{name} has extents {:?}, {dims:?} are taken",

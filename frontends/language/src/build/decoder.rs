@@ -37,12 +37,6 @@ pub(crate) fn decoder(mut b: Builder) -> Result<(Graph, usize)> {
 }
 
 impl Builder<'_> {
-    /// Tokens that have an embedding; 0 where the tensor is missing, which its use then reports.
-    fn vocab_len(&self) -> usize {
-        let dims = self.weights.dims("token_embd.weight");
-        dims.and_then(|d| d.first()).copied().unwrap_or(0)
-    }
-
     fn block(&mut self, x: ValueId, i: usize, block: &Block, step: &Step) -> Result<ValueId> {
         let at = |name: &str| format!("blk.{i}.{name}");
         let read = self.optional_norm(x, &at("attn_norm"))?;

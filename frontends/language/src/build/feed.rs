@@ -1,7 +1,7 @@
 //! Feed-forward parts, with and without gates, of one matrix or of experts.
 
 use super::Builder;
-use crate::error::{LanguageError, Result};
+use crate::error::Result;
 use crate::recipe::{Activation, Block};
 use cupola_ir::composite::{Gelu, Swiglu, Swish};
 use cupola_ir::{Op, Scalar, ValueId};
@@ -9,11 +9,12 @@ use cupola_ir::{Op, Scalar, ValueId};
 impl Builder<'_> {
     /// What the feed-forward part adds to the rows.
     pub(super) fn feed(&mut self, x: ValueId, i: usize, block: &Block) -> Result<ValueId> {
-        if let Some(experts) = self.recipe.experts {
-            let what = format!("a model of {} experts", experts.len);
-            return Err(LanguageError::unsupported("expert_count", what));
-        }
         let at = |name: &str| format!("blk.{i}.{name}");
+        if let Some(experts) = self.recipe.experts
+            && self.weights.has(&at("ffn_gate_inp.weight"))
+        {
+            return self.experts(x, i, experts);
+        }
         let (len, width) = (block.feed_len, self.recipe.width);
         let joined = self.joined_rows(&at("ffn_up.weight")) == Some(2 * len);
         let inner = if self.weights.has(&at("ffn_gate.weight")) {
@@ -37,7 +38,7 @@ impl Builder<'_> {
         dims.get(usize::from(self.transposed)).copied()
     }
 
-    fn gated(&mut self, gate: ValueId, up: ValueId) -> Result<ValueId> {
+    pub(super) fn gated(&mut self, gate: ValueId, up: ValueId) -> Result<ValueId> {
         if self.recipe.activation == Activation::Silu {
             let op = Op::Composite(Swiglu { alpha: 1.0 }.into());
             return Ok(self.graph.one(op, &[gate, up])?);

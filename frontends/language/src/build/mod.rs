@@ -5,9 +5,12 @@
 
 mod attention;
 mod decoder;
+mod encoder;
+mod experts;
 mod feed;
 
 pub(crate) use decoder::decoder;
+pub(crate) use encoder::encoder;
 
 use crate::config::Options;
 use crate::error::Result;
@@ -133,6 +136,12 @@ impl<'a> Builder<'a> {
             true => self.norm(x, name),
             false => Ok(x),
         }
+    }
+
+    /// Tokens that have an embedding; 0 where the tensor is missing, which its use then reports.
+    fn vocab_len(&self) -> usize {
+        let dims = self.weights.dims("token_embd.weight");
+        dims.and_then(|d| d.first()).copied().unwrap_or(0)
     }
 
     /// Rows of the matrix `name`, as f32.

@@ -2,16 +2,17 @@
 
 use super::Source;
 use crate::error::{LanguageError, Result};
-use crate::recipe::{Activation, Block, Experts, Norm, Recipe};
+use crate::recipe::{Activation, Block, Experts, Norm, Pooling, Recipe};
 use crate::rope::{self, Scaling, Setup};
 
 /// Blocks beyond any real model.
 const MAX_BLOCKS: usize = 4096;
+/// Experts beyond any real model.
+const MAX_EXPERTS: usize = 4096;
 /// Elements of a head beyond any real model.
 const MAX_HEAD_LEN: usize = 1 << 16;
 
-/// A decoder of equal blocks with a gated feed-forward part, norms by root mean square and rotation of whole heads, its
-/// pairs half a head apart.
+/// A decoder of equal blocks with a gated feed-forward part and rotation of heads, its pairs half the rotated part apart.
 pub(super) fn decoder(source: &Source) -> Result<Recipe> {
     let keys = source.keys;
     let width = keys.count("embedding_length")?;
@@ -20,23 +21,33 @@ pub(super) fn decoder(source: &Source) -> Result<Recipe> {
     Ok(Recipe {
         width,
         context_len: keys.count("context_length")?,
-        norm: Norm {
-            centred: false,
-            epsilon: match keys.has("attention.layer_norm_rms_epsilon") {
-                true => keys.epsilon("attention.layer_norm_rms_epsilon")?,
-                false => 1e-6,
-            },
-            offset: 0.0,
-        },
+        norm: norm(source)?,
         embedding_scale: 1.0,
         residual_scale: 1.0,
         logit_scale: 1.0,
         logit_cap: 0.0,
         parallel: false,
         activation: activation(source, Activation::Silu)?,
-        experts: experts(source)?,
+        experts: experts(source, blocks[0].feed_len)?,
+        pooling: Pooling::Mean,
         ropes: vec![setup.rope()?],
         blocks,
+    })
+}
+
+/// Norms by mean and variance where the model states their epsilon, else by root mean square.
+fn norm(source: &Source) -> Result<Norm> {
+    let keys = source.keys;
+    let centred = "attention.layer_norm_epsilon";
+    let is_centred = keys.has(centred);
+    let key = match is_centred {
+        true => centred,
+        false => "attention.layer_norm_rms_epsilon",
+    };
+    Ok(Norm {
+        centred: is_centred,
+        epsilon: keys.epsilon(key)?,
+        offset: 0.0,
     })
 }
 
@@ -107,59 +118,66 @@ pub(super) fn rotation(source: &Source, head_len: usize) -> Result<Setup> {
         true => keys.count_or("rope.dimension_count", head_len)?,
         false => (part.unwrap_or(1.0) * head_len as f64) as usize,
     };
-    if !len.is_multiple_of(2) || len > head_len {
+    let base = base.unwrap_or(10000.0);
+    let scaling = divisors(source, len)?;
+    checked(source, head_len, len, base, scaling)
+}
+
+/// A rotation of whole heads.
+pub(super) fn setup(
+    source: &Source,
+    head_len: usize,
+    base: f64,
+    scaling: Scaling,
+) -> Result<Setup> {
+    checked(source, head_len, head_len, base, scaling)
+}
+
+fn checked(
+    source: &Source,
+    head_len: usize,
+    len: usize,
+    base: f64,
+    scaling: Scaling,
+) -> Result<Setup> {
+    let wrong = |key: &str, what: String| Err(LanguageError::key(&source.keys.spelled(key), what));
+    if !len.is_multiple_of(2) || len > head_len || len == 0 {
         let what = format!("{len} of {head_len} elements cannot be turned in pairs");
-        return Err(LanguageError::key(
-            &keys.spelled("rope.dimension_count"),
-            what,
-        ));
+        return wrong("rope.dimension_count", what);
+    }
+    if base <= 1.0 {
+        return wrong("rope.freq_base", format!("the base {base} is not above 1"));
     }
     Ok(Setup {
         len,
-        base: checked_base(source, base.unwrap_or(10000.0))?,
+        base,
         interleaved: false,
-        scaling: divisors(source, len)?,
+        scaling,
     })
-}
-
-/// A base that powers can be taken of.
-pub(super) fn checked_base(source: &Source, base: f64) -> Result<f64> {
-    match base > 1.0 {
-        true => Ok(base),
-        false => {
-            let key = source.keys.spelled("rope.freq_base");
-            Err(LanguageError::key(
-                &key,
-                format!("the base {base} is not above 1"),
-            ))
-        }
-    }
 }
 
 /// The scaling of the keys, with the divisors that GGUF files carry as tensors.
 fn divisors(source: &Source, len: usize) -> Result<Scaling> {
-    let (weights, pairs) = (source.weights, len / 2);
+    let Source { keys, weights, .. } = source;
     let context = source.options.context_len;
-    let scaling = rope::scaling(source.keys, context)?;
     let read = |name: &str| -> Result<Vec<f64>> {
-        let stored = weights.vector(name, pairs)?;
+        let stored = weights.vector(name, len / 2)?;
         Ok(stored.into_iter().map(f64::from).collect())
     };
-    if let Scaling::Divisors(none, magnitude) = &scaling
-        && none.is_empty()
-    {
-        let names = ["rope_factors_short.weight", "rope_factors_long.weight"];
-        names.iter().for_each(|name| weights.skip(name));
-        let trained = source.keys.count("rope.scaling.original_context_length")?;
+    let [short, long] = ["rope_factors_short.weight", "rope_factors_long.weight"];
+    if weights.has(short) {
+        [short, long].iter().for_each(|name| weights.skip(name));
+        let trained = keys.count("rope.scaling.original_context_length")?;
         let is_long = context.is_some_and(|context| context > trained);
+        let magnitude = keys.number("rope.scaling.attn_factor")?.unwrap_or(1.0);
         return Ok(Scaling::Divisors(
-            read(names[usize::from(is_long)])?,
-            *magnitude,
+            read(if is_long { long } else { short })?,
+            magnitude,
         ));
     }
     match weights.has("rope_freqs.weight") {
         true => Ok(Scaling::Divisors(read("rope_freqs.weight")?, 1.0)),
-        false => Ok(scaling),
+        false => rope::scaling(keys, context),
     }
 }
 
@@ -184,9 +202,46 @@ pub(super) fn activation(source: &Source, default: Activation) -> Result<Activat
     })
 }
 
-fn experts(source: &Source) -> Result<Option<Experts>> {
-    match source.keys.optional_count("expert_count")? {
-        Some(len @ 1..) => Ok(Some(Experts { len })),
-        _ => Ok(None),
+fn experts(source: &Source, feed_len: usize) -> Result<Option<Experts>> {
+    let keys = source.keys;
+    let Some(len @ 1..) = keys.optional_count("expert_count")? else {
+        return Ok(None);
+    };
+    let used = keys.count("expert_used_count")?;
+    if used > len || len > MAX_EXPERTS {
+        let key = keys.spelled("expert_used_count");
+        return Err(LanguageError::key(&key, format!("{used} of {len} experts")));
     }
+    Ok(Some(Experts {
+        len,
+        used,
+        feed_len: keys.count_or("expert_feed_forward_length", feed_len)?,
+        normalised: keys.flag("expert_weights_norm")?.unwrap_or(true),
+    }))
+}
+
+/// Gives the blocks that slide a window, if the model has one: those that its list of kinds names, or those of the family's
+/// pattern.
+pub(super) fn slide(
+    source: &Source,
+    recipe: &mut Recipe,
+    pattern: impl Fn(usize) -> bool,
+) -> Result<()> {
+    let keys = source.keys;
+    let Some(window @ 1..) = keys.optional_count("attention.sliding_window")? else {
+        return Ok(());
+    };
+    let kinds = keys.texts("layer_types");
+    let every = keys.optional_count("sliding_window_pattern")?;
+    for (i, block) in recipe.blocks.iter_mut().enumerate() {
+        let slides = match (&kinds, every) {
+            (Some(kinds), _) => kinds.get(i) == Some(&"sliding_attention"),
+            (None, Some(every @ 1..)) => (i + 1) % every != 0,
+            (None, _) => pattern(i),
+        };
+        if slides {
+            block.window = window;
+        }
+    }
+    Ok(())
 }

@@ -1,10 +1,15 @@
 //! Architectures: what each makes of its hyperparameters. A family is a row of [`FAMILIES`] and a function that makes a
 //! [`Recipe`]; what its tensors tell by being there needs no line.
 
+mod bert;
 mod common;
+mod gemma;
+mod gpt2;
 mod llama;
+mod phi3;
+mod qwen;
 
-use crate::config::Options;
+use crate::config::{Kind, Options};
 use crate::error::{LanguageError, Result};
 use crate::keys::Keys;
 use crate::names::Names;
@@ -24,6 +29,8 @@ pub(crate) struct Family {
     pub architecture: &'static str,
     /// `model_type` in `config.json` files.
     pub model_types: &'static [&'static str],
+    /// Which contract the graph follows.
+    pub kind: Kind,
     /// Names of tensors in folders.
     pub names: Names,
     /// Matrices in folders have the summed axis first.
@@ -32,7 +39,18 @@ pub(crate) struct Family {
     pub recipe: fn(&Source) -> Result<Recipe>,
 }
 
-const FAMILIES: &[Family] = &[llama::FAMILY];
+const FAMILIES: &[Family] = &[
+    llama::FAMILY,
+    qwen::QWEN2,
+    qwen::QWEN3,
+    qwen::QWEN3_MOE,
+    gemma::GEMMA,
+    gemma::GEMMA2,
+    gemma::GEMMA3,
+    phi3::FAMILY,
+    gpt2::FAMILY,
+    bert::FAMILY,
+];
 
 fn unknown(name: &str, known: Vec<&str>) -> LanguageError {
     LanguageError::Architecture {

@@ -61,6 +61,8 @@ pub(super) struct Layout {
     pub zero: u8,
     /// Unsigned codes by nibble, four times.
     pub table: [u8; 64],
+    /// Nibbles by unsigned code, the other way round.
+    nibbles: [u8; 256],
 }
 
 impl Layout {
@@ -81,6 +83,13 @@ impl Layout {
             let level = levels.and_then(|levels| levels.get(at % 16));
             *slot = level.map_or(0, |level| (*level as u8).wrapping_add(zero));
         }
+        let mut nibbles = [0; 256];
+        for (at, code) in table[..levels.map_or(0, |l| l.len().min(16))]
+            .iter()
+            .enumerate()
+        {
+            nibbles[usize::from(*code)] = at as u8;
+        }
         let scales = match format {
             B::Q4_0 | B::Q4_1 | B::Q5_0 | B::Q5_1 | B::Q8_0 | B::Q8_1 | B::IQ4_NL | B::NVFP4 => {
                 Scales::Halves
@@ -95,6 +104,7 @@ impl Layout {
             has_min: format.has_min(),
             zero,
             table,
+            nibbles,
         }
     }
 
@@ -195,7 +205,7 @@ impl PackedBlocks {
         let tiles = inner / STEP;
         let size = layout.strip_size(tiles);
         let count = cols.div_ceil(WIDTH);
-        let strips = Buffer::zeroed(count.saturating_mul(size), cx.scratch.usage())?;
+        let strips = Buffer::lasting(count.saturating_mul(size), cx.scratch.usage())?;
         let start = Shared(strips.as_ptr());
         cx.pool.run(count, |index| {
             // SAFETY: strips lie side by side in the buffer, and each is written once.
@@ -292,13 +302,11 @@ impl Place<'_> {
                 let mins = scales + layout.min_offset();
                 self.put_scale(header, mins, block.min, block.mins[group]);
             }
-            let tile = &mut codes[tile * layout.codes_size()..][..layout.codes_size()];
-            for (k, &code) in block.codes[group * group_len..][..group_len]
-                .iter()
-                .enumerate()
-            {
-                self.put_code(tile, inside + k, code);
-            }
+        }
+        for (at, part) in block.codes[..len].chunks_exact(STEP).enumerate() {
+            let tile = first / STEP % CHUNK + at;
+            let size = layout.codes_size();
+            self.put_codes(&mut codes[tile * size..][..size], part);
         }
     }
 
@@ -312,28 +320,37 @@ impl Place<'_> {
         }
     }
 
-    /// Writes element `k` of the column's part of a tile.
-    fn put_code(&self, tile: &mut [u8], k: usize, code: i8) {
-        let (vector, byte) = (k / 4, k % 4);
-        let lane = self.col * 4 + byte;
-        let code = (code as u8).wrapping_add(self.layout.zero);
-        let nibble = match self.layout.coding {
-            Coding::Bytes => {
-                tile[vector * 64 + lane] = code;
-                return;
-            }
-            Coding::Nibbles => code,
-            Coding::Sixes => {
-                let above = (STEP / 8 + vector / 4) * 64;
-                tile[above + lane] |= code >> 4 << (2 * (vector % 4));
-                code & 15
-            }
-            Coding::Table => {
-                let place = self.layout.table[..16].iter().position(|c| *c == code);
-                place.unwrap_or_default() as u8
-            }
+    /// Writes the column's part of a tile.
+    fn put_codes(&self, tile: &mut [u8], codes: &[i8]) {
+        let Place { layout, col, .. } = *self;
+        let mut bytes = [0u8; STEP];
+        for (byte, code) in bytes.iter_mut().zip(codes) {
+            *byte = (*code as u8).wrapping_add(layout.zero);
+        }
+        if layout.coding == Coding::Table {
+            bytes = bytes.map(|code| layout.nibbles[usize::from(code)]);
+        }
+        let words: [u32; STEP / 4] =
+            std::array::from_fn(|v| u32::from_le_bytes([0, 1, 2, 3].map(|k| bytes[4 * v + k])));
+        let mut store = |vector: usize, word: u32| {
+            put(tile, vector * 64 + col * 4, &word.to_le_bytes());
         };
-        tile[vector % 4 * 64 + lane] |= nibble << (4 * (vector / 4));
+        if layout.coding == Coding::Bytes {
+            (words.into_iter().enumerate()).for_each(|(v, word)| store(v, word));
+            return;
+        }
+        const LOW: u32 = 0x0F0F_0F0F;
+        let (first, second) = words.split_at(STEP / 8);
+        for (v, (a, b)) in first.iter().zip(second).enumerate() {
+            store(v, a & LOW | (b & LOW) << 4);
+        }
+        if layout.coding == Coding::Sixes {
+            for (half, words) in [first, second].into_iter().enumerate() {
+                let upper = words.iter().enumerate();
+                let bits = upper.map(|(v, word)| (word >> 4 & 0x0303_0303) << (2 * v));
+                store(STEP / 8 + half, bits.fold(0, |all, bits| all | bits));
+            }
+        }
     }
 }
 
