@@ -24,9 +24,6 @@ const MAX_DEPTH: u32 = 1000;
 /// Places of one state: grammars that need more are too ambiguous to follow.
 const MAX_PLACES: usize = 10_000;
 
-/// States that are kept; 1 KiB each.
-const MAX_STATES: usize = 16_384;
-
 /// Number of a stack; the empty one is [`BOTTOM`].
 type StackId = u32;
 
@@ -97,14 +94,9 @@ impl Automaton {
         self.states[state as usize].accepts
     }
 
-    /// Number of states that were met.
-    pub fn len(&self) -> usize {
+    /// Number of states that were met; each takes a little more than 1 KiB.
+    pub fn state_len(&self) -> usize {
         self.states.len()
-    }
-
-    /// Whether so many states were met that it is time to begin anew.
-    pub fn is_full(&self) -> bool {
-        self.states.len() > MAX_STATES
     }
 
     /// The state behind a byte.

@@ -12,6 +12,9 @@ use crate::mask::{Constraint, TokenMask};
 /// Masks that are kept for states that may come again.
 const MAX_MASKS: usize = 4096;
 
+/// States that are kept, unless one text alone has more.
+const MAX_STATES: usize = 16_384;
+
 /// A grammar over the tokens of a model. What is found out for one text serves all others.
 #[derive(Clone)]
 pub struct Constrainer {
@@ -27,6 +30,8 @@ struct Shared {
 struct Cache {
     automaton: Automaton,
     masks: FxHashMap<StateId, TokenMask>,
+    /// States above which everything is forgotten.
+    state_limit: usize,
     /// How often everything was forgotten: numbers of states hold until then.
     generation: u64,
 }
@@ -37,6 +42,7 @@ impl Constrainer {
         let cache = Cache {
             automaton: Automaton::new(grammar.program.clone()),
             masks: FxHashMap::default(),
+            state_limit: MAX_STATES,
             generation: 0,
         };
         Constrainer {
@@ -83,7 +89,9 @@ impl GrammarConstraint {
             Some((generation, state)) if generation == cache.generation => state,
             _ => {
                 let start = cache.automaton.start();
-                cache.follow(start, &self.text)
+                let state = cache.follow(start, &self.text);
+                cache.state_limit = MAX_STATES.max(2 * cache.automaton.state_len());
+                state
             }
         };
         self.state = Some((cache.generation, state));
@@ -93,7 +101,7 @@ impl GrammarConstraint {
 
 impl Cache {
     fn bound(&mut self, shared: &Shared) {
-        if self.automaton.is_full() {
+        if self.automaton.state_len() > self.state_limit {
             self.automaton = Automaton::new(shared.grammar.program.clone());
             self.masks.clear();
             self.generation += 1;
