@@ -83,6 +83,9 @@ pub enum Error {
     /// A graph is invalid.
     #[error(transparent)]
     Graph(#[from] IrError),
+    /// A language model's files were refused.
+    #[error(transparent)]
+    Language(#[from] cupola_language::LanguageError),
     /// Compiling or running failed.
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
@@ -108,6 +111,7 @@ impl Error {
             Error::Native(_) => Class::Malformed,
             Error::SafeTensors(e) => e.fault().into(),
             Error::Import(e) => e.fault().into(),
+            Error::Language(e) => e.fault().into(),
             Error::Graph(e) => ir_class(e),
             Error::Format(_) => Class::Malformed,
             Error::NoGraph(_) => Class::Unsupported,

@@ -84,6 +84,7 @@ pub use artifact::Artifact;
 pub use check::{FileSummary, check_file};
 pub use cupola_ir as ir;
 pub use cupola_ir::{Bindings, DType, Dim, Graph, Tensor, TensorType, Value, ValueType};
+pub use cupola_language::Options as LanguageOptions;
 pub use cupola_onnx as onnx;
 pub use cupola_passes as passes;
 pub use cupola_passes::Precision;

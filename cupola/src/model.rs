@@ -3,7 +3,9 @@
 use crate::artifact::{self, Prepared};
 use crate::error::{Error, Result};
 use crate::runner::{Options, Runner};
+use cupola_gguf::Gguf;
 use cupola_ir::{DType, Dim, Graph, Tensor, TensorType, Value, ValueType};
+use cupola_language::LanguageModel;
 use cupola_onnx::{ImportError, ImportOptions};
 use cupola_runtime::{Host, Identify, Key, Release};
 use cupola_source::{Format, Source};
@@ -18,6 +20,8 @@ pub struct ModelOptions {
     pub set: BTreeMap<String, i64>,
     /// Operators of ONNX files that the program brings along.
     pub custom: Vec<cupola_onnx::CustomOp>,
+    /// How language models keep keys and values.
+    pub language: cupola_language::Options,
 }
 
 /// An input that decides the structure of the graph.
@@ -172,13 +176,10 @@ impl Model {
             .file_name()
             .map(|n| n.to_string_lossy().into_owned())
             .unwrap_or_default();
-        let source = if path.is_dir() {
-            return Err(Error::NoGraph(format!(
-                "{name} is a folder; folders hold language models, which come later"
-            )));
-        } else {
-            Source::open(path)?
-        };
+        if path.is_dir() {
+            return Model::language(name, path, options);
+        }
+        let source = Source::open(path)?;
         let format = source.format();
         let mut files = vec![source.clone()];
         let mut prepared = None;
@@ -202,6 +203,9 @@ impl Model {
             Format::CupolaBinary => {
                 ModelSource::Graph(Arc::new(cupola_native::read(source.bytes())?))
             }
+            Format::Gguf if Gguf::read(&source)?.architecture().is_some() => {
+                return Model::language(name, path, options);
+            }
             known @ (Format::Gguf | Format::SafeTensors) => {
                 return Err(Error::NoGraph(format!(
                     "{name}: {known} holds weights without a graph; check and inspect read it, it cannot be run"
@@ -220,6 +224,19 @@ impl Model {
             name,
             files,
             prepared,
+            plain: OnceLock::new(),
+        })
+    }
+
+    /// A language model: its files are data, its graph that of its architecture.
+    fn language(name: String, path: &Path, options: ModelOptions) -> Result<Model> {
+        let model = LanguageModel::open(path, &options.language)?;
+        Ok(Model {
+            source: ModelSource::Graph(Arc::new(model.graph)),
+            options,
+            name,
+            files: model.files,
+            prepared: None,
             plain: OnceLock::new(),
         })
     }

@@ -6,9 +6,11 @@
 //! in and out as numbers.
 //!
 //! Reading order: `pages` (whose page is whose), `batch` and `decoder` (one run), `sample` and `mask` (from logits to a
-//! token), `sequence`, `schedule` and `engine` (continuous batching), `speculate` (tokens guessed ahead).
+//! token), `sequence`, `schedule` and `engine` (continuous batching), `speculate` (tokens guessed ahead), `constrain` (output held to a
+//! grammar).
 
 mod batch;
+pub mod constrain;
 mod decoder;
 mod engine;
 mod error;

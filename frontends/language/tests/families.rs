@@ -27,10 +27,11 @@ fn folders(kind: Kind) -> Vec<PathBuf> {
     folders
 }
 
-/// The folder itself and the GGUF file in it; what GGUF files cannot say has none.
+/// The folder itself and the GGUF file in it, perhaps split; what GGUF files cannot say has none.
 fn forms(folder: &Path) -> Vec<PathBuf> {
-    let all = [folder.to_path_buf(), folder.join("model.gguf")];
-    all.into_iter().filter(|path| path.exists()).collect()
+    let files = ["model.gguf", "model-00002-of-00003.gguf"].map(|name| folder.join(name));
+    let all = [folder.to_path_buf()].into_iter().chain(files);
+    all.filter(|path| path.exists()).collect()
 }
 
 fn open(path: &Path) -> LanguageModel {

@@ -29,8 +29,13 @@ impl Pipeline {
             file: file.to_owned(),
             what,
         };
-        let mut tokenizer =
-            tokenizers::Tokenizer::from_bytes(bytes).map_err(|error| wrong(error.to_string()))?;
+        // The library asks for text that is JSON, and panics over some descriptions that are not what it expects.
+        let description: Value =
+            serde_json::from_slice(bytes).map_err(|error| wrong(error.to_string()))?;
+        let built = std::panic::catch_unwind(|| serde_json::from_value(description));
+        let built: Result<tokenizers::Tokenizer, _> =
+            built.map_err(|_| wrong("a part is not what its type needs".to_owned()))?;
+        let mut tokenizer = built.map_err(|error| wrong(error.to_string()))?;
         // How long texts may be is the model's business.
         tokenizer.with_padding(None);
         tokenizer
