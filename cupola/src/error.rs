@@ -1,6 +1,7 @@
 //! One error for users, with a class that says whose fault it is.
 
 use cupola_ir::IrError;
+use cupola_llm::LlmError;
 use cupola_onnx::ImportError;
 use cupola_passes::PassError;
 use cupola_runtime::RuntimeError;
@@ -86,6 +87,12 @@ pub enum Error {
     /// A language model's files were refused.
     #[error(transparent)]
     Language(#[from] cupola_language::LanguageError),
+    /// A tokenizer or chat template was refused.
+    #[error(transparent)]
+    Text(#[from] cupola_text::TextError),
+    /// Text could not be generated.
+    #[error(transparent)]
+    Generate(LlmError),
     /// Compiling or running failed.
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
@@ -100,6 +107,15 @@ pub enum Error {
 /// Result with [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+impl From<LlmError> for Error {
+    fn from(e: LlmError) -> Error {
+        match e {
+            LlmError::Runtime(e) => Error::Runtime(e),
+            e => Error::Generate(e),
+        }
+    }
+}
+
 impl Error {
     /// Whose fault it is.
     pub fn class(&self) -> Class {
@@ -112,34 +128,48 @@ impl Error {
             Error::SafeTensors(e) => e.fault().into(),
             Error::Import(e) => e.fault().into(),
             Error::Language(e) => e.fault().into(),
+            Error::Text(e) => e.fault().into(),
+            Error::Generate(e) => llm_class(e),
             Error::Graph(e) => ir_class(e),
             Error::Format(_) => Class::Malformed,
             Error::NoGraph(_) => Class::Unsupported,
-            Error::Runtime(e) => match e {
-                RuntimeError::Input { .. } => Class::Run,
-                RuntimeError::NoDevice { .. } | RuntimeError::Setting(_) => Class::Usage,
-                RuntimeError::Table(_) => Class::Malformed,
-                RuntimeError::Pass(e) => pass_class(e),
-                RuntimeError::Ir(e) => match e {
-                    IrError::Op { .. }
-                    | IrError::Run { .. }
-                    | IrError::Limit(_)
-                    | IrError::Cancelled => Class::Run,
-                    IrError::Parse { .. } | IrError::Invalid(_) | IrError::Unsupported(_) => {
-                        ir_class(e)
-                    }
-                },
-                RuntimeError::Backend(e) => match e {
-                    cupola_runtime::BackendError::Unsupported { .. } => Class::Unsupported,
-                    cupola_runtime::BackendError::OutOfMemory { .. }
-                    | cupola_runtime::BackendError::Fault { .. }
-                    | cupola_runtime::BackendError::Device { .. } => Class::Run,
-                },
-                RuntimeError::Fallback { .. } => Class::Unsupported,
-                RuntimeError::Memory { .. } => Class::Limit,
-                RuntimeError::Cancelled | RuntimeError::Lost => Class::Run,
-            },
+            Error::Runtime(e) => runtime_class(e),
         }
+    }
+}
+
+fn llm_class(e: &LlmError) -> Class {
+    match e {
+        LlmError::Runtime(e) => runtime_class(e),
+        LlmError::Request(_) => Class::Usage,
+        LlmError::NoDecoder(..) => Class::Unsupported,
+        LlmError::TooLong { .. } | LlmError::QueueFull(_) => Class::Limit,
+        LlmError::Snapshot(_) => Class::Malformed,
+        LlmError::NotFinite => Class::Run,
+    }
+}
+
+fn runtime_class(e: &RuntimeError) -> Class {
+    match e {
+        RuntimeError::Input { .. } => Class::Run,
+        RuntimeError::NoDevice { .. } | RuntimeError::Setting(_) => Class::Usage,
+        RuntimeError::Table(_) => Class::Malformed,
+        RuntimeError::Pass(e) => pass_class(e),
+        RuntimeError::Ir(e) => match e {
+            IrError::Op { .. } | IrError::Run { .. } | IrError::Limit(_) | IrError::Cancelled => {
+                Class::Run
+            }
+            IrError::Parse { .. } | IrError::Invalid(_) | IrError::Unsupported(_) => ir_class(e),
+        },
+        RuntimeError::Backend(e) => match e {
+            cupola_runtime::BackendError::Unsupported { .. } => Class::Unsupported,
+            cupola_runtime::BackendError::OutOfMemory { .. }
+            | cupola_runtime::BackendError::Fault { .. }
+            | cupola_runtime::BackendError::Device { .. } => Class::Run,
+        },
+        RuntimeError::Fallback { .. } => Class::Unsupported,
+        RuntimeError::Memory { .. } => Class::Limit,
+        RuntimeError::Cancelled | RuntimeError::Lost => Class::Run,
     }
 }
 

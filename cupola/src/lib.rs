@@ -74,6 +74,7 @@ mod artifact;
 mod check;
 mod cut;
 mod error;
+pub mod language;
 mod model;
 mod profile;
 mod runner;
@@ -85,6 +86,7 @@ pub use check::{FileSummary, check_file};
 pub use cupola_ir as ir;
 pub use cupola_ir::{Bindings, DType, Dim, Graph, Tensor, TensorType, Value, ValueType};
 pub use cupola_language::Options as LanguageOptions;
+pub use cupola_llm as llm;
 pub use cupola_onnx as onnx;
 pub use cupola_passes as passes;
 pub use cupola_passes::Precision;
@@ -93,6 +95,7 @@ pub use cupola_runtime::{
     Cache, Cancel, DeviceSpec, DeviceTensor, Fault, Host, HostOptions, Keep, Pending, Place,
     Program, Request, RunLimits, RunStats, RunValue, Session, State, Weights,
 };
+pub use cupola_text as text;
 pub use cut::{Cut, can_cut, cut};
 pub use error::{Class, Error, Result};
 pub use model::{Model, ModelOptions};

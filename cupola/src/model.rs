@@ -358,36 +358,41 @@ impl Model {
         }
     }
 
-    /// Lets pages of the model's files go that compiled programs do not need any more.
-    fn release(&self) -> Release {
-        let files = self.files.clone();
-        Release::new(move |bytes| files.iter().for_each(|f| f.release(bytes)))
-    }
-
     /// Options for running the model: what is known of its files and of what was compiled before is added.
     pub(crate) fn complete(&self, options: &mut Options) {
-        options.release.get_or_insert_with(|| self.release());
-        match &self.prepared {
-            Some(prepared) => prepared.apply(options),
-            None => {
-                options.identify.get_or_insert_with(|| self.identify());
-            }
+        if let Some(prepared) = &self.prepared {
+            options.release.get_or_insert_with(|| release(&self.files));
+            prepared.apply(options);
+        } else {
+            know_files(&self.files, options);
         }
-    }
-
-    /// Names constants by the files they lie in.
-    fn identify(&self) -> Identify {
-        let files = self.files.clone();
-        Identify::new(move |bytes| {
-            let name = files.iter().find_map(|f| f.identify(bytes));
-            name.map(|name| Key(name.0))
-        })
     }
 
     /// A runner of this model on a device of the host.
     pub fn runner(self, host: Arc<Host>, options: Options) -> Runner {
         Runner::new(self, host, options)
     }
+}
+
+/// Adds to the options what is known of the files whose bytes constants are.
+pub(crate) fn know_files(files: &[Source], options: &mut Options) {
+    options.release.get_or_insert_with(|| release(files));
+    options.identify.get_or_insert_with(|| identify(files));
+}
+
+/// Lets pages of files go that compiled programs do not need any more.
+fn release(files: &[Source]) -> Release {
+    let files = files.to_vec();
+    Release::new(move |bytes| files.iter().for_each(|f| f.release(bytes)))
+}
+
+/// Names constants by the files they lie in.
+fn identify(files: &[Source]) -> Identify {
+    let files = files.to_vec();
+    Identify::new(move |bytes| {
+        let name = files.iter().find_map(|f| f.identify(bytes));
+        name.map(|name| Key(name.0))
+    })
 }
 
 /// Names and kinds of an ONNX model's inputs as declared; extents are not looked at.

@@ -6,12 +6,13 @@
 //! in and out as numbers.
 //!
 //! Reading order: `pages` (whose page is whose), `batch` and `decoder` (one run), `sample` and `mask` (from logits to a
-//! token), `sequence`, `schedule` and `engine` (continuous batching), `speculate` (tokens guessed ahead), `constrain` (output held to a
-//! grammar).
+//! token), `sequence`, `schedule` and `engine` (continuous batching), `speculate` (tokens guessed ahead), `constrain` (output
+//! held to a grammar), `transcript` (the text of tokens); `encoder` stands alone.
 
 mod batch;
 pub mod constrain;
 mod decoder;
+mod encoder;
 mod engine;
 mod error;
 mod mask;
@@ -20,12 +21,15 @@ pub mod sample;
 mod schedule;
 mod sequence;
 pub mod speculate;
+mod transcript;
 
 pub use batch::Batch;
 pub use decoder::{CacheShape, Decoder, Logits};
+pub use encoder::Encoder;
 pub use engine::{Engine, EngineOptions, EngineStats};
 pub use error::{LlmError, Result};
 pub use mask::{Constraint, TokenMask};
 pub use pages::{PageId, PagePool, Prefix, PrefixId};
 pub use sample::{LogProb, LogProbs, Sampling};
 pub use sequence::{Event, FinishReason, Request, SequenceId, Usage};
+pub use transcript::Transcript;

@@ -1,5 +1,9 @@
 //! The command line.
 
+mod language;
+
+pub use language::*;
+
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use cupola::Fault;
 use std::path::PathBuf;
@@ -52,6 +56,18 @@ pub enum Command {
     Compile(CompileCommandArgs),
     /// Convert a model between formats, by suffix.
     Convert(ConvertArgs),
+    /// Continue a text with a language model.
+    Generate(GenerateArgs),
+    /// Talk with a language model: a line of standard input is a message.
+    Chat(ChatArgs),
+    /// Show the tokens of a text.
+    Tokenize(TokenizeArgs),
+    /// Measure how well a language model foretells a text.
+    Perplexity(PerplexityArgs),
+    /// Give the vectors of texts by an encoder.
+    Embed(EmbedArgs),
+    /// Serve a language model over HTTP, in the form of the OpenAI API.
+    Serve(ServeArgs),
     /// Show tables of timed kernels that --tune-table wrote, or join them.
     Tuning(TuningArgs),
     /// Try the features of a GPU; started by this program for itself.
@@ -284,6 +300,11 @@ pub struct BenchArgs {
     /// Answer requests on standard input, one JSON object a line.
     #[arg(long)]
     pub worker: bool,
+    /// Time a language model: tokens per second of prompts and of continuing a text.
+    #[arg(long, conflicts_with_all = ["worker", "suite"])]
+    pub llm: bool,
+    #[command(flatten)]
+    pub llm_args: BenchLlmArgs,
     /// Measure the device itself, kernels and models on it, instead of a model: the benchmark that compares machines.
     #[arg(long, conflicts_with_all = ["model", "worker", "json"])]
     pub suite: bool,

@@ -7,6 +7,7 @@ mod commands;
 mod compare;
 mod fail;
 mod inputs;
+mod interrupt;
 mod npy;
 mod outputs;
 mod pb;

@@ -32,7 +32,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("frontends/safetensors", &["cupola-ir", "cupola-source"]),
     ("frontends/native", &["cupola-ir", "cupola-source"]),
     ("frontends/text", &["cupola-gguf", "cupola-source"]),
-    ("llm", &["cupola-ir", "cupola-runtime"]),
+    ("llm", &["cupola-ir", "cupola-runtime", "cupola-text"]),
     (
         "frontends/language",
         &[
@@ -54,9 +54,12 @@ const EDGES: &[(&str, &[&str])] = &[
             "cupola-safetensors",
             "cupola-native",
             "cupola-language",
+            "cupola-text",
+            "cupola-llm",
         ],
     ),
-    ("runner", &["cupola", "cupola-ir"]),
+    ("server", &["cupola-llm", "cupola-text"]),
+    ("runner", &["cupola", "cupola-ir", "cupola-server"]),
     ("benches", &["cupola", "cupola-ir"]),
 ];
 

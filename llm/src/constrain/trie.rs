@@ -2,6 +2,7 @@
 
 use super::automaton::{Automaton, DEAD, StateId};
 use crate::mask::TokenMask;
+use cupola_text::Tokenizer;
 
 /// A place in the tree of all tokens' bytes, in the order of a walk that visits children after their parent.
 struct Place {
@@ -84,6 +85,16 @@ impl TokenTrie {
         for place in open.drain(len.min(open.len())..) {
             self.places[place].skip = here;
         }
+    }
+
+    /// The tree of a model's tokens, of which there may be more logits than its tokenizer knows.
+    pub fn of(tokenizer: &Tokenizer, vocab_len: usize) -> TokenTrie {
+        let known = tokenizer.vocab_len();
+        let bytes = |token: u32| match (token as usize) < known && !tokenizer.is_special(token) {
+            true => tokenizer.token_bytes(token),
+            false => &[],
+        };
+        TokenTrie::new(vocab_len, bytes, tokenizer.end_tokens())
     }
 
     /// Number of tokens.

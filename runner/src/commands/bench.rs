@@ -5,7 +5,7 @@
 //! looked up in the folder `$PEERS_MODELS`: `CASE.onnx` (or the shared file of a family) and `inputs/CASE.NAME.bin`
 //! with extents in `inputs/CASE.json`.
 
-use super::{bench_compare, suite};
+use super::{bench_compare, language, suite};
 use crate::args::{BenchAction, BenchArgs};
 use crate::fail::{Failure, Outcome};
 use crate::{inputs, outputs};
@@ -28,6 +28,9 @@ pub fn bench(args: &BenchArgs) -> Outcome {
     }
     if args.suite {
         return suite::suite(args);
+    }
+    if args.llm {
+        return language::bench(args);
     }
     let path = args
         .model

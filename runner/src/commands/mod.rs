@@ -11,6 +11,7 @@ mod convert;
 mod devices;
 mod explain;
 mod inspect;
+mod language;
 mod plan;
 mod profile;
 mod run;
@@ -55,7 +56,13 @@ fn json_target(command: &Command) -> Option<&str> {
         Command::Check(a) => &a.json,
         Command::Run(a) => &a.json,
         Command::Tuning(a) => &a.json,
-        Command::Compile(_)
+        Command::Generate(a) => &a.json,
+        Command::Tokenize(a) => &a.json,
+        Command::Perplexity(a) => &a.json,
+        Command::Embed(a) => &a.json,
+        Command::Chat(_)
+        | Command::Serve(_)
+        | Command::Compile(_)
         | Command::Convert(_)
         | Command::Conformance(_)
         | Command::TryGpu(_) => return None,
@@ -81,6 +88,12 @@ fn start(command: Command) -> Outcome {
         Command::Run(a) => run::run(&a),
         Command::Conformance(a) => conformance::conformance(&a),
         Command::Tuning(a) => tuning::tuning(&a),
+        Command::Generate(a) => language::generate(&a),
+        Command::Chat(a) => language::chat(&a),
+        Command::Embed(a) => language::embed(&a),
+        Command::Serve(a) => language::serve(&a),
+        Command::Tokenize(a) => language::tokenize(&a),
+        Command::Perplexity(a) => language::perplexity(&a),
     }
 }
 

@@ -1,0 +1,71 @@
+//! `cupola serve`: a language model over HTTP.
+
+use crate::args::ServeArgs;
+use crate::fail::{Failure, Outcome};
+use cupola::llm::EngineOptions;
+use cupola_server::{Model, ServerOptions, Service};
+use std::time::Duration;
+
+/// Most tokens of a text where nothing is asked for.
+const USUAL_CONTEXT: usize = 8192;
+
+/// Serves until Ctrl-C.
+pub fn serve(args: &ServeArgs) -> Outcome {
+    let template = cupola::language::chat_template(&args.model)?;
+    let model = super::open(&args.model, &args.compile, args.context)?;
+    let context = args
+        .context
+        .unwrap_or(USUAL_CONTEXT)
+        .min(model.config.context_len);
+    let options = EngineOptions {
+        slots: args.slots,
+        queue: args.queue,
+        shift: args.shift,
+        ..EngineOptions::new(context)
+    };
+    let engine = model.engine(context.saturating_mul(args.slots), options)?;
+    let failed =
+        |e: std::io::Error| Failure::new(1, "io", format!("{}:{}: {e}", args.host, args.port));
+    let name = args.name.clone().unwrap_or_else(|| {
+        let name = args.model.file_stem().unwrap_or_default();
+        name.to_string_lossy().into_owned()
+    });
+    let service = Service::start(engine).map_err(failed)?;
+    let served = Model::new(name, model.tokenizer.clone(), template, service);
+    let options = ServerOptions {
+        api_key: args.api_key.clone(),
+        body_size: args.body_size as usize,
+        timeout: Duration::from_secs(args.timeout),
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(failed)?;
+    runtime
+        .block_on(async {
+            let listener = tokio::net::TcpListener::bind((args.host.as_str(), args.port)).await?;
+            eprintln!("listening on http://{}", listener.local_addr()?);
+            cupola_server::serve(listener, served, options, ended()).await
+        })
+        .map_err(failed)
+}
+
+/// Done when the process is asked to end.
+async fn ended() {
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        if let Ok(mut terminate) = signal(SignalKind::terminate()) {
+            tokio::select! {
+                _ = tokio::signal::ctrl_c() => {}
+                _ = terminate.recv() => {}
+            }
+            return;
+        }
+    }
+    // Without a handler the signal ends the process.
+    if tokio::signal::ctrl_c().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
