@@ -10,19 +10,18 @@ pub(super) const MAGIC: f32 = 12_582_912.0;
 /// The bits of 2^23, the float in which a unit is the lowest bit.
 pub(super) const BIAS: i32 = 0x4B00_0000;
 
-/// [`STEP`] activations of a row in 8 bits: `scale * code`.
+/// [`STEP`] activations of a row in 8 bits: `scale * code`, with a scale for each half.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
 pub(super) struct Integers {
     /// Four codes each.
     pub codes: [i32; STEP / 4],
-    /// What the sums of both halves begin with: the bits of [`MAGIC`], less what unsigned weight codes add. Where weights have
-    /// one group in a tile, all of it is in the first.
+    /// What the sums of both halves begin with: the bits of [`MAGIC`], less what unsigned weight codes add.
     pub start: [i32; 2],
-    pub scale: f32,
-    /// `scale` times the sum of the codes of each group.
+    pub scales: [f32; 2],
+    /// What the codes stand for, added up: of each half, where weights have one group in a tile all in the first.
     pub sums: [f32; 2],
-    pub unused: [u32; 3],
+    pub unused: [u32; 2],
 }
 
 /// [`STEP`] activations of a row.
@@ -80,67 +79,64 @@ const TOP: f32 = 127.0;
 /// Largest magnitudes below this count as zero, so that its inverse is finite.
 const LEAST: f32 = 1e-30;
 
+/// Elements that share a scale.
+const HALF: usize = STEP / 2;
+
 #[inline(always)]
 fn quantised<S: Simd>(s: S, x: &[f32; STEP], layout: &Layout) -> Integers {
-    let mut largest = s.splat(0.0);
-    let mut is_number = s.splat(0.0);
-    for at in (0..STEP).step_by(S::LANES) {
-        // SAFETY: the lanes lie inside the array.
-        let v = unsafe { s.load(x.as_ptr().add(at)) };
-        largest = s.max(s.abs(v), largest);
-        // NaN and infinity stay; everything else becomes 0.
-        is_number = s.add(is_number, s.mul(v, s.splat(0.0)));
-    }
-    let largest = s.largest(largest);
+    let magic = MAGIC.to_bits() as i32;
     let mut out = Integers {
         codes: [0; STEP / 4],
-        start: [MAGIC.to_bits() as i32, 0],
-        scale: 0.0,
+        start: [magic; 2],
+        scales: [0.0; 2],
         sums: [0.0; 2],
-        unused: [0; 3],
+        unused: [0; 2],
     };
-    if layout.groups == 2 {
-        out.start[1] = out.start[0];
-    }
-    let trouble = s.sum(is_number);
-    if trouble.is_nan() {
-        // Every product with it is NaN.
-        out.scale = f32::NAN;
-        out.sums = [f32::NAN; 2];
-        return out;
-    }
-    if largest < LEAST {
-        return out;
-    }
-    let inverse = s.splat(TOP / largest);
-    let magic = s.splat(MAGIC);
-    let mut integers = [0i32; STEP];
-    for at in (0..STEP).step_by(S::LANES) {
-        // SAFETY: the lanes lie inside the arrays.
-        unsafe {
-            let steps = s.mul(s.load(x.as_ptr().add(at)), inverse);
-            s.int_store(
-                integers.as_mut_ptr().add(at),
-                s.bits(s.add(s.round(steps), magic)),
-            );
+    for half in 0..2 {
+        let from = &x[half * HALF..][..HALF];
+        let mut largest = s.splat(0.0);
+        let mut is_number = s.splat(0.0);
+        for at in (0..HALF).step_by(S::LANES) {
+            // SAFETY: the lanes lie inside the half.
+            let v = unsafe { s.load(from.as_ptr().add(at)) };
+            largest = s.max(s.abs(v), largest);
+            // NaN and infinity stay; everything else becomes 0.
+            is_number = s.add(is_number, s.mul(v, s.splat(0.0)));
         }
-    }
-    out.scale = largest / TOP;
-    let magic = MAGIC.to_bits() as i32;
-    let group = STEP / layout.groups;
-    for half in 0..layout.groups {
-        let mut sum = 0;
-        for code in &integers[half * group..][..group] {
-            sum += code - magic;
+        let largest = s.largest(largest);
+        if s.sum(is_number).is_nan() {
+            // Every product with it is NaN.
+            out.scales[half] = f32::NAN;
+            out.sums[half] = f32::NAN;
+            continue;
         }
+        if largest < LEAST {
+            continue;
+        }
+        let inverse = s.splat(TOP / largest);
+        let mut integers = [0i32; HALF];
+        for at in (0..HALF).step_by(S::LANES) {
+            // SAFETY: the lanes lie inside the half.
+            unsafe {
+                let steps = s.mul(s.load(from.as_ptr().add(at)), inverse);
+                let codes = s.bits(s.add(s.round(steps), s.splat(MAGIC)));
+                s.int_store(integers.as_mut_ptr().add(at), codes);
+            }
+        }
+        let sum: i32 = integers.iter().map(|code| code - magic).sum();
         out.start[half] -= i32::from(layout.zero) * sum;
-        out.sums[half] = out.scale * sum as f32;
-    }
-    // The lowest byte of each is the code.
-    for (word, codes) in out.codes.iter_mut().enumerate() {
-        for k in 0..4 {
-            *codes |= (integers[word * 4 + k] & 0xFF) << (8 * k);
+        out.scales[half] = largest / TOP;
+        out.sums[half] = out.scales[half] * sum as f32;
+        // The lowest byte of each is the code.
+        let words = &mut out.codes[half * HALF / 4..][..HALF / 4];
+        for (codes, four) in words.iter_mut().zip(integers.chunks_exact(4)) {
+            for (k, code) in four.iter().enumerate() {
+                *codes |= (code & 0xFF) << (8 * k);
+            }
         }
+    }
+    if layout.groups == 1 {
+        out.sums = [out.sums[0] + out.sums[1], 0.0];
     }
     out
 }

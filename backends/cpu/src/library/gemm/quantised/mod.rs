@@ -1,7 +1,7 @@
 //! Products with block-quantised weights: `c[m, n] = sum over k of a[m, k] * b[n, k]`.
 //!
 //! Weights are packed ahead of time and stay as narrow as they are; each is read once for up to twelve rows. Activations are
-//! rounded to 8 bits, 32 of a row sharing a scale, and multiplied as integers, or taken as they are.
+//! rounded to 8 bits, 16 of a row sharing a scale, and multiplied as integers, or taken as they are.
 //!
 //! Reading order: `strips` (weights), `activations`, `lanes` (instructions), `tile` (the loop), this file (threads, results).
 
@@ -35,7 +35,7 @@ use tile::{Tile, TileSet, tile_set_of};
 pub enum Activations {
     /// As they are, multiplied in f32.
     Exact,
-    /// Rounded to 127 steps to either side of zero, with a scale for each 32 neighbours of a row. NaN and infinity make NaN.
+    /// Rounded to 127 steps to either side of zero, with a scale for each 16 neighbours of a row. NaN and infinity make NaN.
     Rounded,
 }
 

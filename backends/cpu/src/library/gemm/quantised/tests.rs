@@ -24,7 +24,7 @@ fn weights(rng: &mut Rng, format: BlockFormat, len: usize) -> (Vec<u8>, Vec<f32>
     (bytes, floats)
 }
 
-/// What the kernel makes of 32 activations.
+/// What the kernel makes of 16 activations.
 fn rounded(x: &[f32]) -> Vec<f64> {
     let largest = x.iter().fold(0f32, |m, x| m.max(x.abs()));
     let scale = f64::from(largest / 127.0);
@@ -60,7 +60,7 @@ fn check(cx: &Context, format: BlockFormat, [rows, cols]: [usize; 2], blocks: us
     for how in [Activations::Exact, Activations::Rounded] {
         let seen: Vec<f64> = match how {
             Activations::Exact => left.iter().map(|x| f64::from(*x)).collect(),
-            Activations::Rounded => left.chunks(32).flat_map(rounded).collect(),
+            Activations::Rounded => left.chunks(16).flat_map(rounded).collect(),
         };
         let got = product(cx, &left, [rows, inner], &packed, how);
         for row in 0..rows {

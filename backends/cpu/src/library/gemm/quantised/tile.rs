@@ -353,15 +353,17 @@ unsafe fn run_integers<L: Lanes, const R: usize, const C: u8>(l: L, tile: &Tile)
                                 b = l.dot(b, words[w], x.codes[w]);
                             }
                         }
-                        let scaled = if groups == 1 {
-                            let products = s.float_of_bits(s.int_add(a, b));
-                            s.mul(scale[0], s.sub(products, magic))
+                        let a = s.sub(s.float_of_bits(a), magic);
+                        let b = s.sub(s.float_of_bits(b), magic);
+                        let a = s.mul(a, s.splat(x.scales[0]));
+                        if groups == 1 {
+                            let both = s.mul_add(b, s.splat(x.scales[1]), a);
+                            *sum = s.mul_add(scale[0], both, *sum);
                         } else {
-                            let (a, b) = (s.float_of_bits(a), s.float_of_bits(b));
-                            let a = s.mul(scale[0], s.sub(a, magic));
-                            s.mul_add(scale[1], s.sub(b, magic), a)
-                        };
-                        *sum = s.mul_add(scaled, s.splat(x.scale), *sum);
+                            let b = s.mul(b, s.splat(x.scales[1]));
+                            *sum = s.mul_add(scale[0], a, *sum);
+                            *sum = s.mul_add(scale[1], b, *sum);
+                        }
                         if has_min {
                             *sum = s.mul_add(min[0], s.splat(x.sums[0]), *sum);
                             if groups == 2 {
