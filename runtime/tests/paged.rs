@@ -19,6 +19,23 @@ struct Shape {
     softcap: f64,
 }
 
+const USUAL: Shape = Shape {
+    heads: 6,
+    kv_heads: 2,
+    depth: 64,
+    page_len: 16,
+    cache: DType::F16,
+    window: 0,
+    softcap: 0.0,
+};
+
+const SMALL: Shape = Shape {
+    heads: 2,
+    depth: 16,
+    page_len: 8,
+    ..USUAL
+};
+
 const PAGES: usize = 40;
 
 /// Rows `q` attend to the cache after `k` and `v` were written at their positions.
@@ -182,36 +199,27 @@ fn floats(outputs: &[(String, Value)]) -> Vec<f32> {
 
 #[test]
 fn attends_to_what_earlier_runs_wrote() {
-    let usual = Shape {
-        heads: 6,
-        kv_heads: 2,
-        depth: 64,
-        page_len: 16,
-        cache: DType::F16,
-        window: 0,
-        softcap: 0.0,
-    };
     let shapes = [
-        usual,
+        USUAL,
         Shape {
             cache: DType::F32,
             heads: 4,
             kv_heads: 4,
             depth: 20,
             page_len: 7,
-            ..usual
+            ..USUAL
         },
         Shape {
             cache: DType::BF16,
             window: 9,
-            ..usual
+            ..USUAL
         },
         Shape {
             heads: 8,
             kv_heads: 1,
             softcap: 2.0,
             page_len: 32,
-            ..usual
+            ..USUAL
         },
     ];
     // A long prompt, single steps, both at once, a continued prompt, steps of several at positions that jump.
@@ -246,15 +254,7 @@ fn attends_to_what_earlier_runs_wrote() {
 
 #[test]
 fn the_cache_is_written_where_it_is() {
-    let s = Shape {
-        heads: 2,
-        kv_heads: 2,
-        depth: 16,
-        page_len: 8,
-        cache: DType::F16,
-        window: 0,
-        softcap: 0.0,
-    };
+    let s = SMALL;
     let mut session = session(s, DeviceSpec::Cpu);
     let compiled = session.program().clone();
     let plan = &compiled.compiled().unwrap().plan;
@@ -280,15 +280,7 @@ fn the_cache_is_written_where_it_is() {
 
 #[test]
 fn rows_do_not_depend_on_their_neighbours() {
-    let s = Shape {
-        heads: 6,
-        kv_heads: 2,
-        depth: 64,
-        page_len: 16,
-        cache: DType::F16,
-        window: 0,
-        softcap: 0.0,
-    };
+    let s = USUAL;
     let prompt: Batch<'_> = &[(0, 0, 50), (1, 0, 20)];
     let last = |batch: Batch<'_>, at: usize| {
         let mut session = session(s, DeviceSpec::Cpu);
@@ -303,16 +295,43 @@ fn rows_do_not_depend_on_their_neighbours() {
 }
 
 #[test]
-fn a_sequence_that_does_not_exist_is_an_error() {
-    let s = Shape {
-        heads: 2,
-        kv_heads: 2,
-        depth: 16,
-        page_len: 8,
-        cache: DType::F16,
-        window: 0,
-        softcap: 0.0,
+fn a_few_rows_at_once_are_what_they_are_one_by_one() {
+    let s = USUAL;
+    let rows = 5;
+    let whole = inputs(s, &[(0, 50, rows)], 7);
+    let row_of = |at: usize| -> Vec<(&'static str, Value)> {
+        let part = |(name, value): &(&'static str, Value)| {
+            let tensor = value.as_tensor().unwrap();
+            if *name == "table" {
+                return (*name, value.clone());
+            }
+            let size = tensor.bytes().len() / rows;
+            let bytes = tensor
+                .shared_bytes()
+                .unwrap()
+                .slice(at * size..(at + 1) * size);
+            let shape = [&[1], &tensor.shape()[1..]].concat();
+            let row = Tensor::new(tensor.dtype(), shape, bytes).unwrap();
+            (*name, Value::from(row))
+        };
+        whole.iter().map(part).collect()
     };
+    let prompted = || {
+        let mut session = session(s, DeviceSpec::Cpu);
+        session.run(inputs(s, &[(0, 0, 50)], 1)).unwrap();
+        session
+    };
+    let together = floats(&prompted().run(whole.clone()).unwrap());
+    let mut session = prompted();
+    let apart: Vec<f32> = (0..rows)
+        .flat_map(|at| floats(&session.run(row_of(at)).unwrap()))
+        .collect();
+    assert_eq!(together, apart);
+}
+
+#[test]
+fn a_sequence_that_does_not_exist_is_an_error() {
+    let s = SMALL;
     let mut session = session(s, DeviceSpec::Cpu);
     assert!(session.run(inputs(s, &[(3, 0, 1)], 1)).is_err());
     session.run(inputs(s, &[(2, 0, 1)], 1)).unwrap();

@@ -1,7 +1,8 @@
 //! Attention over keys and values in pages.
 //!
 //! Rows of one sequence at positions that follow each other are a segment; neighbouring segments of equal length are computed
-//! together, as a batch. What a row yields does not depend on the rows beside it in the batch.
+//! together, as a batch. What a row yields does not depend on the segments beside its own, nor on the length of its own while
+//! that is short: tokens that were guessed ahead get the very logits that they get one by one.
 
 use super::operand::Operand;
 use super::{Call, Failure};
@@ -33,6 +34,9 @@ pub(crate) fn run(call: &Call, p: &PagedAttention) -> Result<(), Failure> {
     }
 }
 
+/// Rows up to which those of a segment are computed apart, each as if it came alone.
+const FEW_ROWS: usize = 16;
+
 /// Rows of one sequence at positions that follow each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Segment {
@@ -40,6 +44,19 @@ struct Segment {
     len: usize,
     sequence: usize,
     position: usize,
+}
+
+impl Segment {
+    /// The segment, or where it is short its rows apart.
+    fn parts(self) -> impl Iterator<Item = Segment> {
+        let step = if self.len <= FEW_ROWS { 1 } else { self.len };
+        (0..self.len).step_by(step).map(move |at| Segment {
+            first: self.first + at,
+            len: step,
+            sequence: self.sequence,
+            position: self.position + at,
+        })
+    }
 }
 
 /// Operands with extents that agree.
@@ -81,7 +98,8 @@ impl<'a> Paged<'a> {
             blocks: table.dims[1],
             segments: vec![],
         };
-        paged.segments = segments(integers(sequences)?, integers(positions)?, table.dims[0])?;
+        let all = segments(integers(sequences)?, integers(positions)?, table.dims[0])?;
+        paged.segments = all.into_iter().flat_map(Segment::parts).collect();
         Ok(paged)
     }
 
