@@ -215,18 +215,17 @@ impl Frame<'_> {
 
     /// Values of a unit's run-time sizes.
     fn sizes(&self, unit: usize, cx: &mut RunCx<'_>) -> Result<Vec<i64>> {
-        let compiled = &self.loaded.compiled;
+        let (id, units) = (self.loaded.id, &self.loaded.compiled.units);
+        let of = &units[unit].unit;
         if !self.loaded.is_settled {
-            return self.evaluate(&compiled.units[unit].unit, cx);
+            return self.evaluate(of, cx);
         }
-        let known = cx.layouts.evaluated(self.loaded.id).sizes(unit);
-        if let Some(known) = known {
+        if let Some(known) = cx.layouts.evaluated(id).sizes(unit) {
             return Ok(known.clone());
         }
-        let unit_of = &compiled.units[unit].unit;
-        let sizes = self.evaluate(unit_of, cx)?;
-        if !unit_of.sizes().iter().any(is_of_run) {
-            cx.layouts.evaluated(self.loaded.id).note(unit, &sizes);
+        let sizes = self.evaluate(of, cx)?;
+        if !of.sizes().iter().any(is_of_run) {
+            cx.layouts.evaluated(id).note(unit, &sizes);
         }
         Ok(sizes)
     }

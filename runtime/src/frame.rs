@@ -274,7 +274,8 @@ impl<'a> Frame<'a> {
                 .map(|i| if planned(i) { sizes[i] } else { Some(0) })
                 .collect();
             let Some(known) = known else { continue };
-            let packing = cx.layouts.packing(plan, device, known, backend.target());
+            let target = backend.target();
+            let packing = (cx.layouts).packing(loaded.id, plan, device, known, target);
             let kept = |i: &usize| {
                 let slot = &plan.slots[*i];
                 slot.device == device && slot.storage == Storage::Planned && !planned(*i)

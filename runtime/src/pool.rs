@@ -123,12 +123,11 @@ impl Evaluated {
 /// Most packings remembered.
 const MOST_LAYOUTS: usize = 64;
 
-/// What is remembered of plans from run to run.
+/// What is remembered of plans from run to run, by their numbers in the process.
 #[derive(Debug, Default)]
 pub(crate) struct Layouts {
-    /// By sizes: runs of a size seen before do not pack again.
-    packings: Vec<(usize, DeviceId, Vec<u64>, Arc<Packing>)>,
-    /// By the plan's number in the process.
+    /// By plan and sizes: runs of a size seen before do not pack again.
+    packings: Vec<(u64, DeviceId, Vec<u64>, Arc<Packing>)>,
     evaluated: FxHashMap<u64, Evaluated>,
 }
 
@@ -141,16 +140,16 @@ impl Layouts {
     /// The packing of a plan's slots on a device for these sizes.
     pub fn packing(
         &mut self,
+        id: u64,
         plan: &Plan,
         device: DeviceId,
         sizes: Vec<u64>,
         target: &Target,
     ) -> Arc<Packing> {
-        let key = std::ptr::from_ref(plan) as usize;
         if let Some((.., p)) = self
             .packings
             .iter()
-            .find(|(k, d, s, _)| *k == key && *d == device && *s == sizes)
+            .find(|(k, d, s, _)| *k == id && *d == device && *s == sizes)
         {
             return p.clone();
         }
@@ -164,7 +163,7 @@ impl Layouts {
         if self.packings.len() == MOST_LAYOUTS {
             self.packings.remove(0);
         }
-        self.packings.push((key, device, sizes, Arc::new(packing)));
+        self.packings.push((id, device, sizes, Arc::new(packing)));
         self.packings[self.packings.len() - 1].3.clone()
     }
 }

@@ -115,9 +115,8 @@ fn probability(c: &Candidate, total: f64) -> f64 {
     (f64::from(c.logit) - total).exp()
 }
 
-/// Whether the likeliest of these reach the sum; if so, only they are left, most likely first.
-fn reach(kept: &mut Vec<Candidate>, sum: f32, total: f64) -> bool {
-    kept.sort_by(more_likely);
+/// Whether the probabilities of these reach the sum; if so, only as many of the first as that takes are left.
+fn keep_sum(kept: &mut Vec<Candidate>, sum: f32, total: f64) -> bool {
     let mut reached = 0.0;
     let enough = kept.iter().position(|c| {
         reached += probability(c, total);
@@ -127,6 +126,12 @@ fn reach(kept: &mut Vec<Candidate>, sum: f32, total: f64) -> bool {
         kept.truncate(last + 1);
     }
     enough.is_some()
+}
+
+/// As [`keep_sum`], most likely first.
+fn reach(kept: &mut Vec<Candidate>, sum: f32, total: f64) -> bool {
+    kept.sort_by(more_likely);
+    keep_sum(kept, sum, total)
 }
 
 fn keep_top(kept: &mut Vec<Candidate>, sum: f32, total: f64) {
@@ -161,13 +166,6 @@ fn keep_typical(kept: &mut Vec<Candidate>, sum: f32) {
         let nearer = distance(a).total_cmp(&distance(b));
         nearer.then_with(|| more_likely(a, b))
     });
-    let mut reached = 0.0;
-    let enough = kept.iter().position(|c| {
-        reached += probability(c, total);
-        reached >= f64::from(sum)
-    });
-    if let Some(last) = enough {
-        kept.truncate(last + 1);
-    }
+    keep_sum(kept, sum, total);
     kept.sort_by(more_likely);
 }
