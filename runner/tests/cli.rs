@@ -502,7 +502,9 @@ struct Tally {
 /// Goes through a suite; `target` is a device, or a device and a tier.
 fn conformance(suite: &Path, target: &str) -> Tally {
     let (device, tier) = target.split_once(' ').unwrap_or((target, ""));
-    let log = format!("cupola-{}-{device}-{tier}.jsonl", std::process::id());
+    // Suites are gone through at the same time.
+    let name = suite.file_name().unwrap_or_default().to_string_lossy();
+    let log = format!("cupola-{}-{name}-{device}-{tier}.jsonl", std::process::id());
     let log = std::env::temp_dir().join(log);
     let _ = std::fs::remove_file(&log);
     let (suite, path) = (
