@@ -319,40 +319,51 @@ fn prepare(
     weights: &WeightCache,
     made: &mut Made,
 ) -> Result<()> {
-    let mut waiting: Vec<(usize, Binding)> = vec![];
-    let mut size = 0;
-    let last = compiled.plan.steps.len();
-    for (at, step) in compiled.plan.steps.iter().enumerate() {
-        if let Step::Launch { unit, buffers } = step {
-            let constant = |s: &SlotId| match compiled.plan.slots[s.0 as usize].storage {
+    let plan = &compiled.plan;
+    let is_constant = |s: &SlotId| is_constant(&plan.slots[s.0 as usize].storage);
+    let size_of = |s: &SlotId| match constant_bytes(&plan.slots[s.0 as usize]) {
+        Some(bytes) => bytes.len(),
+        None => constant_size(&plan.slots[s.0 as usize]).unwrap_or(0),
+    };
+    let launches = plan.steps.iter().filter_map(|step| match step {
+        Step::Launch { unit, buffers } if buffers.iter().any(is_constant) => {
+            let constants = buffers.iter().filter(|s| is_constant(s));
+            Some((*unit, buffers, constants.map(size_of).sum::<usize>()))
+        }
+        _ => None,
+    });
+    // The largest first: both it and its form are in memory while little else is, what is lent for copies of it serves all
+    // others, and threads end together.
+    let mut launches: Vec<(usize, &Vec<SlotId>, usize)> = launches.collect();
+    launches.sort_by_key(|(.., size)| Reverse(*size));
+    let mut rest = &launches[..];
+    while !rest.is_empty() {
+        let mut size = 0;
+        let fits = rest.iter().take_while(|(.., own)| {
+            let begun = size < GROUP;
+            size += own;
+            begun
+        });
+        let (group, others) = rest.split_at(fits.count());
+        rest = others;
+        let mut waiting: Vec<(usize, Binding)> = vec![];
+        for (unit, buffers, _) in group {
+            let constant = |s: &SlotId| match plan.slots[s.0 as usize].storage {
                 Storage::Made { .. } => {
                     let bytes = made.bytes(*s, compiled, devices, executables);
                     bytes.map(Some)
                 }
-                _ => Ok(constant_bytes(&compiled.plan.slots[s.0 as usize])),
+                _ => Ok(constant_bytes(&plan.slots[s.0 as usize])),
             };
-            let constants: Vec<Option<Bytes>> =
-                buffers.iter().map(constant).collect::<Result<_>>()?;
-            if constants.iter().any(Option::is_some) {
-                size += constants.iter().flatten().map(Bytes::len).sum::<usize>();
-                let executable = executables[*unit].clone();
-                let keeping = weights.keeping.as_ref();
-                let kept = keeping.map(|k| k.kept(number, compiled, *unit, buffers));
-                let binding = Binding {
-                    executable,
-                    constants,
-                    kept,
-                };
-                waiting.push((*unit, binding));
-            }
+            let constants = buffers.iter().map(constant).collect::<Result<_>>()?;
+            let keeping = weights.keeping.as_ref();
+            let binding = Binding {
+                executable: executables[*unit].clone(),
+                constants,
+                kept: keeping.map(|k| k.kept(number, compiled, *unit, buffers)),
+            };
+            waiting.push((*unit, binding));
         }
-        if size < GROUP && at + 1 < last {
-            continue;
-        }
-        size = 0;
-        // The largest first: what is lent for copies of them serves all others, and threads end together.
-        let total = |b: &Binding| b.constants.iter().flatten().map(Bytes::len).sum::<usize>();
-        waiting.sort_by_key(|(_, binding)| Reverse(total(binding)));
         for (d, backend) in devices.iter().enumerate() {
             let of_device =
                 |(unit, _): &mut (usize, Binding)| compiled.units[*unit].device.0 as usize == d;

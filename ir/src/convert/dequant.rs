@@ -157,6 +157,7 @@ pub enum PlainCodes<'a> {
 }
 
 /// Takes a block apart without decoding it; `None` for formats whose blocks are not that simple.
+#[inline]
 pub fn plain_block(format: BlockFormat, block: &[u8]) -> Option<PlainBlock<'_>> {
     let (header, codes) = match format {
         BlockFormat::Q4_0 | BlockFormat::IQ4_NL | BlockFormat::Q8_0 => block.split_at_checked(2)?,

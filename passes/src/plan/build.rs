@@ -21,6 +21,7 @@ pub(crate) fn build(work: &mut Work, context: &Context) -> Result<()> {
         units: FxHashMap::default(),
         states: vec![],
         required: 0,
+        composites: vec![],
         outer: None,
     };
     for (at, unit) in work.units.iter().enumerate() {
@@ -44,6 +45,7 @@ struct Builder<'a> {
     states: Vec<SlotId>,
     /// Nodes before this one have their requirements among the steps.
     required: usize,
+    composites: require::Composites,
     /// Symbols for regions, once one is compiled.
     outer: Option<FxHashSet<Sym>>,
 }
@@ -100,7 +102,7 @@ impl Builder<'_> {
             return;
         }
         self.required = id.index() + 1;
-        for that in require::of(self.graph, id) {
+        for that in require::of(self.graph, id, &mut self.composites) {
             self.plan.steps.push(Step::Require { node: id, that });
         }
     }

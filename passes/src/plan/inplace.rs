@@ -17,6 +17,7 @@ use cupola_ir::{Dim, Op};
 
 /// Turns results into aliases, step by step.
 pub(super) fn reuse(plan: &mut Plan, units: &[LoweredUnit], context: &Context) {
+    let mut known = Known::of(plan);
     for at in 0..plan.steps.len() {
         let Step::Launch { unit, buffers } = &plan.steps[at] else {
             continue;
@@ -28,12 +29,12 @@ pub(super) fn reuse(plan: &mut Plan, units: &[LoweredUnit], context: &Context) {
         match &placed.unit {
             Unit::Loops(kernel) => {
                 if let Some((result, of, offset)) = overwritten(plan, kernel, buffers, at) {
-                    alias(plan, result, of, offset);
+                    known.alias(plan, result, of, offset);
                 }
             }
             Unit::Library(call) if matches!(call.op, Op::Core(CoreOp::Scatter(_))) => {
-                if let Some((result, state)) = scattered(plan, buffers, at) {
-                    alias(plan, result, state, Dim::ZERO);
+                if let Some((result, state)) = known.scattered(plan, buffers, at) {
+                    known.alias(plan, result, state, Dim::ZERO);
                     plan.overwritten.push(state);
                 }
             }
@@ -42,34 +43,85 @@ pub(super) fn reuse(plan: &mut Plan, units: &[LoweredUnit], context: &Context) {
     }
 }
 
-/// The slot of a scatter's result that becomes the next value of the state that it is scattered into, and that state's slot.
-fn scattered(plan: &Plan, buffers: &[SlotId], at: usize) -> Option<(SlotId, SlotId)> {
-    let (data, result) = (*buffers.first()?, *buffers.last()?);
-    let Storage::State(name) = &plan.slots[data.0 as usize].storage else {
-        return None;
-    };
-    let becomes = |step: &Step| matches!(step, Step::WriteState { slot, from } if slot == name && *from == result);
-    let is_old = |slot: &SlotId| owner(plan, *slot) == data;
-    let needed_later = plan.steps[at + 1..].iter().any(|s| mentions(s, is_old));
-    let alone = !buffers[1..].iter().any(is_old) && !plan.outputs.iter().any(is_old);
-    let planned = plan.slots[result.0 as usize].storage == Storage::Planned;
-    (planned && alone && !needed_later && plan.steps[at + 1..].iter().any(becomes))
-        .then_some((result, data))
+/// What would otherwise be looked for in all steps and slots again and again.
+struct Known {
+    /// Steps that read or write a slot, in order.
+    steps: Vec<Vec<usize>>,
+    /// Slots that are parts of a slot.
+    aliases: Vec<Vec<SlotId>>,
 }
 
-/// Whether a step reads or writes one of some slots.
-fn mentions(step: &Step, is_one: impl Fn(&SlotId) -> bool) -> bool {
+impl Known {
+    fn of(plan: &Plan) -> Known {
+        let count = plan.slots.len();
+        let mut known = Known {
+            steps: vec![vec![]; count],
+            aliases: vec![vec![]; count],
+        };
+        for (at, step) in plan.steps.iter().enumerate() {
+            mentioned(step, |slot| known.steps[slot.0 as usize].push(at));
+        }
+        for (at, slot) in plan.slots.iter().enumerate() {
+            if let Storage::Alias { of, .. } = &slot.storage {
+                known.aliases[of.0 as usize].push(SlotId(at as u32));
+            }
+        }
+        known
+    }
+
+    /// The slot of a scatter's result that becomes the next value of the state that it is scattered into, and that state's
+    /// slot.
+    fn scattered(&self, plan: &Plan, buffers: &[SlotId], at: usize) -> Option<(SlotId, SlotId)> {
+        let (data, result) = (*buffers.first()?, *buffers.last()?);
+        let Storage::State(name) = &plan.slots[data.0 as usize].storage else {
+            return None;
+        };
+        let is_old = |slot: &SlotId| owner(plan, *slot) == data;
+        let last = |slot: &SlotId| self.steps[slot.0 as usize].last().copied();
+        let mut old = self.aliases[data.0 as usize].iter().chain([&data]);
+        let needed_later = old.any(|slot| last(slot) > Some(at));
+        let alone = !buffers[1..].iter().any(is_old) && !plan.outputs.iter().any(is_old);
+        let becomes = |step: &usize| matches!(&plan.steps[*step], Step::WriteState { slot, from } if slot == name && *from == result);
+        let planned = plan.slots[result.0 as usize].storage == Storage::Planned;
+        let written = || self.steps[result.0 as usize].iter().any(becomes);
+        (planned && alone && !needed_later && written()).then_some((result, data))
+    }
+
+    /// Makes a result a part of another slot, and with it what was a part of the result.
+    fn alias(&mut self, plan: &mut Plan, result: SlotId, of: SlotId, offset: Dim) {
+        let last = plan.slots[result.0 as usize].last;
+        let parts = std::mem::take(&mut self.aliases[result.0 as usize]);
+        for part in &parts {
+            if let Storage::Alias {
+                of: base,
+                offset: own,
+            } = &mut plan.slots[part.0 as usize].storage
+            {
+                *base = of;
+                *own = own.clone() + offset.clone();
+            }
+        }
+        self.aliases[of.0 as usize].extend(parts);
+        self.aliases[of.0 as usize].push(result);
+        plan.slots[result.0 as usize].storage = Storage::Alias { of, offset };
+        let owner = &mut plan.slots[of.0 as usize];
+        owner.last = owner.last.max(last);
+    }
+}
+
+/// The slots that a step reads or writes.
+fn mentioned(step: &Step, mut each: impl FnMut(SlotId)) {
     match step {
-        Step::Launch { buffers, .. } => buffers.iter().any(is_one),
+        Step::Launch { buffers, .. } => buffers.iter().copied().for_each(each),
         Step::Host {
             operands, results, ..
         }
         | Step::Control {
             operands, results, ..
-        } => operands.iter().chain(results).any(is_one),
-        Step::Transfer { from, to } => is_one(from) || is_one(to),
-        Step::Bind { from, .. } | Step::WriteState { from, .. } => is_one(from),
-        Step::Require { .. } => false,
+        } => operands.iter().chain(results).copied().for_each(each),
+        Step::Transfer { from, to } => [*from, *to].into_iter().for_each(each),
+        Step::Bind { from, .. } | Step::WriteState { from, .. } => each(*from),
+        Step::Require { .. } => {}
     }
 }
 
@@ -115,22 +167,4 @@ fn overwritten(
         };
         (dies && alone && fits(b) && is_element(b)).then_some((result, of, offset))
     })
-}
-
-fn alias(plan: &mut Plan, result: SlotId, of: SlotId, offset: Dim) {
-    let last = plan.slots[result.0 as usize].last;
-    for slot in &mut plan.slots {
-        if let Storage::Alias {
-            of: base,
-            offset: own,
-        } = &mut slot.storage
-            && *base == result
-        {
-            *base = of;
-            *own = own.clone() + offset.clone();
-        }
-    }
-    plan.slots[result.0 as usize].storage = Storage::Alias { of, offset };
-    let owner = &mut plan.slots[of.0 as usize];
-    owner.last = owner.last.max(last);
 }

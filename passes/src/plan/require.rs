@@ -1,7 +1,9 @@
 //! What has to hold of run-time sizes: extents that must be equal, slices that must stay inside. Kernels address memory
 //! by these sizes and check nothing.
 
-use cupola_ir::{Bindings, CoreOp, Dim, Graph, NodeId, Op, SymRange, ValueId};
+use cupola_ir::{
+    Bindings, CompositeOp, CoreOp, Dim, Graph, NodeId, Op, SymRange, ValueId, ValueType,
+};
 use std::fmt;
 
 /// A condition on sizes.
@@ -97,7 +99,8 @@ impl Conditions<'_> {
     }
 
     fn equal(&mut self, a: &Dim, b: &Dim) {
-        if !(a - b).is(0) {
+        // Most are the same dimension, which is told faster than a difference is made.
+        if a != b && !(a - b).is(0) {
             self.push(Require::Equal(a.clone(), b.clone()));
         }
     }
@@ -115,8 +118,11 @@ impl Conditions<'_> {
     }
 }
 
+/// Conditions of composites, by op and operand types: the layers of a model have the same ones.
+pub(super) type Composites = Vec<(CompositeOp, Vec<ValueType>, Vec<Require>)>;
+
 /// Conditions of a node that are not known to hold at compile time. Those of its operands are taken to hold.
-pub(super) fn of(graph: &Graph, id: NodeId) -> Vec<Require> {
+pub(super) fn of(graph: &Graph, id: NodeId, known: &mut Composites) -> Vec<Require> {
     let mut c = Conditions { graph, all: vec![] };
     let node = graph.node(id);
     let dims = |v: &ValueId| graph.dims(*v);
@@ -124,12 +130,7 @@ pub(super) fn of(graph: &Graph, id: NodeId) -> Vec<Require> {
         Op::Core(op) => core(&mut c, op, &node.operands, graph),
         Op::Host(_) => {}
         Op::Composite(op) => {
-            let types: Vec<_> = node.operands.iter().map(|v| graph.ty(*v)).collect();
-            if let Ok((inner, _)) = op.expand(&types) {
-                for (inner_id, _) in inner.nodes() {
-                    c.all.extend(of(&inner, inner_id));
-                }
-            }
+            c.all.extend(inside(op, graph, &node.operands, known));
         }
     }
     // Types may have been refined: what inference gives and what is claimed must agree.
@@ -162,6 +163,31 @@ pub(super) fn of(graph: &Graph, id: NodeId) -> Vec<Require> {
         }
     }
     c.all
+}
+
+/// Conditions of what a composite stands for.
+fn inside(
+    op: &CompositeOp,
+    graph: &Graph,
+    operands: &[ValueId],
+    known: &mut Composites,
+) -> Vec<Require> {
+    let types: Vec<_> = operands.iter().map(|v| graph.ty(*v)).collect();
+    let is_same = |(o, t, _): &&(CompositeOp, Vec<ValueType>, _)| {
+        o == op && t.iter().eq(types.iter().copied())
+    };
+    if let Some((.., all)) = known.iter().find(is_same) {
+        return all.clone();
+    }
+    let mut all = vec![];
+    if let Ok((inner, _)) = op.expand(&types) {
+        for (id, _) in inner.nodes() {
+            all.extend(of(&inner, id, known));
+        }
+    }
+    let types = types.into_iter().cloned().collect();
+    known.push((op.clone(), types, all.clone()));
+    all
 }
 
 fn core(c: &mut Conditions, op: &CoreOp, operands: &[ValueId], graph: &Graph) {

@@ -37,29 +37,40 @@ impl Operand {
         argument: &Argument,
         sizes: &[i64],
     ) -> std::result::Result<Operand, String> {
-        let dims: Extents<i64> = view.dims.iter().map(|e| extent(*e, sizes)).collect();
-        let strides: Extents<i64> = view.strides.iter().map(|e| extent(*e, sizes)).collect();
         let offset = extent(view.offset, sizes);
         if let DType::Block(format) = view.dtype {
+            let dims: Extents<i64> = view.dims.iter().map(|e| extent(*e, sizes)).collect();
             return Operand::bind_blocks(view, format, argument, &dims, offset);
         }
         let size = view.dtype.size();
-        if size == 0 || dims.iter().any(|d| *d < 0) {
+        let mut dims = Extents::with_capacity(view.dims.len());
+        let mut strides = Extents::with_capacity(view.dims.len());
+        // The first and the last element that are reached; nothing where a number overflows.
+        let mut reach = Some((offset, offset));
+        let (mut is_valid, mut is_empty) = (size > 0, false);
+        for (d, s) in view.dims.iter().zip(&view.strides) {
+            let (d, s) = (extent(*d, sizes), extent(*s, sizes));
+            is_valid &= d >= 0;
+            is_empty |= d == 0;
+            reach = reach.and_then(|(low, high)| {
+                let step = d.checked_sub(1)?.checked_mul(s)?;
+                Some((
+                    low.checked_add(step.min(0))?,
+                    high.checked_add(step.max(0))?,
+                ))
+            });
+            dims.push(d as usize);
+            strides.push(s as isize);
+        }
+        if !is_valid {
             return Err(format!("extents {dims:?} of {}", view.dtype));
         }
-        let (mut low, mut high) = (i128::from(offset), i128::from(offset));
-        if !dims.contains(&0) {
-            for (d, s) in dims.iter().zip(&strides) {
-                let reach = (i128::from(*d) - 1) * i128::from(*s);
-                low += reach.min(0);
-                high += reach.max(0);
-            }
-            let len = (argument.size / size) as i128;
-            if low < 0 || high >= len {
-                return Err(format!(
-                    "extents {dims:?}, strides {strides:?} and offset {offset} reach outside {len} elements"
-                ));
-            }
+        let len = argument.size / size;
+        let is_inside = |(low, high): (i64, i64)| low >= 0 && high < len as i64;
+        if !is_empty && !reach.is_some_and(is_inside) {
+            return Err(format!(
+                "extents {dims:?}, strides {strides:?} and offset {offset} reach outside {len} elements"
+            ));
         }
         Ok(Operand {
             dtype: view.dtype,
@@ -68,8 +79,8 @@ impl Operand {
             start: argument
                 .start
                 .wrapping_offset((offset as isize).wrapping_mul(size as isize)),
-            dims: dims.iter().map(|d| *d as usize).collect(),
-            strides: strides.iter().map(|s| *s as isize).collect(),
+            dims,
+            strides,
         })
     }
 

@@ -10,7 +10,7 @@
 //! | for each tile eight vectors of 64 codes: 16 columns of 4 neighbours | 512; 256 as nibbles, where a byte holds the code of vector `v < 4` low and that of `v + 4` high; 384 with six bits, the two upper ones of vectors `v % 4` of a half in one byte behind the nibbles |
 
 use cupola_ir::BlockFormat;
-use cupola_ir::convert::{BlockCodes, PlainBlock, PlainCodes, block_codes, plain_block};
+use cupola_ir::convert::{BlockCodes, PlainCodes, block_codes, plain_block};
 use half::f16;
 
 use crate::error::Result;
@@ -213,18 +213,17 @@ impl PackedBlocks {
                 std::slice::from_raw_parts_mut(start.get().wrapping_add(index * size), size)
             };
             let first = index * WIDTH;
-            for col in first..cols.min(first + WIDTH) {
-                let blocks = bytes[col * column..][..column].chunks_exact(format.block_size());
+            let columns = &bytes[first * column..cols.min(first + WIDTH) * column];
+            if plain_block(format, &bytes[..format.block_size().min(bytes.len())]).is_some() {
+                return write_plain(strip, &layout, format, columns, tiles);
+            }
+            for (col, blocks) in columns.chunks_exact(column.max(1)).enumerate() {
                 let place = Place {
                     layout: &layout,
                     tiles,
-                    col: col - first,
+                    col,
                 };
-                for (at, block) in blocks.enumerate() {
-                    if let Some(block) = plain_block(format, block) {
-                        place.write_plain(strip, at, &block);
-                        continue;
-                    }
+                for (at, block) in blocks.chunks_exact(format.block_size()).enumerate() {
                     let Ok(block) = block_codes(format, block) else {
                         unreachable!("bug: chunks have the size of a block");
                     };
@@ -314,30 +313,6 @@ impl Place<'_> {
         }
     }
 
-    /// Writes a block that is tile `tile` of the column.
-    fn write_plain(&self, strip: &mut [u8], tile: usize, block: &PlainBlock) {
-        let Place { layout, tiles, col } = *self;
-        let (chunk, tile) = (tile / CHUNK, tile % CHUNK);
-        let size = CHUNK.min(tiles - chunk * CHUNK);
-        let chunk = &mut strip[chunk * layout.chunk_size(CHUNK)..][..layout.chunk_size(size)];
-        let (header, codes) = chunk.split_at_mut(layout.header_size(size));
-        let scales = tile * layout.scales_size() + col * size_of::<f16>();
-        put(header, scales, &block.scale);
-        if layout.has_min {
-            put(header, scales + layout.min_offset(), &block.min);
-        }
-        let codes = &mut codes[tile * layout.codes_size()..][..layout.codes_size()];
-        let (from, flip): (&[u8], u32) = match block.codes {
-            PlainCodes::Nibbles(nibbles) => (nibbles, 0),
-            // What the code of 0 adds to a byte is its highest bit.
-            PlainCodes::Bytes(bytes) => (bytes, 0x8080_8080),
-        };
-        for (vector, word) in from.chunks_exact(4).enumerate() {
-            let word = u32::from_le_bytes([word[0], word[1], word[2], word[3]]) ^ flip;
-            put(codes, vector * 64 + col * 4, &word.to_le_bytes());
-        }
-    }
-
     /// Writes the scale `step * multiple` of the column into the group of scales at `start`.
     fn put_scale(&self, header: &mut [u8], start: usize, step: f32, multiple: f32) {
         let at = start + self.col * self.layout.scale_size();
@@ -377,6 +352,56 @@ impl Place<'_> {
                 let upper = words.iter().enumerate();
                 let bits = upper.map(|(v, word)| (word >> 4 & 0x0303_0303) << (2 * v));
                 store(STEP / 8 + half, bits.fold(0, |all, bits| all | bits));
+            }
+        }
+    }
+}
+
+/// Writes a strip whose blocks are plain, and so one tile each: tile by tile, all columns at a time, so that every vector of
+/// codes is written once.
+fn write_plain(
+    strip: &mut [u8],
+    layout: &Layout,
+    format: BlockFormat,
+    columns: &[u8],
+    tiles: usize,
+) {
+    let size = format.block_size();
+    let mut chunks = strip.chunks_mut(layout.chunk_size(CHUNK));
+    for start in (0..tiles).step_by(CHUNK) {
+        let count = CHUNK.min(tiles - start);
+        let chunk = chunks.next().unwrap_or_default();
+        let (header, codes) = chunk.split_at_mut(layout.header_size(count));
+        let headers = header.chunks_exact_mut(layout.scales_size());
+        let tiles_of_chunk = headers.zip(codes.chunks_exact_mut(layout.codes_size()));
+        for (at, (scales, codes)) in tiles_of_chunk.take(count).enumerate() {
+            let mut words = [[0u32; WIDTH]; STEP / 4];
+            let (scales, mins) = scales.split_at_mut(layout.min_offset());
+            for (col, blocks) in columns.chunks_exact(tiles * size).enumerate() {
+                let Some(block) = plain_block(format, &blocks[(start + at) * size..][..size])
+                else {
+                    unreachable!("bug: a format is plain or is not");
+                };
+                scales[col * 2..][..2].copy_from_slice(&block.scale);
+                if layout.has_min {
+                    mins[col * 2..][..2].copy_from_slice(&block.min);
+                }
+                let word = |four: &[u8]| u32::from_le_bytes([four[0], four[1], four[2], four[3]]);
+                match block.codes {
+                    PlainCodes::Nibbles(nibbles) => {
+                        let from = nibbles.chunks_exact(4);
+                        (from.zip(&mut words)).for_each(|(from, to)| to[col] = word(from));
+                    }
+                    // What the code of 0 adds to a byte is its highest bit.
+                    PlainCodes::Bytes(bytes) => {
+                        let from = bytes.chunks_exact(4);
+                        (from.zip(&mut words))
+                            .for_each(|(from, to)| to[col] = word(from) ^ 0x8080_8080);
+                    }
+                }
+            }
+            for (codes, words) in codes.chunks_exact_mut(4).zip(words.as_flattened()) {
+                codes.copy_from_slice(&words.to_le_bytes());
             }
         }
     }
