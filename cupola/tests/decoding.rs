@@ -3,7 +3,8 @@
 
 use cupola_ir::DType;
 use cupola_language::{Kind, LanguageModel, Options};
-use cupola_llm::{Decoder, Engine, EngineOptions, Event, Request, SequenceId};
+use cupola_llm::sample::Sampling;
+use cupola_llm::{Decoder, Engine, EngineOptions, Event, Request, SequenceId, with_likeliest};
 use cupola_passes::Precision;
 use cupola_runtime::{CompileOptions, DeviceSpec, Host, Program};
 use std::collections::BTreeMap;
@@ -50,7 +51,11 @@ fn engine(path: &Path, device: DeviceSpec) -> Engine {
         threads: 1,
         ..CompileOptions::default()
     };
-    let program = Program::compile(open(path).graph, &Host::new(), &options).expect("a program");
+    let mut graph = open(path).graph;
+    if options.device == DeviceSpec::Gpu(0) {
+        graph = with_likeliest(graph).expect("a decoder");
+    }
+    let program = Program::compile(graph, &Host::new(), &options).expect("a program");
     let decoder = Decoder::new(Arc::new(program), 30).expect("a decoder");
     let options = EngineOptions {
         slots: 2,
@@ -123,5 +128,51 @@ fn greedy_texts_are_those_of_the_cpu() {
         let (found, wanted) = (run(DeviceSpec::Gpu(0)), run(DeviceSpec::Cpu));
         assert_eq!(found, wanted, "{}", folder.display());
         assert_eq!(found.iter().map(Vec::len).collect::<Vec<_>>(), [9, 14, 6]);
+    }
+}
+
+/// A greedy step reads one number for each text, and the cache stays where it is; others read logits.
+#[test]
+fn a_greedy_step_reads_tokens_alone() {
+    if !has_gpu() {
+        return;
+    }
+    let folder = decoders().into_iter().find(|path| path.ends_with("qwen3"));
+    let mut engine = engine(&folder.expect("a fixture"), DeviceSpec::Gpu(0));
+    let program = engine.decoder().program().clone();
+    let plan = &program.compiled().expect("a plan").plan;
+    // Keys and values of both blocks.
+    assert_eq!(plan.overwritten.len(), 4);
+    let greedy = || request(prompt(1, 9), 6);
+    let sampled = || Request {
+        sampling: Sampling {
+            temperature: 0.5,
+            ..Sampling::default()
+        },
+        ..greedy()
+    };
+    let vocab_len = engine.decoder().vocab_len() as u64;
+    for (requests, bytes) in [
+        (vec![greedy()], 4),
+        (vec![greedy(), greedy()], 8),
+        (vec![sampled()], 4 * vocab_len),
+        (vec![greedy(), sampled()], 8 * vocab_len),
+    ] {
+        for request in requests {
+            engine.submit(request).expect("taken");
+        }
+        // Prompts first.
+        engine.step().expect("a step");
+        engine.step().expect("a step");
+        let mut held = None;
+        while !engine.is_idle() {
+            let tokens = engine.step().expect("a step");
+            let tokens = tokens.iter().filter(|e| matches!(e, Event::Token { .. }));
+            let stats = engine.decoder().stats();
+            assert_eq!((stats.waits, stats.submissions), (1, 1), "{stats:?}");
+            assert_eq!(stats.read_bytes, bytes, "{} tokens", tokens.count());
+            // Nothing grows from step to step.
+            assert_eq!(*held.get_or_insert(stats.held_bytes), stats.held_bytes);
+        }
     }
 }

@@ -470,6 +470,11 @@ impl Device for WgpuDevice {
         Ok(Arc::new(WgpuMemory(buffer)))
     }
 
+    /// New memory is zeros.
+    fn alloc_zeroed(&self, size: usize) -> Result<Buffer> {
+        self.alloc(size)
+    }
+
     fn upload(&self, to: &BufferRange, bytes: &[u8]) -> Result<()> {
         if bytes.len() != to.size {
             return Err(BackendError::Device {
