@@ -5,9 +5,9 @@ use crate::model;
 use crate::runner::Options;
 use cupola_gguf::GgufParts;
 use cupola_language::{Config, Kind, LanguageModel};
-use cupola_llm::{CacheShape, Decoder, Encoder, Engine, EngineOptions};
+use cupola_llm::{CacheShape, Decoder, Encoder, Engine, EngineOptions, with_likeliest};
 use cupola_passes::Precision;
-use cupola_runtime::{Host, Program};
+use cupola_runtime::{DeviceSpec, Host, Program};
 use cupola_source::{Format, Source};
 use cupola_text::{ChatTemplate, Tokenizer};
 use std::path::Path;
@@ -50,7 +50,13 @@ impl TextModel {
             let opened = LanguageModel::open(path, &import)?;
             let mut options = options.clone();
             model::know_files(&opened.files, &mut options);
-            let program = Program::compile(opened.graph, host, &options)?;
+            let graph = match (opened.config.kind, &options.device) {
+                (Kind::Decoder, DeviceSpec::Gpu(_) | DeviceSpec::Auto) => {
+                    with_likeliest(opened.graph)?
+                }
+                _ => opened.graph,
+            };
+            let program = Program::compile(graph, host, &options)?;
             let tokenizer = tokenizer.join();
             Ok(TextModel {
                 config: opened.config,

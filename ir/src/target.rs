@@ -41,6 +41,9 @@ pub struct Target {
     pub max_binding: u64,
     /// Whether two arguments of a unit may be the same buffer, one read and one written.
     pub aliasing: bool,
+    /// Whether a scatter can write its updates into its data, given as both data and result: what no update goes to is
+    /// neither read nor written then.
+    pub scatters_in_place: bool,
     /// Whether a unit that joins parts best writes one part after the other; otherwise every element chooses its part.
     pub joins_in_turn: bool,
     /// Whether products of f16 are faster than those of f32, so that factors of that type are worth making. Sums are f32 all

@@ -1,14 +1,15 @@
 //! A compiled decoder with its cache: tokens in, logits out.
 //!
 //! What is taken of the graph: inputs `tokens`, `positions`, `sequences: i64[rows]`, `table: i64[batch, blocks]` and
-//! `wanted: i64[outs]`; a first output `logits: f32[outs, vocab]`; state slots `[pages, heads, page_len, width]`, where
+//! `wanted: i64[outs]`; a first output `logits: f32[outs, vocab]`, and perhaps `likeliest: i32[outs]`; state slots `[pages, heads, page_len, width]`, where
 //! a sequence's positions lie in the pages that its row of the table names. Nothing else is known of a model here.
 
 use crate::batch::{Batch, Input};
 use crate::error::{LlmError, Result};
+use crate::likeliest::LIKELIEST;
 use cupola_ir::eval::Stop;
-use cupola_ir::{DType, Dim, Graph, Tensor, TensorType};
-use cupola_runtime::{DeviceSpec, Program, RunStats, RunValue, State};
+use cupola_ir::{DType, Dim, Graph, Tensor, TensorType, ValueId};
+use cupola_runtime::{DeviceSpec, Place, Program, RunStats, RunValue, State};
 use std::sync::Arc;
 
 /// The cache of a decoder, as its graph declares it.
@@ -84,6 +85,8 @@ pub struct Decoder {
     cache: CacheShape,
     pages: usize,
     vocab_len: usize,
+    /// Where among the outputs the likeliest tokens are, if anywhere.
+    likeliest: Option<usize>,
     stop: Stop,
 }
 
@@ -92,6 +95,30 @@ pub struct Logits {
     values: Vec<f32>,
     shared: Option<Tensor>,
     vocab_len: usize,
+}
+
+/// What is known of the rows that a batch wanted.
+pub(crate) enum Found {
+    Logits(Logits),
+    /// The likeliest token of each.
+    Likeliest(Vec<u32>),
+}
+
+/// What is known of one row.
+#[derive(Clone, Copy)]
+pub(crate) enum Row<'a> {
+    Logits(&'a [f32]),
+    Likeliest(u32),
+}
+
+impl Found {
+    /// The wanted row at this place.
+    pub fn row(&self, at: usize) -> Row<'_> {
+        match self {
+            Found::Logits(logits) => Row::Logits(logits.row(at)),
+            Found::Likeliest(tokens) => Row::Likeliest(tokens[at]),
+        }
+    }
 }
 
 impl Logits {
@@ -128,6 +155,7 @@ impl Decoder {
         let cache = CacheShape::of(graph)?;
         let inputs = inputs_of(graph)?;
         let vocab_len = vocab_of(graph)?;
+        let likeliest = likeliest_of(graph);
         let mut state = program.new_state(0);
         for (name, dtype, [heads, len, width]) in &cache.slots {
             let shape = [pages, *heads, *len, *width];
@@ -144,6 +172,7 @@ impl Decoder {
             cache,
             pages,
             vocab_len,
+            likeliest,
             stop: Stop::default(),
         })
     }
@@ -183,15 +212,59 @@ impl Decoder {
     /// # Errors
     /// What the run finds; the rows may then be in the cache or not.
     pub fn run(&mut self, batch: &Batch) -> Result<Logits> {
-        let inputs = self.inputs.iter().map(|i| batch.input(*i).into()).collect();
-        let mut outputs = self
-            .program
-            .run(&mut self.state, inputs, vec![], &self.stop)?;
-        let logits = outputs.swap_remove(0).to_host()?;
-        let tensor = logits.as_tensor().cloned();
-        let tensor = tensor.unwrap_or_else(|| unreachable!("bug: logits are a tensor"));
-        Ok(Logits::new(tensor, self.vocab_len))
+        let outputs = self.outputs(batch, 0)?;
+        self.logits(&outputs[0])
     }
+
+    /// As [`Decoder::run`], for texts that take the likeliest token. Where the program finds it, logits stay on the device,
+    /// unless those of a row are not finite.
+    pub(crate) fn run_for_likeliest(&mut self, batch: &Batch) -> Result<Found> {
+        let Some(at) = self.likeliest else {
+            return Ok(Found::Logits(self.run(batch)?));
+        };
+        let outputs = self.outputs(batch, at)?;
+        let tokens = host_tensor(&outputs[at])?
+            .to_vec::<i32>()
+            .unwrap_or_default();
+        let known: Option<Vec<u32>> = tokens.iter().map(|t| u32::try_from(*t).ok()).collect();
+        Ok(match known {
+            Some(tokens) => Found::Likeliest(tokens),
+            None => Found::Logits(self.logits(&outputs[0])?),
+        })
+    }
+
+    /// Runs a batch. Outputs stay on the device, except the one at this position.
+    fn outputs(&mut self, batch: &Batch, wanted: usize) -> Result<Vec<RunValue>> {
+        let inputs = self.inputs.iter().map(|i| batch.input(*i).into()).collect();
+        let place = |at| match at == wanted {
+            true => Place::Host,
+            false => Place::Device,
+        };
+        let outputs = self.program.graph().outputs().len();
+        let places = (0..outputs).map(place).collect();
+        Ok(self
+            .program
+            .run(&mut self.state, inputs, places, &self.stop)?)
+    }
+
+    fn logits(&self, value: &RunValue) -> Result<Logits> {
+        Ok(Logits::new(host_tensor(value)?, self.vocab_len))
+    }
+}
+
+fn host_tensor(value: &RunValue) -> Result<Tensor> {
+    let value = value.to_host()?;
+    let tensor = value.as_tensor().cloned();
+    Ok(tensor.unwrap_or_else(|| unreachable!("bug: an output is a tensor")))
+}
+
+/// The output with the likeliest tokens.
+fn likeliest_of(graph: &Graph) -> Option<usize> {
+    let is_it = |(name, value): &(Arc<str>, ValueId)| {
+        let ty = graph.ty(*value).as_tensor();
+        &**name == LIKELIEST && ty.is_some_and(|t| t.dtype == DType::I32 && t.rank() == 1)
+    };
+    graph.outputs().iter().position(is_it)
 }
 
 /// Which input each of the graph's is.
@@ -212,7 +285,7 @@ fn inputs_of(graph: &Graph) -> Result<Vec<Input>> {
 }
 
 /// The width of the logits.
-fn vocab_of(graph: &Graph) -> Result<usize> {
+pub(crate) fn vocab_of(graph: &Graph) -> Result<usize> {
     let refused = |what: String| LlmError::NoDecoder(graph.name.clone(), what);
     let Some((_, logits)) = graph.outputs().first() else {
         return Err(refused("it gives nothing".into()));

@@ -1,7 +1,7 @@
 //! Continuous batching: texts join and leave between steps.
 
 use crate::batch::Batch;
-use crate::decoder::{Decoder, Logits};
+use crate::decoder::{Decoder, Found, Row};
 use crate::error::{LlmError, Result};
 use crate::mask::TokenMask;
 use crate::pages::PagePool;
@@ -242,12 +242,16 @@ impl Engine {
         if batch.rows() == 0 {
             return Ok(vec![]);
         }
-        let logits = self.decoder.run(&batch)?;
+        let simple = |s: &Sequence| s.rows == 0 || s.request.takes_likeliest();
+        let found = match self.running.iter().all(simple) {
+            true => self.decoder.run_for_likeliest(&batch)?,
+            false => Found::Logits(self.decoder.run(&batch)?),
+        };
         self.stats.steps += 1;
         self.stats.rows += batch.rows() as u64;
         let mut events = vec![];
         for (at, first) in firsts.into_iter().enumerate() {
-            self.advance(at, &logits, first, &mut events);
+            self.advance(at, &found, first, &mut events);
         }
         self.remove_ended();
         Ok(events)
@@ -335,7 +339,7 @@ impl Engine {
     }
 
     /// Takes the results of a text's rows: its prompt is further, or it has new tokens.
-    fn advance(&mut self, at: usize, logits: &Logits, first: usize, events: &mut Vec<Event>) {
+    fn advance(&mut self, at: usize, found: &Found, first: usize, events: &mut Vec<Event>) {
         let text = &mut self.running[at];
         let (rows, draft) = (
             std::mem::take(&mut text.rows),
@@ -358,7 +362,7 @@ impl Engine {
         }
         // Rows of guessed tokens count as far as the guesses are what would have come anyway.
         for (place, guess) in draft.iter().map(Some).chain([None]).enumerate() {
-            let token = self.next_token(at, logits.row(first + place), events);
+            let token = self.next_token(at, found.row(first + place), events);
             let text = &mut self.running[at];
             if token.is_none() || text.ended || token.as_ref() != guess {
                 break;
@@ -375,7 +379,7 @@ impl Engine {
     }
 
     /// Chooses a text's next token; `None` when the text ends instead.
-    fn next_token(&mut self, at: usize, logits: &[f32], events: &mut Vec<Event>) -> Option<u32> {
+    fn next_token(&mut self, at: usize, row: Row<'_>, events: &mut Vec<Event>) -> Option<u32> {
         let text = &mut self.running[at];
         let sequence = text.id;
         let allowed = text.request.constraint.as_mut().map(|constraint| {
@@ -388,7 +392,11 @@ impl Engine {
             place: text.usage.generated as u64,
             allowed,
         };
-        let token = match self.sampler.choose(logits, choice) {
+        let chosen = match row {
+            Row::Logits(logits) => self.sampler.choose(logits, choice),
+            Row::Likeliest(token) => Ok(Some(token)),
+        };
+        let token = match chosen {
             Ok(Some(token)) => token,
             Ok(None) => {
                 text.finish(FinishReason::Constraint, events);
@@ -407,10 +415,10 @@ impl Engine {
         if let Some(constraint) = &mut text.request.constraint {
             constraint.accept(token);
         }
-        let log_probs = text
-            .request
-            .log_probs
-            .map(|top| sample::log_probs(logits, token, top));
+        let log_probs = match (row, text.request.log_probs) {
+            (Row::Logits(logits), Some(top)) => Some(sample::log_probs(logits, token, top)),
+            _ => None,
+        };
         text.context.push(token);
         text.usage.generated += 1;
         self.stats.generated += 1;

@@ -6,7 +6,7 @@
 //! in and out as numbers.
 //!
 //! Reading order: `pages` (whose page is whose), `batch` and `decoder` (one run), `sample` and `mask` (from logits to a
-//! token), `sequence`, `schedule` and `engine` (continuous batching), `speculate` (tokens guessed ahead), `constrain` (output
+//! token; `likeliest` where a device finds it), `sequence`, `schedule` and `engine` (continuous batching), `speculate` (tokens guessed ahead), `constrain` (output
 //! held to a grammar), `transcript` (the text of tokens); `encoder` stands alone.
 
 mod batch;
@@ -15,6 +15,7 @@ mod decoder;
 mod encoder;
 mod engine;
 mod error;
+mod likeliest;
 mod mask;
 mod pages;
 pub mod sample;
@@ -28,6 +29,7 @@ pub use decoder::{CacheShape, Decoder, Logits};
 pub use encoder::Encoder;
 pub use engine::{Engine, EngineOptions, EngineStats};
 pub use error::{LlmError, Result};
+pub use likeliest::with_likeliest;
 pub use mask::{Constraint, TokenMask};
 pub use pages::{PageId, PagePool, Prefix, PrefixId};
 pub use sample::{LogProb, LogProbs, Sampling};

@@ -34,6 +34,15 @@ pub struct Request {
     pub constraint: Option<Box<dyn Constraint>>,
 }
 
+impl Request {
+    /// Whether the likeliest token is all that is asked of logits.
+    pub(crate) fn takes_likeliest(&self) -> bool {
+        let sampling = &self.sampling;
+        let changed = sampling.changes_logits() || self.constraint.is_some();
+        sampling.temperature == 0.0 && !changed && self.log_probs.is_none()
+    }
+}
+
 /// Why a text ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FinishReason {

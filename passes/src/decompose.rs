@@ -69,6 +69,9 @@ fn expand(
     let node = node.clone();
     graph.set_origin(node.origins.first().cloned());
     let results = match &node.op {
+        Op::Composite(op) if !context.target(context.options.device).joins_in_turn => {
+            op.def().decompose_without_joins(graph, &node.operands)?
+        }
         Op::Composite(op) => op.def().decompose(graph, &node.operands)?,
         Op::Core(CoreOp::Call(p)) => match inline(graph, &p.body, &node.operands)? {
             Some(results) => results,

@@ -37,6 +37,10 @@ pub(crate) struct RunCx<'a> {
     pub launches: u64,
     /// How often the host waited for results of another device.
     pub waits: u64,
+    /// How often commands were submitted to other devices.
+    pub submissions: u64,
+    /// Bytes that the host read of them.
+    pub read_bytes: u64,
     /// Bytes of packed memory and of what outlives the run, by the plans that run now.
     pub planned: u64,
     /// The most that `planned` has been.

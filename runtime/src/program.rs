@@ -447,6 +447,8 @@ impl Program {
                     stop: &stop,
                     launches: 0,
                     waits: 0,
+                    submissions: 0,
+                    read_bytes: 0,
                     planned: 0,
                     planned_peak: 0,
                     budget,
@@ -458,6 +460,8 @@ impl Program {
                 let stats = RunStats {
                     launches: cx.launches,
                     waits: cx.waits,
+                    submissions: cx.submissions,
+                    read_bytes: cx.read_bytes,
                     planned_bytes: cx.planned_peak,
                     held_bytes: cx.pools.iter().map(|p| p.held).sum(),
                     peak_bytes: cx.pools.iter().map(|p| p.peak).sum(),

@@ -84,6 +84,7 @@ impl RunCx<'_> {
             return Ok(());
         }
         let queue = std::mem::take(&mut self.queues[d]);
+        self.submissions += u64::from(device != DeviceId::HOST);
         let device = self.devices[d].device();
         match &mut self.recording {
             Some(recording) if device.has_clock() => {
@@ -191,6 +192,7 @@ impl RunCx<'_> {
             }
             self.flush(DeviceId(d as u32))?;
             self.waits += 1;
+            self.read_bytes += wanted.iter().map(|(_, t)| t.size() as u64).sum::<u64>();
             let mut bytes: Vec<Vec<u8>> = wanted.iter().map(|(_, t)| vec![0; t.size()]).collect();
             let each = wanted.iter().zip(&mut bytes);
             let each = each.map(|((_, t), target)| Download {

@@ -104,6 +104,10 @@ pub struct RunStats {
     pub launches: u64,
     /// Times that the host waited for results of another device before the run could go on or end.
     pub waits: u64,
+    /// Times that commands were submitted to other devices than the host.
+    pub submissions: u64,
+    /// Bytes that the host read from their memory.
+    pub read_bytes: u64,
     /// Bytes of working memory held after the run, for the next one.
     pub held_bytes: u64,
     /// Most bytes of working memory held.

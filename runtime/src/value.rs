@@ -89,6 +89,11 @@ impl DeviceTensor {
         self.range.size
     }
 
+    /// Tells memory apart: no other has this number as long as this tensor lives.
+    pub fn memory_number(&self) -> usize {
+        Arc::as_ptr(&self.range.buffer).cast::<u8>() as usize
+    }
+
     /// The tensor on the host: shared where the device's memory is the host's, else copied. Waits for submitted work.
     ///
     /// # Errors

@@ -193,6 +193,12 @@ fn session(s: Shape, device: DeviceSpec) -> Session {
     session
 }
 
+/// The devices with memory.
+fn devices() -> Vec<DeviceSpec> {
+    let gpu = std::env::var_os("CUPOLA_TEST_REQUIRE_GPU").map(|_| DeviceSpec::Gpu(0));
+    std::iter::once(DeviceSpec::Cpu).chain(gpu).collect()
+}
+
 fn floats(outputs: &[(String, Value)]) -> Vec<f32> {
     outputs[0].1.as_tensor().unwrap().to_vec().unwrap()
 }
@@ -231,8 +237,16 @@ fn attends_to_what_earlier_runs_wrote() {
         &[(2, 1, 12), (1, 34, 1)],
         &[(1, 35, 2), (2, 13, 2), (0, 73, 1)],
     ];
-    for s in shapes {
-        let mut compiled = session(s, DeviceSpec::Cpu);
+    let wide = Shape {
+        kv_heads: 3,
+        heads: 3 * 11,
+        depth: 96,
+        window: 40,
+        ..USUAL
+    };
+    let all = shapes.into_iter().chain([wide]);
+    for (s, device) in all.flat_map(|s| devices().into_iter().map(move |d| (s, d))) {
+        let mut compiled = session(s, device);
         let mut reference = session(s, DeviceSpec::Reference);
         for (i, batch) in batches.iter().enumerate() {
             let given = |seed| inputs(s, batch, seed);
@@ -249,6 +263,48 @@ fn attends_to_what_earlier_runs_wrote() {
         }
         let saved = |session: &mut Session| session.state_mut().save().unwrap();
         assert_eq!(saved(&mut compiled), saved(&mut reference), "{s:?}");
+    }
+}
+
+#[test]
+fn a_gpu_writes_the_cache_where_it_is() {
+    if devices().len() < 2 {
+        return;
+    }
+    for cache in [DType::F32, DType::F16, DType::BF16] {
+        // A row of an odd length shares words with its neighbours.
+        for depth in [16, 9] {
+            let s = Shape {
+                cache,
+                depth,
+                ..SMALL
+            };
+            let mut reference = session(s, DeviceSpec::Reference);
+            let mut session = session(s, DeviceSpec::Gpu(0));
+            let compiled = session.program().clone();
+            assert_eq!(compiled.compiled().unwrap().plan.overwritten.len(), 2);
+            let memory = |session: &mut Session| match session.state_mut().slot("value") {
+                Some(RunValue::Device(t)) => t.clone(),
+                other => panic!("{other:?}"),
+            };
+            for (i, batch) in [(0, 0, 5), (0, 5, 1), (0, 6, 1)].into_iter().enumerate() {
+                session.run(inputs(s, &[batch], i as u32)).unwrap();
+                reference.run(inputs(s, &[batch], i as u32)).unwrap();
+            }
+            let before = memory(&mut session);
+            // Who holds the old value keeps it; nobody does from the second run on.
+            let old = before.to_host().unwrap();
+            session.run(inputs(s, &[(0, 7, 1)], 3)).unwrap();
+            reference.run(inputs(s, &[(0, 7, 1)], 3)).unwrap();
+            assert_eq!(before.to_host().unwrap(), old);
+            let number = memory(&mut session).memory_number();
+            assert_ne!(number, before.memory_number());
+            session.run(inputs(s, &[(0, 8, 1)], 4)).unwrap();
+            reference.run(inputs(s, &[(0, 8, 1)], 4)).unwrap();
+            assert_eq!(memory(&mut session).memory_number(), number);
+            let saved = |session: &mut Session| session.state_mut().save().unwrap();
+            assert_eq!(saved(&mut session), saved(&mut reference), "{s:?}");
+        }
     }
 }
 

@@ -1,16 +1,18 @@
 //! Scaled dot-product attention with an online softmax: the scores are never stored.
 
 mod cooperative;
+mod few;
+mod paged;
+mod tile;
 
-use std::fmt::Write as _;
-
-use crate::binding::{Binding, Width};
+use crate::binding::{Binding, Stores, Width};
 use crate::element::Element;
 use crate::matmul::SkinnyRows;
-use crate::shader::{Extension, Shader, params};
+use crate::shader::{Extension, FAULTS, Shader, params};
 use crate::template::fill;
 
 pub use cooperative::AttentionMatrices;
+pub use paged::PagedParams;
 
 params! {
     /// Parameters of every attention kernel. Lengths and strides in elements; strides are two's complement, 0 where an
@@ -112,6 +114,15 @@ pub enum Mask {
     Present(Element),
 }
 
+/// Where keys and values are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Source {
+    /// In operands of four axes.
+    Strided,
+    /// In pages that a table names for each sequence. Without a mask, and not with [`AttentionForm::Cooperative`].
+    Paged,
+}
+
 /// The way the work is divided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum AttentionForm {
@@ -156,6 +167,8 @@ pub const FEW_DEPTH: u64 = 256;
 /// What makes one attention kernel's text differ from another's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct AttentionShader {
+    /// Where keys and values are.
+    pub source: Source,
     /// Storage of the queries.
     pub query: Element,
     /// Storage of the keys.
@@ -176,8 +189,9 @@ pub struct AttentionShader {
 }
 
 impl AttentionShader {
-    /// The kernel. Buffers: query, key, value, mask if present, result; for [`AttentionForm::FewSplit`] scratch takes the
-    /// result's place, for [`AttentionForm::Join`] the buffers are scratch and result.
+    /// The kernel. Buffers: query, key, value, mask if present or table, sequences and positions (i64) of pages, result; for
+    /// [`AttentionForm::FewSplit`] scratch takes the result's place, for [`AttentionForm::Join`] the buffers are scratch
+    /// and result. Over pages the word for faults comes last, but for the join.
     pub fn shader(&self) -> Shader {
         let mask = match (self.mask, self.form) {
             (_, AttentionForm::Join) | (Mask::Absent, _) => "",
@@ -188,7 +202,13 @@ impl AttentionShader {
                 "    score += f32(load_mask(row.mask + key * params.mask_key));"
             }
         };
-        let common = fill(include_str!("../wgsl/attention.wgsl"), &[("MASK", mask)]);
+        let common = match (self.source, self.form) {
+            (Source::Strided, _) => fill(include_str!("../wgsl/attention.wgsl"), &[("MASK", mask)]),
+            (Source::Paged, AttentionForm::Join) => {
+                include_str!("../wgsl/attention_pages_join.wgsl").to_owned()
+            }
+            (Source::Paged, _) => include_str!("../wgsl/attention_pages.wgsl").to_owned(),
+        };
         let (mut bindings, body) = match self.form {
             AttentionForm::Join => {
                 let accessors = common.find("fn query_value").unwrap_or(common.len());
@@ -212,6 +232,10 @@ impl AttentionShader {
                 if let Mask::Present(element) = self.mask {
                     bindings.push(Binding::read("mask", element));
                 }
+                if self.source == Source::Paged {
+                    let lists = ["table", "sequences", "positions"];
+                    bindings.extend(lists.map(|name| Binding::read(name, Element::I64)));
+                }
                 let main = match form {
                     AttentionForm::Few(rows) => self.few(rows.most(), false),
                     AttentionForm::FewSplit(rows) => self.few(rows.most(), true),
@@ -231,6 +255,9 @@ impl AttentionShader {
                 Binding::write("out", self.out)
             }
         });
+        if self.source == Source::Paged && self.form != AttentionForm::Join {
+            bindings.push(Binding::write_as(FAULTS, Element::U32, Stores::Sums));
+        }
         let form = match self.form {
             AttentionForm::Tile => "tile".to_owned(),
             AttentionForm::Cooperative(matrices) => {
@@ -241,9 +268,15 @@ impl AttentionShader {
             AttentionForm::Join => "join".to_owned(),
         };
         Shader {
-            label: format!("attention_{form}"),
+            label: match self.source {
+                Source::Strided => format!("attention_{form}"),
+                Source::Paged => format!("attention_pages_{form}"),
+            },
             bindings,
-            params: AttentionParams::members(),
+            params: match self.source {
+                Source::Strided => AttentionParams::members(),
+                Source::Paged => PagedParams::members(),
+            },
             extensions: match self.form {
                 AttentionForm::Cooperative(_) => vec![
                     Extension::F16,
@@ -256,289 +289,4 @@ impl AttentionShader {
             body,
         }
     }
-
-    fn tile(&self) -> String {
-        let cols = self.cols.cols();
-        // 8 threads side by side with 4 columns each make 32 columns a vector.
-        let vectors = cols / 32;
-        let mut code = [const { String::new() }; 8];
-        let [
-            setup,
-            stage,
-            clear,
-            scores,
-            finish,
-            rescale,
-            accumulate,
-            store,
-        ] = &mut code;
-        for n in 0..8 {
-            let line = format!("local / 16u + {}u", n * 4);
-            let _ = writeln!(
-                stage,
-                "            query_tile[own_depth * 36u + {line}] = query_value(own_{n}, at);
-            key_tile[own_depth * 36u + {line}] = key_value(place, first_key + {line}, at);"
-            );
-            let _ = writeln!(
-                setup,
-                "    let own_{n} = row_of(place, first_row + {line});"
-            );
-        }
-        for vector in 0..vectors {
-            let at = |lane: u32| format!("value_tile[v + {}u]", vector * 32 + lane);
-            let _ = writeln!(
-                accumulate,
-                "                let value_{vector} = vec4<f32>({}, {}, {}, {});",
-                at(0),
-                at(1),
-                at(2),
-                at(3)
-            );
-        }
-        for row in 0..4 {
-            let _ = writeln!(
-                setup,
-                "    let row_{row} = row_of(place, first_row + thread_row + {row}u);"
-            );
-            let _ = writeln!(clear, "        var score_{row} = vec4<f32>();");
-            let _ = writeln!(
-                scores,
-                "                score_{row} += query_tile[q + {row}u] * keys;"
-            );
-            let _ = writeln!(
-                rescale,
-                "        let factor_{row} = row_factor[thread_row + {row}u];"
-            );
-            let _ = writeln!(
-                accumulate,
-                "                let weight_{row} = weight_tile[w + {row}u];"
-            );
-            let _ = writeln!(
-                store,
-                "    let at_{row} = (thread_row + {row}u) * 2u;\n    \
-                 let total_{row} = half_row[at_{row}] + half_row[at_{row} + 1u];"
-            );
-            for (lane, component) in (0u32..4).zip(["x", "y", "z", "w"]) {
-                let _ = writeln!(
-                    finish,
-                    "        weight_tile[(thread_slot + {lane}u) * 36u + thread_row + {row}u] = \
-                     finished_score(score_{row}.{component}, row_{row}, first_key + thread_slot + {lane}u);"
-                );
-            }
-            for vector in 0..vectors {
-                let _ = writeln!(setup, "    var sum_{row}_{vector} = vec4<f32>();");
-                let _ = writeln!(rescale, "        sum_{row}_{vector} *= factor_{row};");
-                let _ = writeln!(
-                    accumulate,
-                    "                sum_{row}_{vector} += weight_{row} * value_{vector};"
-                );
-                for (lane, component) in (0..4).zip(["x", "y", "z", "w"]) {
-                    let _ = writeln!(
-                        store,
-                        "    finish(row_{row}, first_col + thread_slot + {}u, sum_{row}_{vector}.{component}, total_{row});",
-                        vector * 32 + lane
-                    );
-                }
-            }
-        }
-        fill(
-            include_str!("../wgsl/attention_tile.wgsl"),
-            &[
-                ("COLS", &cols.to_string()),
-                ("VECTORS", &vectors.to_string()),
-                ("VALUE_STEP", &(1024 / cols).to_string()),
-                ("SETUP", setup),
-                ("STAGE", stage),
-                ("CLEAR", clear),
-                ("SCORES", scores),
-                ("FINISH_SCORES", finish),
-                ("RESCALE", rescale),
-                ("ACCUMULATE", accumulate),
-                ("STORE", store),
-            ],
-        )
-    }
-
-    fn few(&self, rows: u32, split: bool) -> String {
-        let cols = self.cols.cols();
-        let each = cols / 64;
-        let depth = FEW_DEPTH as u32;
-        let mut code = [const { String::new() }; 8];
-        let [
-            setup,
-            stage,
-            clear,
-            scores,
-            finish,
-            weights,
-            accumulate,
-            store,
-        ] = &mut code;
-        for column in 0..each {
-            let _ = writeln!(
-                setup,
-                "    let col_{column} = first_col + local + {}u;",
-                column * 64
-            );
-            for next in 0..4 {
-                let _ = writeln!(
-                    accumulate,
-                    "            let value_{column}_{next} = value_value(place, first_key + n + {next}u, col_{column});"
-                );
-            }
-        }
-        for row in 0..rows {
-            let at = row * 64;
-            let _ = writeln!(setup, "    let row_{row} = row_of(place, {row}u);");
-            let _ = writeln!(setup, "    var largest_{row} = HIDDEN;");
-            let _ = writeln!(setup, "    var total_{row} = 0.0;");
-            let _ = writeln!(
-                stage,
-                "        queries[{}u + item] = query_value(row_{row}, item);",
-                row * depth
-            );
-            let _ = writeln!(clear, "        var score_{row} = 0.0;");
-            let _ = writeln!(clear, "        var now_{row} = HIDDEN;");
-            let query = |next: u32| format!("queries[{}u + at]", row * depth + next);
-            let product = match self.key_width {
-                Width::One => format!("{} * k", query(0)),
-                Width::Four | Width::Halves => {
-                    let queries = [0, 1, 2, 3].map(query).join(", ");
-                    format!("dot(vec4<f32>({queries}), k)")
-                }
-            };
-            let _ = writeln!(scores, "                score_{row} += {product};");
-            let _ = writeln!(
-                finish,
-                "            now_{row} = finished_score(score_{row}, row_{row}, key);"
-            );
-            let _ = writeln!(
-                weights,
-                "        let largest_now_{row} = max(largest_{row}, tree[{at}u]);"
-            );
-            let _ = writeln!(
-                weights,
-                "        let factor_{row} = exp(largest_{row} - largest_now_{row});"
-            );
-            let _ = writeln!(
-                weights,
-                "        let weight_{row} = weight(now_{row}, largest_now_{row});"
-            );
-            let _ = writeln!(weights, "        weights[{at}u + local] = weight_{row};");
-            let _ = writeln!(
-                weights,
-                "        total_{row} = total_{row} * factor_{row} + weight_{row};"
-            );
-            let _ = writeln!(weights, "        largest_{row} = largest_now_{row};");
-            for column in 0..each {
-                let _ = writeln!(setup, "    var sum_{row}_{column} = 0.0;");
-                let _ = writeln!(weights, "        sum_{row}_{column} *= factor_{row};");
-                for next in 0..4 {
-                    let _ = writeln!(
-                        accumulate,
-                        "            sum_{row}_{column} += weights[{}u + n] * value_{column}_{next};",
-                        at + next
-                    );
-                }
-            }
-            few_store(store, row, each, split);
-        }
-        fill(
-            include_str!("../wgsl/attention_few.wgsl"),
-            &[
-                ("ROWS", &rows.to_string()),
-                (
-                    "KEY_STEP",
-                    match self.key_width {
-                        Width::One => "1",
-                        Width::Four | Width::Halves => "4",
-                    },
-                ),
-                (
-                    "KEY_LOAD",
-                    match self.key_width {
-                        Width::One => {
-                            "f32(load_key(place.key + key * params.key_row + at * params.key_depth))"
-                        }
-                        Width::Four | Width::Halves => {
-                            "vec4<f32>(load4_key(place.key + key * params.key_row + at))"
-                        }
-                    },
-                ),
-                ("COLS", &cols.to_string()),
-                ("COLS_EACH", &each.to_string()),
-                ("QUERY_SIZE", &(rows * depth).to_string()),
-                ("WEIGHT_SIZE", &(rows * 64).to_string()),
-                ("SETUP", setup),
-                ("STAGE_QUERIES", stage),
-                ("CLEAR", clear),
-                ("SCORES", scores),
-                ("FINISH_SCORES", finish),
-                (
-                    "TREE_MAX",
-                    &tree(rows, "now", |a, b| format!("max({a}, {b})")),
-                ),
-                ("WEIGHTS", weights),
-                ("ACCUMULATE", accumulate),
-                (
-                    "TREE_SUM",
-                    &tree(rows, "total", |a, b| format!("{a} + {b}")),
-                ),
-                ("STORE", store),
-            ],
-        )
-    }
-}
-
-/// Combines `NAME_row` of the 64 threads; the result of each row is at `tree[row * 64]`.
-fn tree(rows: u32, name: &str, combine: impl Fn(String, String) -> String) -> String {
-    let mut code = String::new();
-    for row in 0..rows {
-        let _ = writeln!(code, "    tree[{}u + local] = {name}_{row};", row * 64);
-    }
-    for half in [32, 16, 8, 4, 2, 1] {
-        let _ = writeln!(code, "    workgroupBarrier();\n    if local < {half}u {{");
-        for row in 0..rows {
-            let own = format!("tree[{}u + local]", row * 64);
-            let other = format!("tree[{}u + local]", row * 64 + half);
-            let _ = writeln!(code, "        {own} = {};", combine(own.clone(), other));
-        }
-        code.push_str("    }\n");
-    }
-    code.push_str("    workgroupBarrier();\n");
-    code
-}
-
-/// The end of one row: the quotient to the result, or its parts to scratch.
-fn few_store(store: &mut String, row: u32, each: u32, split: bool) {
-    let _ = writeln!(
-        store,
-        "    if row_{row}.present {{\n        let whole_{row} = tree[{}u];",
-        row * 64
-    );
-    if split {
-        let _ = writeln!(
-            store,
-            "        let part_{row} = (((group / pieces) * params.splits + split) * params.queries * params.group \
-             + {row}u) * (params.value_depth + 2u);
-        if local == 0u && first_col == 0u {{
-            store_parts(part_{row}, largest_{row});
-            store_parts(part_{row} + 1u, whole_{row});
-        }}"
-        );
-    }
-    for column in 0..each {
-        let target = match split {
-            true => format!("store_parts(part_{row} + 2u + col_{column}, sum_{row}_{column})"),
-            false => format!(
-                "store_out(row_{row}.out + col_{column} * params.out_col, \
-                 select(sum_{row}_{column} / whole_{row}, 0.0, whole_{row} == 0.0))"
-            ),
-        };
-        let _ = writeln!(
-            store,
-            "        if col_{column} < params.value_depth {{\n            {target};\n        }}"
-        );
-    }
-    store.push_str("    }\n");
 }

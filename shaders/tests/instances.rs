@@ -3,7 +3,7 @@
 use cupola_ir::BlockFormat;
 use cupola_shaders::Windows;
 use cupola_shaders::attention::{
-    AttentionForm, AttentionMatrices, AttentionShader, Mask, ValueCols,
+    AttentionForm, AttentionMatrices, AttentionShader, Mask, Source, ValueCols,
 };
 use cupola_shaders::binding::{Access, Binding, Stores, Width};
 use cupola_shaders::check;
@@ -13,7 +13,7 @@ use cupola_shaders::element::Element;
 use cupola_shaders::matmul::{
     Accumulator, InnerAxes, JoinShader, MatmulForm, MatmulShader, Operand, Orientation,
 };
-use cupola_shaders::scatter::{self, Outside};
+use cupola_shaders::scatter::{self, Old, Outside};
 use cupola_shaders::shader::{Epilogue, ParamSpace, Shader};
 use cupola_shaders::skinny::{Reduction, Skinny, SkinnyRows};
 use cupola_shaders::sort::{BlockSize, KeyKind, SortForm, SortShader};
@@ -129,11 +129,21 @@ fn scatter() {
         }
     }
     for element in Element::ALL {
-        check(&scatter::apply(element, None, vec![]));
+        for old in [Old::Apart, Old::Under] {
+            check(&scatter::apply(element, old, None, vec![]));
+        }
         let held = element.value_type();
         let combine =
             format!("fn combine(old: {held}, update: {held}) -> {held} {{ return update; }}");
-        check(&scatter::apply(element, Some(&combine), vec![]));
+        for old in [Old::Apart, Old::Under] {
+            check(&scatter::apply(element, old, Some(&combine), vec![]));
+        }
+        for outside in [Outside::Fault, Outside::Nearest, Outside::Skip] {
+            check(&scatter::put(element, 2, outside, Width::One));
+            if element.has_fours() {
+                check(&scatter::put(element, 1, outside, Width::Four));
+            }
+        }
     }
 }
 
@@ -402,6 +412,7 @@ fn attention() {
             ] {
                 for element in [Element::F32, Element::F16, Element::Bf16] {
                     let shader = AttentionShader {
+                        source: Source::Strided,
                         query: element,
                         key: element,
                         value: element,
@@ -414,6 +425,34 @@ fn attention() {
                             ) => Width::Four,
                             _ => Width::One,
                         },
+                        form,
+                        cols,
+                    };
+                    check(&shader.shader());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn attention_over_pages() {
+    let forms = SkinnyRows::ALL
+        .iter()
+        .flat_map(|&rows| [AttentionForm::Few(rows), AttentionForm::FewSplit(rows)]);
+    for form in forms.chain([AttentionForm::Tile, AttentionForm::Join]) {
+        let is_few = matches!(form, AttentionForm::Few(_) | AttentionForm::FewSplit(_));
+        for cols in ValueCols::ALL {
+            for key in [Element::F32, Element::F16, Element::Bf16] {
+                for key_width in [Width::One, Width::Four] {
+                    let shader = AttentionShader {
+                        source: Source::Paged,
+                        query: Element::F32,
+                        key,
+                        value: key,
+                        mask: Mask::Absent,
+                        out: Element::F16,
+                        key_width: if is_few { key_width } else { Width::One },
                         form,
                         cols,
                     };
@@ -443,6 +482,7 @@ fn attention_on_matrix_units() {
             }
             for mask in [Mask::Absent, Mask::Present(Element::Bool)] {
                 let shader = AttentionShader {
+                    source: Source::Strided,
                     query: Element::F16,
                     key: Element::F16,
                     value: Element::F16,

@@ -3,6 +3,7 @@
 var<workgroup> queries: array<f32, ${QUERY_SIZE}>;
 var<workgroup> weights: array<f32, ${WEIGHT_SIZE}>;
 var<workgroup> tree: array<f32, ${WEIGHT_SIZE}>;
+${MEMORY}
 
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group_id: vec3<u32>, @builtin(num_workgroups) group_count: vec3<u32>,
@@ -15,15 +16,16 @@ fn main(@builtin(workgroup_id) group_id: vec3<u32>, @builtin(num_workgroups) gro
     let place = place_of(group / pieces);
     let split = (group / params.col_tiles) % params.splits;
     let first_col = (group % params.col_tiles) * ${COLS}u;
-    let end_key = min(params.keys, (split + 1u) * params.split_keys);
+${RANGE}
 ${SETUP}
     for (var item = local; item < params.depth; item += 64u) {
 ${STAGE_QUERIES}
     }
     workgroupBarrier();
 
-    for (var first_key = split * params.split_keys; first_key < end_key; first_key += 64u) {
+    for (var first_key = start_key; first_key < end_key; first_key += 64u) {
         let key = first_key + local;
+${KEY_ROWS}
 ${CLEAR}
         if key < end_key {
             for (var at = 0u; at < params.depth; at += ${KEY_STEP}u) {

@@ -11,6 +11,9 @@ fn main(@builtin(workgroup_id) group_id: vec3<u32>, @builtin(num_workgroups) gro
     let row_index = group % rows;
     let place = place_of(head);
     let row = row_of(place, row_index);
+    if !row.present {
+        return;
+    }
     let size = params.value_depth + 2u;
     var largest = HIDDEN;
     for (var split = 0u; split < params.splits; split += 1u) {

@@ -6,6 +6,7 @@ var<workgroup> weight_tile: array<f32, 1152>;
 var<workgroup> value_tile: array<f32, 1024>;
 var<workgroup> half_row: array<f32, 64>;
 var<workgroup> row_factor: array<f32, 32>;
+${MEMORY}
 
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group_id: vec3<u32>, @builtin(num_workgroups) group_count: vec3<u32>,
@@ -28,8 +29,9 @@ ${SETUP}
     var largest = HIDDEN;
     var total = 0.0;
 
-    let seen = keys_of_rows(first_row, 32u);
+${RUNS}
     for (var first_key = seen.x; first_key < seen.y; first_key += 32u) {
+${KEY_ROWS}
 ${CLEAR}
         for (var step = 0u; step < params.depth; step += 16u) {
             let at = step + own_depth;
@@ -71,7 +73,7 @@ ${RESCALE}
         for (var part = 0u; part < 32u; part += ${VALUE_STEP}u) {
             for (var n = 0u; n < 16u; n += 1u) {
                 let item = local + n * 64u;
-                value_tile[item] = value_value(place, first_key + part + item / ${COLS}u, first_col + item % ${COLS}u);
+                value_tile[item] = ${VALUE};
             }
             workgroupBarrier();
             for (var n = 0u; n < ${VALUE_STEP}u; n += 1u) {
@@ -82,7 +84,7 @@ ${ACCUMULATE}
             workgroupBarrier();
         }
     }
-
+${RUNS_END}
     half_row[local] = total;
     workgroupBarrier();
 ${STORE}

@@ -17,9 +17,9 @@ fn main(@builtin(workgroup_id) group_id: vec3<u32>, @builtin(num_workgroups) gro
         place += at * dim.y;
         within += at * dim.z;
     }
-    var value = load_data(params.data_offset + element);
-${DECLARE}
     var at = load_heads(place);
+${LOAD}
+${DECLARE}
     while at != 0u {
 ${WALK}
         at = load_nexts(at - 1u);

@@ -209,6 +209,7 @@ fn target() -> Target {
         alignment: ALIGNMENT,
         max_binding: u64::MAX,
         aliasing: true,
+        scatters_in_place: true,
         joins_in_turn: true,
         half_factors: false,
         claim: libcall::claim,

@@ -13,7 +13,8 @@ use crate::device::{DeviceOptions, Forms, GpuDevice, STORAGE_ALIGNMENT};
 use crate::emit;
 use crate::error::Error;
 use crate::executable::{WgpuExecutable, Work};
-use crate::library::unit::{LibraryUnit, claim, claim_plain};
+use crate::library::claim::{claim, claim_plain};
+use crate::library::unit::LibraryUnit;
 use crate::peaks;
 use crate::queue::WgpuDevice;
 
@@ -108,6 +109,7 @@ pub fn target(name: &str, device: &DeviceModel) -> Target {
         alignment: STORAGE_ALIGNMENT as usize,
         max_binding: limits.binding_size,
         aliasing: false,
+        scatters_in_place: true,
         joins_in_turn: false,
         claim: match device.forms {
             Forms::Chosen | Forms::Parallel => claim,

@@ -146,8 +146,12 @@ fn computed(kernel: &Kernel, phase: &Phase) -> FxHashSet<ExprId> {
 
 fn of_library(library: &Library, sizes: &[i64]) -> Effort {
     let views = library.operands.iter().chain(&library.results);
-    let shown: f64 = views.clone().map(|view| elements(view, sizes)).sum();
-    let bytes = views.map(|view| elements(view, sizes) * size_of(view.dtype));
+    let used = views.enumerate().map(|(at, view)| {
+        let used = elements(view, sizes).min(reached(library, at, sizes));
+        (used, used * size_of(view.dtype))
+    });
+    let shown: f64 = used.clone().map(|(elements, _)| elements).sum();
+    let bytes = used.map(|(_, bytes)| bytes);
     let operations = library_operations(library, sizes);
     let own = Effort {
         bytes: bytes.sum(),
@@ -176,6 +180,17 @@ fn elements(view: &View, sizes: &[i64]) -> f64 {
     distinct.map(|(dim, _)| len(dim, sizes)).product()
 }
 
+/// Most elements of an argument that a library unit can reach: of pages, those that a table names.
+fn reached(library: &Library, at: usize, sizes: &[i64]) -> f64 {
+    match &library.op {
+        Op::Composite(CompositeOp::PagedAttention(_)) if at == 1 || at == 2 => {
+            let page: f64 = dims(&library.operands[at], sizes)[1..].iter().product();
+            page * dims(&library.operands[3], sizes).iter().product::<f64>()
+        }
+        _ => f64::INFINITY,
+    }
+}
+
 fn dims(view: &View, sizes: &[i64]) -> Vec<f64> {
     view.dims.iter().map(|dim| len(dim, sizes)).collect()
 }
@@ -201,6 +216,11 @@ fn library_operations(library: &Library, sizes: &[i64]) -> f64 {
         // Queries times keys for scores, weights times values.
         Op::Composite(CompositeOp::Attention(_)) => {
             let keys = operands[1].get(2).copied().unwrap_or(1.0);
+            2.0 * (total(&operands[0]) + results) * keys
+        }
+        // The same, of all keys that a sequence can have.
+        Op::Composite(CompositeOp::PagedAttention(_)) => {
+            let keys = operands[3][1] * operands[1][2];
             2.0 * (total(&operands[0]) + results) * keys
         }
         Op::Core(_) | Op::Composite(_) | Op::Host(_) => 0.0,

@@ -39,6 +39,8 @@ struct PreparedKey {
     /// The set of buffers that are read alone while another argument writes to the same memory object; for library
     /// kernels whether there are any.
     shared: u64,
+    /// Whether a library kernel's result is the memory of its first operand, to be written over.
+    over: bool,
     /// The arguments that need several bindings.
     divided: Vec<(usize, Windows)>,
 }
@@ -79,6 +81,8 @@ pub(crate) struct Prepared {
     pub scratch: Vec<u64>,
     /// Instructions of all steps together, about.
     pub instructions: f64,
+    /// Bytes that all steps together move at most, beside what arguments hold.
+    pub most_bytes: f64,
     /// What decided among plans, where there are several.
     decided: Option<Decided>,
 }
@@ -162,11 +166,10 @@ impl Executable for WgpuExecutable {
     }
 
     fn can_fault(&self) -> bool {
-        let kernel = match &self.work {
-            Work::Loops(kernel) => Some(&**kernel),
-            Work::Library(library) => library.epilogue_kernel(),
-        };
-        kernel.is_some_and(emit::can_fault)
+        match &self.work {
+            Work::Loops(kernel) => emit::can_fault(kernel),
+            Work::Library(library) => library.can_fault(),
+        }
     }
 
     fn listing(&self) -> String {
@@ -206,12 +209,17 @@ impl WgpuExecutable {
     /// What launches with these sizes and arguments are prepared under.
     fn key(&self, sizes: &[i64], arguments: &[BufferRange<'_>]) -> PreparedKey {
         let windows = arguments.iter().map(BufferRange::windows).enumerate();
+        let over = match &self.work {
+            Work::Loops(_) => false,
+            Work::Library(library) => library_writes_over(library, arguments),
+        };
         PreparedKey {
             sizes: sizes.to_vec(),
             shared: match &self.work {
                 Work::Loops(kernel) => shared_buffers(kernel, arguments),
-                Work::Library(library) => u64::from(library_shares(library, arguments)),
+                Work::Library(library) => u64::from(library_shares(library, arguments, over)),
             },
+            over,
             divided: windows.filter(|(_, w)| *w != Windows::ONE).collect(),
         }
     }
@@ -263,8 +271,18 @@ impl WgpuExecutable {
             Work::Loops(kernel) => self.prepare_loops(gpu, kernel, &key)?,
             Work::Library(library) => prepare_library(gpu, library, &key)?,
         };
+        let effort = Effort::of(&self.unit, sizes);
         let prepared = Arc::new(Prepared {
-            instructions: Effort::of(&self.unit, sizes).instructions,
+            instructions: effort.instructions,
+            most_bytes: match (&self.work, key.over) {
+                (Work::Loops(_), _) => f64::INFINITY,
+                (Work::Library(_), false) => effort.bytes,
+                // Updates are read and written, the data stay where they are.
+                (Work::Library(_), true) => {
+                    let others = arguments.iter().skip(1).rev().skip(1);
+                    2.0 * others.map(|range| range.size() as f64).sum::<f64>()
+                }
+            },
             ..prepared
         });
         let mut cache = lock(&self.prepared);
@@ -323,6 +341,7 @@ impl WgpuExecutable {
             steps,
             scratch,
             instructions: 0.0,
+            most_bytes: f64::INFINITY,
             decided: None,
         })
     }
@@ -372,16 +391,26 @@ fn shared_buffers(kernel: &Kernel, ranges: &[BufferRange<'_>]) -> u64 {
     shared
 }
 
-/// Whether a library unit reads and writes one memory object.
-fn library_shares(library: &LibraryUnit, ranges: &[BufferRange<'_>]) -> bool {
+/// Whether a library unit's result is the memory of its first operand, and the unit one that can write over it.
+fn library_writes_over(library: &LibraryUnit, ranges: &[BufferRange<'_>]) -> bool {
+    let result = library.written().first().and_then(|&at| ranges.get(at));
+    library.can_write_over()
+        && result
+            .zip(ranges.first())
+            .is_some_and(|(result, data)| result.same_range(data))
+}
+
+/// Whether a library unit reads and writes one memory object, apart from a first operand that it writes `over`.
+fn library_shares(library: &LibraryUnit, ranges: &[BufferRange<'_>], over: bool) -> bool {
     let written = library.written();
-    ranges.iter().enumerate().any(|(at, range)| {
-        !written.contains(&at)
-            && written.iter().any(|&other| {
+    let read = ranges.iter().enumerate().skip(usize::from(over));
+    read.filter(|(at, _)| !written.contains(at))
+        .any(|(_, range)| {
+            written.iter().any(|&other| {
                 let other = ranges.get(other);
                 other.is_some_and(|other| other.same_buffer(range))
             })
-    })
+        })
 }
 
 fn prepare_library(
@@ -390,7 +419,10 @@ fn prepare_library(
     key: &PreparedKey,
 ) -> Result<Prepared, Error> {
     let model = key.model(gpu);
-    let mut program = library.plan(&key.sizes, &model)?;
+    let mut program = match key.over {
+        true => library.plan_over(&key.sizes)?,
+        false => library.plan(&key.sizes, &model)?,
+    };
     if key.shared != 0 {
         let calls = program.steps.iter_mut().map(|(call, _)| call);
         calls.for_each(|call| call.shader.bindings.iter_mut().for_each(Binding::share));
@@ -402,6 +434,7 @@ fn prepare_library(
         })?,
         scratch: program.scratch,
         instructions: 0.0,
+        most_bytes: f64::INFINITY,
         decided: decided.map(|class| Decided::new(class, &model.choices)),
     })
 }

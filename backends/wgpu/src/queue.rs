@@ -252,11 +252,11 @@ impl WgpuDevice {
             .iter()
             .map(|&size| self.take_scratch(size))
             .collect::<Result<_, _>>()?;
-        let moved: usize = launch.buffers.iter().map(|range| range.size).sum();
+        let held: usize = launch.buffers.iter().map(|range| range.size).sum();
+        let moved = (held as f64).min(prepared.most_bytes);
         let model = self.gpu.model();
         // Each step is taken to do all there is to do: which one does most is not known.
-        let expected =
-            |groups| effort::seconds(&model, moved as f64, prepared.instructions, groups);
+        let expected = |groups| effort::seconds(&model, moved, prepared.instructions, groups);
         for (at, step) in prepared.steps.iter().enumerate() {
             let mut bound = Vec::with_capacity(step.places.len() + 1);
             for place in &step.places {
@@ -468,6 +468,11 @@ impl Device for WgpuDevice {
             .allocate(size as u64)
             .map_err(|error| self.error(error))?;
         Ok(Arc::new(WgpuMemory(buffer)))
+    }
+
+    /// New memory is zeros.
+    fn alloc_zeroed(&self, size: usize) -> Result<Buffer> {
+        self.alloc(size)
     }
 
     fn upload(&self, to: &BufferRange, bytes: &[u8]) -> Result<()> {

@@ -4,13 +4,14 @@ mod common;
 
 use common::Random;
 use common::backends;
-use cupola_backend::BackendError;
 use cupola_backend::testing::run;
+use cupola_backend::{Backend, BackendError, BufferRange, Command, Launch};
 use cupola_ir::convert::{Lanes, cast, encode, lanes};
 use cupola_ir::eval;
 use cupola_ir::kernel::{Extent, Library, Unit, View};
 use cupola_ir::ops::{Bounds, CoreOp, Op, Scatter, ScatterKind};
 use cupola_ir::{DType, Tensor, Value, ValueType};
+use cupola_wgpu::WgpuBackend;
 
 fn dense(tensor: &Tensor) -> View {
     let mut step = 1;
@@ -170,6 +171,87 @@ fn indices_outside_are_faults() {
         let mut buffers: Vec<Vec<u8>> = operands.iter().map(|x| x.bytes().to_vec()).collect();
         buffers.push(vec![0; 24]);
         let result = run(&backend, &unit(&op, &operands), &[], &mut buffers);
+        assert!(
+            matches!(result, Err(BackendError::Fault { .. })),
+            "{result:?}"
+        );
+    }
+}
+
+/// Runs a scatter whose result is its data; gives what is in memory afterwards.
+fn over(backend: &WgpuBackend, op: &Op, operands: &[Tensor]) -> cupola_backend::Result<Vec<u8>> {
+    let unit = unit(op, operands);
+    let executable = backend.compile(&[&unit]).remove(0)?;
+    let device = backend.device();
+    let mut buffers: Vec<BufferRange> = (operands.iter())
+        .map(|tensor| {
+            let size = tensor.bytes().len();
+            let buffer = device.alloc(size)?;
+            let range = BufferRange {
+                buffer,
+                offset: 0,
+                size,
+            };
+            device.upload(&range, tensor.bytes())?;
+            Ok(range)
+        })
+        .collect::<cupola_backend::Result<_>>()?;
+    let data = buffers[0].clone();
+    buffers.push(data.clone());
+    let launch = Launch {
+        executable,
+        buffers,
+        sizes: vec![],
+    };
+    let ran = device
+        .submit(&[Command::Launch(launch)])
+        .and_then(|()| device.wait());
+    let mut bytes = vec![0; data.size];
+    device.download(&data, &mut bytes)?;
+    ran.map(|()| bytes)
+}
+
+#[test]
+fn updates_are_written_over_the_data() {
+    use ScatterKind::*;
+    // Windows of whole words and of parts of words, wide ones, and more tuples than one launch compares.
+    let shapes: [Shape; 6] = [
+        (&[6, 2, 4, 16], 0, &[0, 2], &[9]),
+        (&[6, 2, 4, 3], 0, &[0, 2], &[30]),
+        (&[3, 300], 0, &[0], &[2]),
+        (&[40, 2], 0, &[0], &[5000]),
+        (&[2, 5, 8], 1, &[1], &[7]),
+        (&[70], 0, &[0], &[40]),
+    ];
+    for backend in backends() {
+        let mut random = Random::new(4);
+        for dtype in [
+            DType::F32,
+            DType::F16,
+            DType::BF16,
+            DType::U8,
+            DType::I64,
+            DType::I32,
+        ] {
+            for (at, shape) in shapes.into_iter().enumerate() {
+                for kind in [Set, Add] {
+                    let bounds = [Bounds::Skip, Bounds::Clamp][at % 2];
+                    let operands = operands(&mut random, dtype, shape, 2);
+                    let op = scatter(shape, kind, bounds);
+                    let want = reference(&op, &operands);
+                    if kind == Add && shape.3[0] > 100 {
+                        continue;
+                    }
+                    let got = over(&backend, &op, &operands).expect("runs");
+                    let got = Tensor::new(dtype, want.shape().to_vec(), got.into());
+                    let (got, want) = (lanes(&got.expect("a tensor")), lanes(&want));
+                    assert_eq!(got, want, "{dtype} {} {shape:?}", kind.name());
+                }
+            }
+        }
+        let shape: Shape = (&[3, 2], 0, &[0], &[40]);
+        let operands = operands(&mut random, DType::F32, shape, 1);
+        let result = over(&backend, &scatter(shape, Set, Bounds::Check), &operands);
         assert!(
             matches!(result, Err(BackendError::Fault { .. })),
             "{result:?}"

@@ -42,6 +42,20 @@ pub trait CompositeDef {
     /// What is wrong with the operands or attributes.
     fn decompose(&self, graph: &mut Graph, operands: &[ValueId]) -> Result<Vec<ValueId>>;
 
+    /// The same for devices that compute every element of a joined value by itself
+    /// ([`crate::target::Target::joins_in_turn`] is false): where there is such a form, without joins, so that one kernel
+    /// computes it.
+    ///
+    /// # Errors
+    /// As [`CompositeDef::decompose`].
+    fn decompose_without_joins(
+        &self,
+        graph: &mut Graph,
+        operands: &[ValueId],
+    ) -> Result<Vec<ValueId>> {
+        self.decompose(graph, operands)
+    }
+
     /// Result types for operand types; `None` to take them from the decomposition.
     fn infer(&self, _operands: &[&ValueType]) -> Option<Result<Vec<ValueType>, String>> {
         None

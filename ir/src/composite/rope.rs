@@ -6,6 +6,7 @@ use crate::attr::payload;
 use crate::error::{IrError, Result};
 use crate::graph::{Graph, ValueId};
 use crate::scalar::Scalar;
+use crate::tensor::Tensor;
 
 payload! {
     /// Operands `(x: [.., d], cos, sin)`, `d` even; `cos` and `sin` broadcast against `[.., d / 2]`. Every pair `(a, b)` of
@@ -23,26 +24,15 @@ impl CompositeDef for Rope {
     }
 
     fn decompose(&self, g: &mut Graph, operands: &[ValueId]) -> Result<Vec<ValueId>> {
-        let [x, cos, sin] = *operands else {
-            return Err(IrError::op("composite.rope", "takes x, cos and sin"));
-        };
-        let dims = g.dims(x);
-        let Some((last, lead)) = dims.split_last() else {
-            return Err(IrError::op("composite.rope", "x has an axis to rotate"));
-        };
-        let two = Dim::Const(2);
-        let half = last.floor_div(&two);
-        if half.clone() * two.clone() != *last {
-            return Err(IrError::op("composite.rope", "the last extent is even"));
-        }
-        // Pairs as an axis of two beside that of the angles.
-        let axis = lead.len() + usize::from(self.interleaved);
-        let mut split = [lead, &[half]].concat();
-        split.insert(axis, two);
-        let pairs = g.reshape(x, &split)?;
+        let Pairs {
+            pairs,
+            axis,
+            cos,
+            sin,
+            dims,
+        } = self.pairs(g, operands)?;
         let a = g.pick(pairs, axis, &Dim::ZERO)?;
         let b = g.pick(pairs, axis, &Dim::ONE)?;
-        let (cos, sin) = (g.cast_like(cos, x)?, g.cast_like(sin, x)?);
         let mut product = |x, y| g.binary(Scalar::Mul, x, y);
         let (ac, bs, bc, as_) = (
             product(a, cos)?,
@@ -60,5 +50,72 @@ impl CompositeDef for Rope {
         ];
         let out = g.concat(&turned, axis)?;
         Ok(vec![g.reshape(out, &dims)?])
+    }
+
+    /// Every element is its own part of the pair and the other part, whose sine counts against the first.
+    fn decompose_without_joins(&self, g: &mut Graph, operands: &[ValueId]) -> Result<Vec<ValueId>> {
+        let Pairs {
+            pairs,
+            axis,
+            cos,
+            sin,
+            dims,
+        } = self.pairs(g, operands)?;
+        let others = g.flip(pairs, axis)?;
+        let mut signs_dims = vec![Dim::ONE; g.rank(pairs)];
+        signs_dims[axis] = Dim::Const(2);
+        let signs = g.constant(Tensor::vector(&[-1.0f32, 1.0]))?;
+        let signs = g.cast_like(signs, pairs)?;
+        let signs = g.reshape(signs, &signs_dims)?;
+        // Angles begin with the axes of x that they have, the one of pairs comes in as it did there.
+        let from_end = g.rank(pairs) - axis;
+        let mut beside = |x| {
+            let at = (g.rank(x) + 1).checked_sub(from_end);
+            at.map_or(Ok(x), |at| g.unsqueeze(x, &[at]))
+        };
+        let (cos, sin) = (beside(cos)?, beside(sin)?);
+        let sin = g.binary(Scalar::Mul, sin, signs)?;
+        let own = g.binary(Scalar::Mul, pairs, cos)?;
+        let other = g.binary(Scalar::Mul, others, sin)?;
+        let out = g.binary(Scalar::Add, own, other)?;
+        Ok(vec![g.reshape(out, &dims)?])
+    }
+}
+
+/// An operand in pairs, with the angles in its type.
+struct Pairs {
+    /// Both parts of each pair along an axis of two, beside that of the angles.
+    pairs: ValueId,
+    axis: usize,
+    cos: ValueId,
+    sin: ValueId,
+    /// Extents of the operand.
+    dims: Vec<Dim>,
+}
+
+impl Rope {
+    fn pairs(&self, g: &mut Graph, operands: &[ValueId]) -> Result<Pairs> {
+        let [x, cos, sin] = *operands else {
+            return Err(IrError::op("composite.rope", "takes x, cos and sin"));
+        };
+        let dims = g.dims(x);
+        let Some((last, lead)) = dims.split_last() else {
+            return Err(IrError::op("composite.rope", "x has an axis to rotate"));
+        };
+        let two = Dim::Const(2);
+        let half = last.floor_div(&two);
+        if half.clone() * two.clone() != *last {
+            return Err(IrError::op("composite.rope", "the last extent is even"));
+        }
+        let axis = lead.len() + usize::from(self.interleaved);
+        let mut split = [lead, &[half]].concat();
+        split.insert(axis, two);
+        Ok(Pairs {
+            pairs: g.reshape(x, &split)?,
+            axis,
+            cos: g.cast_like(cos, x)?,
+            sin: g.cast_like(sin, x)?,
+            dims,
+        })
     }
 }

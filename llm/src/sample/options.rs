@@ -115,7 +115,7 @@ impl Sampling {
     }
 
     /// Whether logits are changed before one is chosen.
-    pub(super) fn changes_logits(&self) -> bool {
+    pub(crate) fn changes_logits(&self) -> bool {
         !self.logit_bias.is_empty() || self.penalises()
     }
 

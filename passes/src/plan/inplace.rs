@@ -5,7 +5,8 @@
 //! that no element is needed after it was overwritten, by whatever thread.
 //!
 //! Rule for states: elements scattered into a state's value that becomes that state's next value are written where the state
-//! is, unless something needs the old value later. Such states are [`Plan::overwritten`].
+//! is, unless something needs the old value later. Such states are [`Plan::overwritten`]. Devices may have the one and not the
+//! other ([`cupola_ir::target::Target`]): a scatter need not read what it writes over.
 
 use super::pack::{is_packed, owner};
 use super::{Plan, SlotId, Step, Storage};
@@ -23,22 +24,22 @@ pub(super) fn reuse(plan: &mut Plan, units: &[LoweredUnit], context: &Context) {
             continue;
         };
         let placed = &units[*unit].placed;
-        if !context.target(placed.device).aliasing {
-            continue;
-        }
+        let target = context.target(placed.device);
         match &placed.unit {
-            Unit::Loops(kernel) => {
+            Unit::Loops(kernel) if target.aliasing => {
                 if let Some((result, of, offset)) = overwritten(plan, kernel, buffers, at) {
                     known.alias(plan, result, of, offset);
                 }
             }
-            Unit::Library(call) if matches!(call.op, Op::Core(CoreOp::Scatter(_))) => {
+            Unit::Library(call)
+                if target.scatters_in_place && matches!(call.op, Op::Core(CoreOp::Scatter(_))) =>
+            {
                 if let Some((result, state)) = known.scattered(plan, buffers, at) {
                     known.alias(plan, result, state, Dim::ZERO);
                     plan.overwritten.push(state);
                 }
             }
-            Unit::Library(_) => {}
+            Unit::Loops(_) | Unit::Library(_) => {}
         }
     }
 }

@@ -58,6 +58,7 @@ pub fn target(claim: fn(&Op, &[&TensorType]) -> Claim) -> Target {
         alignment: 64,
         max_binding: u64::MAX,
         aliasing: true,
+        scatters_in_place: true,
         joins_in_turn: true,
         half_factors: false,
         claim,
@@ -88,6 +89,7 @@ pub fn small_device(claim: fn(&Op, &[&TensorType]) -> Claim) -> Target {
         dtypes: vec![DType::F32, DType::I32, DType::U32, DType::Bool],
         max_buffers: 5,
         aliasing: false,
+        scatters_in_place: false,
         joins_in_turn: false,
         half_factors: false,
         ..target(claim)

@@ -68,6 +68,8 @@ fn statistics(runner: &cupola::Runner, load_ms: f64, run_ms: &[f64]) -> Json {
         "runs_ms": run_ms,
         "kernels": last.launches,
         "waits": last.waits,
+        "submissions": last.submissions,
+        "read_bytes": last.read_bytes,
         "units": program.map(|p| p.unit_count()),
         "compiles": runner.compiles(),
         "weight_bytes": program.map(|p| p.weight_bytes()),

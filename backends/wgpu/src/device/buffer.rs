@@ -144,11 +144,17 @@ impl<'a> BufferRange<'a> {
         self.buffer.number == other.buffer.number
     }
 
-    /// The windows that a kernel sees it through.
+    /// Whether both are the same bytes.
+    pub(crate) fn same_range(&self, other: &BufferRange<'_>) -> bool {
+        self.same_buffer(other) && (self.offset, self.size) == (other.offset, other.size)
+    }
+
+    /// Bytes.
     pub(crate) fn size(&self) -> u64 {
         self.size
     }
 
+    /// The windows that a kernel sees it through.
     pub(crate) fn windows(&self) -> Windows {
         self.buffer.parts.windows(self.offset, padded(self.size))
     }

@@ -1,6 +1,8 @@
 //! Attention: which kernels for which shapes.
 
-use cupola_shaders::attention::{AttentionForm, AttentionParams, AttentionShader, Mask, ValueCols};
+use cupola_shaders::attention::{
+    AttentionForm, AttentionParams, AttentionShader, Mask, Source, ValueCols,
+};
 use cupola_shaders::binding::Width;
 use cupola_shaders::element::Element;
 
@@ -9,6 +11,8 @@ use crate::choice::DeviceModel;
 use crate::error::Error;
 
 mod forms;
+
+pub(super) use forms::{FEW_SHARE, THREADS, TILE_SHARE};
 
 /// A tensor of four axes in a buffer, offset and strides in elements; stride 0 repeats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,10 +64,10 @@ pub struct Attention {
 }
 
 /// Workgroups of 64 threads that hide a core's memory latency; fewer rows than that are divided along the keys.
-const GROUPS_OF_CORE: u64 = 16;
+pub(super) const GROUPS_OF_CORE: u64 = 16;
 
 /// Keys worth a workgroup of their own: below, joining costs more than it saves.
-const SPLIT_KEYS: u64 = 128;
+pub(super) const SPLIT_KEYS: u64 = 128;
 
 /// Longest queries that stay in the matrices of a subgroup.
 const MOST_MATRIX_DEPTH: u64 = 256;
@@ -75,7 +79,7 @@ const MOST_MATRIX_COLS: u32 = 128;
 const MATRIX_REGISTERS: u32 = 128;
 
 /// Rows of the form without matrix units.
-const TILE_ROWS: u32 = 32;
+pub(super) const TILE_ROWS: u32 = 32;
 
 /// A way to compute an attention.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,7 +104,7 @@ struct Grid {
 }
 
 /// Keys of each of some ranges.
-fn split_keys(keys: u64, splits: u64) -> u64 {
+pub(super) fn split_keys(keys: u64, splits: u64) -> u64 {
     keys.div_ceil(splits).next_multiple_of(64).max(64)
 }
 
@@ -203,6 +207,7 @@ impl Attention {
 
     fn shader(&self, form: AttentionForm, cols: ValueCols) -> AttentionShader {
         AttentionShader {
+            source: Source::Strided,
             query: self.query.element,
             key: self.key.element,
             value: self.value.element,
@@ -291,7 +296,7 @@ impl Attention {
 }
 
 /// Positions are compared as signed numbers, with some room for the last tile.
-fn position(what: &'static str, value: u64) -> Result<u32, Error> {
+pub(super) fn position(what: &'static str, value: u64) -> Result<u32, Error> {
     let allowed = (1 << 31) - 4096;
     if value > allowed {
         return Err(Error::Limit {
@@ -303,7 +308,7 @@ fn position(what: &'static str, value: u64) -> Result<u32, Error> {
     word(what, value)
 }
 
-fn product(factors: &[u64]) -> Result<u64, Error> {
+pub(super) fn product(factors: &[u64]) -> Result<u64, Error> {
     let product = factors
         .iter()
         .try_fold(1u64, |product, &factor| product.checked_mul(factor));

@@ -12,10 +12,12 @@ use crate::device::{DeviceFeatures, KernelSource, fold_groups};
 use crate::error::Error;
 
 pub mod attention;
+pub mod claim;
 mod contraction;
 pub mod convolution;
 pub mod forms;
 pub mod matmul;
+pub mod paged;
 pub mod plans;
 pub mod scatter;
 pub mod sort;

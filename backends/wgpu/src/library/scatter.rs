@@ -1,10 +1,11 @@
-//! Scatter: a list of updates for each place, then the results.
+//! Scatter: a list of updates for each place, then the results; or the updates alone, written over the data.
 
 use cupola_ir::DType;
 use cupola_ir::ops::{self, Bounds, ScatterKind};
 use cupola_ir::scalar::Scalar;
+use cupola_shaders::binding::Width;
 use cupola_shaders::scatter::{
-    Outside, SCATTER_AXES, SCATTER_INDICES, ScatterParams, apply, clear, link,
+    Old, Outside, SCATTER_AXES, SCATTER_INDICES, ScatterParams, apply, clear, link, put,
 };
 use cupola_shaders::{Element, Shader};
 
@@ -52,6 +53,20 @@ impl Meeting {
     }
 }
 
+/// Most index tuples of a launch that look at each other.
+const MOST_PUT: u32 = 2048;
+
+/// A dispatch. The words of all steps: the parameters, then the number that faults are reported with.
+fn call(shader: Shader, params: &ScatterParams, groups: u64) -> LibraryCall {
+    let mut words = params.words();
+    words.push(0);
+    LibraryCall {
+        shader,
+        params: words,
+        groups,
+    }
+}
+
 /// A scatter with its extents. Data, indices and updates are dense.
 #[derive(Debug)]
 pub struct Scatter<'a> {
@@ -77,46 +92,109 @@ impl Scatter<'_> {
     /// # Errors
     /// [`Error::Limit`] for 2^32 elements or places.
     pub fn plan(&self) -> Result<LibraryProgram, Error> {
+        self.listed(Old::Apart)
+    }
+
+    /// The dispatches that write the updates over the data, where result and data are the same memory. Arguments as those
+    /// of [`Self::plan`].
+    ///
+    /// # Errors
+    /// As [`Self::plan`].
+    pub fn plan_over(&self) -> Result<LibraryProgram, Error> {
+        match self.op.kind {
+            ScatterKind::Set => self.put(),
+            ScatterKind::Add | ScatterKind::Mul | ScatterKind::Max | ScatterKind::Min => {
+                self.listed(Old::Under)
+            }
+        }
+    }
+
+    fn outside(&self) -> Outside {
+        match self.op.bounds {
+            Bounds::Check => Outside::Fault,
+            Bounds::Clamp => Outside::Nearest,
+            Bounds::Skip => Outside::Skip,
+        }
+    }
+
+    /// Positions of the index tensors among the arguments, and of the result.
+    fn places(&self) -> (Vec<Place>, Place) {
+        let indices = self.op.axes.len();
+        let lists = (0..indices).map(|at| Place::Argument(2 + at));
+        (lists.collect(), Place::Argument(2 + indices))
+    }
+
+    /// Lists of the updates of each place, and the elements of those places.
+    fn listed(&self, old: Old) -> Result<LibraryProgram, Error> {
         let meeting = Meeting::new(self.op.kind, self.dtype).map_err(|error| Error::Shader {
             label: "scatter".to_owned(),
             message: error.0,
         })?;
         let params = self.params()?;
         let (places, tuples) = (u64::from(params.places), u64::from(params.tuples));
-        let (indices, bounds) = (self.op.axes.len(), self.op.bounds);
         let [heads, nexts] = [0, 1].map(Place::Scratch);
-        let [data, updates] = [0, 1].map(Place::Argument);
-        let outside = match bounds {
-            Bounds::Check => Outside::Fault,
-            Bounds::Clamp => Outside::Nearest,
-            Bounds::Skip => Outside::Skip,
-        };
-        let step = |shader: Shader, threads: u64| {
-            let mut words = params.words();
-            words.push(0);
-            LibraryCall {
-                shader,
-                params: words,
-                groups: threads.div_ceil(256),
-            }
-        };
-        let lists = (0..indices).map(|at| Place::Argument(2 + at));
-        let result = Place::Argument(2 + indices);
-        let last = apply(self.element, meeting.text.as_deref(), meeting.helpers);
+        let (lists, result) = self.places();
+        let step = |shader: Shader, threads: u64| call(shader, &params, threads.div_ceil(256));
+        let last = apply(self.element, old, meeting.text.as_deref(), meeting.helpers);
+        let mut bound = vec![Place::Argument(1), heads, nexts, result];
+        if old == Old::Apart {
+            bound.insert(0, Place::Argument(0));
+        }
+        let linked = lists.iter().copied().chain([heads, nexts]).collect();
         Ok(LibraryProgram {
             steps: vec![
                 (step(clear(), places), vec![heads]),
-                (
-                    step(link(indices, outside), tuples),
-                    lists.chain([heads, nexts]).collect(),
-                ),
-                (
-                    step(last, u64::from(params.len)),
-                    vec![data, updates, heads, nexts, result],
-                ),
+                (step(link(lists.len(), self.outside()), tuples), linked),
+                (step(last, u64::from(params.len)), bound),
             ],
             scratch: vec![places.max(1) * 4, tuples.max(1) * 4],
         })
+    }
+
+    /// The updates alone, so many tuples at a time: each looks at all later ones of its launch, and launches follow each
+    /// other.
+    fn put(&self) -> Result<LibraryProgram, Error> {
+        let params = self.params()?;
+        let (lists, result) = self.places();
+        let bound: Vec<Place> = [Place::Argument(1)]
+            .into_iter()
+            .chain(lists.iter().copied())
+            .chain([result])
+            .collect();
+        let width = match self.has_fours(&params) {
+            true => Width::Four,
+            false => Width::One,
+        };
+        let shader = put(self.element, lists.len(), self.outside(), width);
+        let firsts = (0..params.tuples).step_by(MOST_PUT as usize);
+        let steps = firsts.map(|first| {
+            let end = params.tuples.min(first.saturating_add(MOST_PUT));
+            let params = ScatterParams {
+                first,
+                end,
+                ..params
+            };
+            let groups = u64::from(end - first);
+            (call(shader.clone(), &params, groups), bound.clone())
+        });
+        Ok(LibraryProgram {
+            steps: steps.collect(),
+            scratch: vec![],
+        })
+    }
+
+    /// Whether four elements of a window that follow each other do so in the data, from a multiple of four on.
+    fn has_fours(&self, params: &ScatterParams) -> bool {
+        let axes = &params.dims[..self.dims.len()];
+        let Some((last, outer)) = axes.split_last() else {
+            return false;
+        };
+        let is_inner = last[2] == 1 && last[0].is_multiple_of(4);
+        let distances = outer.iter().map(|dim| dim[3]);
+        let offsets = [params.data_offset, params.updates_offset, params.batch_len];
+        self.element.has_fours()
+            && is_inner
+            && distances.chain(offsets).all(|n| n.is_multiple_of(4))
     }
 
     fn params(&self) -> Result<ScatterParams, Error> {
@@ -143,11 +221,21 @@ impl Scatter<'_> {
             step = step.wrapping_mul(dims[axis][0]);
         }
         let window = step;
+        let mut step = 1u32;
+        for dim in dims[..self.dims.len()].iter_mut().rev() {
+            dim[3] = step;
+            step = step.wrapping_mul(dim[0]);
+        }
         let mut indexed = [[0; 4]; SCATTER_INDICES];
         let mut step = 1u32;
         for (at, &axis) in self.op.axes.iter().enumerate().rev() {
             dims[axis][1] = step;
-            indexed[at] = [dims[axis][0], step, stride(self.index_offsets[at]), 0];
+            indexed[at] = [
+                dims[axis][0],
+                step,
+                stride(self.index_offsets[at]),
+                dims[axis][3],
+            ];
             step = step.wrapping_mul(dims[axis][0]);
         }
         let places = word("places of a scatter", batches.saturating_mul(per_batch))?;
@@ -165,6 +253,9 @@ impl Scatter<'_> {
             data_offset: stride(self.offsets[0]),
             updates_offset: stride(self.offsets[1]),
             rank: self.dims.len() as u32,
+            first: 0,
+            end: tuples,
+            batch_len: product(Box::new(self.dims[batch..].iter().copied())) as u32,
             dims,
             indexed,
         })

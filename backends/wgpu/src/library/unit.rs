@@ -1,161 +1,27 @@
-//! Library units of the kernel IR: which ops have kernels here, and which problem a unit is once its sizes are bound.
+//! Library units of the kernel IR: which problem a unit is once its sizes are bound.
 
-use cupola_ir::composite::CompositeOp;
+use cupola_ir::composite::{self, CompositeOp};
 use cupola_ir::kernel::{Extent, Kernel, Library, View};
-use cupola_ir::ops::{Contract, CoreOp, Op};
-use cupola_ir::target::Claim;
+use cupola_ir::ops::{self, Bounds, CoreOp, Op};
 use cupola_ir::{Class, DType, TensorType};
 use cupola_shaders::Element;
-use cupola_shaders::convolution::{Direction, SPATIAL_AXES};
-use cupola_shaders::matmul::{BATCH_AXES, INNER_AXES};
+use cupola_shaders::convolution::Direction;
 use cupola_shaders::shader::Epilogue;
-use cupola_shaders::sort::{KeyKind, ROW_AXES};
+use cupola_shaders::sort::KeyKind;
 
 use super::attention::{Attention, Tensor4};
+use super::claim::refusal;
 use super::contraction::contraction;
 use super::convolution::{Channels, Convolution, SpatialAxis};
 use super::matmul::{Matmul, Reading};
+use super::paged::{PagedAttention, Strided};
 use super::plans::{self, Contest, Entry, Problem as _};
-use super::scatter::{self, Scatter};
+use super::scatter::Scatter;
 use super::sort::{RowAxis, Sort};
 use super::{LibraryProgram, accumulator_of};
 use crate::choice::DeviceModel;
-use crate::emit::{EmitError, element_of, emit_epilogue};
+use crate::emit::{EmitError, can_fault, element_of, emit_epilogue};
 use crate::error::Error;
-
-/// Whether there is a library kernel for an op on these operands.
-pub fn claim(op: &Op, operands: &[&TensorType]) -> Claim {
-    match refusal(op, operands) {
-        Some(reason) => Claim::No { reason },
-        None => Claim::Yes {
-            strided: !matches!(op, Op::Core(CoreOp::Scatter(_))),
-            epilogue: takes_epilogue(op),
-            converts: matches!(op, Op::Core(CoreOp::Contract(_))),
-        },
-    }
-}
-
-/// As [`claim`], of ops that have a form with a thread for each result. Attention has none: it is then computed by the ops it
-/// is made of.
-pub fn claim_plain(op: &Op, operands: &[&TensorType]) -> Claim {
-    match op {
-        Op::Composite(CompositeOp::Attention(_)) => Claim::No {
-            reason: "attention has no plain form".to_owned(),
-        },
-        _ => claim(op, operands),
-    }
-}
-
-fn takes_epilogue(op: &Op) -> bool {
-    match op {
-        Op::Core(CoreOp::Contract(_)) => true,
-        Op::Composite(CompositeOp::Conv(_) | CompositeOp::ConvTranspose(_)) => true,
-        Op::Core(_) | Op::Host(_) | Op::Composite(_) => false,
-    }
-}
-
-fn refusal(op: &Op, operands: &[&TensorType]) -> Option<String> {
-    let number = |ty: &&TensorType| {
-        let known =
-            element_of(ty.dtype).is_some() && ty.dtype != DType::Bool && ty.dtype.bits() <= 32;
-        (!known).then(|| format!("no library kernel for {}", ty.dtype))
-    };
-    match op {
-        Op::Core(CoreOp::Contract(contract)) => match operands {
-            [x, w] if w.dtype.class() == Class::Block => blocks_refusal(contract, x, w),
-            _ => operands
-                .iter()
-                .find_map(number)
-                .or_else(|| contract_refusal(contract, operands)),
-        },
-        Op::Core(CoreOp::Sort(_)) => {
-            let ty = operands.first()?;
-            let bits = ty.dtype.bits();
-            let sortable = matches!(bits, 8 | 16 | 32 | 64)
-                && !(ty.dtype.is_float() && matches!(bits, 8 | 64));
-            if !sortable {
-                return Some(format!("no sort of {}", ty.dtype));
-            }
-            (ty.rank() > ROW_AXES + 1).then(|| format!("no sort of {} axes", ty.rank()))
-        }
-        Op::Core(CoreOp::Scatter(op)) => {
-            let data = operands.first()?;
-            element_of(data.dtype)
-                .is_none()
-                .then(|| format!("no scatter of {}", data.dtype))
-                .or_else(|| scatter::refusal(op, data.dtype, data.rank()))
-        }
-        Op::Composite(CompositeOp::Conv(_) | CompositeOp::ConvTranspose(_)) => {
-            let spatial = operands.first()?.rank().saturating_sub(2);
-            let mixed = operands
-                .windows(2)
-                .any(|pair| pair[0].dtype.is_float() && pair[0].dtype != pair[1].dtype);
-            operands.iter().find_map(number).or_else(|| {
-                (spatial > SPATIAL_AXES)
-                    .then(|| format!("no convolution over {spatial} axes"))
-                    .or_else(|| mixed.then(|| "no convolution of two float types".into()))
-            })
-        }
-        Op::Composite(CompositeOp::Attention(_)) => {
-            let (vectors, mask) = operands.split_at(operands.len().min(3));
-            let float = |ty: &&TensorType| {
-                let known = ty.dtype.is_float() && element_of(ty.dtype).is_some();
-                (!known || ty.dtype.bits() > 32).then(|| format!("no attention of {}", ty.dtype))
-            };
-            let mask_fits = |ty: &&TensorType| {
-                let known = element_of(ty.dtype).is_some() && ty.dtype.bits() <= 32;
-                (!known || ty.rank() > 4).then(|| format!("no attention mask of {ty}"))
-            };
-            vectors
-                .iter()
-                .find_map(float)
-                .or_else(|| mask.iter().find_map(mask_fits))
-        }
-        Op::Core(op) => Some(format!("no library kernel for {}", op.name())),
-        Op::Composite(op) => Some(format!("no library kernel for {}", op.name())),
-        Op::Host(op) => Some(format!("{} runs on the host", op.name())),
-    }
-}
-
-/// Why there is no product with these block-quantised weights. Sums that are asked for in 32-bit integers, with
-/// activations rounded to 8 bits, are computed of activations as they are, in f32.
-fn blocks_refusal(contract: &Contract, x: &TensorType, w: &TensorType) -> Option<String> {
-    let first = w.rank().saturating_sub(contract.rhs_contract.len());
-    let is_inner = contract.rhs_contract.iter().copied().eq(first..w.rank());
-    if !matches!(x.dtype, DType::F32 | DType::F16 | DType::BF16) {
-        return Some(format!("no product of {} and {}", x.dtype, w.dtype));
-    }
-    if !contract.rhs_batch.is_empty() || !is_inner || contract.rhs_contract.is_empty() {
-        return Some(format!("{} is not summed along its last axes", w.dtype));
-    }
-    let known = matches!(contract.accum, DType::F32 | DType::I32)
-        && (contract.out == DType::F32 || contract.out == x.dtype);
-    if !known {
-        let (accum, out) = (contract.accum, contract.out);
-        return Some(format!("no product summed in {accum} to {out}"));
-    }
-    axes_refusal(contract, &[x, w])
-}
-
-fn contract_refusal(contract: &Contract, operands: &[&TensorType]) -> Option<String> {
-    let narrow = matches!(contract.accum, DType::F32 | DType::I32 | DType::U32);
-    if !narrow || contract.accum.is_float() != operands.first()?.dtype.is_float() {
-        return Some(format!("no product summed in {}", contract.accum));
-    }
-    if element_of(contract.out).is_none() || contract.out == DType::Bool || contract.out.bits() > 32
-    {
-        return Some(format!("no product stored as {}", contract.out));
-    }
-    axes_refusal(contract, operands)
-}
-
-fn axes_refusal(contract: &Contract, operands: &[&TensorType]) -> Option<String> {
-    let axes = operands.iter().map(|ty| ty.rank()).sum::<usize>();
-    let inner = contract.lhs_contract.len();
-    // Every axis may stay on its own; one row and one column axis are not batches.
-    let outer = axes - 2 * inner - contract.lhs_batch.len();
-    (outer > BATCH_AXES || inner > INNER_AXES).then(|| format!("no product over {axes} axes"))
-}
 
 /// A view with its numbers.
 pub(super) struct Bound {
@@ -207,6 +73,7 @@ enum Posed {
     Matmul(Matmul),
     Convolution(Convolution),
     Attention(Attention),
+    Paged(PagedAttention),
     Sort(Sort),
     /// There is one way to compute it.
     Ready(LibraryProgram),
@@ -252,6 +119,21 @@ impl LibraryUnit {
         })
     }
 
+    /// Whether launches can report faults.
+    pub fn can_fault(&self) -> bool {
+        let own = match &self.library.op {
+            Op::Core(CoreOp::Scatter(op)) => op.bounds == Bounds::Check,
+            Op::Composite(CompositeOp::PagedAttention(_)) => true,
+            Op::Core(_) | Op::Composite(_) | Op::Host(_) => false,
+        };
+        own || self.library.epilogue.as_deref().is_some_and(can_fault)
+    }
+
+    /// Whether the first operand's memory can be the result's, what is not changed staying as it is ([`Self::plan_over`]).
+    pub fn can_write_over(&self) -> bool {
+        matches!(self.library.op, Op::Core(CoreOp::Scatter(_)))
+    }
+
     /// The epilogue kernel, if any.
     pub fn epilogue_kernel(&self) -> Option<&Kernel> {
         self.library.epilogue.as_deref()
@@ -285,18 +167,7 @@ impl LibraryUnit {
             Op::Core(CoreOp::Sort(sort)) => {
                 Posed::Sort(self.sort(sort.axis, sort.descending, &operands[0], &results[0]))
             }
-            Op::Core(CoreOp::Scatter(op)) => Posed::Ready(
-                Scatter {
-                    op,
-                    dtype: self.library.operands[0].dtype,
-                    element: operands[0].element,
-                    dims: &operands[0].dims,
-                    tuples: operands[2].dims.iter().product(),
-                    offsets: [operands[0].offset, operands[1].offset],
-                    index_offsets: operands[2..].iter().map(|list| list.offset).collect(),
-                }
-                .plan()?,
-            ),
+            Op::Core(CoreOp::Scatter(op)) => Posed::Ready(self.scatter(op, &operands).plan()?),
             Op::Composite(CompositeOp::Conv(conv)) => {
                 let before = dims_of(&conv.pads_low, &self.library, sizes)?;
                 let windows = Windows {
@@ -343,6 +214,9 @@ impl LibraryUnit {
                     ..problem
                 })
             }
+            Op::Composite(CompositeOp::PagedAttention(attention)) => {
+                Posed::Paged(paged_attention_of(attention, &operands, &results[0]))
+            }
             other => unreachable!("bug: {} was refused", other.name()),
         })
     }
@@ -356,10 +230,30 @@ impl LibraryUnit {
             Posed::Matmul(problem) => problem.plan(device),
             Posed::Convolution(problem) => problem.plan(device),
             Posed::Attention(problem) => problem.plan(device),
+            Posed::Paged(problem) => problem.plan(device),
             Posed::Sort(problem) => problem.plan(device),
             Posed::Ready(program) => Ok(program),
         };
         Ok(self.with_helpers(program?))
+    }
+
+    /// The dispatches for these sizes where the result is the first operand's memory. Arguments as those of
+    /// [`Self::plan`].
+    ///
+    /// # Errors
+    /// As [`Self::plan`]; [`Error::Range`] for a unit that [cannot do so](Self::can_write_over).
+    pub fn plan_over(&self, sizes: &[i64]) -> Result<LibraryProgram, Error> {
+        let Op::Core(CoreOp::Scatter(op)) = &self.library.op else {
+            return Err(Error::Range {
+                what: "library unit",
+                reason: format!("{} does not write over its operand", self.library.op.name()),
+            });
+        };
+        let operands = self.library.operands.iter();
+        let operands: Vec<Bound> = operands
+            .map(|view| bound(view, sizes))
+            .collect::<Result<_, _>>()?;
+        Ok(self.with_helpers(self.scatter(op, &operands).plan_over()?))
     }
 
     /// The class of the problem with these sizes, where there are several plans for it.
@@ -370,6 +264,7 @@ impl LibraryUnit {
         Ok(match self.pose(sizes)? {
             Posed::Matmul(problem) => Some(problem.class()),
             Posed::Attention(problem) => Some(problem.class()),
+            Posed::Paged(problem) => Some(problem.class()),
             Posed::Convolution(problem) => Some(problem.class()),
             Posed::Sort(_) | Posed::Ready(_) => None,
         })
@@ -388,6 +283,7 @@ impl LibraryUnit {
         let mut contest = match self.pose(sizes)? {
             Posed::Matmul(problem) => plans::contest(&problem, device, entry)?,
             Posed::Attention(problem) => plans::contest(&problem, device, entry)?,
+            Posed::Paged(problem) => plans::contest(&problem, device, entry)?,
             Posed::Convolution(problem) => problem.contest(device, entry)?,
             Posed::Sort(_) | Posed::Ready(_) => {
                 return Ok(None);
@@ -404,6 +300,18 @@ impl LibraryUnit {
             call.shader.helpers.extend(&self.helpers);
         }
         program
+    }
+
+    fn scatter<'a>(&self, op: &'a ops::Scatter, operands: &'a [Bound]) -> Scatter<'a> {
+        Scatter {
+            op,
+            dtype: self.library.operands[0].dtype,
+            element: operands[0].element,
+            dims: &operands[0].dims,
+            tuples: operands[2].dims.iter().product(),
+            offsets: [operands[0].offset, operands[1].offset],
+            index_offsets: operands[2..].iter().map(|list| list.offset).collect(),
+        }
     }
 
     fn sort(&self, axis: usize, descending: bool, source: &Bound, result: &Bound) -> Sort {
@@ -580,5 +488,41 @@ fn attention_of(operands: &[Bound], result: &Bound) -> Attention {
         value: four(v),
         mask,
         out: four(result),
+    }
+}
+
+fn paged_attention_of(
+    attention: &composite::PagedAttention,
+    operands: &[Bound],
+    result: &Bound,
+) -> PagedAttention {
+    fn strided<const N: usize>(view: &Bound) -> Strided<N> {
+        Strided {
+            element: view.element,
+            offset: view.offset,
+            strides: std::array::from_fn(|axis| view.strides[axis]),
+        }
+    }
+    let [q, k, v, table, sequences, positions] = [0, 1, 2, 3, 4, 5].map(|at| &operands[at]);
+    PagedAttention {
+        rows: q.dims[0],
+        kv_heads: k.dims[1],
+        group: q.dims[1] / k.dims[1].max(1),
+        depth: q.dims[2],
+        value_depth: v.dims[3],
+        pages: k.dims[0],
+        page_len: k.dims[2],
+        sequences: table.dims[0],
+        blocks: table.dims[1],
+        scale: attention.scale as f32,
+        softcap: attention.softcap as f32,
+        window: attention.window.max(0) as u64,
+        query: strided(q),
+        key: strided(k),
+        value: strided(v),
+        table: strided(table),
+        sequence_of: strided(sequences),
+        position_of: strided(positions),
+        out: strided(result),
     }
 }

@@ -24,6 +24,7 @@ fn target(fma: bool) -> Target {
         alignment: 1,
         max_binding: u64::MAX,
         aliasing: true,
+        scatters_in_place: true,
         joins_in_turn: false,
         half_factors: false,
         claim: |_, _| Claim::No {

@@ -15,12 +15,12 @@ use crate::library::LibraryProgram;
 use crate::library::plans::{Problem, class_len};
 
 /// Shares of the peak that inner loops reach: exponentials, and scores that pass through workgroup memory, take the rest.
-const FEW_SHARE: f64 = 0.3;
-const TILE_SHARE: f64 = 0.2;
+pub(crate) const FEW_SHARE: f64 = 0.3;
+pub(crate) const TILE_SHARE: f64 = 0.2;
 const MATRIX_SHARE: f64 = 0.3;
 
 /// Threads of a workgroup without matrix units.
-const THREADS: f64 = 64.0;
+pub(crate) const THREADS: f64 = 64.0;
 
 impl Problem for Attention {
     type Plan = AttentionPlan;
