@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Sends a server bodies that nobody means and ends connections at random points, then asks whether it is what it was. Standard library only.
 
-    python3 scripts/fuzz_server.py PROGRAM MODEL [--requests 1000] [--aborts 200] [--seed 1] [--growth 5] [--json REPORT]
+    python3 scripts/fuzz_server.py PROGRAM MODEL [--requests 1000] [--aborts 200] [--seed 1] [--growth 5] [--json REPORT] [--flags "--threads 1"]
     python3 scripts/fuzz_server.py http://127.0.0.1:8080 [--pid N] ...
 
-PROGRAM is started as `PROGRAM serve MODEL --port 0 -c 1024 --timeout 30`; a server that runs already is given by its address, on this
+PROGRAM is started as `PROGRAM serve MODEL --port 0 -c 1024 --timeout 30 FLAGS`; a server that runs already is given by its address, on this
 machine only, and by --pid, whose memory is watched.
 
 Bodies are valid ones with something changed: other types, huge numbers, deep nesting, missing, doubled and unknown keys, grammars and
@@ -155,7 +155,7 @@ class Server:
             sys.exit("a model is needed: fuzz_server.py PROGRAM MODEL")
         command = [args.target, "serve", args.model, "--port", "0", "--name", "x", "--timeout", "30"]
         command += ["-c", "1024"] if args.model.endswith(".gguf") else []
-        self.child = subprocess.Popen(command, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True)
+        self.child = subprocess.Popen(command + args.flags.split(), stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True)
         self.pid = self.child.pid
         found = next((re.search(r"http://(.*):(\d+)", line) for line in self.child.stderr if "listening" in line), None)
         if not found:
@@ -301,23 +301,32 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--growth", type=float, default=5.0, metavar="PERCENT")
     parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--flags", default="")
     parser.add_argument("--json")
     args = parser.parse_args()
     rng = random.Random(args.seed)
     server, faults, statuses = Server(args), [], Counter()
     started = time.monotonic()
     report = {}
+
+    def tell(what):
+        print(f"{time.monotonic() - started:.1f} s: {what}", file=sys.stderr)
+
     try:
         said = server.same()
         server.fill()
+        tell("the server answers")
         warm = min(WARM, args.requests)
         fuzz(server, warm, rng, faults, statuses)
         server.wait_idle()
         before = server.memory()
+        tell(f"{warm} requests")
         fuzz(server, args.requests - warm, rng, faults, statuses)
         after_requests = server.memory()
+        tell(f"{args.requests} requests")
         for _ in range(args.aborts):
             abort(server, rng)
+        tell(f"{args.aborts} connections ended")
         if not server.wait_idle():
             faults.append(("hang", "texts are under way though all clients went away"))
         if (now := server.same()) != said:

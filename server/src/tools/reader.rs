@@ -204,19 +204,28 @@ impl Reader {
     }
 
     fn before(&mut self, marked: bool) -> bool {
-        let between: &[char] = match self.calling.form {
-            Form::Listed => &['[', ','],
-            Form::Bare => &[';', ','],
-            Form::Tagged | Form::Unknown => &[],
+        let between: &[char] = match (self.calling.form, marked) {
+            (Form::Listed, true) => &['['],
+            (Form::Listed, false) => &[','],
+            (Form::Bare, _) => &[';', ','],
+            (Form::Tagged | Form::Unknown, _) => &[],
         };
         let rest = self
             .held
             .trim_start_matches(|c: char| c.is_whitespace() || between.contains(&c));
         self.take(self.held.len() - rest.len());
-        let tagged = self.calling.form == Form::Tagged;
-        if self.held.is_empty()
-            || tagged && !marked && begun(&self.held, CLOSING) == self.held.len()
-        {
+        let mark = self.calling.form.mark().filter(|_| !marked);
+        if mark.is_some_and(|mark| self.held.starts_with(mark)) {
+            self.raw.clear();
+            self.state = State::Text;
+            return true;
+        }
+        let may_become = |text: &str| begun(&self.held, text) == self.held.len();
+        if mark.is_some_and(may_become) || !marked && may_become(CLOSING) {
+            self.state = State::Before { marked };
+            return false;
+        }
+        if self.held.is_empty() {
             self.state = State::Before { marked };
             return false;
         }
