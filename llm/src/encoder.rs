@@ -56,6 +56,16 @@ impl Encoder {
         })
     }
 
+    /// Most tokens of a text.
+    pub fn context_len(&self) -> usize {
+        self.context_len
+    }
+
+    /// Tokens that there are.
+    pub fn vocab_len(&self) -> usize {
+        self.vocab_len
+    }
+
     /// The vectors of texts, in their order. Texts of like lengths are computed together.
     ///
     /// # Errors

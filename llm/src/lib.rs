@@ -34,4 +34,4 @@ pub use mask::{Constraint, TokenMask};
 pub use pages::{PageId, PagePool, Prefix, PrefixId};
 pub use sample::{LogProb, LogProbs, Sampling};
 pub use sequence::{Event, FinishReason, Request, SequenceId, Usage};
-pub use transcript::Transcript;
+pub use transcript::{Transcript, begun};

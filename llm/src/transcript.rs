@@ -69,8 +69,8 @@ impl Transcript {
     }
 }
 
-/// Bytes at the end of a text that `stop` begins with.
-fn begun(text: &str, stop: &str) -> usize {
+/// Bytes at the end of a text that `stop`, which is not empty, begins with: fewer than all of it.
+pub fn begun(text: &str, stop: &str) -> usize {
     let most = text.len().min(stop.len() - 1);
     let lengths = (1..=most).rev();
     let begins = |len: &usize| text.as_bytes().ends_with(&stop.as_bytes()[..*len]);

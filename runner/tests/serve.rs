@@ -1,93 +1,12 @@
-//! The server as clients see it, over plain sockets. `CUPOLA_TEST_MODELS` names a folder with SmolLM2 in it; without
-//! it nothing is checked, and the tests say so.
+//! The server as clients see it. `CUPOLA_TEST_MODELS` names a folder with SmolLM2 in it; without it nothing is
+//! checked, and the tests say so.
 
-#[allow(dead_code, reason = "what is not started here is for other tests")]
+#[allow(dead_code, reason = "what is not used here is for other tests")]
 mod support;
 
 use serde_json::{Value as Json, json};
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
-use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
-use support::cupola;
-
-/// A server that ends with the test.
-struct Server {
-    child: Child,
-    address: String,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // One that has ended by itself fails the test elsewhere.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn server(flags: &[&str]) -> Option<Server> {
-    let Some(folder) = std::env::var_os("CUPOLA_TEST_MODELS") else {
-        eprintln!("CUPOLA_TEST_MODELS is not set: nothing is checked");
-        return None;
-    };
-    let model = std::path::Path::new(&folder).join("smollm2-135m-q4_1/model.gguf");
-    let model = model.to_string_lossy().into_owned();
-    let args = [
-        "serve", &model, "--port", "0", "-c", "1024", "--name", "small",
-    ];
-    let mut child = cupola(&[&args[..], flags].concat())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("cupola starts");
-    let mut lines = BufReader::new(child.stderr.take().expect("its errors")).lines();
-    let address = lines
-        .find_map(|line| Some(line.ok()?.strip_prefix("listening on http://")?.to_string()))
-        .expect("it listens");
-    Some(Server { child, address })
-}
-
-impl Server {
-    fn send(&self, request: &str) -> TcpStream {
-        let mut stream = TcpStream::connect(&self.address).expect("a connection");
-        stream.write_all(request.as_bytes()).expect("sent");
-        stream
-    }
-
-    /// Status and body.
-    fn exchange(&self, method: &str, path: &str, header: &str, body: &str) -> (u16, String) {
-        let len = body.len();
-        let request = format!(
-            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{header}Content-Length: {len}\r\n\r\n{body}"
-        );
-        let mut answer = String::new();
-        let mut stream = self.send(&request);
-        stream.read_to_string(&mut answer).expect("an answer");
-        let status = answer.split(' ').nth(1).and_then(|s| s.parse().ok());
-        let body = answer
-            .split_once("\r\n\r\n")
-            .map(|(_, body)| body.to_string());
-        (status.expect("a status"), body.expect("a body"))
-    }
-
-    fn post(&self, path: &str, body: &Json) -> (u16, Json) {
-        let (status, body) = self.exchange("POST", path, "", &body.to_string());
-        (
-            status,
-            serde_json::from_str(&body).unwrap_or_else(|e| panic!("{e}: {body}")),
-        )
-    }
-}
-
-fn question() -> Json {
-    json!({
-        "messages": [
-            { "role": "system", "content": "You are a helpful assistant." },
-            { "role": "user", "content": "What is the capital of France?" },
-        ],
-        "temperature": 0,
-        "max_tokens": 12,
-    })
-}
+use support::server::{question, server};
 
 #[test]
 fn conversations_are_answered_whole_and_in_pieces() {
@@ -244,4 +163,189 @@ fn what_is_wrong_is_said_and_the_server_goes_on() {
         assert!(begun.elapsed() < Duration::from_secs(30), "{figures}");
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// The events of a stream, without the last.
+fn events(body: &str) -> Vec<Json> {
+    let data: Vec<&str> = body
+        .lines()
+        .filter_map(|l| l.strip_prefix("data: "))
+        .collect();
+    assert_eq!(data.last(), Some(&"[DONE]"), "{body}");
+    data[..data.len() - 1]
+        .iter()
+        .map(|d| serde_json::from_str(d).expect("a chunk"))
+        .collect()
+}
+
+fn tools() -> Json {
+    let parameters = json!({
+        "type": "object",
+        "properties": { "city": { "$ref": "#/$defs/city" }, "days": { "type": "integer", "minimum": 1, "maximum": 9 } },
+        "required": ["city", "days"],
+        "$defs": { "city": { "enum": ["Paris", "Rome"] } },
+    });
+    json!([
+        { "type": "function", "function": { "name": "weather", "parameters": parameters } },
+        { "type": "function", "function": { "name": "now", "description": "The time" } },
+    ])
+}
+
+#[test]
+fn functions_are_called_where_that_is_demanded() {
+    let Some(server) = server(&[]) else { return };
+    let mut body = question();
+    body["tools"] = tools();
+    body["max_tokens"] = 60.into();
+    body["tool_choice"] = json!({ "type": "function", "function": { "name": "weather" } });
+    let (status, found) = server.post("/v1/chat/completions", &body);
+    assert_eq!(status, 200, "{found}");
+    let choice = &found["choices"][0];
+    assert_eq!(choice["finish_reason"], "tool_calls", "{found}");
+    let call = &choice["message"]["tool_calls"][0];
+    assert_eq!(call["function"]["name"], "weather");
+    let text = call["function"]["arguments"].as_str().expect("a text");
+    let arguments: Json = serde_json::from_str(text).expect("JSON");
+    assert!(
+        arguments["days"]
+            .as_u64()
+            .is_some_and(|d| (1..=9).contains(&d)),
+        "{arguments}"
+    );
+    assert!(choice["message"]["content"].is_null());
+
+    // The same in pieces.
+    body["stream"] = true.into();
+    let (_, streamed) = server.exchange("POST", "/v1/chat/completions", "", &body.to_string());
+    let chunks = events(&streamed);
+    let deltas: Vec<&Json> = chunks.iter().map(|c| &c["choices"][0]["delta"]).collect();
+    let calls = deltas
+        .iter()
+        .filter_map(|d| d["tool_calls"].as_array())
+        .flatten();
+    let calls: Vec<&Json> = calls.collect();
+    assert_eq!(calls[0]["function"]["name"], "weather");
+    assert!(calls[0]["id"].as_str().is_some_and(|id| id.len() == 9));
+    let pieces = calls
+        .iter()
+        .filter_map(|c| c["function"]["arguments"].as_str());
+    assert_eq!(pieces.collect::<String>(), text);
+    assert_eq!(
+        chunks[chunks.len() - 1]["choices"][0]["finish_reason"],
+        "tool_calls"
+    );
+
+    // The answer of the function, and any of the functions.
+    body["stream"] = false.into();
+    body["tool_choice"] = "required".into();
+    let messages = body["messages"].as_array_mut().expect("messages");
+    let asked = json!({ "role": "assistant", "content": null, "tool_calls": [call] });
+    messages.extend([
+        asked,
+        json!({ "role": "tool", "tool_call_id": call["id"], "content": "sunny" }),
+    ]);
+    let (status, found) = server.post("/v1/chat/completions", &body);
+    assert_eq!(status, 200, "{found}");
+    let name = &found["choices"][0]["message"]["tool_calls"][0]["function"]["name"];
+    assert!(name == "weather" || name == "now", "{found}");
+
+    body["tool_choice"] = "none".into();
+    let (_, found) = server.post("/v1/chat/completions", &body);
+    assert!(
+        found["choices"][0]["message"]["content"].is_string(),
+        "{found}"
+    );
+    for (field, wrong) in [
+        (
+            "tool_choice",
+            json!({ "type": "function", "function": { "name": "other" } }),
+        ),
+        ("tool_choice", json!("perhaps")),
+        ("tools", json!([{ "name": "weather" }])),
+        (
+            "messages",
+            json!([{ "role": "user", "content": [{ "type": "image_url", "image_url": {} }] }]),
+        ),
+        ("messages", json!([{ "content": "who?" }])),
+    ] {
+        let mut bad = body.clone();
+        bad[field] = wrong;
+        assert_eq!(server.post("/v1/chat/completions", &bad).0, 400, "{bad}");
+    }
+}
+
+#[test]
+fn texts_are_bounded_and_repeated_where_asked() {
+    let Some(server) = server(&[]) else { return };
+    let body = json!({ "prompt": ["one two three", "a b c"], "max_tokens": 3, "temperature": 0, "echo": true });
+    let (status, found) = server.post("/v1/completions", &body);
+    assert_eq!(status, 200, "{found}");
+    let text = |i: usize| {
+        found["choices"][i]["text"]
+            .as_str()
+            .expect("a text")
+            .to_owned()
+    };
+    assert!(text(0).starts_with("one two three "), "{found}");
+    assert!(text(1).starts_with("a b c "), "{found}");
+    let mut streamed = body.clone();
+    streamed["stream"] = true.into();
+    let (_, pieces) = server.exchange("POST", "/v1/completions", "", &streamed.to_string());
+    let choices = events(&pieces);
+    let of = |i: usize| {
+        let choices = choices.iter().map(|c| &c["choices"][0]);
+        let mine = choices.filter(|c| c["index"] == i);
+        mine.filter_map(|c| c["text"].as_str()).collect::<String>()
+    };
+    assert_eq!((of(0), of(1)), (text(0), text(1)));
+    // No text is longer than the context, however much is asked for.
+    let long = json!({ "prompt": "one two three ".repeat(320), "max_tokens": 1_000_000, "temperature": 0 });
+    let (status, found) = server.post("/v1/completions", &long);
+    assert_eq!(status, 200, "{found}");
+    assert_eq!(found["choices"][0]["finish_reason"], "length");
+    assert!(
+        found["usage"]["total_tokens"]
+            .as_u64()
+            .is_some_and(|n| n <= 1025),
+        "{found}"
+    );
+    for (field, wrong) in [
+        ("max_tokens", json!(0)),
+        ("max_tokens", json!(-1)),
+        ("max_tokens", json!(1e300)),
+        ("n", json!(0)),
+        ("logprobs", json!(21)),
+        ("prompt", json!([])),
+        ("prompt", json!({})),
+        ("prompt", json!([1, "a"])),
+        ("stop", json!(3)),
+        ("grammar", json!("root ::= nothing")),
+    ] {
+        let mut bad = body.clone();
+        bad["echo"] = false.into();
+        bad[field] = wrong;
+        let (status, found) = server.post("/v1/completions", &bad);
+        assert_eq!(status, 400, "{bad}: {found}");
+    }
+    assert_eq!(server.exchange("GET", "/v1/completions", "", "").0, 405);
+    let (_, found) = server.post(
+        "/v1/completions",
+        &json!({ "prompt": "a b c d", "max_tokens": 4, "temperature": 0, "logprobs": 1 }),
+    );
+    let told = &found["choices"][0]["logprobs"];
+    let tokens = told["tokens"].as_array().expect("tokens");
+    let len = tokens[0].as_str().expect("a token").chars().count();
+    assert_eq!(told["text_offset"][1], len, "{found}");
+    let mut chat = question();
+    chat["logprobs"] = true.into();
+    chat["top_logprobs"] = 2.into();
+    let (_, found) = server.post("/v1/chat/completions", &chat);
+    let told = found["choices"][0]["logprobs"]["content"]
+        .as_array()
+        .expect("tokens");
+    assert_eq!(told[0]["top_logprobs"].as_array().map(Vec::len), Some(2));
+    assert_eq!(
+        told[0]["top_logprobs"][0]["logprob"], told[0]["logprob"],
+        "{found}"
+    );
 }

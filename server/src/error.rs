@@ -29,6 +29,11 @@ impl ApiError {
         ApiError::new(StatusCode::BAD_REQUEST, message)
     }
 
+    /// A request whose time is over.
+    pub fn late() -> ApiError {
+        ApiError::new(StatusCode::GATEWAY_TIMEOUT, "the request took too long")
+    }
+
     /// The error as the API spells it.
     pub fn document(&self) -> Value {
         let kind = match self.status {

@@ -1,5 +1,6 @@
 //! Figures in the text form that Prometheus reads.
 
+use crate::embedder::EmbedStats;
 use cupola_llm::EngineStats;
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,22 +12,11 @@ pub(crate) struct Counters {
     pub refused: AtomicU64,
 }
 
-/// All figures.
-pub(crate) fn text(counters: &Counters, stats: EngineStats) -> String {
-    let count = |c: &AtomicU64| c.load(Ordering::Relaxed);
+type Row = (&'static str, &'static str, &'static str, u64);
+
+/// Figures of a model that continues texts.
+pub(crate) fn generation(counters: &Counters, stats: EngineStats) -> String {
     let rows = [
-        (
-            "requests_total",
-            "counter",
-            "Requests for text.",
-            count(&counters.requests),
-        ),
-        (
-            "refused_total",
-            "counter",
-            "Those that were refused or failed.",
-            count(&counters.refused),
-        ),
         (
             "steps_total",
             "counter",
@@ -67,8 +57,53 @@ pub(crate) fn text(counters: &Counters, stats: EngineStats) -> String {
         ),
         ("pages", "gauge", "Pages of the cache.", stats.pages as u64),
     ];
+    text(counters, &rows)
+}
+
+/// Figures of a model that describes texts.
+pub(crate) fn embedding(counters: &Counters, stats: EmbedStats) -> String {
+    let rows = [
+        (
+            "rounds_total",
+            "counter",
+            "Rounds over the texts that wait.",
+            stats.rounds,
+        ),
+        ("texts_total", "counter", "Texts described.", stats.texts),
+        (
+            "text_tokens_total",
+            "counter",
+            "Tokens of them.",
+            stats.tokens,
+        ),
+        (
+            "waiting",
+            "gauge",
+            "Requests that wait or are under way.",
+            stats.waiting as u64,
+        ),
+    ];
+    text(counters, &rows)
+}
+
+fn text(counters: &Counters, more: &[Row]) -> String {
+    let count = |c: &AtomicU64| c.load(Ordering::Relaxed);
+    let rows = [
+        (
+            "requests_total",
+            "counter",
+            "Requests for texts or vectors.",
+            count(&counters.requests),
+        ),
+        (
+            "refused_total",
+            "counter",
+            "Those that were refused or failed.",
+            count(&counters.refused),
+        ),
+    ];
     let mut text = String::new();
-    for (name, kind, help, value) in rows {
+    for (name, kind, help, value) in rows.iter().chain(more) {
         let name = format!("cupola_{name}");
         // Writing to a string does not fail.
         let _ = write!(

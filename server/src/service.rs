@@ -5,13 +5,18 @@ use std::collections::HashMap;
 use std::io;
 use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
 use std::sync::{Arc, Mutex, PoisonError};
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use std::thread::JoinHandle;
+use tokio::sync::mpsc::{Receiver as EventReceiver, Sender as EventSender, channel};
 use tokio::sync::oneshot;
+
+/// Most events of a request that nobody has read: who reads more slowly than that loses its texts.
+const UNREAD: usize = 4096;
 
 /// Continues texts on a thread of its own, which ends when all handles are gone. Clones share it.
 #[derive(Clone)]
 pub struct Service {
     commands: Sender<Command>,
+    thread: Arc<JoinHandle<()>>,
     stats: Arc<Mutex<EngineStats>>,
     context_len: usize,
     vocab_len: usize,
@@ -20,14 +25,14 @@ pub struct Service {
 /// Texts under way; those that have not ended are cancelled when it is dropped.
 pub struct Ticket {
     ids: Vec<SequenceId>,
-    events: UnboundedReceiver<Event>,
+    events: EventReceiver<Event>,
     commands: Sender<Command>,
 }
 
 enum Command {
     Submit {
         requests: Vec<Request>,
-        events: UnboundedSender<Event>,
+        events: EventSender<Event>,
         taken: oneshot::Sender<Result<Vec<SequenceId>>>,
     },
     Cancel(Vec<SequenceId>),
@@ -47,16 +52,22 @@ impl Service {
             readers: HashMap::new(),
             stats: stats.clone(),
         };
-        std::thread::Builder::new()
+        let thread = std::thread::Builder::new()
             .name("cupola-engine".into())
             .stack_size(64 << 20)
             .spawn(move || worker.run(&received))?;
         Ok(Service {
             commands,
+            thread: Arc::new(thread),
             stats,
             context_len,
             vocab_len,
         })
+    }
+
+    /// Whether its thread runs. It ends early only by a mistake of ours.
+    pub fn is_alive(&self) -> bool {
+        !self.thread.is_finished()
     }
 
     /// Figures of the engine after its last step.
@@ -79,7 +90,7 @@ impl Service {
     /// # Errors
     /// As [`Engine::submit`].
     pub async fn submit(&self, requests: Vec<Request>) -> Result<Ticket> {
-        let (sender, events) = unbounded_channel();
+        let (sender, events) = channel(UNREAD);
         let (taken, answer) = oneshot::channel();
         let command = Command::Submit {
             requests,
@@ -97,7 +108,8 @@ impl Service {
 }
 
 impl Ticket {
-    /// The next event, with the place of its text among those submitted; `None` when the engine has ended.
+    /// The next event, with the place of its text among those submitted; `None` when the texts were given up, since too
+    /// many events were not read or the engine has ended.
     pub async fn next(&mut self) -> Option<(usize, Event)> {
         let event = self.events.recv().await?;
         let place = self.ids.iter().position(|id| *id == event.sequence());
@@ -122,7 +134,7 @@ impl Drop for Ticket {
 
 struct Worker {
     engine: Engine,
-    readers: HashMap<SequenceId, UnboundedSender<Event>>,
+    readers: HashMap<SequenceId, EventSender<Event>>,
     stats: Arc<Mutex<EngineStats>>,
 }
 
@@ -196,7 +208,10 @@ impl Worker {
     fn tell(&mut self, event: Event) {
         let id = event.sequence();
         let ends = matches!(event, Event::Finished { .. } | Event::Failed { .. });
-        let heard = self.readers.get(&id).is_some_and(|r| r.send(event).is_ok());
+        let heard = self
+            .readers
+            .get(&id)
+            .is_some_and(|r| r.try_send(event).is_ok());
         if !heard {
             self.cancel(&[id]);
         } else if ends {
@@ -211,7 +226,7 @@ impl Worker {
             self.engine.cancel(sequence);
             let error = error.clone();
             // Who does not listen need not know.
-            let _ = reader.send(Event::Failed { sequence, error });
+            let _ = reader.try_send(Event::Failed { sequence, error });
         }
     }
 

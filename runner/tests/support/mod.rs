@@ -1,5 +1,8 @@
 //! Starting the program, and folders for what it writes.
 
+#[allow(dead_code, reason = "only tests of the server start one")]
+pub mod server;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 

@@ -30,8 +30,8 @@ pub struct ChatTemplate {
     environment: Arc<Environment<'static>>,
     /// The texts of special tokens by role, such as `bos_token`.
     special: Map<String, Value>,
-    has_tool_template: bool,
     source: String,
+    tool_source: Option<String>,
 }
 
 impl ChatTemplate {
@@ -71,8 +71,8 @@ impl ChatTemplate {
         Ok(ChatTemplate {
             environment: Arc::new(environment),
             special,
-            has_tool_template: tool_source.is_some(),
             source: source.to_owned(),
+            tool_source: tool_source.map(str::to_owned),
         })
     }
 
@@ -148,6 +148,11 @@ impl ChatTemplate {
         &self.source
     }
 
+    /// The source of what is rendered where there are tools.
+    pub fn tool_source(&self) -> &str {
+        self.tool_source.as_deref().unwrap_or(&self.source)
+    }
+
     /// The text of a conversation. `messages` is a list of objects with `role` and `content`; `tools` a list of
     /// functions as the OpenAI API describes them, or nothing; `add_generation_prompt` ends with the beginning of an
     /// answer; `extra` adds variables.
@@ -172,7 +177,7 @@ impl ChatTemplate {
         if !variables.contains_key("documents") {
             variables.insert("documents".to_owned(), Value::Null);
         }
-        let name = if tools.is_some() && self.has_tool_template {
+        let name = if tools.is_some() && self.tool_source.is_some() {
             WITH_TOOLS
         } else {
             PLAIN

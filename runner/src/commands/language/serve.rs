@@ -2,8 +2,10 @@
 
 use crate::args::ServeArgs;
 use crate::fail::{Failure, Outcome};
+use cupola::language::{Kind, TextModel};
 use cupola::llm::EngineOptions;
-use cupola_server::{Model, ServerOptions, Service};
+use cupola_server::{Embedder, Model, ServerOptions, Service, Work};
+use std::io;
 use std::time::Duration;
 
 /// Most tokens of a text where nothing is asked for.
@@ -13,32 +15,23 @@ const USUAL_CONTEXT: usize = 8192;
 pub fn serve(args: &ServeArgs) -> Outcome {
     let template = cupola::language::chat_template(&args.model)?;
     let model = super::open(&args.model, &args.compile, args.context)?;
-    let context = args
-        .context
-        .unwrap_or(USUAL_CONTEXT)
-        .min(model.config.context_len);
-    let options = EngineOptions {
-        slots: args.slots,
-        queue: args.queue,
-        shift: args.shift,
-        ..EngineOptions::new(context)
-    };
-    let engine = model.engine(context.saturating_mul(args.slots), options)?;
-    let failed =
-        |e: std::io::Error| Failure::new(1, "io", format!("{}:{}: {e}", args.host, args.port));
+    let failed = |e: io::Error| Failure::new(1, "io", format!("{}:{}: {e}", args.host, args.port));
     let name = args.name.clone().unwrap_or_else(|| {
         let name = args.model.file_stem().unwrap_or_default();
         name.to_string_lossy().into_owned()
     });
-    let service = Service::start(engine).map_err(failed)?;
-    let served = Model::new(name, model.tokenizer.clone(), template, service);
+    let work = work(args, &model)?.map_err(failed)?;
+    let served = Model::new(name, model.tokenizer.clone(), template, work);
     let options = ServerOptions {
         api_key: args.api_key.clone(),
         body_size: args.body_size as usize,
         timeout: Duration::from_secs(args.timeout),
+        ..ServerOptions::default()
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
+        // They read bodies and encode texts; more would only take memory.
+        .max_blocking_threads(4)
         .enable_all()
         .build()
         .map_err(failed)?;
@@ -46,9 +39,34 @@ pub fn serve(args: &ServeArgs) -> Outcome {
         .block_on(async {
             let listener = tokio::net::TcpListener::bind((args.host.as_str(), args.port)).await?;
             eprintln!("listening on http://{}", listener.local_addr()?);
-            cupola_server::serve(listener, served, options, ended()).await
+            cupola_server::serve(listener, served, options, ended()).await;
+            Ok(())
         })
         .map_err(failed)
+}
+
+/// What does the model's work, on a thread of its own.
+fn work(args: &ServeArgs, model: &TextModel) -> Outcome<io::Result<Work>> {
+    match model.config.kind {
+        Kind::Encoder => {
+            let encoder = model.encoder()?;
+            Ok(Embedder::start(encoder, args.slots + args.queue).map(Work::Describe))
+        }
+        Kind::Decoder => {
+            let context = args
+                .context
+                .unwrap_or(USUAL_CONTEXT)
+                .min(model.config.context_len);
+            let options = EngineOptions {
+                slots: args.slots,
+                queue: args.queue,
+                shift: args.shift,
+                ..EngineOptions::new(context)
+            };
+            let engine = model.engine(context.saturating_mul(args.slots), options)?;
+            Ok(Service::start(engine).map(Work::Continue))
+        }
+    }
 }
 
 /// Done when the process is asked to end.
