@@ -1,18 +1,17 @@
 //! `cupola serve`: a language model over HTTP.
 
-use crate::args::ServeArgs;
+use super::USUAL_CONTEXT;
+use crate::args::{CacheArgs, ServeArgs};
 use crate::fail::{Failure, Outcome};
 use cupola::llm::EngineOptions;
 use cupola_server::{Model, ServerOptions, Service};
 use std::time::Duration;
 
-/// Most tokens of a text where nothing is asked for.
-const USUAL_CONTEXT: usize = 8192;
-
 /// Serves until Ctrl-C.
 pub fn serve(args: &ServeArgs) -> Outcome {
     let template = cupola::language::chat_template(&args.model)?;
-    let model = super::open(&args.model, &args.compile, args.context)?;
+    let import = super::import(&args.compile, args.context, CacheArgs::default());
+    let model = super::open(&args.model, &args.compile, &import)?;
     let context = args
         .context
         .unwrap_or(USUAL_CONTEXT)
@@ -21,6 +20,7 @@ pub fn serve(args: &ServeArgs) -> Outcome {
         slots: args.slots,
         queue: args.queue,
         shift: args.shift,
+        deterministic: args.compile.deterministic,
         ..EngineOptions::new(context)
     };
     let engine = model.engine(context.saturating_mul(args.slots), options)?;
