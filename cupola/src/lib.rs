@@ -85,7 +85,7 @@ pub use artifact::Artifact;
 pub use check::{FileSummary, check_file};
 pub use cupola_ir as ir;
 pub use cupola_ir::{Bindings, DType, Dim, Graph, Tensor, TensorType, Value, ValueType};
-pub use cupola_language::Options as LanguageOptions;
+pub use cupola_language::{Config as LanguageConfig, Options as LanguageOptions};
 pub use cupola_llm as llm;
 pub use cupola_onnx as onnx;
 pub use cupola_passes as passes;

@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::runner::{Options, Runner};
 use cupola_gguf::Gguf;
 use cupola_ir::{DType, Dim, Graph, Tensor, TensorType, Value, ValueType};
-use cupola_language::LanguageModel;
+use cupola_language::{Config, LanguageModel};
 use cupola_onnx::{ImportError, ImportOptions};
 use cupola_runtime::{Host, Identify, Key, Release};
 use cupola_source::{Format, Source};
@@ -150,6 +150,8 @@ pub struct Model {
     /// What was compiled ahead of time.
     prepared: Option<Prepared>,
     plain: OnceLock<Arc<Graph>>,
+    /// Sizes of a language model.
+    config: Option<Config>,
 }
 
 enum ModelSource {
@@ -225,6 +227,7 @@ impl Model {
             files,
             prepared,
             plain: OnceLock::new(),
+            config: None,
         })
     }
 
@@ -238,6 +241,7 @@ impl Model {
             files: model.files,
             prepared: None,
             plain: OnceLock::new(),
+            config: Some(model.config),
         })
     }
 
@@ -251,7 +255,13 @@ impl Model {
             files: vec![],
             prepared: None,
             plain: OnceLock::new(),
+            config: None,
         }
+    }
+
+    /// Sizes of a language model; `None` of any other.
+    pub fn language_config(&self) -> Option<&Config> {
+        self.config.as_ref()
     }
 
     /// File or graph name.

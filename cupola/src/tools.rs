@@ -125,7 +125,7 @@ pub fn support(graph: &Graph, host: &Host, options: &Options) -> Result<Vec<Supp
 pub struct MemoryPlan {
     /// Bytes by kind.
     pub bytes: Footprint,
-    /// Symbols of the inputs and their values.
+    /// Symbols of the inputs and state slots, and their values.
     pub sizes: BTreeMap<String, i64>,
     /// Those of them that nothing said, taken as 1.
     pub unset: Vec<String>,
@@ -148,8 +148,10 @@ pub fn plan_memory(
     let targets: Vec<_> = devices.iter().map(|d| d.target()).collect();
     let mut memory = MemoryPlan::default();
     let mut bindings = Bindings::default();
-    for v in graph.inputs() {
-        for_each_name(graph.ty(*v), &mut |name| {
+    let inputs = graph.inputs().iter().map(|v| graph.ty(*v));
+    let slots = graph.slots.values().map(|s| &s.ty);
+    for ty in inputs.chain(slots) {
+        for_each_name(ty, &mut |name| {
             memory.sizes.insert(name.to_string(), 1);
         });
     }

@@ -157,6 +157,91 @@ fn rows_of_several_sequences_see_their_own_keys_up_to_their_positions() {
     }
 }
 
+/// A graph of keys and values in 8 bits with `n` and `m` scales each, from inputs that are those of [`Case::graph`].
+fn scaled_graph(op: PagedAttention, [n, m]: [usize; 2]) -> Graph {
+    let mut g = Graph::new("g");
+    let mut input = |name: &str, dtype, dims: &[Dim]| {
+        g.input(name, TensorType::new(dtype, dims.iter().cloned()))
+            .unwrap()
+    };
+    let (rows, fixed) = (Dim::sym("rows"), |n: usize| Dim::from(n));
+    let kept = |d| {
+        [
+            Dim::sym("pages"),
+            fixed(KV_HEADS),
+            fixed(PAGE_LEN),
+            fixed(d),
+        ]
+    };
+    let operands = [
+        input("q", DType::F32, &[rows.clone(), fixed(HEADS), fixed(D)]),
+        input("k", DType::I8, &kept(D)),
+        input("v", DType::I8, &kept(DV)),
+        input(
+            "table",
+            DType::I64,
+            &[Dim::sym("batch"), Dim::sym("blocks")],
+        ),
+        input("sequences", DType::I64, std::slice::from_ref(&rows)),
+        input("positions", DType::I64, &[rows]),
+        input("k_scales", DType::F16, &kept(n)),
+        input("v_scales", DType::F32, &kept(m)),
+    ];
+    let y = g.one(Op::Composite(op.into()), &operands).unwrap();
+    g.output("y", y);
+    g
+}
+
+#[test]
+fn keys_and_values_in_8_bits_are_multiplied_by_their_scales() {
+    for groups in [[1, 1], [2, 3]] {
+        let mut case = Case::mixed();
+        let codes = |len: usize, seed| -> Vec<i8> {
+            numbers(len, seed)
+                .iter()
+                .map(|x| (x * 50.0) as i8)
+                .collect()
+        };
+        let kept = PAGES * KV_HEADS * PAGE_LEN;
+        let (k, v) = (codes(kept * D, 4), codes(kept * DV, 5));
+        // Exact in f16.
+        let scales = |n: usize, seed| -> Vec<f32> {
+            numbers(kept * n, seed).iter().map(|x| x / 64.0).collect()
+        };
+        let (k_scales, v_scales) = (scales(groups[0], 6), scales(groups[1], 7));
+        let wide = |x: &[i8], scales: &[f32], d: usize, n: usize| -> Vec<f32> {
+            let scale = |i: usize| scales[i / d * n + i % d / (d / n)];
+            x.iter()
+                .enumerate()
+                .map(|(i, x)| f32::from(*x) * scale(i))
+                .collect()
+        };
+        case.k = wide(&k, &k_scales, D, groups[0]);
+        case.v = wide(&v, &v_scales, DV, groups[1]);
+        let op = op(1.5, 4);
+        let want = case.expected(&op);
+        let shape = |d| [PAGES, KV_HEADS, PAGE_LEN, d];
+        let narrow = Tensor::from_slice(&shape(groups[0]), &k_scales).unwrap();
+        let inputs: Vec<Value> = [
+            Tensor::from_slice(&[case.positions.len(), HEADS, D], &case.q).unwrap(),
+            Tensor::from_slice(&shape(D), &k).unwrap(),
+            Tensor::from_slice(&shape(DV), &v).unwrap(),
+            Tensor::from_slice(&[case.table.len(), 3], &case.table.concat()).unwrap(),
+            Tensor::vector(&case.sequences),
+            Tensor::vector(&case.positions),
+            convert::cast(&narrow, DType::F16, true).unwrap(),
+            Tensor::from_slice(&shape(groups[1]), &v_scales).unwrap(),
+        ]
+        .map(Value::from)
+        .to_vec();
+        let out = run(&scaled_graph(op, groups), &inputs, &mut Env::default()).unwrap();
+        let got = out[0].as_tensor().unwrap().to_vec::<f32>().unwrap();
+        for (g, w) in got.iter().zip(&want) {
+            assert!((f64::from(*g) - w).abs() < 1e-5, "{groups:?}: {g} and {w}");
+        }
+    }
+}
+
 #[test]
 fn what_no_row_sees_may_be_anything() {
     let op = op(0.0, 0);
@@ -208,7 +293,28 @@ fn unfit_operands_are_named() {
         types[at] = (dtype, dims(d));
         push(&types, op(0.0, 0)).unwrap_err()
     };
+    let scaled = |k, n: usize, more: &[usize]| {
+        let mut types = good.to_vec();
+        (types[1].0, types[2].0) = (k, DType::I8);
+        types.push((DType::F16, dims(&[5, 2, 3, n])));
+        types.extend((!more.is_empty()).then(|| (DType::F32, dims(more))));
+        push(&types, op(0.0, 0))
+    };
+    assert_eq!(scaled(DType::I8, 1, &[5, 2, 3, 3]).unwrap(), "f32[5, 4, 3]");
     for (error, part) in [
+        (scaled(DType::I8, 1, &[]).unwrap_err(), "or none"),
+        (
+            scaled(DType::F16, 1, &[5, 2, 3, 1]).unwrap_err(),
+            "should be of i8",
+        ),
+        (
+            scaled(DType::I8, 3, &[5, 2, 3, 1]).unwrap_err(),
+            "3 scales do not divide 2",
+        ),
+        (
+            scaled(DType::I8, 1, &[5, 1, 3, 1]).unwrap_err(),
+            "axis 1 of f32[5, 1, 3, 1]",
+        ),
         (
             changed(0, DType::F32, &[5, 3, 2]),
             "3 heads are no multiple of 2",
@@ -225,7 +331,7 @@ fn unfit_operands_are_named() {
         (push(&good, op(0.0, -1)).unwrap_err(), "window of -1"),
         (
             push(&good[..5], op(0.0, 0)).unwrap_err(),
-            "takes 6 operands, not 5",
+            "takes 6 to 8 operands, not 5",
         ),
     ] {
         assert!(error.contains(part), "{error}");

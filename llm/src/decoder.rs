@@ -4,12 +4,14 @@
 //! `wanted: i64[outs]`; a first output `logits: f32[outs, vocab]`, and perhaps `likeliest: i32[outs]`; state slots `[pages, heads, page_len, width]`, where
 //! a sequence's positions lie in the pages that its row of the table names. Nothing else is known of a model here.
 
-use crate::batch::{Batch, Input};
+use crate::batch::{self, Batch, Input};
 use crate::error::{LlmError, Result};
 use crate::likeliest::LIKELIEST;
+use crate::pages::PageId;
 use cupola_ir::eval::Stop;
 use cupola_ir::{DType, Dim, Graph, Tensor, TensorType, ValueId};
 use cupola_runtime::{DeviceSpec, Place, Program, RunStats, RunValue, State};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// The cache of a decoder, as its graph declares it.
@@ -60,6 +62,53 @@ impl CacheShape {
             0 => Err(refused("it keeps no keys and values".into())),
             _ => Ok(shape),
         }
+    }
+}
+
+/// Sizes of a decoder's cache and of its largest step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StepSizes {
+    /// Rows.
+    pub rows: usize,
+    /// Texts that they are of.
+    pub texts: usize,
+    /// Rows whose logits are wanted.
+    pub wanted: usize,
+    /// Most positions of a text.
+    pub context_len: usize,
+    /// Pages of the cache.
+    pub pages: usize,
+}
+
+impl StepSizes {
+    /// The sizes under the names of the graph's symbols, to plan the memory of a run.
+    ///
+    /// # Errors
+    /// [`LlmError::NoDecoder`] for a graph that is none.
+    pub fn symbols(&self, graph: &Graph) -> Result<BTreeMap<String, i64>> {
+        let blocks = batch::table_width(self.context_len.div_ceil(CacheShape::of(graph)?.page_len));
+        let mut sizes = BTreeMap::new();
+        let mut put = |ty: Option<&TensorType>, axis: usize, size: usize| {
+            let sym = ty.and_then(|t| t.dims.get(axis)).and_then(Dim::as_sym);
+            if let Some(sym) = sym {
+                sizes.insert(sym.name().to_string(), size as i64);
+            }
+        };
+        for (input, value) in inputs_of(graph)?.into_iter().zip(graph.inputs()) {
+            let ty = graph.ty(*value).as_tensor();
+            match input {
+                Input::Tokens | Input::Positions | Input::Sequences => put(ty, 0, self.rows),
+                Input::Wanted => put(ty, 0, self.wanted),
+                Input::Table => {
+                    put(ty, 0, self.texts);
+                    put(ty, 1, blocks);
+                }
+            }
+        }
+        for slot in graph.slots.values() {
+            put(slot.ty.as_tensor(), 0, self.pages);
+        }
+        Ok(sizes)
     }
 }
 
@@ -202,6 +251,11 @@ impl Decoder {
         self.state.stats
     }
 
+    /// What stops a run early.
+    pub fn stop(&self) -> &Stop {
+        &self.stop
+    }
+
     /// What stops a run early: flags that other threads set, a deadline.
     pub fn stop_mut(&mut self) -> &mut Stop {
         &mut self.stop
@@ -265,6 +319,100 @@ fn likeliest_of(graph: &Graph) -> Option<usize> {
         &**name == LIKELIEST && ty.is_some_and(|t| t.dtype == DType::I32 && t.rank() == 1)
     };
     graph.outputs().iter().position(is_it)
+}
+
+/// Pages of the cache, out of it and into it.
+impl Decoder {
+    /// What these pages hold, by slot: `[pages, heads, page_len, width]`.
+    ///
+    /// # Errors
+    /// A device that fails.
+    pub(crate) fn read_pages(&self, pages: &[PageId]) -> Result<BTreeMap<String, Tensor>> {
+        let mut slots = BTreeMap::new();
+        for (name, dtype, page) in &self.cache.slots {
+            let all = self.slot(name)?;
+            let size = page_bytes(*dtype, page);
+            let mut bytes = Vec::with_capacity(pages.len() * size);
+            for id in pages {
+                let from = *id as usize * size;
+                bytes.extend_from_slice(&all.bytes()[from..from + size]);
+            }
+            let shape = [&[pages.len()], &page[..]].concat();
+            let tensor = Tensor::new(*dtype, shape, bytes.into());
+            let tensor = tensor.unwrap_or_else(|| unreachable!("bug: size of pages"));
+            slots.insert(name.clone(), tensor);
+        }
+        Ok(slots)
+    }
+
+    /// Overwrites pages with what `slots` has from the page `from` on. The slots fit, as [`Decoder::check_pages`] finds.
+    ///
+    /// # Errors
+    /// A device that fails; the pages may then hold anything.
+    pub(crate) fn write_pages(
+        &mut self,
+        pages: &[PageId],
+        slots: &BTreeMap<String, Tensor>,
+        from: usize,
+    ) -> Result<()> {
+        if pages.is_empty() {
+            return Ok(());
+        }
+        for (name, dtype, page) in &self.cache.slots {
+            let all = self.slot(name)?;
+            let size = page_bytes(*dtype, page);
+            let mut bytes = all.bytes().to_vec();
+            let new = slots[name].bytes()[from * size..].chunks_exact(size);
+            for (id, new) in pages.iter().zip(new) {
+                bytes[*id as usize * size..][..size].copy_from_slice(new);
+            }
+            let tensor = Tensor::new(*dtype, all.shape().to_vec(), bytes.into());
+            let tensor = tensor.unwrap_or_else(|| unreachable!("bug: size of a slot"));
+            let memory: RunValue = match self.program.device {
+                DeviceSpec::Reference => tensor.into(),
+                _ => self.program.upload(&tensor)?.into(),
+            };
+            self.state.set_slot(name, memory)?;
+        }
+        Ok(())
+    }
+
+    /// Whether `slots` holds so many pages of this cache.
+    ///
+    /// # Errors
+    /// [`LlmError::Snapshot`] names the first slot that differs.
+    pub(crate) fn check_pages(&self, slots: &BTreeMap<String, Tensor>, pages: usize) -> Result<()> {
+        for (name, dtype, page) in &self.cache.slots {
+            let shape = [&[pages], &page[..]].concat();
+            let what = match slots.get(name) {
+                Some(t) if t.dtype() == *dtype && t.shape() == shape => continue,
+                Some(t) => format!(
+                    "has {} for {name}, the model keeps {dtype}{shape:?}",
+                    t.ty()
+                ),
+                None => format!("has nothing for {name}"),
+            };
+            return Err(LlmError::Snapshot(what));
+        }
+        let known = |name: &String| self.cache.slots.iter().any(|(n, ..)| n == name);
+        match slots.keys().find(|name| !known(name)) {
+            Some(name) => Err(LlmError::Snapshot(format!(
+                "has '{name}', which the model does not keep"
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    /// A slot on the host.
+    fn slot(&self, name: &str) -> Result<Tensor> {
+        let slot = self.state.slot(name).map(RunValue::to_host).transpose()?;
+        let tensor = slot.and_then(|v| v.as_tensor().cloned());
+        Ok(tensor.unwrap_or_else(|| unreachable!("bug: slot {name} is no tensor")))
+    }
+}
+
+fn page_bytes(dtype: DType, page: &[usize]) -> usize {
+    Tensor::size_of(dtype, page).unwrap_or_else(|| unreachable!("bug: a page that was checked"))
 }
 
 /// Which input each of the graph's is.

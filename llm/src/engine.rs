@@ -1,6 +1,6 @@
 //! Continuous batching: texts join and leave between steps.
 
-use crate::batch::Batch;
+use crate::batch::{Batch, Rows};
 use crate::decoder::{Decoder, Found, Row};
 use crate::error::{LlmError, Result};
 use crate::mask::TokenMask;
@@ -31,6 +31,9 @@ pub struct EngineOptions {
     pub shift: Option<usize>,
     /// Most tokens guessed ahead for one text, where there is something that guesses.
     pub draft_len: usize,
+    /// A text gets the same logits, bit for bit, whatever is beside it and in how many steps its prompt is computed.
+    /// Prompts then take longer.
+    pub deterministic: bool,
 }
 
 impl EngineOptions {
@@ -46,6 +49,7 @@ impl EngineOptions {
             reuse: true,
             shift: None,
             draft_len: 0,
+            deterministic: false,
         }
     }
 }
@@ -79,9 +83,9 @@ pub struct EngineStats {
 
 /// Continues texts with one decoder.
 pub struct Engine {
-    decoder: Decoder,
+    pub(crate) decoder: Decoder,
     options: EngineOptions,
-    pool: PagePool,
+    pub(crate) pool: PagePool,
     waiting: VecDeque<Sequence>,
     /// In the order in which they were admitted.
     running: Vec<Sequence>,
@@ -194,6 +198,9 @@ impl Engine {
     pub fn cancel(&mut self, id: SequenceId) -> bool {
         if let Some(at) = self.waiting.iter().position(|s| s.id == id) {
             self.waiting.remove(at);
+            if let Some(drafter) = &mut self.drafter {
+                drafter.forget(id);
+            }
             return true;
         }
         let found = self.running.iter_mut().find(|s| s.id == id);
@@ -238,7 +245,12 @@ impl Engine {
         self.draft()?;
         self.make_room();
         let mut batch = Batch::new();
-        let firsts: Vec<usize> = self.running.iter().map(|s| add(&mut batch, s)).collect();
+        let rows = match self.options.deterministic {
+            true => Rows::Apart,
+            false => Rows::Together,
+        };
+        let texts = self.running.iter();
+        let firsts: Vec<usize> = texts.map(|s| add(&mut batch, s, rows)).collect();
         if batch.rows() == 0 {
             return Ok(vec![]);
         }
@@ -288,6 +300,8 @@ impl Engine {
         let Some(drafter) = &mut self.drafter else {
             return Ok(());
         };
+        // A step that failed left its guesses.
+        self.running.iter_mut().for_each(|s| s.draft.clear());
         let used: usize = self.running.iter().map(|s| s.rows).sum();
         let decoding = self
             .running
@@ -308,14 +322,20 @@ impl Engine {
                 Draftable {
                     id: s.id,
                     text: &s.context,
+                    sampling: &s.request.sampling,
+                    place: s.usage.generated as u64,
+                    end_tokens: &s.request.end_tokens,
                     most: bounds.into_iter().min().unwrap_or(0),
                     draft: &mut s.draft,
                 }
             })
             .collect();
-        drafter.draft(&mut jobs)?;
+        drafter.draft(&mut jobs, self.decoder.stop())?;
+        let vocab_len = self.decoder.vocab_len();
         for job in &mut jobs {
-            job.draft.truncate(job.most);
+            let foreign = job.draft.iter().position(|t| *t as usize >= vocab_len);
+            job.draft
+                .truncate(foreign.unwrap_or(job.most).min(job.most));
             self.stats.drafted += job.draft.len() as u64;
         }
         Ok(())
@@ -457,7 +477,7 @@ impl Engine {
 }
 
 /// Adds a text's rows of this step; gives the place of its first logits.
-fn add(batch: &mut Batch, text: &Sequence) -> usize {
+fn add(batch: &mut Batch, text: &Sequence, how: Rows) -> usize {
     let Sequence {
         context,
         computed,
@@ -469,7 +489,9 @@ fn add(batch: &mut Batch, text: &Sequence) -> usize {
         return 0;
     }
     let tokens = [&context[*computed..computed + rows], draft].concat();
-    batch.push(&tokens, *computed, &text.pages);
+    // Guesses are to give the bits that their tokens would give one by one.
+    let how = if draft.is_empty() { how } else { Rows::Apart };
+    batch.push_rows(&tokens, *computed, &text.pages, how);
     match computed + rows == context.len() {
         true => batch.want(1 + draft.len()),
         false => 0,

@@ -26,8 +26,8 @@ pub enum LlmError {
     /// As many requests wait as may wait. *Limit.*
     #[error("{0} requests wait already")]
     QueueFull(usize),
-    /// A saved cache that does not belong to this model, or is damaged. *User input.*
-    #[error("the saved cache {0}")]
+    /// A saved text that does not belong to this model, or is damaged. *User input.*
+    #[error("the saved text {0}")]
     Snapshot(String),
     /// The model gave no number to choose a token by. *A damaged model.*
     #[error("the model gave no finite logit")]

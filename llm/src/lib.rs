@@ -6,8 +6,9 @@
 //! in and out as numbers.
 //!
 //! Reading order: `pages` (whose page is whose), `batch` and `decoder` (one run), `sample` and `mask` (from logits to a
-//! token; `likeliest` where a device finds it), `sequence`, `schedule` and `engine` (continuous batching), `speculate` (tokens guessed ahead), `constrain` (output
-//! held to a grammar), `transcript` (the text of tokens); `encoder` stands alone.
+//! token; `likeliest` where a device finds it), `sequence`, `schedule` and `engine` (continuous batching), `speculate` (tokens
+//! guessed ahead), `snapshot` (a text saved and restored), `constrain` (output held to a grammar), `transcript` (the text of
+//! tokens); `encoder` stands alone.
 
 mod batch;
 pub mod constrain;
@@ -21,11 +22,12 @@ mod pages;
 pub mod sample;
 mod schedule;
 mod sequence;
+mod snapshot;
 pub mod speculate;
 mod transcript;
 
-pub use batch::Batch;
-pub use decoder::{CacheShape, Decoder, Logits};
+pub use batch::{Batch, Rows};
+pub use decoder::{CacheShape, Decoder, Logits, StepSizes};
 pub use encoder::Encoder;
 pub use engine::{Engine, EngineOptions, EngineStats};
 pub use error::{LlmError, Result};
@@ -34,4 +36,5 @@ pub use mask::{Constraint, TokenMask};
 pub use pages::{PageId, PagePool, Prefix, PrefixId};
 pub use sample::{LogProb, LogProbs, Sampling};
 pub use sequence::{Event, FinishReason, Request, SequenceId, Usage};
+pub use snapshot::Snapshot;
 pub use transcript::{Transcript, begun};

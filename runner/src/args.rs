@@ -412,6 +412,8 @@ pub struct PlanArgs {
     pub compile: CompileArgs,
     #[command(flatten)]
     pub input: InputArgs,
+    #[command(flatten)]
+    pub llm: PlanLlmArgs,
     /// JSON to FILE, or to standard output.
     #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
     pub json: Option<String>,

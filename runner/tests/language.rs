@@ -1,13 +1,12 @@
 //! Language models on the command line. `CUPOLA_TEST_MODELS` names a folder with SmolLM2 in it; without it only what
 //! needs no model is checked, and the tests say so.
 
-#[allow(dead_code, reason = "folders are for other tests")]
 mod support;
 
 use serde_json::Value as Json;
 use std::io::Write;
 use std::process::Stdio;
-use support::{cupola, run, text};
+use support::{Folder, cupola, run, text};
 
 /// `<|im_start|>user ...` as SmolLM2's chat template writes it.
 const QUESTION: &str =
@@ -85,6 +84,258 @@ fn guessing_ahead_changes_no_token() {
         guessed["accepted"].as_u64().is_some_and(|n| n > 10),
         "{guessed}"
     );
+}
+
+#[test]
+fn guesses_of_a_model_change_no_token() {
+    let Some(model) = model() else { return };
+    for sampling in [["--temp", "0"], ["--temp", "0.9"]] {
+        let args = [
+            "generate", &model, "-p", QUESTION, "-n", "40", "--json", "--seed", "3",
+        ];
+        let args = [&args[..], &sampling].concat();
+        let plain = document(&args);
+        // There is no smaller model of this vocabulary here: it guesses for itself, and is nearly always right.
+        let guessed = document(&[&args[..], &["--draft", &model, "--draft-len", "5"]].concat());
+        assert_eq!(guessed["tokens"], plain["tokens"]);
+        let share = guessed["accepted_share"].as_f64();
+        assert!(share.is_some_and(|s| s > 0.9), "{guessed}");
+    }
+}
+
+#[test]
+fn a_saved_text_goes_on_where_it_was() {
+    let Some(model) = model() else { return };
+    let folder = Folder::new("saved-text");
+    let saved = folder.path("saved.safetensors");
+    let begin =
+        "One two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen";
+    let args = ["generate", &model, "--temp", "0", "-n", "24", "--json"];
+    let first = document(&[&args[..], &["-p", begin, "--save-cache", &saved]].concat());
+    let whole = format!("{begin}{}", first["text"].as_str().expect("a text"));
+    let plain = document(&[&args[..], &["-p", &whole]].concat());
+    let restored = document(&[&args[..], &["-p", &whole, "--load-cache", &saved]].concat());
+    assert_eq!(restored["tokens"], plain["tokens"]);
+    let prompt = restored["prompt_tokens"].as_u64().expect("a number");
+    let reused = restored["reused_tokens"].as_u64().expect("a number");
+    assert!(reused + 17 >= prompt && reused < prompt, "{restored}");
+
+    // Another cache, a damaged file, none.
+    let bytes = std::fs::read(&saved).expect("the file");
+    let damaged = folder.path("damaged");
+    std::fs::write(&damaged, &bytes[..bytes.len() / 2]).expect("a file");
+    let missing = folder.path("missing");
+    let wrong: [&[&str]; 3] = [
+        &["--load-cache", &saved, "--cache-type", "q8"],
+        &["--load-cache", &damaged],
+        &["--load-cache", &missing],
+    ];
+    for more in wrong {
+        let out = run(&[&args[..], &["-p", "a"], more].concat());
+        let said = text(&out.stderr);
+        assert_eq!(out.status.code(), Some(3), "{said}");
+        assert!(
+            said.starts_with("error[malformed]") && said.lines().count() == 1,
+            "{said}"
+        );
+    }
+}
+
+#[test]
+fn a_full_context_ends_the_text_or_shifts_it() {
+    let Some(model) = model() else { return };
+    let args = [
+        "generate",
+        &model,
+        "-p",
+        "Once upon a time",
+        "-n",
+        "60",
+        "-c",
+        "24",
+        "--ignore-eos",
+        "--temp",
+        "0",
+        "--json",
+    ];
+    let ended = document(&args);
+    assert_eq!(ended["finish"], "context");
+    let count = |found: &Json| found["tokens"].as_array().map_or(0, Vec::len);
+    let prompt = ended["prompt_tokens"].as_u64().expect("a number") as usize;
+    assert_eq!(count(&ended), 24 - prompt + 1);
+    let shifted = document(&[&args[..], &["--shift", "4"]].concat());
+    assert_eq!(shifted["finish"], "length");
+    assert_eq!(count(&shifted), 60);
+    let begin = shifted["tokens"].as_array().expect("tokens");
+    assert_eq!(
+        &begin[..count(&ended)],
+        &ended["tokens"].as_array().expect("tokens")[..]
+    );
+}
+
+#[test]
+fn a_conversation_that_is_full_says_so() {
+    let Some(model) = model() else { return };
+    let mut child = cupola(&[
+        "chat",
+        &model,
+        "--temp",
+        "0",
+        "-n",
+        "8",
+        "-c",
+        "64",
+        "--precision",
+        "f32",
+    ])
+    .stdin(Stdio::piped())
+    .stdout(Stdio::piped())
+    .stderr(Stdio::piped())
+    .spawn()
+    .expect("cupola starts");
+    let long = "one two three four five six seven eight ".repeat(12);
+    let lines = format!("{long}\n/clear\nWhat is the capital of France?\n");
+    let mut input = child.stdin.take().expect("its input");
+    input.write_all(lines.as_bytes()).expect("it reads");
+    drop(input);
+    let out = child.wait_with_output().expect("it ends");
+    let said = text(&out.stderr);
+    assert!(out.status.success(), "{said}");
+    assert!(
+        said.starts_with("error[limit]: the conversation has") && said.lines().count() == 1,
+        "{said}"
+    );
+    assert!(text(&out.stdout).contains("Paris"), "{}", text(&out.stdout));
+}
+
+#[test]
+fn what_does_not_fit_is_refused_beforehand() {
+    let Some(model) = model() else { return };
+    let cases: [&[&str]; 4] = [
+        &[
+            "generate",
+            &model,
+            "-p",
+            "a",
+            "--shift",
+            "4",
+            "-c",
+            "2000000000",
+        ],
+        &[
+            "generate", &model, "-p", "a", "-n", "4000", "--memory", "130MiB",
+        ],
+        &["serve", &model, "--port", "0", "-c", "2000000000"],
+        &[
+            "plan", &model, "-c", "8192", "--slots", "8", "--memory", "1GiB",
+        ],
+    ];
+    for args in cases {
+        let out = run(args);
+        let said = text(&out.stderr);
+        assert_eq!(out.status.code(), Some(5), "{args:?}: {said}");
+        assert!(said.contains("error[limit]: needs"), "{said}");
+    }
+}
+
+#[test]
+fn the_plan_is_the_cache_that_is_made() {
+    let Some(model) = model() else { return };
+    for (dtype, position) in [
+        ("f32", 46_080),
+        ("f16", 23_040),
+        ("bf16", 23_040),
+        ("q8", 12_240),
+    ] {
+        let args = ["--cache-type", dtype, "--json"];
+        let plan = document(&[&["plan", &model, "-c", "48", "--slots", "1"][..], &args].concat());
+        let made = [
+            "generate",
+            &model,
+            "-p",
+            "Once upon a time",
+            "-n",
+            "44",
+            "--shift",
+            "-c",
+            "48",
+        ];
+        let made = document(&[&made[..], &args].concat());
+        assert_eq!(plan["kv_cache"], made["kv_cache_bytes"], "{dtype}");
+        assert_eq!(plan["kv_cache"], 48 * position, "{dtype}");
+        assert_eq!(plan["sizes"]["pages"], 3);
+        for part in ["weights", "workspace", "total"] {
+            assert!(plan[part].as_u64().is_some_and(|b| b > 0), "{part}: {plan}");
+        }
+    }
+    let usual = document(&["plan", &model, "--slots", "2", "--json"]);
+    assert_eq!(usual["kv_cache"], 2 * 8192 * 23_040u64);
+}
+
+/// The likelihood of a text hardly changes with keys and values in 8 bits.
+#[test]
+fn a_cache_in_8_bits_foretells_as_well() {
+    let Some(model) = model() else { return };
+    let prose = "The quick brown fox jumps over the lazy dog. The dog did not move. ".repeat(6);
+    let cost = |dtype| {
+        let args = [
+            "perplexity",
+            &model,
+            "-p",
+            &prose,
+            "--cache-type",
+            dtype,
+            "--json",
+        ];
+        document(&args)["ln_perplexity"].as_f64().expect("a number")
+    };
+    let (narrow, half) = (cost("q8"), cost("f16"));
+    assert!((narrow - half).abs() < 0.02, "{narrow} and {half}");
+}
+
+/// Ctrl-C while a long prompt is read ends the program within a step.
+#[cfg(unix)]
+#[test]
+fn an_interrupt_ends_a_long_prompt() {
+    use std::io::{BufRead, BufReader};
+    let Some(model) = model() else { return };
+    let folder = Folder::new("interrupted");
+    let prompt = folder.write("long.txt", &"one two three four ".repeat(1700));
+    let args = [
+        "generate",
+        &model,
+        "-f",
+        &prompt,
+        "-n",
+        "400",
+        "--ignore-eos",
+        "--json",
+        "-v",
+    ];
+    let mut child = cupola(&args)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("cupola starts");
+    let mut said = BufReader::new(child.stderr.take().expect("its errors"));
+    let mut line = String::new();
+    while !line.contains("tokens are read") {
+        line.clear();
+        assert!(said.read_line(&mut line).expect("a line") > 0, "it ended");
+    }
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    let start = std::time::Instant::now();
+    let pid = child.id().to_string();
+    let killed = std::process::Command::new("kill")
+        .args(["-INT", &pid])
+        .status();
+    assert!(killed.expect("kill starts").success());
+    let out = child.wait_with_output().expect("it ends");
+    let took = start.elapsed();
+    assert!(took.as_secs() < 10, "{took:?}");
+    let found: Json = serde_json::from_slice(&out.stdout).expect("one document");
+    assert_eq!(found["finish"], "interrupted");
+    assert_eq!(found["tokens"], serde_json::json!([]));
 }
 
 #[test]

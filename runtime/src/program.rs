@@ -17,7 +17,7 @@ use cupola_backend::{Backend, Key, Rates};
 use cupola_ir::eval::{self, Env, Limits, Stop};
 use cupola_ir::kernel::{Phase, StoreKind, Unit};
 use cupola_ir::{Bindings, DType, Graph, IrError, Op, Tensor, Value, ValueId};
-use cupola_passes::plan::{self, Packing};
+use cupola_passes::plan::{self, Footprint, Packing};
 use cupola_passes::{Compiled, DeviceId, MissCode, Options, Precision, Step};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -262,6 +262,29 @@ impl Program {
             Engine::Reference(_) => 0,
             Engine::Compiled { weight_bytes, .. } => *weight_bytes,
         }
+    }
+
+    /// The budget that it was compiled with.
+    pub fn memory(&self) -> Option<u64> {
+        self.memory
+    }
+
+    /// Bytes that a run with these sizes takes, by kind, weights as the devices hold them; what a size that is not known
+    /// decides is not counted. `None` on the reference device.
+    pub fn footprint(&self, bindings: &Bindings) -> Option<Footprint> {
+        let Engine::Compiled {
+            loaded,
+            devices,
+            weight_bytes,
+            ..
+        } = &self.engine
+        else {
+            return None;
+        };
+        let targets: Vec<_> = devices.iter().map(|d| d.target()).collect();
+        let mut all = plan::footprint(&loaded.compiled, &targets, bindings);
+        all.weights = all.weights.saturating_add(*weight_bytes);
+        Some(all)
     }
 
     /// Whether a device that it runs on was lost. No run will succeed; compiled again, it runs on the device opened anew.

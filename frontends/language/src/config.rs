@@ -23,7 +23,8 @@ pub enum Kind {
     /// [`Config::page_len`] positions of a sequence, 0 where there is none yet; `wanted: [outs]`, the rows whose logits
     /// are wanted. Rows of one sequence are neighbours in order of position. Output `logits: f32[outs, vocab_len]`.
     /// State slots `key.N` and `value.N` of block N are `[pages, kv_heads, page_len, head_len]` of
-    /// [`Config::cache_dtype`] and hold no page at first; the keys and values of the rows are written before anything
+    /// [`Config::cache_dtype`] and hold no page at first; where that is i8, `key_scale.N` and `value_scale.N` are
+    /// `f16[pages, kv_heads, page_len, scales]` ([`Options::cache_dtype`]). The keys and values of the rows are written before anything
     /// is read, so a row sees itself.
     Decoder,
     /// Describes whole texts. Inputs: `tokens`, `positions` and, where the model tells segments apart, `segments`, all
@@ -69,22 +70,42 @@ pub struct Config {
 impl Config {
     /// Bytes of one page over all blocks.
     pub fn page_size(&self) -> usize {
-        let row = |b: &CacheBlock| b.kv_heads * (b.key_len + b.value_len);
-        let elements: usize = self.blocks.iter().map(row).sum();
-        elements * self.page_len * self.cache_dtype.size()
+        let row = |len: usize| match self.cache_dtype {
+            DType::I8 => len + scales_of(len) * DType::F16.size(),
+            dtype => len * dtype.size(),
+        };
+        let position = |b: &CacheBlock| b.kv_heads * (row(b.key_len) + row(b.value_len));
+        let sizes = self.blocks.iter().map(position);
+        sizes.sum::<usize>() * self.page_len
+    }
+}
+
+/// Neighbours that share a scale where keys and values are kept in 8 bits.
+const GROUP: usize = 32;
+
+/// Scales of a key or value of so many elements in 8 bits.
+pub(crate) fn scales_of(len: usize) -> usize {
+    match len.is_multiple_of(GROUP) {
+        true => len / GROUP,
+        false => 1,
     }
 }
 
 /// How to build the graph.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// Type of keys and values between runs: f16, bf16 or f32.
+    /// Type of keys and values between runs: f16, bf16, f32; or i8, 127 steps to either side of zero with a scale of f16 for
+    /// each 32 neighbours, or for a whole head whose elements are no multiple of that.
     pub cache_dtype: DType,
     /// Positions of a page.
     pub page_len: usize,
     /// Positions that will be used, where the model's own number is not meant. Some rotary scalings depend on it: without
     /// it they are those of short texts.
     pub context_len: Option<usize>,
+    /// Positions that no text will pass, where [`Options::context_len`] says nothing and the model was made for more. Only
+    /// those scalings look at it: a model that turns the heads of long texts in another way does so from the first
+    /// position on, since what is in the cache is not turned again.
+    pub text_len: Option<usize>,
 }
 
 impl Default for Options {
@@ -93,15 +114,22 @@ impl Default for Options {
             cache_dtype: DType::F16,
             page_len: 16,
             context_len: None,
+            text_len: None,
         }
     }
 }
 
 impl Options {
+    /// Positions of the longest text, as far as somebody said; the model was made for `trained`.
+    pub(crate) fn longest_text(&self, trained: usize) -> Option<usize> {
+        let most = self.text_len.map(|len| len.min(trained));
+        self.context_len.or(most)
+    }
+
     pub(crate) fn check(&self) -> Result<()> {
         let dtype = self.cache_dtype;
-        if !matches!(dtype, DType::F16 | DType::BF16 | DType::F32) {
-            let what = format!("keys and values are kept as f16, bf16 or f32, not as {dtype}");
+        if !matches!(dtype, DType::F16 | DType::BF16 | DType::F32 | DType::I8) {
+            let what = format!("keys and values are kept as f16, bf16, f32 or i8, not as {dtype}");
             return Err(LanguageError::Option(what));
         }
         if !(1..=4096).contains(&self.page_len) {

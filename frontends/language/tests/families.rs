@@ -177,3 +177,41 @@ fn pooled(rows: &[Vec<f32>]) -> Vec<f32> {
     let length = mean.iter().map(|x| x * x).sum::<f64>().sqrt();
     mean.iter().map(|x| (x / length) as f32).collect()
 }
+
+#[test]
+fn texts_beyond_the_original_context_are_turned_by_the_long_factors() {
+    let folder = fixtures().join("phi3");
+    let file = SafeTensors::open(folder.join("expected-long.safetensors")).expect("expectations");
+    let read = |name: &str| {
+        let t = file.tensor(name).expect("a tensor");
+        Tensor::new(t.dtype, t.dims.clone(), t.data.clone()).expect("a tensor")
+    };
+    let tokens = read("tokens").to_i64s().expect("integers");
+    let logits = read("logits").to_vec::<f32>().expect("f32");
+    let want: Vec<Vec<f32>> = logits.chunks(64).map(<[f32]>::to_vec).collect();
+    // Asked for as the context, or known as the longest text that will come.
+    for (context_len, text_len) in [(Some(80), None), (None, Some(80)), (None, Some(usize::MAX))] {
+        let options = Options {
+            cache_dtype: DType::F32,
+            page_len: 4,
+            context_len,
+            text_len,
+        };
+        for path in forms(&folder) {
+            let model = LanguageModel::open(&path, &options).expect("a model");
+            let mut running = Running::new(&model, &f32_on(DeviceSpec::Cpu), 1, 80);
+            assert_near(&path.display().to_string(), &running.whole(&tokens), &want);
+        }
+    }
+    // Texts within the original context are turned by the short ones.
+    let (tokens, want) = expected(&folder, "logits");
+    let options = Options {
+        cache_dtype: DType::F32,
+        page_len: 4,
+        context_len: None,
+        text_len: Some(64),
+    };
+    let model = LanguageModel::open(&folder, &options).expect("a model");
+    let mut running = Running::new(&model, &f32_on(DeviceSpec::Cpu), 1, 32);
+    assert_near("short", &running.whole(&tokens), &want);
+}

@@ -11,7 +11,10 @@ use crate::{DType, Dim, Op};
 
 payload! {
     /// Operands `(q: [rows, heads, d], k: [pages, kv_heads, page_len, d], v: [pages, kv_heads, page_len, dv],
-    /// table: i64[batch, blocks], sequences: i64[rows], positions: i64[rows])`, `heads` a multiple of `kv_heads`.
+    /// table: i64[batch, blocks], sequences: i64[rows], positions: i64[rows])`, `heads` a multiple of `kv_heads`. Keys and
+    /// values are floats; or i8 with two more operands `k_scales: [pages, kv_heads, page_len, n]` and `v_scales: [pages,
+    /// kv_heads, page_len, m]` of floats, where `n` divides `d` and `m` divides `dv`: element `i` of a key is
+    /// `k[.., i] * k_scales[.., i / (d / n)]`, and values likewise.
     /// Row `r` is a query of sequence `s = sequences[r]`; key `j` of that sequence lies at `j % page_len` of page
     /// `table[s, j / page_len]`. The row sees the keys `0 <= j <= positions[r]`, with a window only those with
     /// `j > positions[r] - window`; keys past `blocks * page_len` do not exist. Scores, caps and heads are those of
@@ -61,9 +64,24 @@ fn gathered(g: &mut Graph, pages: ValueId, blocks: ValueId) -> Result<ValueId> {
     g.reshape(x, &[d[0].clone(), d[1].clone(), keys, d[4].clone()])
 }
 
+/// Gathered keys or values `[rows, kv_heads, keys, d]`, those in 8 bits times their scales `[rows, kv_heads, keys, n]`, as
+/// the type of `q`.
+fn scaled(g: &mut Graph, x: ValueId, scales: ValueId, q: ValueId) -> Result<ValueId> {
+    let (dims, groups) = (g.dims(x), g.dim(scales, 3));
+    let mut grouped = g.dims(scales);
+    grouped.push(dims[3].floor_div(&groups));
+    let x = g.cast(x, DType::F32)?;
+    let x = g.reshape(x, &grouped)?;
+    let scales = g.cast(scales, DType::F32)?;
+    let scales = g.unsqueeze(scales, &[4])?;
+    let x = g.binary(Scalar::Mul, x, scales)?;
+    let x = g.reshape(x, &dims)?;
+    g.cast_like(x, q)
+}
+
 impl CompositeDef for PagedAttention {
     fn arity(&self) -> std::ops::RangeInclusive<usize> {
-        6..=6
+        6..=8
     }
 
     fn infer(&self, operands: &[&ValueType]) -> Option<Result<Vec<ValueType>, String>> {
@@ -73,7 +91,7 @@ impl CompositeDef for PagedAttention {
     fn decompose(&self, g: &mut Graph, operands: &[ValueId]) -> Result<Vec<ValueId>> {
         let types: Vec<&ValueType> = operands.iter().map(|x| g.ty(*x)).collect();
         let out = self.result(&types).map_err(|e| IrError::op(NAME, e))?;
-        let [q, k, v, table, sequences, positions] = *operands else {
+        let [q, k, v, table, sequences, positions, ref scales @ ..] = *operands else {
             return Err(IrError::op(NAME, "takes 6 operands"));
         };
         let rows = Gather {
@@ -82,7 +100,13 @@ impl CompositeDef for PagedAttention {
             bounds: Bounds::Check,
         };
         let blocks = g.one(rows, &[table, sequences])?;
-        let (k, v) = (gathered(g, k, blocks)?, gathered(g, v, blocks)?);
+        let (mut k, mut v) = (gathered(g, k, blocks)?, gathered(g, v, blocks)?);
+        if let [k_scales, v_scales] = *scales {
+            let k_scales = gathered(g, k_scales, blocks)?;
+            k = scaled(g, k, k_scales, q)?;
+            let v_scales = gathered(g, v_scales, blocks)?;
+            v = scaled(g, v, v_scales, q)?;
+        }
         let seen = self.seen(g, positions, &g.dim(k, 2))?;
         // An unseen key weighs 0, which does not silence a value that is no number.
         let kept = g.unsqueeze(seen, &[1, 3])?;
@@ -105,7 +129,7 @@ impl PagedAttention {
     fn result(&self, operands: &[&ValueType]) -> Result<TensorType, String> {
         let types: Option<Vec<&TensorType>> = operands.iter().map(|t| t.as_tensor()).collect();
         let types = types.unwrap_or_default();
-        let [q, k, v, table, sequences, positions] = types[..] else {
+        let [q, k, v, table, sequences, positions, ref scales @ ..] = types[..] else {
             return Err("takes 6 tensors".into());
         };
         if self.window < 0 {
@@ -122,9 +146,14 @@ impl PagedAttention {
         if let Some((t, rank)) = ranks.iter().find(|(t, rank)| t.rank() != *rank) {
             return Err(format!("{t} should have {rank} axes"));
         }
-        if let Some(t) = [q, k, v].iter().find(|t| !t.dtype.is_float()) {
+        let floats = match scales {
+            [] => vec![q, k, v],
+            _ => [&[q], scales].concat(),
+        };
+        if let Some(t) = floats.iter().find(|t| !t.dtype.is_float()) {
             return Err(format!("{t} should be of floats"));
         }
+        check_scales([k, v], scales)?;
         if let Some(t) = [table, sequences, positions]
             .iter()
             .find(|t| t.dtype != DType::I64)
@@ -154,4 +183,32 @@ impl PagedAttention {
         let dims = [q.dims[0].clone(), q.dims[1].clone(), v.dims[3].clone()];
         Ok(TensorType::new(q.dtype, dims))
     }
+}
+
+/// Whether scales are those of keys and values in 8 bits.
+fn check_scales(stored: [&TensorType; 2], scales: &[&TensorType]) -> Result<(), String> {
+    if scales.is_empty() {
+        return Ok(());
+    }
+    if scales.len() != 2 {
+        return Err("takes scales of keys and of values, or none".into());
+    }
+    for (x, scales) in stored.into_iter().zip(scales) {
+        if x.dtype != DType::I8 {
+            return Err(format!("{x} has scales and should be of i8"));
+        }
+        if scales.rank() != 4 {
+            return Err(format!("{scales} should have 4 axes"));
+        }
+        if let Some(axis) = (0..3).find(|a| !crate::ops::may_equal(&scales.dims[*a], &x.dims[*a])) {
+            return Err(format!("axis {axis} of {scales} and of {x} differ"));
+        }
+        let lens = (scales.dims[3].as_const(), x.dims[3].as_const());
+        if let (Some(groups), Some(len)) = lens
+            && (groups <= 0 || len % groups != 0)
+        {
+            return Err(format!("{groups} scales do not divide {len} elements"));
+        }
+    }
+    Ok(())
 }

@@ -1,5 +1,7 @@
 //! A decoder of one block with random weights, as small as one can be.
 
+#![allow(dead_code, reason = "each test uses some")]
+
 use cupola_ir::composite::PagedAttention;
 use cupola_ir::ops::{Bounds, Gather, ReadState, Scatter, ScatterKind, WriteState};
 use cupola_ir::{DType, Dim, Graph, Op, Scalar, StateSlot, Tensor, TensorType, ValueId};
@@ -147,16 +149,25 @@ pub fn graph(seed: u32) -> Graph {
 }
 
 pub fn program_on(device: DeviceSpec) -> Arc<Program> {
+    program(7, device)
+}
+
+fn program(seed: u32, device: DeviceSpec) -> Arc<Program> {
     let options = CompileOptions {
         device,
         threads: 1,
         ..CompileOptions::default()
     };
-    Arc::new(Program::compile(graph(7), &Host::new(), &options).expect("a program"))
+    Arc::new(Program::compile(graph(seed), &Host::new(), &options).expect("a program"))
 }
 
 pub fn decoder(pages: usize) -> Decoder {
     Decoder::new(program_on(DeviceSpec::Cpu), pages).expect("a decoder")
+}
+
+/// Another decoder with the same tokens.
+pub fn other_decoder(seed: u32, pages: usize) -> Decoder {
+    Decoder::new(program(seed, DeviceSpec::Cpu), pages).expect("a decoder")
 }
 
 /// An engine for two texts of up to 40 tokens whose steps have few rows.

@@ -1,8 +1,8 @@
 //! The command line of language models.
 
 use super::CompileArgs;
-use clap::Args;
 use clap::builder::TypedValueParser as _;
+use clap::{Args, ValueEnum};
 use std::path::PathBuf;
 
 /// A text, from the command line or a file.
@@ -60,9 +60,32 @@ fn parse_bias(text: &str) -> Result<(u32, f32), String> {
         .ok_or_else(|| "write it as in 15043=-1.5".into())
 }
 
+/// How keys and values are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CacheType {
+    /// As they are computed.
+    F32,
+    /// Rounded to f16.
+    F16,
+    /// Rounded to bf16.
+    Bf16,
+    /// 127 steps to either side of zero, a scale for each 32 numbers.
+    Q8,
+}
+
+/// The cache of keys and values.
+#[derive(Clone, Copy, Debug, Default, Args)]
+pub struct CacheArgs {
+    /// Type of keys and values in the cache (default: f16, with --precision f32 that).
+    #[arg(long, value_enum, value_name = "TYPE")]
+    pub cache_type: Option<CacheType>,
+}
+
 /// What is generated, and how.
 #[derive(Clone, Debug, Args)]
 pub struct GenerationArgs {
+    #[command(flatten)]
+    pub cache: CacheArgs,
     /// Most tokens to generate.
     #[arg(short = 'n', long, value_name = "N", default_value_t = 128)]
     pub predict: usize,
@@ -93,8 +116,21 @@ pub struct GenerationArgs {
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u16).range(1..=8192))]
     pub batch: u16,
     /// Guess so many tokens ahead from what the text said before; the result stays the same.
-    #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "8")]
+    #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "8", conflicts_with = "draft")]
     pub lookup: Option<usize>,
+    #[command(flatten)]
+    pub draft: DraftArgs,
+}
+
+/// A model that guesses.
+#[derive(Clone, Debug, Args)]
+pub struct DraftArgs {
+    /// Guess tokens ahead by this smaller model of the same vocabulary; the result stays the same.
+    #[arg(long, value_name = "MODEL")]
+    pub draft: Option<PathBuf>,
+    /// Most tokens that --draft guesses ahead.
+    #[arg(long, value_name = "N", default_value_t = 6, requires = "draft", value_parser = clap::value_parser!(u16).range(1..=256).map(usize::from))]
+    pub draft_len: usize,
 }
 
 #[derive(Debug, Args)]
@@ -107,6 +143,12 @@ pub struct GenerateArgs {
     pub generation: GenerationArgs,
     #[command(flatten)]
     pub compile: CompileArgs,
+    /// Take keys and values of the prompt's beginning from a file that --save-cache wrote.
+    #[arg(long, value_name = "FILE")]
+    pub load_cache: Option<PathBuf>,
+    /// At the end, write the keys and values of the text into a file, for --load-cache.
+    #[arg(long, value_name = "FILE")]
+    pub save_cache: Option<PathBuf>,
     /// Log-probabilities of every token and of so many of the likeliest, with --json.
     #[arg(long, value_name = "N", requires = "json")]
     pub logprobs: Option<usize>,
@@ -156,15 +198,35 @@ pub struct PerplexityArgs {
     #[arg(short, long, value_name = "N")]
     pub context: Option<usize>,
     #[command(flatten)]
+    pub cache: CacheArgs,
+    #[command(flatten)]
     pub compile: CompileArgs,
     /// JSON to FILE, or to standard output.
     #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
     pub json: Option<String>,
 }
 
+/// The texts that `plan` makes room for, where the model continues texts.
+#[derive(Debug, Args)]
+pub struct PlanLlmArgs {
+    /// Most tokens of a text of a language model (default: what the model was made for, at most 8192).
+    #[arg(short, long, value_name = "N")]
+    pub context: Option<usize>,
+    /// Texts that a language model continues at the same time.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256).map(usize::from))]
+    pub slots: usize,
+    /// Rows of a language model's largest step.
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u16).range(1..=8192).map(usize::from))]
+    pub batch: usize,
+    #[command(flatten)]
+    pub cache: CacheArgs,
+}
+
 /// What `bench --llm` times.
 #[derive(Debug, Args)]
 pub struct BenchLlmArgs {
+    #[command(flatten)]
+    pub cache: CacheArgs,
     /// Lengths of prompts to time, with --llm.
     #[arg(
         short = 'p',

@@ -24,7 +24,9 @@ use crate::inputs::parse_set;
 use crate::outputs;
 use crate::probe::ChildProber;
 use cupola::runtime::{TuneOptions, Tuning};
-use cupola::{Cache, DeviceSpec, Host, HostOptions, Keep, Model, ModelOptions, Options};
+use cupola::{
+    Cache, DeviceSpec, Host, HostOptions, Keep, LanguageOptions, Model, ModelOptions, Options,
+};
 use serde_json::json;
 use std::path::Path;
 use std::sync::Arc;
@@ -145,11 +147,17 @@ impl Drop for Busy {
 
 /// Opens a model with the dimensions of `--set`.
 pub fn open(path: &Path, args: &CompileArgs) -> Outcome<Model> {
+    open_as(path, args, LanguageOptions::default())
+}
+
+/// As [`open`], with a say in how a language model keeps keys and values.
+pub fn open_as(path: &Path, args: &CompileArgs, language: LanguageOptions) -> Outcome<Model> {
     let _busy = busy("loading");
     Ok(Model::open_with(
         path,
         ModelOptions {
             set: parse_set(&args.set)?,
+            language,
             ..ModelOptions::default()
         },
     )?)

@@ -1,15 +1,20 @@
 //! `cupola plan`: the memory a model will need, before any weight is loaded.
 
-use crate::args::PlanArgs;
+use super::language::USUAL_CONTEXT;
+use crate::args::{PlanArgs, PlanLlmArgs};
 use crate::fail::{Failure, Outcome};
 use crate::{inputs, outputs};
-use cupola::{MemoryPlan, Value};
+use cupola::language::Kind;
+use cupola::llm::StepSizes;
+use cupola::{Graph, MemoryPlan, Model, Value};
 use serde_json::json;
+use std::collections::BTreeMap;
 
 /// Prints weights, activations and state bytes, and the sizes that they are for; exit 5 over a budget. The same flags
 /// as for `run` give the plan of the same program.
 pub fn plan(args: &PlanArgs) -> Outcome {
-    let model = super::open(&args.model, &args.compile)?;
+    let import = super::language::import(&args.compile, args.llm.context, args.llm.cache);
+    let model = super::open_as(&args.model, &args.compile, import)?;
     let types = model.input_types()?;
     let given = inputs::gather(&types, &args.input, &args.compile, false)?;
     let graph = model.graph_for_inputs(&given)?;
@@ -23,18 +28,26 @@ pub fn plan(args: &PlanArgs) -> Outcome {
             );
         }
     }
+    let texts = texts(&model, &graph, &args.llm)?;
+    for (name, size) in texts.iter().flatten() {
+        sizes.entry(name.clone()).or_insert(*size);
+    }
     let options = super::options(&args.compile)?;
     let memory = cupola::plan_memory(&graph, &super::host(&args.compile), &options, &sizes)?;
     let bytes = &memory.bytes;
     let total = bytes.total();
-    let document = json!({
+    let mut document = json!({
         "weights": bytes.weights, "activations": bytes.activations, "outputs": bytes.outputs,
         "states": bytes.states, "total": total, "sizes": memory.sizes, "unset": memory.unset,
         "undecided": memory.undecided,
     });
+    if texts.is_some() {
+        document["kv_cache"] = json!(bytes.states);
+        document["workspace"] = json!(bytes.activations.saturating_add(bytes.outputs));
+    }
     match &args.json {
         Some(to) => outputs::write_json(to, &document)?,
-        None => print_text(&memory),
+        None => print_text(&memory, texts.is_some()),
     }
     match args.compile.memory {
         Some(budget) if total > budget => {
@@ -45,13 +58,37 @@ pub fn plan(args: &PlanArgs) -> Outcome {
     }
 }
 
-fn print_text(memory: &MemoryPlan) {
+/// The sizes of a decoder's largest step, and of the cache of all texts; `None` of any other model.
+fn texts(
+    model: &Model,
+    graph: &Graph,
+    args: &PlanLlmArgs,
+) -> Outcome<Option<BTreeMap<String, i64>>> {
+    let config = model.language_config().filter(|c| c.kind == Kind::Decoder);
+    let Some(config) = config else {
+        return Ok(None);
+    };
+    let usual = config.context_len.min(USUAL_CONTEXT);
+    let context_len = args.context.unwrap_or(usual);
+    let positions = context_len.saturating_mul(args.slots);
+    let sizes = StepSizes {
+        rows: args.batch,
+        texts: args.slots,
+        wanted: args.slots,
+        context_len,
+        pages: positions.div_ceil(config.page_len),
+    };
+    Ok(Some(sizes.symbols(graph).map_err(cupola::Error::from)?))
+}
+
+fn print_text(memory: &MemoryPlan, is_decoder: bool) {
     let bytes = &memory.bytes;
+    let states = if is_decoder { "KV cache" } else { "states" };
     let rows = [
         ("weights", bytes.weights),
         ("activations", bytes.activations),
         ("outputs", bytes.outputs),
-        ("states", bytes.states),
+        (states, bytes.states),
         ("total", bytes.total()),
     ];
     for (name, value) in &memory.sizes {

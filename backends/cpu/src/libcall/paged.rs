@@ -6,7 +6,7 @@
 
 use super::operand::Operand;
 use super::{Call, Failure};
-use crate::library::attention::{self, Band, PageStart, Pages, Rows, Unseeing};
+use crate::library::attention::{self, Band, PageStart, Pages, Rows, Scales, Unseeing};
 use crate::library::gemm::formats::FloatWords;
 use crate::library::view::{View, ViewMut};
 use cupola_ir::composite::PagedAttention;
@@ -16,11 +16,15 @@ use std::any::TypeId;
 
 /// Why paged attention does not take these operands.
 pub(crate) fn refusal(operands: &[&TensorType]) -> Option<String> {
-    let [q, k, v, ..] = operands else {
+    let [q, k, v, _, _, _, scales @ ..] = operands else {
         return Some("takes q, k, v, a table, sequences and positions".into());
     };
     if !matches!(q.dtype, DType::F32 | DType::BF16) {
         return Some("q must be f32 or bf16".into());
+    }
+    if !scales.is_empty() {
+        let are_halves = scales.iter().all(|t| t.dtype == DType::F16);
+        return (!are_halves).then(|| "scales must be f16".into());
     }
     let stored = |t: &TensorType| matches!(t.dtype, DType::F32 | DType::F16 | DType::BF16);
     (!stored(k) || !stored(v)).then(|| "pages must hold f32, f16 or bf16".into())
@@ -64,6 +68,8 @@ struct Paged<'a> {
     query: &'a Operand,
     key: &'a Operand,
     value: &'a Operand,
+    /// Scales of keys and of values, where they are in 8 bits.
+    scales: [Option<&'a Operand>; 2],
     table: &'a [i64],
     /// Entries of a sequence in the table.
     blocks: usize,
@@ -72,7 +78,8 @@ struct Paged<'a> {
 
 impl<'a> Paged<'a> {
     fn bind(call: &'a Call) -> Result<Paged<'a>, Failure> {
-        let [query, key, value, table, sequences, positions] = &call.operands[..] else {
+        let [query, key, value, table, sequences, positions, scales @ ..] = &call.operands[..]
+        else {
             unreachable!("bug: paged attention with {} operands", call.operands.len());
         };
         let (heads, kv_heads) = (query.dims[1], key.dims[1]);
@@ -87,13 +94,25 @@ impl<'a> Paged<'a> {
                 query.dims, key.dims, value.dims
             )));
         }
-        if !key.is_dense() || !value.is_dense() {
+        if ![key, value]
+            .into_iter()
+            .chain(scales)
+            .all(Operand::is_dense)
+        {
             return Err(Failure::Fault("pages are not dense".into()));
+        }
+        for (x, scales) in [key, value].into_iter().zip(scales) {
+            let groups = scales.dims[3];
+            if x.dims[..3] != scales.dims[..3] || groups == 0 || x.dims[3] % groups != 0 {
+                let what = format!("scales {:?} of pages {:?}", scales.dims, x.dims);
+                return Err(Failure::Fault(what));
+            }
         }
         let mut paged = Paged {
             query,
             key,
             value,
+            scales: [scales.first(), scales.get(1)],
             table: integers(table)?,
             blocks: table.dims[1],
             segments: vec![],
@@ -159,8 +178,8 @@ impl<'a> Paged<'a> {
         let keys = lens.iter().copied().max().unwrap_or(0);
         let work = attention::Attention {
             query,
-            key: Rows::In(pages(self.key, keys, &tables)),
-            value: Rows::In(pages(self.value, keys, &tables)),
+            key: Rows::In(pages(self.key, self.scales[0], keys, &tables)),
+            value: Rows::In(pages(self.value, self.scales[1], keys, &tables)),
             scale: p.scale as f32,
             softcap: (p.softcap != 0.0).then_some(p.softcap as f32),
             mask: None,
@@ -207,12 +226,22 @@ fn segments(sequences: &[i64], positions: &[i64], batch: usize) -> Result<Vec<Se
     Ok(all)
 }
 
-fn pages<'a>(stored: &Operand, keys: usize, tables: &'a [&'a [i64]]) -> Pages<'a> {
+fn pages<'a>(
+    stored: &Operand,
+    scales: Option<&Operand>,
+    keys: usize,
+    tables: &'a [&'a [i64]],
+) -> Pages<'a> {
     let start = stored.start.cast_const();
     Pages {
-        start: match stored.dtype {
-            DType::F16 => PageStart::F16(start.cast()),
-            DType::BF16 => PageStart::BF16(start.cast()),
+        start: match (scales, stored.dtype) {
+            (Some(scales), _) => {
+                let by = scales.start.cast_const().cast();
+                let groups = scales.dims[3];
+                PageStart::I8(start.cast(), Scales { start: by, groups })
+            }
+            (_, DType::F16) => PageStart::F16(start.cast()),
+            (_, DType::BF16) => PageStart::BF16(start.cast()),
             _ => PageStart::F32(start.cast()),
         },
         count: stored.dims[0],

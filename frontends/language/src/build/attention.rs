@@ -1,12 +1,13 @@
 //! Attention of decoders: queries, keys and values of a step, the cache they go to, what rows see of it.
 
 use super::Builder;
+use crate::config::scales_of;
 use crate::error::Result;
 use crate::recipe::Block;
 use crate::rope::Rope;
 use cupola_ir::composite::{self, PagedAttention};
 use cupola_ir::graph::StateSlot;
-use cupola_ir::ops::{Bounds, Gather, ReadState, Scatter, ScatterKind, WriteState};
+use cupola_ir::ops::{Bounds, Gather, ReadState, ReduceKind, Scatter, ScatterKind, WriteState};
 use cupola_ir::{DType, Dim, Op, Scalar, Tensor, TensorType, ValueId};
 
 /// What all blocks of a step share.
@@ -103,14 +104,18 @@ impl Builder<'_> {
             k = self.turned(k, rope, step)?;
         }
         self.part(&format!("blk.{i}.attn"), "attention");
-        let k = self.kept(&format!("key.{i}"), k, step)?;
-        let v = self.kept(&format!("value.{i}"), v, step)?;
+        let stored = [
+            self.kept("key", i, k, step)?,
+            self.kept("value", i, v, step)?,
+        ];
         let op = PagedAttention {
             scale: block.scale,
             softcap: block.cap,
             window: block.window as i64,
         };
-        let operands = [q, k, v, step.table, step.sequences, step.positions];
+        let [k, v] = [stored[0].0, stored[1].0];
+        let mut operands = vec![q, k, v, step.table, step.sequences, step.positions];
+        operands.extend(stored.iter().filter_map(|(_, scales)| *scales));
         let y = self.graph.one(Op::Composite(op.into()), &operands)?;
         let y = self.flat(y)?;
         self.linear(y, &format!("blk.{i}.attn_output"), self.recipe.width)
@@ -157,10 +162,65 @@ impl Builder<'_> {
         self.optional_norm(x, name)
     }
 
-    /// The slot with the rows written into it: what the cache holds from now on.
-    fn kept(&mut self, slot: &str, rows: ValueId, step: &Step) -> Result<ValueId> {
-        let g = &mut self.graph;
+    /// What the cache holds of keys or values from now on, with the rows `[rows, heads, len]` in it, and their scales where
+    /// they are in 8 bits.
+    fn kept(
+        &mut self,
+        name: &str,
+        i: usize,
+        rows: ValueId,
+        step: &Step,
+    ) -> Result<(ValueId, Option<ValueId>)> {
         let dtype = self.options.cache_dtype;
+        let slot = format!("{name}.{i}");
+        if dtype != DType::I8 {
+            let rows = self.graph.cast(rows, dtype)?;
+            return Ok((self.slot(&slot, rows, step)?, None));
+        }
+        let (codes, scales) = self.rounded(rows)?;
+        let codes = self.slot(&slot, codes, step)?;
+        let scales = self.slot(&format!("{name}_scale.{i}"), scales, step)?;
+        Ok((codes, Some(scales)))
+    }
+
+    /// Rows `[rows, heads, len]` as i8, and their scales `f16[rows, heads, scales]`: the largest of the numbers that share
+    /// one is 127 steps.
+    fn rounded(&mut self, rows: ValueId) -> Result<(ValueId, ValueId)> {
+        let len = self.last_len(rows);
+        let groups = scales_of(len);
+        let g = &mut self.graph;
+        let dims = g.dims(rows);
+        let mut grouped = dims[..2].to_vec();
+        grouped.extend([Dim::from(groups), Dim::from(len / groups)]);
+        let x = g.reshape(rows, &grouped)?;
+        let size = g.unary(Scalar::Abs, x)?;
+        let most = g.reduce_keep(ReduceKind::Max, size, &[3])?;
+        let scales = g.scale(most, 1.0 / 127.0)?;
+        // Beyond the largest f16 the numbers are cut off, as they would be in a cache of f16.
+        let largest = g.number_like(65504.0, scales)?;
+        let scales = g.binary(Scalar::Min, scales, largest)?;
+        let scales = g.cast(scales, DType::F16)?;
+        let step = g.cast(scales, DType::F32)?;
+        let zero = g.number_like(0.0, step)?;
+        let is_zero = g.binary(Scalar::Eq, step, zero)?;
+        let one = g.number_like(1.0, step)?;
+        let divisor = g.select(is_zero, one, step)?;
+        let x = g.binary(Scalar::Div, x, divisor)?;
+        let x = g.unary(Scalar::Round, x)?;
+        let [low, high] = [-127.0, 127.0];
+        let high = g.number_like(high, x)?;
+        let x = g.binary(Scalar::Min, x, high)?;
+        let low = g.number_like(low, x)?;
+        let x = g.binary(Scalar::Max, x, low)?;
+        let codes = g.cast(x, DType::I8)?;
+        let codes = g.reshape(codes, &dims)?;
+        Ok((codes, g.squeeze(scales, &[3])?))
+    }
+
+    /// The slot with the rows written into it: what it holds from now on.
+    fn slot(&mut self, slot: &str, rows: ValueId, step: &Step) -> Result<ValueId> {
+        let g = &mut self.graph;
+        let dtype = g.dtype(rows);
         let [heads, len] = [g.dim(rows, 1), g.dim(rows, 2)];
         let page_len = Dim::from(self.options.page_len);
         let dims = [Dim::sym("pages"), heads, page_len, len];
@@ -179,7 +239,6 @@ impl Builder<'_> {
             ty: ty.into(),
         };
         let before = g.one(read, &[])?;
-        let rows = g.cast(rows, dtype)?;
         let scatter = Scatter {
             axes: vec![0, 2],
             batch: 0,

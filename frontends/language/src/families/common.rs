@@ -159,7 +159,7 @@ fn checked(
 /// The scaling of the keys, with the divisors that GGUF files carry as tensors.
 fn divisors(source: &Source, len: usize) -> Result<Scaling> {
     let Source { keys, weights, .. } = source;
-    let context = source.options.context_len;
+    let context = source.options.longest_text(keys.count("context_length")?);
     let read = |name: &str| -> Result<Vec<f64>> {
         let stored = weights.vector(name, len / 2)?;
         Ok(stored.into_iter().map(f64::from).collect())

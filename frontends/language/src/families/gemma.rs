@@ -79,7 +79,9 @@ fn third(source: &Source) -> Result<Recipe> {
             let local = near
                 .as_ref()
                 .and_then(|near| near.number("rope_theta").transpose());
-            let scaling = rope::stated(&part, "", source.keys, source.options.context_len)?;
+            let trained = source.keys.count("context_length")?;
+            let longest = source.options.longest_text(trained);
+            let scaling = rope::stated(&part, "", source.keys, longest)?;
             let base = part.number("rope_theta")?.unwrap_or(1e6);
             (
                 local.transpose()?,

@@ -2,7 +2,7 @@
 
 #![allow(dead_code, reason = "each test uses some")]
 
-use cupola_ir::{Tensor, Value};
+use cupola_ir::{Dim, Tensor, Value};
 use cupola_language::LanguageModel;
 use cupola_runtime::{CompileOptions, DeviceSpec, Host, Program, Session};
 use std::sync::Arc;
@@ -36,16 +36,16 @@ impl Running {
         let pages = batch * blocks + 1;
         {
             let mut state = session.state_mut();
-            for (i, block) in config.blocks.iter().enumerate() {
-                for (name, len) in [("key", block.key_len), ("value", block.value_len)] {
-                    let shape = vec![pages, block.kv_heads, config.page_len, len];
-                    let size = Tensor::size_of(config.cache_dtype, &shape).expect("a size");
-                    let zeros = Tensor::new(config.cache_dtype, shape, vec![0; size].into());
-                    let zeros = Value::Tensor(zeros.expect("zeros"));
-                    state
-                        .set_slot(&format!("{name}.{i}"), zeros)
-                        .expect("a slot");
-                }
+            for (name, slot) in &model.graph.slots {
+                let ty = slot.ty.as_tensor().expect("a tensor");
+                let page = ty.dims[1..].iter().filter_map(Dim::as_const);
+                let shape: Vec<usize> = std::iter::once(pages)
+                    .chain(page.map(|d| d as usize))
+                    .collect();
+                let size = Tensor::size_of(ty.dtype, &shape).expect("a size");
+                let zeros = Tensor::new(ty.dtype, shape, vec![0; size].into());
+                let zeros = Value::Tensor(zeros.expect("zeros"));
+                state.set_slot(name, zeros).expect("a slot");
             }
         }
         let table: Vec<i64> = (0..batch)

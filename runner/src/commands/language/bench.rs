@@ -5,7 +5,7 @@
 
 use crate::args::BenchArgs;
 use crate::fail::{Failure, Outcome};
-use cupola::llm::{Batch, Decoder};
+use cupola::llm::{Batch, Decoder, Rows};
 use serde_json::{Value as Json, json};
 use std::io::Write;
 use std::time::Instant;
@@ -31,7 +31,8 @@ pub fn bench(args: &BenchArgs) -> Outcome {
     for count in threads {
         let mut compile = args.compile.clone();
         compile.threads = count;
-        let model = super::open(path, &compile, None)?;
+        let import = super::import(&compile, None, asked.cache);
+        let model = super::open(path, &compile, &import)?;
         let longest = asked
             .prompts
             .iter()
@@ -51,11 +52,15 @@ pub fn bench(args: &BenchArgs) -> Outcome {
         let generated = asked.generate.iter().map(|n| ("tg", *n));
         for (kind, len) in prompts.chain(generated).filter(|(_, len)| *len > 0) {
             let rows = if kind == "pp" { ROWS } else { 1 };
-            pass(&mut decoder, len.min(2 * ROWS), rows)?;
+            let how = match args.compile.deterministic {
+                true => Rows::Apart,
+                false => Rows::Together,
+            };
+            pass(&mut decoder, len.min(2 * ROWS), rows, how)?;
             let mut rates = vec![];
             for _ in 0..asked.repetitions {
                 let start = Instant::now();
-                pass(&mut decoder, len, rows)?;
+                pass(&mut decoder, len, rows, how)?;
                 rates.push(len as f64 / start.elapsed().as_secs_f64());
             }
             out.line(&format!("{kind}{len}"), count, &rates)?;
@@ -65,7 +70,7 @@ pub fn bench(args: &BenchArgs) -> Outcome {
 }
 
 /// Computes so many tokens from an empty cache, in steps of so many rows.
-fn pass(decoder: &mut Decoder, len: usize, rows: usize) -> Outcome {
+fn pass(decoder: &mut Decoder, len: usize, rows: usize, how: Rows) -> Outcome {
     let pages: Vec<u32> = (0..decoder.pages() as u32).collect();
     let tokens: Vec<u32> = (0..len as u64)
         .map(|i| (i * 7919 % decoder.vocab_len() as u64) as u32)
@@ -75,7 +80,7 @@ fn pass(decoder: &mut Decoder, len: usize, rows: usize) -> Outcome {
     for (i, chunk) in chunks.enumerate() {
         let mut batch = Batch::new();
         let end = i * rows + chunk.len();
-        batch.push(chunk, i * rows, &pages[..needed(end)]);
+        batch.push_rows(chunk, i * rows, &pages[..needed(end)], how);
         batch.want(usize::from(rows == 1 || end == len));
         batches.push(batch);
     }

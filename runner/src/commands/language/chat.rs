@@ -1,7 +1,7 @@
 //! `cupola chat`: a conversation on standard input and output.
 
 use super::generate::{constrainer, request, show};
-use super::run;
+use super::{USUAL_CONTEXT, run};
 use crate::args::ChatArgs;
 use crate::fail::{Failure, Outcome};
 use crate::interrupt::Interrupt;
@@ -11,9 +11,6 @@ use cupola::llm::{Engine, Transcript};
 use cupola::text::ChatTemplate;
 use serde_json::{Map, Value as Json, json};
 use std::io::{BufRead, IsTerminal, Write};
-
-/// Most tokens of a conversation where nothing is asked for.
-const USUAL_CONTEXT: usize = 8192;
 
 /// A conversation with a model.
 struct Conversation<'a> {
@@ -34,11 +31,19 @@ pub fn chat(args: &ChatArgs) -> Outcome {
         Failure::new(4, "unsupported", what)
     })?;
     let context = args.generation.context;
-    let model = super::open(&args.model, &args.compile, context)?;
+    let (model, draft) =
+        super::open_with_draft(&args.model, &args.compile, &args.generation, USUAL_CONTEXT)?;
     let most = context
         .unwrap_or(USUAL_CONTEXT)
         .min(model.config.context_len);
-    let engine = run::engine(&model, &args.generation, most)?;
+    let deterministic = args.compile.deterministic;
+    let engine = run::engine(
+        &model,
+        draft.as_ref(),
+        &args.generation,
+        deterministic,
+        most,
+    )?;
     let mut conversation = Conversation {
         constrainer: constrainer(&model, &args.generation, engine.decoder().vocab_len())?,
         args,

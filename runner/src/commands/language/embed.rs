@@ -1,6 +1,6 @@
 //! `cupola embed`: vectors of texts.
 
-use crate::args::EmbedArgs;
+use crate::args::{CacheArgs, EmbedArgs};
 use crate::fail::{Failure, Outcome};
 use crate::outputs;
 use serde_json::json;
@@ -12,7 +12,8 @@ pub fn embed(args: &EmbedArgs) -> Outcome {
         let bytes = std::fs::read(path).map_err(|e| Failure::io("cannot read", path, e))?;
         texts.extend(String::from_utf8_lossy(&bytes).lines().map(str::to_string));
     }
-    let model = super::open(&args.model, &args.compile, None)?;
+    let import = super::import(&args.compile, None, CacheArgs::default());
+    let model = super::open(&args.model, &args.compile, &import)?;
     let encode = |text: &String| model.tokenizer.encode(text, true, false);
     let tokens = texts.iter().map(encode).collect::<Result<Vec<_>, _>>();
     let tokens = tokens.map_err(cupola::Error::from)?;

@@ -2,27 +2,34 @@
 
 use super::run::{self, Generated};
 use crate::args::{GenerateArgs, GenerationArgs};
-use crate::fail::Failure;
-use crate::fail::Outcome;
+use crate::commands::convert::write_atomically;
+use crate::fail::{Failure, Outcome};
 use crate::interrupt::Interrupt;
 use crate::outputs;
-use cupola::language::TextModel;
+use cupola::language::{TextModel, read_snapshot, write_snapshot};
 use cupola::llm::constrain::{Constrainer, Grammar, TokenTrie};
-use cupola::llm::{Constraint, LogProbs, Request, Transcript};
+use cupola::llm::{Constraint, Engine, LogProbs, Request, Transcript};
 use serde_json::{Value as Json, json};
-use std::io::Write;
+use std::io::{BufWriter, Write};
 use std::path::Path;
 use std::sync::Arc;
 
 /// Continues a text, on standard output as it comes.
 pub fn generate(args: &GenerateArgs) -> Outcome {
     let text = super::text(&args.text)?;
-    let model = super::open(&args.model, &args.compile, args.generation.context)?;
+    let generation = &args.generation;
+    let text_len = text_len(&args.model, &text, generation)?;
+    let (model, draft) = super::open_with_draft(&args.model, &args.compile, generation, text_len)?;
     let prompt = model.tokenizer.encode(&text, true, true);
     let prompt = prompt.map_err(cupola::Error::from)?;
     let positions = positions(&model, prompt.len(), &args.generation);
-    let mut engine = run::engine(&model, &args.generation, positions)?;
+    let deterministic = args.compile.deterministic;
+    let mut engine = run::engine(&model, draft.as_ref(), generation, deterministic, positions)?;
+    if let Some(path) = &args.load_cache {
+        load_cache(path, &model, &mut engine)?;
+    }
     let interrupt = Interrupt::watch();
+    let begun = prompt.clone();
     let transcript = Transcript::new(&model.tokenizer, &args.generation.stop);
     let constrainer = constrainer(&model, &args.generation, engine.decoder().vocab_len())?;
     let request = request(
@@ -42,12 +49,28 @@ pub fn generate(args: &GenerateArgs) -> Outcome {
     if streams {
         println!();
     }
+    if let Some(path) = &args.save_cache {
+        save_cache(
+            path,
+            &model,
+            &mut engine,
+            &[begun, generated.tokens.clone()].concat(),
+        )?;
+    }
     let stats = engine.stats();
     if let Some(to) = &args.json {
         let mut document = document(&generated);
-        if args.generation.lookup.is_some() {
+        let decoder = engine.decoder();
+        let cache_bytes = decoder.pages() * decoder.cache().page_size;
+        document["kv_cache_bytes"] = json!(cache_bytes);
+        if generation.lookup.is_some() || draft.is_some() {
             document["drafted"] = json!(stats.drafted);
             document["accepted"] = json!(stats.accepted);
+            let share = stats.accepted as f64 / stats.drafted.max(1) as f64;
+            document["accepted_share"] = json!(share);
+        }
+        if args.load_cache.is_some() {
+            document["reused_tokens"] = json!(generated.usage.reused);
         }
         if args.logprobs.is_some() {
             document["logprobs"] = generated.log_probs.iter().map(log_probs).collect();
@@ -67,6 +90,49 @@ pub fn generate(args: &GenerateArgs) -> Outcome {
         generated.finish.name()
     );
     Ok(())
+}
+
+/// Puts a saved text into the cache.
+fn load_cache(path: &Path, model: &TextModel, engine: &mut Engine) -> Outcome {
+    let snapshot = read_snapshot(path, model.program.graph())?;
+    let restored = engine.restore(&snapshot).map_err(cupola::Error::from)?;
+    tracing::info!(
+        "{restored} of {} tokens of {} are in the cache",
+        snapshot.tokens.len(),
+        path.display()
+    );
+    Ok(())
+}
+
+/// Writes what the cache has of a text.
+fn save_cache(path: &Path, model: &TextModel, engine: &mut Engine, text: &[u32]) -> Outcome {
+    let snapshot = engine.snapshot(text).map_err(cupola::Error::from)?;
+    write_atomically(path, |file| {
+        let mut out = BufWriter::new(file);
+        write_snapshot(&snapshot, model.program.graph(), &mut out)?;
+        out.flush()
+    })?;
+    tracing::info!("{} tokens are in {}", snapshot.tokens.len(), path.display());
+    Ok(())
+}
+
+/// Positions that the text will have at most, before the model is opened. A short text has no more tokens than bytes, and a
+/// few around it; the tokens of a long one are counted, since models may be another for longer texts.
+fn text_len(path: &Path, text: &str, args: &GenerationArgs) -> Outcome<usize> {
+    const SHORT: usize = 1024;
+    const AROUND: usize = 16;
+    if args.shift.is_some() || args.context.is_some() {
+        return Ok(usize::MAX);
+    }
+    let tokens = match text.len() <= SHORT {
+        true => text.len() + AROUND,
+        false => {
+            let tokenizer = cupola::language::tokenizer(path)?;
+            let tokens = tokenizer.encode(text, true, true);
+            tokens.map_err(cupola::Error::from)?.len()
+        }
+    };
+    Ok(tokens.saturating_add(args.predict))
 }
 
 /// Positions that a text of so many tokens and its continuation can take.

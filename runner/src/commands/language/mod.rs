@@ -19,22 +19,73 @@ pub use perplexity::perplexity;
 pub use serve::serve;
 pub use tokenize::tokenize;
 
-use crate::args::{CompileArgs, SamplingArgs, TextArgs};
+use crate::args::{
+    CacheArgs, CacheType, CompileArgs, GenerationArgs, Precision, SamplingArgs, TextArgs,
+};
 use crate::fail::{Failure, Outcome};
 use cupola::language::TextModel;
 use cupola::llm::Sampling;
+use cupola::{DType, Host, LanguageOptions};
 use std::path::Path;
 
+/// Most tokens of a text where nothing is asked for.
+pub const USUAL_CONTEXT: usize = 8192;
+
+/// How a model that continues texts is built: `context` tokens where somebody asks for so many, else texts of the usual
+/// length.
+pub fn import(args: &CompileArgs, context: Option<usize>, cache: CacheArgs) -> LanguageOptions {
+    LanguageOptions {
+        context_len: context,
+        cache_dtype: match cache.cache_type {
+            Some(CacheType::F32) => DType::F32,
+            Some(CacheType::F16) => DType::F16,
+            Some(CacheType::Bf16) => DType::BF16,
+            Some(CacheType::Q8) => DType::I8,
+            None if args.precision == Precision::F32 => DType::F32,
+            None => LanguageOptions::default().cache_dtype,
+        },
+        text_len: Some(USUAL_CONTEXT),
+        ..LanguageOptions::default()
+    }
+}
+
 /// Opens and compiles a model.
-fn open(path: &Path, args: &CompileArgs, context: Option<usize>) -> Outcome<TextModel> {
+fn open(path: &Path, args: &CompileArgs, import: &LanguageOptions) -> Outcome<TextModel> {
+    open_on(&super::host(args), path, args, import)
+}
+
+fn open_on(
+    host: &Host,
+    path: &Path,
+    args: &CompileArgs,
+    import: &LanguageOptions,
+) -> Outcome<TextModel> {
     let _busy = super::busy("loading");
+    let options = super::options(args)?;
+    Ok(TextModel::open_with(path, host, &options, import)?)
+}
+
+/// Opens a model, and the one that guesses for it if there is one, on the same devices, for texts of at most `text_len`
+/// tokens.
+fn open_with_draft(
+    path: &Path,
+    args: &CompileArgs,
+    generation: &GenerationArgs,
+    text_len: usize,
+) -> Outcome<(TextModel, Option<TextModel>)> {
     let host = super::host(args);
-    Ok(TextModel::open(
-        path,
-        &host,
-        &super::options(args)?,
-        context,
-    )?)
+    let own = LanguageOptions {
+        text_len: Some(text_len),
+        ..import(args, generation.context, generation.cache)
+    };
+    let model = open_on(&host, path, args, &own)?;
+    let draft = generation.draft.draft.as_ref();
+    let import = LanguageOptions {
+        context_len: None,
+        ..own
+    };
+    let draft = draft.map(|path| open_on(&host, path, args, &import));
+    Ok((model, draft.transpose()?))
 }
 
 /// The text of the command line.

@@ -22,7 +22,8 @@ const ROWS: usize = 128;
 /// Prints the perplexity of a text.
 pub fn perplexity(args: &PerplexityArgs) -> Outcome {
     let text = super::text(&args.text)?;
-    let model = super::open(&args.model, &args.compile, args.context)?;
+    let import = super::import(&args.compile, args.context, args.cache);
+    let model = super::open(&args.model, &args.compile, &import)?;
     let tokens = model.tokenizer.encode(&text, false, false);
     let tokens = tokens.map_err(cupola::Error::from)?;
     let window = args

@@ -16,16 +16,29 @@ use std::time::{Duration, Instant};
 const LONG_PROMPT: usize = 1024;
 
 /// An engine for one text at a time.
-pub fn engine(model: &TextModel, args: &GenerationArgs, positions: usize) -> Outcome<Engine> {
+pub fn engine(
+    model: &TextModel,
+    draft: Option<&TextModel>,
+    args: &GenerationArgs,
+    deterministic: bool,
+    positions: usize,
+) -> Outcome<Engine> {
     let options = EngineOptions {
         rows: args.batch.into(),
         rows_beside: args.batch.into(),
         shift: args.shift,
-        draft_len: args.lookup.unwrap_or(0),
+        draft_len: match draft {
+            Some(_) => args.draft.draft_len,
+            None => args.lookup.unwrap_or(0),
+        },
+        deterministic,
         ..EngineOptions::new(positions)
     };
     let mut engine = model.engine(positions, options).map_err(Failure::from)?;
-    if args.lookup.is_some() {
+    if let Some(draft) = draft {
+        let drafter = model.drafter(draft, positions, args.batch.into())?;
+        engine.set_drafter(Box::new(drafter));
+    } else if args.lookup.is_some() {
         engine.set_drafter(Box::new(PromptLookup::default()));
     }
     Ok(engine)
@@ -102,6 +115,7 @@ pub fn generate(
     out.usage.prompt = request.prompt.len();
     let bar = progress(request.prompt.len());
     engine.decoder_mut().stop_mut().flags = vec![interrupt.flag()];
+    tracing::info!("{} tokens are read", request.prompt.len());
     let start = Instant::now();
     let id = engine.submit(request).map_err(cupola::Error::from)?;
     let mut first: Option<Instant> = None;

@@ -1,6 +1,7 @@
 //! `cupola serve`: a language model over HTTP.
 
-use crate::args::ServeArgs;
+use super::USUAL_CONTEXT;
+use crate::args::{CacheArgs, ServeArgs};
 use crate::fail::{Failure, Outcome};
 use cupola::language::{Kind, TextModel};
 use cupola::llm::EngineOptions;
@@ -8,13 +9,11 @@ use cupola_server::{Embedder, Model, ServerOptions, Service, Work};
 use std::io;
 use std::time::Duration;
 
-/// Most tokens of a text where nothing is asked for.
-const USUAL_CONTEXT: usize = 8192;
-
 /// Serves until Ctrl-C.
 pub fn serve(args: &ServeArgs) -> Outcome {
     let template = cupola::language::chat_template(&args.model)?;
-    let model = super::open(&args.model, &args.compile, args.context)?;
+    let import = super::import(&args.compile, args.context, CacheArgs::default());
+    let model = super::open(&args.model, &args.compile, &import)?;
     let failed = |e: io::Error| Failure::new(1, "io", format!("{}:{}: {e}", args.host, args.port));
     let name = args.name.clone().unwrap_or_else(|| {
         let name = args.model.file_stem().unwrap_or_default();
@@ -61,6 +60,7 @@ fn work(args: &ServeArgs, model: &TextModel) -> Outcome<io::Result<Work>> {
                 slots: args.slots,
                 queue: args.queue,
                 shift: args.shift,
+                deterministic: args.compile.deterministic,
                 ..EngineOptions::new(context)
             };
             let engine = model.engine(context.saturating_mul(args.slots), options)?;

@@ -26,7 +26,7 @@ use crate::library::simd::{Float, Kernel, Simd, dispatch};
 use crate::library::view::{Shared, View, ViewMut, mismatch};
 use block::{Part, RowBlock};
 use half::bf16;
-pub use rows::{PageStart, Pages, Rows};
+pub use rows::{PageStart, Pages, Rows, Scales};
 
 /// Operands and options. `heads` must be a multiple of `kv_heads`; query head `h` uses key head `h / (heads / kv_heads)`.
 #[derive(Debug, Clone, Copy)]

@@ -64,6 +64,17 @@ pub enum PageStart {
     F16(*const f16),
     /// bf16
     BF16(*const bf16),
+    /// i8, each `depth / groups` neighbours times a scale in `[pages, kv_heads, page_len, groups]`.
+    I8(*const i8, Scales),
+}
+
+/// Scales of rows in 8 bits.
+#[derive(Debug, Clone, Copy)]
+pub struct Scales {
+    /// The first.
+    pub start: *const f16,
+    /// Scales of a row.
+    pub groups: usize,
 }
 
 // SAFETY: the elements are only read, and outlive what refers to them by the lifetime of `Pages`.
@@ -89,13 +100,15 @@ impl<T: Float> Kernel for Stage<'_, T> {
             PageStart::F32(start) => self.copy(s, start),
             PageStart::F16(start) => self.copy(s, start),
             PageStart::BF16(start) => self.copy(s, start),
+            PageStart::I8(start, scales) => self.scale(start, scales),
         }
     }
 }
 
 impl<T: Float> Stage<'_, T> {
+    /// Runs of neighbouring rows: the number of the first among all rows of all pages, where it goes to, and how many.
     #[inline(always)]
-    fn copy<S: Simd, P: Float>(&self, s: S, start: *const P) {
+    fn runs(&self) -> impl Iterator<Item = (usize, *mut T, usize)> {
         let Pages {
             count: pages,
             kv_heads,
@@ -107,13 +120,25 @@ impl<T: Float> Stage<'_, T> {
         let last = pages as i64 - 1;
         let table = tables[self.batch];
         let mut key = self.keys.start;
-        while key < self.keys.end {
+        std::iter::from_fn(move || {
+            if key >= self.keys.end {
+                return None;
+            }
             let page = table[key / page_len].clamp(0, last) as usize;
             let row = key % page_len;
             let count = (page_len - row).min(self.keys.end - key);
-            let from =
-                start.wrapping_add(((page * kv_heads + self.kv_head) * page_len + row) * depth);
+            let from = (page * kv_heads + self.kv_head) * page_len + row;
             let to = self.to.wrapping_add((key - self.keys.start) * depth);
+            key += count;
+            Some((from, to, count))
+        })
+    }
+
+    #[inline(always)]
+    fn copy<S: Simd, P: Float>(&self, s: S, start: *const P) {
+        let depth = self.pages.depth;
+        for (first, to, count) in self.runs() {
+            let from = start.wrapping_add(first * depth);
             for_each_vector!(s, count * depth, |at, len| {
                 // SAFETY: pages are inside, as whoever made `Pages` saw to; there is room for all keys.
                 unsafe {
@@ -121,7 +146,36 @@ impl<T: Float> Stage<'_, T> {
                     T::store_first_or_all(s, to.add(at), len, v);
                 }
             });
-            key += count;
+        }
+    }
+
+    /// Plain loops, which the compiler makes vectors of.
+    #[inline(always)]
+    fn scale(&self, start: *const i8, Scales { start: by, groups }: Scales) {
+        let depth = self.pages.depth;
+        if depth == 0 {
+            return;
+        }
+        let group = depth / groups;
+        for (first, to, count) in self.runs() {
+            for row in 0..count {
+                // SAFETY: pages and their scales are inside, as whoever made `Pages` saw to; there is room for all keys.
+                let (codes, scales, to) = unsafe {
+                    let at = first + row;
+                    (
+                        std::slice::from_raw_parts(start.add(at * depth), depth),
+                        std::slice::from_raw_parts(by.add(at * groups), groups),
+                        std::slice::from_raw_parts_mut(to.add(row * depth), depth),
+                    )
+                };
+                let parts = codes.chunks_exact(group).zip(to.chunks_exact_mut(group));
+                for ((codes, to), scale) in parts.zip(scales) {
+                    let scale = scale.widen();
+                    for (code, to) in codes.iter().zip(to) {
+                        *to = T::narrow(f32::from(*code) * scale);
+                    }
+                }
+            }
         }
     }
 }

@@ -1,14 +1,22 @@
 //! Language models as users hold them: a tokenizer, and a program that continues or describes text.
 
+mod saved;
+
+pub use cupola_language::Kind;
+pub use saved::{identity, read_snapshot, write_snapshot};
+
 use crate::error::{Error, Result};
 use crate::model;
 use crate::runner::Options;
 use cupola_gguf::GgufParts;
-pub use cupola_language::Kind;
+use cupola_ir::{Bindings, DType, Sym};
 use cupola_language::{Config, LanguageModel};
-use cupola_llm::{CacheShape, Decoder, Encoder, Engine, EngineOptions, with_likeliest};
+use cupola_llm::speculate::DraftModel;
+use cupola_llm::{
+    CacheShape, Decoder, Encoder, Engine, EngineOptions, LlmError, StepSizes, with_likeliest,
+};
 use cupola_passes::Precision;
-use cupola_runtime::{DeviceSpec, Host, Program};
+use cupola_runtime::{DeviceSpec, Host, Program, RuntimeError};
 use cupola_source::{Format, Source};
 use cupola_text::{ChatTemplate, Tokenizer};
 use std::path::Path;
@@ -36,19 +44,34 @@ impl TextModel {
         options: &Options,
         context_len: Option<usize>,
     ) -> Result<TextModel> {
-        let path = path.as_ref();
-        check_kind(path)?;
-        let mut import = cupola_language::Options {
+        let cache_dtype = match options.precision {
+            Precision::F32 => DType::F32,
+            _ => cupola_language::Options::default().cache_dtype,
+        };
+        let import = cupola_language::Options {
             context_len,
+            cache_dtype,
             ..cupola_language::Options::default()
         };
-        if options.precision == Precision::F32 {
-            import.cache_dtype = cupola_ir::DType::F32;
-        }
+        TextModel::open_with(path, host, options, &import)
+    }
+
+    /// As [`TextModel::open`], with a say in how keys and values are kept.
+    ///
+    /// # Errors
+    /// As [`TextModel::open`]; options that mean nothing.
+    pub fn open_with(
+        path: impl AsRef<Path>,
+        host: &Host,
+        options: &Options,
+        import: &cupola_language::Options,
+    ) -> Result<TextModel> {
+        let path = path.as_ref();
+        check_kind(path)?;
         // Reading a vocabulary takes about as long as compiling.
         std::thread::scope(|scope| {
             let tokenizer = scope.spawn(|| tokenizer(path));
-            let opened = LanguageModel::open(path, &import)?;
+            let opened = LanguageModel::open(path, import)?;
             let mut options = options.clone();
             model::know_files(&opened.files, &mut options);
             let graph = match (opened.config.kind, &options.device) {
@@ -127,9 +150,88 @@ impl TextModel {
     /// An engine with a cache for so many positions of all texts together.
     ///
     /// # Errors
-    /// As [`TextModel::decoder`]; options that let nothing run.
+    /// As [`TextModel::decoder`]; [`RuntimeError::Memory`] where weights, cache and the largest step are more than the
+    /// budget or this machine has; options that let nothing run.
     pub fn engine(&self, positions: usize, options: EngineOptions) -> Result<Engine> {
+        let sizes = StepSizes {
+            rows: options.rows,
+            texts: options.slots,
+            wanted: options.slots,
+            context_len: options.context_len.min(positions),
+            pages: positions.div_ceil(self.cache()?.page_len),
+        };
+        self.check_memory(&sizes)?;
         Ok(Engine::new(self.decoder(positions)?, options)?)
+    }
+
+    /// Refuses what is known beforehand not to fit.
+    fn check_memory(&self, sizes: &StepSizes) -> Result<()> {
+        let mut bindings = Bindings::default();
+        for (name, size) in sizes.symbols(self.program.graph())? {
+            bindings.set(Sym::new(&name), size);
+        }
+        let cache = self.cache()?.page_size.saturating_mul(sizes.pages) as u64;
+        let need = match self.program.footprint(&bindings) {
+            Some(all) => all.total(),
+            None => cache,
+        };
+        let on_host = matches!(self.program.device, DeviceSpec::Cpu | DeviceSpec::Reference);
+        let machine = on_host.then(host_memory).flatten();
+        let budget = self.program.memory().into_iter().chain(machine).min();
+        match budget {
+            Some(budget) if need > budget => Err(RuntimeError::Memory { need, budget }.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// What guesses the tokens of this model's texts by running `smaller`, with a cache for so many positions of all texts
+    /// together and at most `rows` rows at a time. [`Engine::set_drafter`] takes it.
+    ///
+    /// # Errors
+    /// As [`TextModel::decoder`]; [`LlmError::Request`] where the models do not mean the same by a token.
+    pub fn drafter(
+        &self,
+        smaller: &TextModel,
+        positions: usize,
+        rows: usize,
+    ) -> Result<DraftModel> {
+        check_same_tokens(&self.tokenizer, &smaller.tokenizer)?;
+        let decoder = smaller.decoder(positions)?;
+        let context_len = smaller.config.context_len;
+        Ok(DraftModel::new(decoder, context_len, rows))
+    }
+}
+
+/// All memory of this machine; `None` where the system does not tell.
+fn host_memory() -> Option<u64> {
+    let facts = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = facts.lines().find_map(|l| l.strip_prefix("MemTotal:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+/// Models of one family may fill up their vocabularies to different lengths, by no more than this.
+const MOST_FILLERS: usize = 256;
+
+/// A model can guess for another only if every token is the same text for both.
+fn check_same_tokens(own: &Tokenizer, other: &Tokenizer) -> Result<()> {
+    let refused = |what: String| {
+        let what = format!("the draft model has another vocabulary: {what}");
+        Err(Error::Generate(LlmError::Request(what)))
+    };
+    let (len, other_len) = (own.vocab_len(), other.vocab_len());
+    let common = len.min(other_len) as u32;
+    let differs = (0..common).find(|t| own.token_bytes(*t) != other.token_bytes(*t));
+    if let Some(token) = differs {
+        let [own, other] = [own, other].map(|t| {
+            let bytes = t.token_bytes(token);
+            cupola_source::quote(&String::from_utf8_lossy(bytes))
+        });
+        return refused(format!("token {token} is {other} and not {own}"));
+    }
+    match len.abs_diff(other_len) > MOST_FILLERS {
+        true => refused(format!("{other_len} tokens and not {len}")),
+        false => Ok(()),
     }
 }
 

@@ -3,8 +3,14 @@
 //! A guess costs a row of a step and changes nothing else: a token is taken only if it is the one that would have been
 //! chosen anyway, by the same logits and the same random number.
 
+mod model;
+
+pub use model::DraftModel;
+
 use crate::error::Result;
+use crate::sample::Sampling;
 use crate::sequence::SequenceId;
+use cupola_ir::eval::Stop;
 
 /// A text to guess on.
 #[derive(Debug)]
@@ -13,6 +19,12 @@ pub struct Draftable<'a> {
     pub id: SequenceId,
     /// The text so far.
     pub text: &'a [u32],
+    /// How its tokens are chosen.
+    pub sampling: &'a Sampling,
+    /// Place of the next token in what is generated, from 0.
+    pub place: u64,
+    /// Tokens that end it: nothing after them is of use.
+    pub end_tokens: &'a [u32],
     /// Most tokens to guess.
     pub most: usize,
     /// The guesses, empty at first.
@@ -21,11 +33,11 @@ pub struct Draftable<'a> {
 
 /// Guesses how texts go on.
 pub trait Drafter: Send {
-    /// Guesses for several texts. A text may be any other than in the last call.
+    /// Guesses for several texts. A text may be any other than in the last call. `stop` ends what takes long.
     ///
     /// # Errors
     /// What running a model finds.
-    fn draft(&mut self, texts: &mut [Draftable<'_>]) -> Result<()>;
+    fn draft(&mut self, texts: &mut [Draftable<'_>], stop: &Stop) -> Result<()>;
 
     /// A text has ended.
     fn forget(&mut self, _id: SequenceId) {}
@@ -50,7 +62,7 @@ impl Default for PromptLookup {
 }
 
 impl Drafter for PromptLookup {
-    fn draft(&mut self, texts: &mut [Draftable<'_>]) -> Result<()> {
+    fn draft(&mut self, texts: &mut [Draftable<'_>], _stop: &Stop) -> Result<()> {
         for Draftable {
             text, most, draft, ..
         } in texts
@@ -82,10 +94,15 @@ mod tests {
         let job = Draftable {
             id: SequenceId(0),
             text,
+            sampling: &Sampling::default(),
+            place: 0,
+            end_tokens: &[],
             most,
             draft: &mut draft,
         };
-        PromptLookup::default().draft(&mut [job]).expect("guesses");
+        PromptLookup::default()
+            .draft(&mut [job], &Stop::default())
+            .expect("guesses");
         draft
     }
 
