@@ -215,3 +215,25 @@ fn texts_beyond_the_original_context_are_turned_by_the_long_factors() {
     let mut running = Running::new(&model, &f32_on(DeviceSpec::Cpu), 1, 32);
     assert_near("short", &running.whole(&tokens), &want);
 }
+
+/// What PyTorch exports is the same model; `kernels` compares what is made of it.
+#[test]
+fn an_exported_encoder_agrees_with_pytorch() {
+    let folder = fixtures().join("bert");
+    let read = cupola_onnx::Model::open(folder.join("model.onnx")).expect("a model");
+    let imported = cupola_onnx::import(&read, &Default::default()).expect("a graph");
+    let options = f32_on(DeviceSpec::Cpu);
+    let program = Program::compile(imported.graph, &Host::new(), &options).expect("a program");
+    let (tokens, want) = expected(&folder, "hidden");
+    let row = |values: &[i64]| Tensor::from_slice(&[1, values.len()], values).expect("a row");
+    let inputs = vec![
+        ("tokens", row(&tokens).into()),
+        ("mask", row(&vec![1; tokens.len()]).into()),
+        ("kinds", row(&vec![0; tokens.len()]).into()),
+    ];
+    let outputs = Session::new(Arc::new(program)).run(inputs).expect("a run");
+    let hidden = outputs[0].1.as_tensor().and_then(Tensor::to_vec::<f32>);
+    let hidden = hidden.expect("numbers");
+    let rows: Vec<Vec<f32>> = hidden.chunks(want[0].len()).map(<[f32]>::to_vec).collect();
+    assert_near("bert from ONNX", &rows, &want);
+}
