@@ -120,6 +120,6 @@ if [[ -x $cache/soft-vulkan/run ]]; then
         CUPOLA_GPU_FORMS=parallel LP_NATIVE_VECTOR_WIDTH=$width cargo test --release --workspace "${gpu[@]}"
     done
     say "tests on the software GPU adapter without optional features"
-    CUPOLA_GPU_TIER=base cargo test --release --workspace --test sessions --test lost_device --test custom --test models
+    CUPOLA_GPU_TIER=base cargo test --release --workspace --test sessions --test lost_device --test custom --test models --test decoding
 fi
 say "done"
