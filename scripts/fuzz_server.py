@@ -113,7 +113,7 @@ def fuzzed(rng):
     """Method, path and body of a request."""
     path, body = rng.choice(BODIES)
     body = copy.deepcopy(body)
-    for _ in range(rng.choice([1, 1, 2, 4])):
+    for _ in range(rng.choice([0, 1, 1, 2, 4])):
         change(body, rng)
         if not body:
             break
@@ -273,7 +273,7 @@ def abort(server, rng):
     path, body = rng.choice(BODIES[:8])
     body = {**body, "stream": rng.random() < 0.7, "max_tokens": 60, "n": 1}
     data = json.dumps(body).encode()
-    request = f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data
+    request = f"POST {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data
     try:
         with socket.create_connection((server.host, server.port), timeout=server.seconds) as connection:
             cut = rng.choice([rng.randrange(len(request)), len(request), len(request)])
