@@ -63,7 +63,7 @@ BODIES = [
 ]
 PATHS = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/models", "/v1/models/x", "/health", "/metrics", "/", "/v2"]
 SPECIAL_KEYS = {"max_tokens", "max_completion_tokens"}
-GRAMMARS = ["root ::= root", "root ::= \"a\"{1,100000}", "root ::= (((\"a\"*)*)*)*", "root ::= [^", "root ::= x", "root ::= " + "(" * 500,
+GRAMMARS = ["root ::= root", "root ::= \"a\"{1,3000}", "root ::= \"a\"{1,4000000000}", "root ::= (((\"a\"*)*)*)*", "root ::= [^", "root ::= x", "root ::= " + "(" * 500,
             "root ::= ((\"a\"{1,100}){1,100}){1,100}", "\0", "root ::= a\na ::= b\nb ::= a", "root ::= \"\\xZZ\""]
 SCHEMAS = [{"$ref": "#"}, {"allOf": [{"$ref": "#/allOf/0"}]}, {"type": "string", "pattern": "(a+)+$"}, {"type": "string", "minLength": 10**9},
            {"type": "array", "minItems": 10**12}, {"enum": []}, {"type": "integer", "minimum": 10**30}, {"const": {"a": [None] * 50}}, False,
