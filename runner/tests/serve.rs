@@ -286,8 +286,8 @@ fn texts_are_bounded_and_repeated_where_asked() {
             .expect("a text")
             .to_owned()
     };
-    assert!(text(0).starts_with("one two three "), "{found}");
-    assert!(text(1).starts_with("a b c "), "{found}");
+    assert!(text(0).starts_with("one two three"), "{found}");
+    assert!(text(1).starts_with("a b c"), "{found}");
     let mut streamed = body.clone();
     streamed["stream"] = true.into();
     let (_, pieces) = server.exchange("POST", "/v1/completions", "", &streamed.to_string());

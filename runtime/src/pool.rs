@@ -45,6 +45,11 @@ impl Pool {
             return Ok(self.free.swap_remove(at));
         }
         let size = padded(size);
+        // The new one does the work of those that are a little smaller: sizes that grow leave no buffer of each.
+        let is_replaced = |b: &Buffer| (size / 2..size).contains(&b.size()) && is_free(b);
+        while let Some(at) = self.free.iter().position(is_replaced) {
+            self.drop_free(at);
+        }
         self.make_room(size as u64)?;
         let buffer = device.alloc(size)?;
         self.held += buffer.size() as u64;

@@ -44,11 +44,19 @@ impl Program {
         if let Some(rule) = left_recursive(rules.all()) {
             return Err(ConstraintError::LeftRecursion(name(rule)));
         }
+        // What is too large is refused before memory is taken for it.
+        let counts = rules
+            .all()
+            .iter()
+            .map(|rule| node_count(rule).saturating_add(1));
+        if counts.fold(0, usize::saturating_add) > MAX_NODES {
+            return Err(ConstraintError::TooLarge("500,000 states"));
+        }
         let mut builder = Builder { nodes: vec![] };
         let mut starts = vec![];
         for rule in rules.all() {
-            let end = builder.push(Node::Return)?;
-            starts.push(builder.expression(rule, end)?);
+            let end = builder.push(Node::Return);
+            starts.push(builder.expression(rule, end));
         }
         Ok(Program {
             nodes: builder.nodes,
@@ -63,49 +71,36 @@ struct Builder {
 }
 
 impl Builder {
-    fn push(&mut self, node: Node) -> Result<NodeId, ConstraintError> {
-        if self.nodes.len() == MAX_NODES {
-            return Err(ConstraintError::TooLarge("500,000 states"));
-        }
+    fn push(&mut self, node: Node) -> NodeId {
         self.nodes.push(node);
-        Ok(self.nodes.len() as NodeId - 1)
+        self.nodes.len() as NodeId - 1
     }
 
     /// The node from which a text of the expression leads to `next`.
-    fn expression(
-        &mut self,
-        expression: &Expression,
-        next: NodeId,
-    ) -> Result<NodeId, ConstraintError> {
+    fn expression(&mut self, expression: &Expression, next: NodeId) -> NodeId {
         match expression {
             Expression::Bytes(ranges) => self.push(Node::Bytes(ranges.clone(), next)),
             Expression::Rule(rule) => self.push(Node::Call(*rule, next)),
             Expression::Sequence(parts) => parts
                 .iter()
                 .rev()
-                .try_fold(next, |next, part| self.expression(part, next)),
+                .fold(next, |next, part| self.expression(part, next)),
             Expression::Choice(parts) => {
-                let parts: Result<Vec<NodeId>, _> = parts
+                let parts: Vec<NodeId> = parts
                     .iter()
                     .map(|part| self.expression(part, next))
                     .collect();
-                self.push(Node::Split(parts?))
+                self.push(Node::Split(parts))
             }
             Expression::Repeat { part, min, max } => self.repeat(part, *min, *max, next),
         }
     }
 
-    fn repeat(
-        &mut self,
-        part: &Expression,
-        min: u32,
-        max: Option<u32>,
-        next: NodeId,
-    ) -> Result<NodeId, ConstraintError> {
+    fn repeat(&mut self, part: &Expression, min: u32, max: Option<u32>, next: NodeId) -> NodeId {
         let mut first = match max {
             None => {
-                let again = self.push(Node::Split(vec![next]))?;
-                let body = self.expression(part, again)?;
+                let again = self.push(Node::Split(vec![next]));
+                let body = self.expression(part, again);
                 if let Node::Split(ways) = &mut self.nodes[again as usize] {
                     ways.push(body);
                 }
@@ -114,21 +109,43 @@ impl Builder {
             Some(max) => {
                 let mut first = next;
                 for _ in min..max {
-                    let body = self.expression(part, first)?;
-                    first = self.push(Node::Split(vec![body, next]))?;
+                    let body = self.expression(part, first);
+                    first = self.push(Node::Split(vec![body, next]));
                 }
                 first
             }
         };
         for _ in 0..min {
             let before = self.nodes.len();
-            first = self.expression(part, first)?;
+            first = self.expression(part, first);
             // Of parts that take no nodes any number is the same.
             if self.nodes.len() == before {
                 break;
             }
         }
-        Ok(first)
+        first
+    }
+}
+
+/// Nodes that an expression takes.
+fn node_count(expression: &Expression) -> usize {
+    let sum = |parts: &[Expression]| parts.iter().map(node_count).fold(0, usize::saturating_add);
+    match expression {
+        Expression::Bytes(_) | Expression::Rule(_) => 1,
+        Expression::Sequence(parts) => sum(parts),
+        Expression::Choice(parts) => sum(parts).saturating_add(1),
+        Expression::Repeat { part, min, max } => {
+            let part = node_count(part);
+            let optional = match max {
+                None => part.saturating_add(1),
+                Some(max) => {
+                    (max.saturating_sub(*min) as usize).saturating_mul(part.saturating_add(1))
+                }
+            };
+            (*min as usize)
+                .saturating_mul(part)
+                .saturating_add(optional)
+        }
     }
 }
 

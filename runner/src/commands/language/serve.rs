@@ -30,7 +30,7 @@ pub fn serve(args: &ServeArgs) -> Outcome {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         // They read bodies and encode texts; more would only take memory.
-        .max_blocking_threads(4)
+        .max_blocking_threads(2)
         .enable_all()
         .build()
         .map_err(failed)?;
