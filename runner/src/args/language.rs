@@ -318,5 +318,9 @@ pub struct ServeArgs {
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     pub timeout: u64,
     #[command(flatten)]
+    pub cache: CacheArgs,
+    #[command(flatten)]
+    pub draft: DraftArgs,
+    #[command(flatten)]
     pub compile: CompileArgs,
 }

@@ -31,8 +31,10 @@ pub fn chat(args: &ChatArgs) -> Outcome {
         Failure::new(4, "unsupported", what)
     })?;
     let context = args.generation.context;
+    let generation = &args.generation;
+    let import = super::import(&args.compile, context, generation.cache);
     let (model, draft) =
-        super::open_with_draft(&args.model, &args.compile, &args.generation, USUAL_CONTEXT)?;
+        super::open_with_draft(&args.model, &args.compile, &generation.draft, &import)?;
     let most = context
         .unwrap_or(USUAL_CONTEXT)
         .min(model.config.context_len);

@@ -6,6 +6,7 @@ use crate::commands::convert::write_atomically;
 use crate::fail::{Failure, Outcome};
 use crate::interrupt::Interrupt;
 use crate::outputs;
+use cupola::LanguageOptions;
 use cupola::language::{TextModel, read_snapshot, write_snapshot};
 use cupola::llm::constrain::{Constrainer, Grammar, TokenTrie};
 use cupola::llm::{Constraint, Engine, LogProbs, Request, Transcript};
@@ -19,7 +20,12 @@ pub fn generate(args: &GenerateArgs) -> Outcome {
     let text = super::text(&args.text)?;
     let generation = &args.generation;
     let text_len = text_len(&args.model, &text, generation)?;
-    let (model, draft) = super::open_with_draft(&args.model, &args.compile, generation, text_len)?;
+    let import = LanguageOptions {
+        text_len: Some(text_len),
+        ..super::import(&args.compile, generation.context, generation.cache)
+    };
+    let (model, draft) =
+        super::open_with_draft(&args.model, &args.compile, &generation.draft, &import)?;
     let prompt = model.tokenizer.encode(&text, true, true);
     let prompt = prompt.map_err(cupola::Error::from)?;
     let positions = positions(&model, prompt.len(), &args.generation);

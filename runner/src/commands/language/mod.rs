@@ -20,7 +20,7 @@ pub use serve::serve;
 pub use tokenize::tokenize;
 
 use crate::args::{
-    CacheArgs, CacheType, CompileArgs, GenerationArgs, Precision, SamplingArgs, TextArgs,
+    CacheArgs, CacheType, CompileArgs, DraftArgs, Precision, SamplingArgs, TextArgs,
 };
 use crate::fail::{Failure, Outcome};
 use cupola::language::TextModel;
@@ -65,25 +65,20 @@ fn open_on(
     Ok(TextModel::open_with(path, host, &options, import)?)
 }
 
-/// Opens a model, and the one that guesses for it if there is one, on the same devices, for texts of at most `text_len`
-/// tokens.
+/// Opens a model, and the one that guesses for it if there is one, on the same devices.
 fn open_with_draft(
     path: &Path,
     args: &CompileArgs,
-    generation: &GenerationArgs,
-    text_len: usize,
+    draft: &DraftArgs,
+    own: &LanguageOptions,
 ) -> Outcome<(TextModel, Option<TextModel>)> {
     let host = super::host(args);
-    let own = LanguageOptions {
-        text_len: Some(text_len),
-        ..import(args, generation.context, generation.cache)
-    };
-    let model = open_on(&host, path, args, &own)?;
-    let draft = generation.draft.draft.as_ref();
+    let model = open_on(&host, path, args, own)?;
     let import = LanguageOptions {
         context_len: None,
-        ..own
+        ..own.clone()
     };
+    let draft = draft.draft.as_ref();
     let draft = draft.map(|path| open_on(&host, path, args, &import));
     Ok((model, draft.transpose()?))
 }

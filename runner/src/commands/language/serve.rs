@@ -1,7 +1,7 @@
 //! `cupola serve`: a language model over HTTP.
 
 use super::USUAL_CONTEXT;
-use crate::args::{CacheArgs, ServeArgs};
+use crate::args::ServeArgs;
 use crate::fail::{Failure, Outcome};
 use cupola::language::{Kind, TextModel};
 use cupola::llm::EngineOptions;
@@ -12,14 +12,14 @@ use std::time::Duration;
 /// Serves until Ctrl-C.
 pub fn serve(args: &ServeArgs) -> Outcome {
     let template = cupola::language::chat_template(&args.model)?;
-    let import = super::import(&args.compile, args.context, CacheArgs::default());
-    let model = super::open(&args.model, &args.compile, &import)?;
+    let import = super::import(&args.compile, args.context, args.cache);
+    let (model, draft) = super::open_with_draft(&args.model, &args.compile, &args.draft, &import)?;
     let failed = |e: io::Error| Failure::new(1, "io", format!("{}:{}: {e}", args.host, args.port));
     let name = args.name.clone().unwrap_or_else(|| {
         let name = args.model.file_stem().unwrap_or_default();
         name.to_string_lossy().into_owned()
     });
-    let work = work(args, &model)?.map_err(failed)?;
+    let work = work(args, &model, draft.as_ref())?.map_err(failed)?;
     let served = Model::new(name, model.tokenizer.clone(), template, work);
     let options = ServerOptions {
         api_key: args.api_key.clone(),
@@ -45,7 +45,11 @@ pub fn serve(args: &ServeArgs) -> Outcome {
 }
 
 /// What does the model's work, on a thread of its own.
-fn work(args: &ServeArgs, model: &TextModel) -> Outcome<io::Result<Work>> {
+fn work(
+    args: &ServeArgs,
+    model: &TextModel,
+    draft: Option<&TextModel>,
+) -> Outcome<io::Result<Work>> {
     match model.config.kind {
         Kind::Encoder => {
             let encoder = model.encoder()?;
@@ -60,10 +64,15 @@ fn work(args: &ServeArgs, model: &TextModel) -> Outcome<io::Result<Work>> {
                 slots: args.slots,
                 queue: args.queue,
                 shift: args.shift,
+                draft_len: args.draft.draft_len,
                 deterministic: args.compile.deterministic,
                 ..EngineOptions::new(context)
             };
-            let engine = model.engine(context.saturating_mul(args.slots), options)?;
+            let (positions, rows) = (context.saturating_mul(args.slots), options.rows);
+            let mut engine = model.engine(positions, options)?;
+            if let Some(draft) = draft {
+                engine.set_drafter(Box::new(model.drafter(draft, positions, rows)?));
+            }
             Ok(Service::start(engine).map(Work::Continue))
         }
     }
