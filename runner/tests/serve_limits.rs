@@ -73,7 +73,7 @@ fn a_long_prompt_lets_others_go_on() {
         Instant::now()
     };
     std::thread::scope(|scope| {
-        let long = scope.spawn(|| ask("one two three four ".repeat(1900), 1));
+        let long = scope.spawn(|| ask("one two three four ".repeat(1000), 1));
         while !server
             .exchange("GET", "/metrics", "", "")
             .1
