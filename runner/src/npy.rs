@@ -4,8 +4,9 @@ use crate::fail::{Failure, Outcome};
 use cupola_ir::{DType, Tensor, convert};
 use half::f16;
 use npyz::{NpyFile, Order, TypeChar, WriterBuilder};
-use std::io::{BufReader, Cursor, Read, Seek, Write};
-use std::path::Path;
+use std::fs::File;
+use std::io::{BufReader, BufWriter, Cursor, Read, Seek, Write};
+use std::path::{Path, PathBuf};
 
 /// No compressed byte of an archive holds more bytes: a member's header may claim anything.
 const MOST_EXPANSION: u64 = 1032;
@@ -174,6 +175,52 @@ pub fn write(path: &Path, tensor: &Tensor) -> Outcome {
         .map_err(fail)?;
     drop(file);
     std::fs::rename(&temporary, path).map_err(fail)
+}
+
+/// A file of rows of f32 that is written as they come; it has its name once [`RowsFile::finish`] was called.
+pub struct RowsFile {
+    path: PathBuf,
+    temporary: PathBuf,
+    writer: Option<npyz::NpyWriter<f32, BufWriter<File>>>,
+}
+
+impl RowsFile {
+    /// Begins a file of `f32[rows, width]`.
+    pub fn new(path: &Path, rows: usize, width: usize) -> Outcome<RowsFile> {
+        let temporary = path.with_extension("npy.part");
+        let fail = |e: std::io::Error| Failure::io("cannot write", path, e);
+        let file = BufWriter::new(File::create(&temporary).map_err(fail)?);
+        let options = npyz::WriteOptions::<f32>::new().default_dtype();
+        let options = options.shape(&[rows as u64, width as u64]).writer(file);
+        Ok(RowsFile {
+            path: path.to_owned(),
+            temporary,
+            writer: Some(options.begin_nd().map_err(fail)?),
+        })
+    }
+
+    /// Appends a row.
+    pub fn push(&mut self, row: &[f32]) -> Outcome {
+        let Some(writer) = &mut self.writer else {
+            return Ok(());
+        };
+        let pushed = writer.extend(row.iter().copied());
+        pushed.map_err(|e| Failure::io("cannot write", &self.path, e))
+    }
+
+    /// Ends the file: all rows have come.
+    pub fn finish(mut self) -> Outcome {
+        let finished = self.writer.take().map_or(Ok(()), |w| w.finish());
+        let renamed = finished.and_then(|()| std::fs::rename(&self.temporary, &self.path));
+        renamed.map_err(|e| Failure::io("cannot write", &self.path, e))
+    }
+}
+
+impl Drop for RowsFile {
+    fn drop(&mut self) {
+        // Not there any more once the file was finished.
+        let _ = std::fs::remove_file(&self.temporary);
+    }
 }
 
 fn write_to(w: impl Write, t: &Tensor) -> std::io::Result<()> {

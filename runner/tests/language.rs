@@ -473,3 +473,36 @@ fn wrong_calls_and_files_get_one_clear_error() {
         assert!(said.starts_with("error["), "{said}");
     }
 }
+
+#[test]
+fn logits_of_a_text_are_written_and_give_its_perplexity() {
+    let Some(model) = model() else { return };
+    let folder = Folder::new("logits");
+    let path = folder.path("logits.npy");
+    let text = [
+        "-p",
+        "Once upon a time there was a king who had a daughter.",
+    ];
+    let tokens = document(&[&["tokenize", &model, "--json"][..], &text].concat());
+    let args = ["perplexity", &model, "--json", "--logits", &path];
+    let found = document(&[&args[..], &text].concat());
+
+    let bytes = std::fs::read(&path).expect("a file");
+    let start = 10 + usize::from(u16::from_le_bytes([bytes[8], bytes[9]]));
+    let header = String::from_utf8_lossy(&bytes[10..start]).into_owned();
+    let tokens: Vec<usize> = serde_json::from_value(tokens["tokens"].clone()).expect("tokens");
+    let (rows, width) = (tokens.len() - 1, 49_152);
+    assert!(header.contains(&format!("({rows}, {width}")), "{header}");
+    let logits = bytes[start..].as_chunks::<4>().0.iter();
+    let logits: Vec<f64> = logits.map(|x| f32::from_le_bytes(*x).into()).collect();
+    assert_eq!(logits.len(), rows * width);
+
+    let costs = logits.chunks(width).zip(&tokens[1..]).map(|(row, next)| {
+        let largest = row.iter().copied().fold(f64::MIN, f64::max);
+        let sum: f64 = row.iter().map(|x| (x - largest).exp()).sum();
+        largest + sum.ln() - row[*next]
+    });
+    let mean = costs.sum::<f64>() / rows as f64;
+    let claimed = found["ln_perplexity"].as_f64().expect("a number");
+    assert!((mean - claimed).abs() < 1e-6, "{mean} {claimed}");
+}

@@ -197,6 +197,9 @@ pub struct PerplexityArgs {
     /// for, at most 8192).
     #[arg(short, long, value_name = "N")]
     pub context: Option<usize>,
+    /// Writes the logits of all rows that foretell a token: `f32[rows, vocabulary]`, window after window.
+    #[arg(long, value_name = "FILE.npy")]
+    pub logits: Option<PathBuf>,
     #[command(flatten)]
     pub cache: CacheArgs,
     #[command(flatten)]

@@ -6,6 +6,7 @@
 
 use crate::args::PerplexityArgs;
 use crate::fail::{Failure, Outcome};
+use crate::npy::RowsFile;
 use crate::outputs;
 use cupola::language::TextModel;
 use cupola::llm::sample::log_sum_exp;
@@ -32,11 +33,15 @@ pub fn perplexity(args: &PerplexityArgs) -> Outcome {
     let windows = windows(&model, &tokens, window)?;
     let longest = windows.iter().map(Vec::len).max().unwrap_or(0);
     let mut decoder = model.decoder(longest)?;
-    let (start, mut total, mut count) = (Instant::now(), 0.0, 0usize);
+    let count: usize = windows.iter().map(|w| w.len() - 1).sum();
+    let file = args.logits.as_ref();
+    let file = file.map(|path| RowsFile::new(path, count, decoder.vocab_len()));
+    let mut file = file.transpose()?;
+    let (start, mut total) = (Instant::now(), 0.0);
     for window in &windows {
-        total += cost(&mut decoder, window)?;
-        count += window.len() - 1;
+        total += cost(&mut decoder, window, file.as_mut())?;
     }
+    file.map(RowsFile::finish).transpose()?;
     let mean = total / count as f64;
     let rate = count as f64 / start.elapsed().as_secs_f64();
     match &args.json {
@@ -85,8 +90,8 @@ fn windows(model: &TextModel, tokens: &[u32], len: usize) -> Outcome<Vec<Vec<u32
     }
 }
 
-/// The sum of negative log-probabilities of a window's tokens.
-fn cost(decoder: &mut Decoder, window: &[u32]) -> Outcome<f64> {
+/// The sum of negative log-probabilities of a window's tokens; their logits go into the file.
+fn cost(decoder: &mut Decoder, window: &[u32], mut file: Option<&mut RowsFile>) -> Outcome<f64> {
     let pages: Vec<u32> = (0..decoder.pages() as u32).collect();
     let known = &window[..window.len() - 1];
     let mut total = 0.0;
@@ -97,6 +102,9 @@ fn cost(decoder: &mut Decoder, window: &[u32]) -> Outcome<f64> {
         let logits = decoder.run(&batch).map_err(cupola::Error::from)?;
         let next = &window[i * ROWS + 1..][..chunk.len()];
         total += costs(&logits, next);
+        if let Some(file) = &mut file {
+            (0..chunk.len()).try_for_each(|row| file.push(logits.row(row)))?;
+        }
     }
     Ok(total)
 }
