@@ -97,6 +97,12 @@ impl Builder<'_> {
         step: &Step,
     ) -> Result<ValueId> {
         let [q, k, v] = self.queries_keys_values(x, i, block)?;
+        // Values that are only rounded are so before they are dealt to heads: by the kernel of the product.
+        let v = match self.options.cache_dtype {
+            DType::I8 => v,
+            dtype => self.graph.cast(v, dtype)?,
+        };
+        let v = self.heads(v, block.kv_heads)?;
         let (mut q, mut k) = (q, k);
         self.part(&format!("blk.{i}.rope"), "rope");
         if let Some(rope) = block.rope {
@@ -121,7 +127,7 @@ impl Builder<'_> {
         self.linear(y, &format!("blk.{i}.attn_output"), self.recipe.width)
     }
 
-    /// `[rows, heads, len]` each, with norms of queries and keys where the model has them.
+    /// Queries and keys `[rows, heads, len]`, with norms where the model has them, and values `[rows, heads * len]`.
     pub(super) fn queries_keys_values(
         &mut self,
         x: ValueId,
@@ -148,7 +154,7 @@ impl Builder<'_> {
         };
         let q = self.normed_heads(q, &at("attn_q_norm"), block.heads)?;
         let k = self.normed_heads(k, &at("attn_k_norm"), block.kv_heads)?;
-        Ok([q, k, self.heads(v, block.kv_heads)?])
+        Ok([q, k, v])
     }
 
     /// The last axis as heads, normed over all elements or over those of a head, as the norm's length says.

@@ -62,10 +62,11 @@ impl Builder<'_> {
 
     /// What attention of every token to all of its text adds.
     fn seen_all(&mut self, x: ValueId, i: usize, block: &Block, mask: ValueId) -> Result<ValueId> {
-        let qkv = self.queries_keys_values(x, i, block)?;
+        let [q, k, v] = self.queries_keys_values(x, i, block)?;
+        let v = self.heads(v, block.kv_heads)?;
         self.part(&format!("blk.{i}.attn"), "attention");
         let g = &mut self.graph;
-        let [q, k, v] = qkv.map(|part| g.permute(part, &[0, 2, 1, 3]));
+        let [q, k, v] = [q, k, v].map(|part| g.permute(part, &[0, 2, 1, 3]));
         let mask = g.unsqueeze(mask, &[1, 2])?;
         let op = Attention {
             scale: block.scale,
