@@ -142,7 +142,7 @@ fn options_that_no_cache_has_are_refused() {
             ..Options::default()
         },
         Options {
-            cache_dtype: DType::I8,
+            cache_dtype: DType::I16,
             ..Options::default()
         },
         Options {
