@@ -251,8 +251,18 @@ pub(crate) fn prefetch_second<T>(address: *const T) {
     fetch::<T, SECOND_LEVEL>(address);
 }
 
+/// As [`prefetch`], for what is read once: other lines stay in the caches.
+#[inline(always)]
+pub(crate) fn prefetch_once<T>(address: *const T) {
+    fetch::<T, ONCE>(address);
+}
+
 #[cfg(target_arch = "x86_64")]
-use std::arch::x86_64::{_MM_HINT_T0 as FIRST_LEVEL, _MM_HINT_T1 as SECOND_LEVEL};
+use std::arch::x86_64::{
+    _MM_HINT_NTA as ONCE, _MM_HINT_T0 as FIRST_LEVEL, _MM_HINT_T1 as SECOND_LEVEL,
+};
+#[cfg(not(target_arch = "x86_64"))]
+const ONCE: i32 = 0;
 #[cfg(not(target_arch = "x86_64"))]
 const FIRST_LEVEL: i32 = 1;
 #[cfg(not(target_arch = "x86_64"))]

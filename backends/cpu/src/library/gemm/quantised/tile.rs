@@ -4,7 +4,7 @@ use super::activations::{BIAS, Floats, Integers, MAGIC};
 use super::lanes::{F, I, Lanes};
 use super::strips::{CHUNK, Coding, Layout, STEP, Scales, WIDTH};
 use crate::isa::{Isa, Level};
-use crate::library::gemm::tile::prefetch;
+use crate::library::gemm::tile::prefetch_once;
 use crate::library::simd::{Baseline, Simd};
 #[cfg(target_arch = "x86_64")]
 use {
@@ -136,7 +136,7 @@ fn ask_ahead(layout: &Layout, tile: &Tile, index: usize) {
     let size = layout.scales_size() + layout.codes_size();
     let from = tile.strip.wrapping_add(index * size + AHEAD);
     for line in (0..size).step_by(64) {
-        prefetch(from.wrapping_add(line));
+        prefetch_once(from.wrapping_add(line));
     }
 }
 
