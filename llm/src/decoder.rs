@@ -206,6 +206,8 @@ impl Decoder {
         let vocab_len = vocab_of(graph)?;
         let likeliest = likeliest_of(graph);
         let mut state = program.new_state(0);
+        // A prompt of many different tokens would keep most of the table of embeddings.
+        state.gives_back_picked = true;
         for (name, dtype, [heads, len, width]) in &cache.slots {
             let shape = [pages, *heads, *len, *width];
             let memory: RunValue = match program.device {

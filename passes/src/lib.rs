@@ -1,7 +1,7 @@
 //! Cupola's passes: graph to graph to kernels to plan.
 //!
 //! [`compile`] walks one constant table, [`PIPELINE`]; every entry is a plain function over [`Work`]. Reading order is
-//! that of the table: `raise`, `merge`, `decompose`, `sink`, `layout`, `precision`, `split`, `place`, `fuse`, `lower`, `plan`.
+//! that of the table: `raise`, `merge`, `decompose`, `sink`, `layout`, `precision`, `narrow`, `split`, `place`, `fuse`, `lower`, `plan`.
 
 mod alias;
 pub mod cost;
@@ -13,6 +13,7 @@ mod fuse;
 mod layout;
 mod lower;
 mod merge;
+mod narrow;
 mod place;
 pub mod plan;
 mod precision;
@@ -171,6 +172,7 @@ const PIPELINE: &[(&str, Level, Pass)] = &[
     ("layout", Level::Fuse, layout::run),
     ("clean", Level::Separate, simplify::run),
     ("precision", Level::Separate, precision::run),
+    ("narrow", Level::Fuse, narrow::run),
     ("split", Level::Separate, split::run),
     ("place", Level::Separate, place::run),
     ("fuse", Level::Separate, fuse::run),

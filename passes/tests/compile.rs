@@ -513,6 +513,36 @@ fn joined_parts_are_stored_in_turn() {
     }
 }
 
+/// A rotation whose result is kept in half precision: the pairs are joined in another order than they are stored in.
+#[test]
+fn joined_parts_are_narrowed_where_they_are_computed() {
+    let mut g = Graph::new("rope");
+    let x = g.input("x", f32s(&[Dim::sym("n"), n(3), n(8)])).unwrap();
+    let angles = [Scalar::Cos, Scalar::Sin].map(|f| {
+        let a = g
+            .input(&format!("{f:?}"), f32s(&[Dim::sym("n"), n(1), n(4)]))
+            .unwrap();
+        g.unary(f, a).unwrap()
+    });
+    let rope = Rope { interleaved: true };
+    let y = composite(&mut g, rope, &[x, angles[0], angles[1]]);
+    let y = g.cast(y, DType::F16).unwrap();
+    g.output("y", y);
+    for rows in [1usize, 4, 0] {
+        let mut rng = Rng(3);
+        let mut input = |shape: &[usize]| rng.tensor(DType::F32, shape);
+        let inputs = [
+            input(&[rows, 3, 8]),
+            input(&[rows, 1, 4]),
+            input(&[rows, 1, 4]),
+        ];
+        let c = check(&g, &target(nothing), &inputs, &[("n", rows as i64)]);
+        let names: Vec<String> = c.units.iter().map(|u| u.unit.name()).collect();
+        // Cosines, sines, and the rotation, which rounds what it stores.
+        assert_eq!(names.len(), 3, "{names:?}");
+    }
+}
+
 #[test]
 fn what_many_places_use_is_computed_once() {
     let mut g = Graph::new("shifted");

@@ -47,6 +47,8 @@ pub(crate) struct RunCx<'a> {
     pub planned_peak: u64,
     /// Bytes that may be planned.
     pub budget: Option<u64>,
+    /// See [`crate::State::gives_back_picked`].
+    pub gives_back_picked: bool,
     /// Where steps are noted, if anywhere.
     pub recording: Option<&'a mut Recording>,
 }

@@ -493,6 +493,10 @@ impl<'a> Frame<'a> {
         loaded.releases[step]
             .iter()
             .for_each(|i| self.release(*i, cx));
+        if let (true, Some(release)) = (cx.gives_back_picked, &loaded.release) {
+            let picked = loaded.picked.iter().filter(|(last, _)| *last == step);
+            picked.for_each(|(_, bytes)| release.call(bytes));
+        }
     }
 
     fn release(&mut self, at: usize, cx: &mut RunCx<'_>) {

@@ -6,7 +6,7 @@ use crate::value::{download, whole};
 use bytes::Bytes;
 use cupola_backend::{Backend, Binding, Buffer, Command, Device, Executable, Launch};
 use cupola_ir::kernel::Unit;
-use cupola_ir::{Op, Tensor};
+use cupola_ir::{CoreOp, NodeId, Op, Tensor};
 use cupola_passes::{Compiled, DeviceId, Slot, SlotId, Step, Storage};
 use rustc_hash::{FxHashMap, FxHashSet};
 use std::cmp::Reverse;
@@ -34,6 +34,10 @@ impl Release {
     /// Calls `release` with the bytes.
     pub fn new(release: impl Fn(&[u8]) + Send + Sync + 'static) -> Release {
         Release(Arc::new(release))
+    }
+
+    pub(crate) fn call(&self, bytes: &[u8]) {
+        self.0(bytes);
     }
 }
 
@@ -65,8 +69,8 @@ impl WeightCache {
     }
 
     fn release(&self, bytes: &[u8]) {
-        if let Some(Release(release)) = &self.release {
-            release(bytes);
+        if let Some(release) = &self.release {
+            release.call(bytes);
         }
     }
 
@@ -132,6 +136,10 @@ pub(crate) struct Loaded {
     pub constants: Vec<Option<Buffer>>,
     /// Regions of control steps, by step.
     pub bodies: FxHashMap<usize, Vec<Loaded>>,
+    /// Constants of which runs pick rows, with the last step that does.
+    pub picked: Vec<(usize, Bytes)>,
+    /// Told of constants that need not stay in memory.
+    pub release: Option<Release>,
     /// Slots whose last reader is this step, by step.
     pub releases: Vec<Vec<usize>>,
     /// Where each input is read; `None` where it is only handed on.
@@ -169,6 +177,7 @@ impl Loaded {
             executables[unit].takes_any_address(argument)
         });
         let mut constants = vec![None; compiled.plan.slots.len()];
+        let mut picked = vec![];
         let is_made = |slot: &Slot| matches!(slot.storage, Storage::Made { .. });
         // Launches are given what was made and then replaced, but leave it alone: any bytes will do. Nobody touches these, so
         // that they take no memory.
@@ -180,9 +189,12 @@ impl Loaded {
             let device = devices[slot.device.0 as usize].device();
             if let Some(bytes) = constant_bytes(slot) {
                 constants[i] = Some(match (read[i], aligned[i]) {
-                    (false, _) => device.constant_in_place(bytes)?,
-                    (true, aligned) => weights.put(slot.device, device, bytes, aligned)?,
+                    (false, _) => device.constant_in_place(bytes.clone())?,
+                    (true, aligned) => weights.put(slot.device, device, bytes.clone(), aligned)?,
                 });
+                if let Some(last) = picked_until(&compiled, SlotId(i as u32), &executables) {
+                    picked.push((last, bytes));
+                }
             } else if is_made(slot) && !read[i] {
                 let size = constant_size(slot).unwrap_or(0);
                 constants[i] = Some(device.constant_in_place(stand_in.slice(..size))?);
@@ -230,6 +242,8 @@ impl Loaded {
             compiled,
             executables,
             constants,
+            picked,
+            release: weights.release.clone(),
             bodies,
             releases,
         })
@@ -504,6 +518,43 @@ fn constants_read(compiled: &Compiled, except: impl Fn(usize, usize) -> bool) ->
     }
     plan.outputs.iter().for_each(read);
     all
+}
+
+/// The last step that reads a constant, where all that is read of it are rows that other operands name.
+fn picked_until(
+    compiled: &Compiled,
+    slot: SlotId,
+    executables: &[Arc<dyn Executable>],
+) -> Option<usize> {
+    let value = compiled.plan.slots[slot.0 as usize].value;
+    let picks = |node: &NodeId| {
+        let node = compiled.graph.node(*node);
+        let is_gather = matches!(node.op, Op::Core(CoreOp::Gather(_)));
+        let mut others = node.operands.iter().skip(usize::from(is_gather));
+        others.all(|operand| *operand != value)
+    };
+    let mut last = None;
+    for (at, step) in compiled.plan.steps.iter().enumerate() {
+        let is_kept = match step {
+            Step::Launch { unit, buffers } => {
+                let mut arguments = buffers.iter().enumerate();
+                let reads = arguments.any(|(k, s)| *s == slot && !executables[*unit].replaces(k));
+                last = if reads { Some(at) } else { last };
+                !reads || compiled.units[*unit].nodes.iter().all(picks)
+            }
+            Step::Host { operands, .. } | Step::Control { operands, .. } => {
+                !operands.contains(&slot)
+            }
+            Step::Transfer { from, .. }
+            | Step::Bind { from, .. }
+            | Step::WriteState { from, .. } => *from != slot,
+            Step::Require { .. } => true,
+        };
+        if !is_kept {
+            return None;
+        }
+    }
+    last.filter(|_| !compiled.plan.outputs.contains(&slot))
 }
 
 /// Bytes of all constants on the devices, each once, regions included: of those that units hold in a form of their own,

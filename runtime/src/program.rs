@@ -475,6 +475,7 @@ impl Program {
                     planned: 0,
                     planned_peak: 0,
                     budget,
+                    gives_back_picked: state.gives_back_picked,
                     recording: state.recording.as_mut(),
                 };
                 let outputs = Outputs::Places(places);

@@ -37,6 +37,9 @@ pub struct State {
     pub run: u64,
     /// Bounds on every run.
     pub limits: RunLimits,
+    /// Give back, during a run, the pages of files in which it picked rows of constants: they count as memory of the process
+    /// until then. For runs that pick many; each page costs a fault when it is needed again.
+    pub gives_back_picked: bool,
     /// Figures of the last run.
     pub stats: RunStats,
     /// Notes every step of every run while it is there. On a device with a queue steps then no longer overlap.
@@ -53,6 +56,7 @@ impl State {
             seed,
             run: 0,
             limits: RunLimits::default(),
+            gives_back_picked: false,
             stats: RunStats::default(),
             recording: None,
             pools: vec![],

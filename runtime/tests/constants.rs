@@ -1,9 +1,10 @@
 //! What is made of constants alone is made when a program is loaded, whoever reads it.
 
 use cupola_ir::eval::{self, Env};
+use cupola_ir::ops::{Bounds, Gather};
 use cupola_ir::{DType, Dim, Graph, Scalar, Tensor, TensorType, Value, ValueId};
-use cupola_runtime::{Cache, CompileOptions, DeviceSpec, Host, Keep, Program, Session};
-use std::sync::Arc;
+use cupola_runtime::{Cache, CompileOptions, DeviceSpec, Host, Keep, Program, Release, Session};
+use std::sync::{Arc, Mutex};
 
 const ROWS: usize = 96;
 const COLS: usize = 80;
@@ -112,4 +113,62 @@ fn found_by_the_next_program() {
         assert!(check(&graph(kind), &keep));
     }
     std::fs::remove_dir_all(&folder).expect("removed");
+}
+
+/// Told of what need not stay, a table of which rows are picked is let go of in every run that asks for it, and found again;
+/// one that is read as a whole is not.
+#[test]
+fn picked_rows_are_given_back() {
+    for read_whole in [false, true] {
+        let mut g = Graph::new("rows");
+        let ty = TensorType::new(DType::I64, [Dim::sym("n")]);
+        let at = g.input("at", ty).expect("input");
+        let table = floats(&[ROWS, COLS]);
+        let place = table.bytes().as_ptr() as usize;
+        let t = g.constant(table.clone()).expect("constant");
+        let gather = Gather {
+            axes: vec![0],
+            batch: 0,
+            bounds: Bounds::Check,
+        };
+        let rows = g.one(gather, &[t, at]).expect("rows");
+        g.output("rows", rows);
+        if read_whole {
+            let negated = g.unary(Scalar::Neg, t).expect("negated");
+            let shifted = g.dim_value(&Dim::sym("n")).expect("size");
+            let shifted = g.cast(shifted, DType::F32).expect("size");
+            let sum = g.binary(Scalar::Add, negated, shifted).expect("sum");
+            g.output("sum", sum);
+        }
+        let released = Arc::new(Mutex::new(vec![]));
+        let told = released.clone();
+        let options = CompileOptions {
+            release: Some(Release::new(move |bytes: &[u8]| {
+                told.lock().expect("list").push(bytes.as_ptr() as usize);
+            })),
+            ..CompileOptions::default()
+        };
+        let program = Program::compile(g, &Host::new(), &options).expect("program");
+        let mut session = Session::new(Arc::new(program));
+        released.lock().expect("list").clear();
+        for gives_back in [false, true, true] {
+            session.state_mut().gives_back_picked = gives_back;
+            let at = Tensor::vector(&[3i64, 90, 3]);
+            let outputs = session.run(vec![("at", at.into())]).expect("run");
+            let rows = outputs[0].1.as_tensor().and_then(|t| t.to_vec::<f32>());
+            let all = table.to_vec::<f32>().expect("floats");
+            let want: Vec<f32> = [3, 90, 3]
+                .iter()
+                .flat_map(|r| all[r * COLS..][..COLS].to_vec())
+                .collect();
+            assert_eq!(rows, Some(want));
+        }
+        let times = released
+            .lock()
+            .expect("list")
+            .iter()
+            .filter(|p| **p == place)
+            .count();
+        assert_eq!(times, if read_whole { 0 } else { 2 });
+    }
 }

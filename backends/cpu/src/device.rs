@@ -288,7 +288,7 @@ impl AsRef<[u8]> for Shared {
 }
 
 /// A buffer argument of a launch.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Argument {
     /// First byte.
     pub start: *mut u8,
@@ -297,6 +297,9 @@ pub(crate) struct Argument {
     /// Must not be written.
     pub constant: bool,
 }
+
+// SAFETY: an address alone does nothing; who follows it sees to that.
+unsafe impl Send for Argument {}
 
 impl Argument {
     /// The argument that a range is, checked to lie inside its buffer.

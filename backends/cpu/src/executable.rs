@@ -5,7 +5,8 @@ use crate::device::{Argument, CpuDevice, is_aligned};
 use crate::error::Error;
 use crate::isa::Isa;
 use crate::jit::{self, Arguments, CompiledProgram};
-use crate::libcall::{self, Call, Chain, Failure, Prepared, epilogue::Epilogue};
+use crate::last::Last;
+use crate::libcall::{self, Bound, Call, Chain, Failure, Prepared, epilogue::Epilogue};
 use crate::library::Context;
 use crate::memory::{Lent, Recall, Scratch};
 use crate::schedule;
@@ -13,7 +14,9 @@ use crate::vector::Fault;
 use bytes::Bytes;
 use cupola_backend::{BackendError, Binding, Executable, Result};
 use cupola_ir::kernel::{Access, BufferDecl, Kernel, Library};
+use smallvec::SmallVec;
 use std::any::Any;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
@@ -39,13 +42,28 @@ pub struct CpuExecutable(Kind);
 
 #[derive(Debug)]
 enum Kind {
-    Loops(Generated),
+    Loops {
+        code: Generated,
+        last: Last<Extent>,
+    },
     Library {
         unit: Arc<Library>,
         epilogue: Option<Generated>,
         /// Made of operands that are constants.
         prepared: Option<Prepared>,
+        last: Last<Bound>,
     },
+}
+
+/// How much there is to do in a launch of generated code.
+#[derive(Clone, Copy, Debug)]
+struct Extent {
+    /// Parallel positions.
+    total: i64,
+    /// Scalar operations at each.
+    work: i64,
+    /// Whether a result is so large that it will be gone from the cache before anyone reads it.
+    streams: bool,
 }
 
 impl Executable for CpuExecutable {
@@ -55,7 +73,7 @@ impl Executable for CpuExecutable {
 
     fn listing(&self) -> String {
         let code = match &self.0 {
-            Kind::Loops(code) => Some(code),
+            Kind::Loops { code, .. } => Some(code),
             Kind::Library { epilogue, .. } => epilogue.as_ref(),
         };
         code.map_or(String::new(), |c| {
@@ -67,14 +85,14 @@ impl Executable for CpuExecutable {
 
     fn constant_size(&self) -> usize {
         match &self.0 {
-            Kind::Loops(_) => 0,
+            Kind::Loops { .. } => 0,
             Kind::Library { prepared, .. } => prepared.as_ref().map_or(0, Prepared::size),
         }
     }
 
     fn replaces(&self, argument: usize) -> bool {
         match &self.0 {
-            Kind::Loops(_) => false,
+            Kind::Loops { .. } => false,
             Kind::Library { prepared, .. } => {
                 let operands = prepared.as_ref().map(Prepared::operands);
                 operands.is_some_and(|all| all.contains(&argument))
@@ -85,7 +103,7 @@ impl Executable for CpuExecutable {
     /// Generated code does; kernels of the library read whole elements, also of what their epilogues take.
     fn takes_any_address(&self, argument: usize) -> bool {
         match &self.0 {
-            Kind::Loops(_) => true,
+            Kind::Loops { .. } => true,
             Kind::Library { .. } => self.replaces(argument),
         }
     }
@@ -93,7 +111,10 @@ impl Executable for CpuExecutable {
 
 impl CpuExecutable {
     pub(crate) fn loops(code: Generated) -> CpuExecutable {
-        CpuExecutable(Kind::Loops(code))
+        CpuExecutable(Kind::Loops {
+            code,
+            last: Last::default(),
+        })
     }
 
     pub(crate) fn library(unit: Library, epilogue: Option<Generated>) -> CpuExecutable {
@@ -101,6 +122,7 @@ impl CpuExecutable {
             unit: Arc::new(unit),
             epilogue,
             prepared: None,
+            last: Last::default(),
         })
     }
 
@@ -135,6 +157,7 @@ impl CpuExecutable {
                 unit: unit.clone(),
                 epilogue: epilogue.clone(),
                 prepared: Some(prepared),
+                last: Last::default(),
             })
         }))
     }
@@ -142,7 +165,7 @@ impl CpuExecutable {
     /// How long the unit is likely to take, as far as it is a chain of steps.
     pub(crate) fn chain(&self, sizes: &[i64]) -> Chain {
         match &self.0 {
-            Kind::Loops(_) => Chain::default(),
+            Kind::Loops { .. } => Chain::default(),
             Kind::Library { unit, .. } => libcall::chain(unit, sizes),
         }
     }
@@ -155,14 +178,21 @@ impl CpuExecutable {
         sizes: &[i64],
     ) -> Result<()> {
         match &self.0 {
-            Kind::Loops(code) => code.launch(device, arguments, sizes),
+            Kind::Loops { code, last } => {
+                let extent = last.get(arguments, sizes, || code.check(arguments, sizes))?;
+                code.launch(device, arguments, sizes, *extent)
+            }
             Kind::Library {
                 unit,
                 epilogue,
                 prepared,
+                last,
             } => {
-                let (epilogue, prepared) = (epilogue.as_ref(), prepared.as_ref());
-                launch_library(device, unit, epilogue, prepared, arguments, sizes)
+                let epilogue = epilogue.as_ref();
+                let bound =
+                    last.get(arguments, sizes, || bind(unit, epilogue, arguments, sizes))?;
+                let prepared = prepared.as_ref();
+                launch_library(device, unit, epilogue, prepared, &bound, sizes)
             }
         }
     }
@@ -278,16 +308,14 @@ fn report(faults: &AtomicU32) -> Result<(), String> {
 }
 
 impl Generated {
-    fn launch(&self, device: &CpuDevice, arguments: &[Argument], sizes: &[i64]) -> Result<()> {
+    /// Checks the arguments of a launch; how much there is to do in it.
+    fn check(&self, arguments: &[Argument], sizes: &[i64]) -> Result<Extent> {
         let kernel = &self.kernel;
-        let name = &self.name;
+        let fault = |what: String| fault(&self.name, what);
         let want = (kernel.buffers.len(), kernel.sizes.len());
-        let fault = |what: String| fault(name, what);
         check_counts((arguments.len(), sizes.len()), want).map_err(fault)?;
-        let mut pointers = Vec::with_capacity(arguments.len());
         for (i, (a, decl)) in arguments.iter().zip(&kernel.buffers).enumerate() {
             check_buffer(i, a, decl, sizes).map_err(fault)?;
-            pointers.push(a.start);
         }
         let mut total = 1i64;
         for e in &kernel.axes[..kernel.parallel] {
@@ -296,9 +324,11 @@ impl Generated {
             let what = "more parallel positions than 64 bits count";
             total = more.ok_or_else(|| fault(what.into()))?;
         }
-        let faults = AtomicU32::new(0);
-        self.run(device, &pointers, sizes, total, &faults);
-        report(&faults).map_err(fault)
+        Ok(Extent {
+            total,
+            work: schedule::work(kernel, sizes),
+            streams: self.streams(sizes),
+        })
     }
 
     /// Whether a result is so large that it will be gone from the cache before anyone reads it.
@@ -307,73 +337,75 @@ impl Generated {
             let len = schedule::extent(b.len, sizes).max(0) as usize;
             b.dtype.storage_size(1, len).unwrap_or(usize::MAX)
         };
-        let results = self
-            .kernel
-            .buffers
-            .iter()
-            .filter(|b| b.access == Access::Write);
+        let buffers = self.kernel.buffers.iter();
+        let results = buffers.filter(|b| b.access == Access::Write);
         results.map(size).max().unwrap_or(0) > crate::isa::caches().l3
     }
 
-    fn run(
+    /// Runs the code on arguments that were checked.
+    fn launch(
         &self,
         device: &CpuDevice,
-        pointers: &[*mut u8],
+        arguments: &[Argument],
         sizes: &[i64],
-        total: i64,
-        faults: &AtomicU32,
-    ) {
+        extent: Extent,
+    ) -> Result<()> {
         struct Shared<'a>(Arguments, &'a CompiledProgram);
         // SAFETY: the pointers are only followed by the compiled code, whose ranges write disjoint elements.
         unsafe impl Sync for Shared<'_> {}
+        let Extent {
+            total,
+            work,
+            streams,
+        } = extent;
+        let pointers: SmallVec<[*mut u8; 8]> = arguments.iter().map(|a| a.start).collect();
+        let faults = AtomicU32::new(0);
         let shared = Shared(
             Arguments {
                 buffers: pointers.as_ptr(),
                 sizes: sizes.as_ptr(),
                 faults: faults.as_ptr(),
-                streams: self.streams(sizes).into(),
+                streams: streams.into(),
                 ..Arguments::default()
             },
             &self.code,
         );
-        let work = schedule::work(&self.kernel, sizes);
         let range = |begin: i64, end: i64| {
             let Shared(arguments, code) = &shared;
-            // SAFETY: `launch` has checked number and length of buffers and sizes against the kernel that the code was
+            // SAFETY: `check` has checked number and length of buffers and sizes against the kernel that the code was
             // compiled from; indices inside those lengths are the kernel's contract.
             unsafe { code.run(arguments, begin, end) };
         };
         if work.saturating_mul(total) < SMALL {
-            return range(0, total);
+            range(0, total);
+        } else {
+            let grain = (SMALL / 2 / work).max(1) as usize;
+            let count = usize::try_from(total).unwrap_or(usize::MAX);
+            // Ranges of cheap positions start where lines of the cache do.
+            let step = if grain >= 4 * LINE { LINE } else { 1 };
+            let ranges = |r: Range<usize>| {
+                range((r.start * step) as i64, (r.end * step).min(count) as i64);
+            };
+            let (count, grain) = (count.div_ceil(step), grain.div_ceil(step));
+            device.pool.run_ranges(count, grain, ranges);
         }
-        let grain = (SMALL / 2 / work).max(1) as usize;
-        let count = usize::try_from(total).unwrap_or(usize::MAX);
-        // Ranges of cheap positions start where lines of the cache do.
-        let step = if grain >= 4 * LINE { LINE } else { 1 };
-        device
-            .pool
-            .run_ranges(count.div_ceil(step), grain.div_ceil(step), |r| {
-                range((r.start * step) as i64, (r.end * step).min(count) as i64)
-            });
+        report(&faults).map_err(|what| fault(&self.name, what))
     }
 }
 
-fn launch_library(
-    device: &CpuDevice,
+/// Puts a unit's operands and results, and the buffers of its epilogue, on the arguments of a launch.
+fn bind(
     unit: &Library,
     epilogue: Option<&Generated>,
-    prepared: Option<&Prepared>,
     arguments: &[Argument],
     sizes: &[i64],
-) -> Result<()> {
+) -> Result<Bound> {
     let own = unit.operands.len() + unit.results.len();
     let extra = epilogue.map_or(0, |e| e.kernel.buffers.len() - 2);
     let fault = |what: String| fault(&unit.op.name(), what);
     let want = (own + extra, unit.sizes.len());
     check_counts((arguments.len(), sizes.len()), want).map_err(fault)?;
-    let (operands, results) = libcall::bind(unit, arguments, sizes).map_err(fault)?;
-    let faults = AtomicU32::new(0);
-    let mut code = None;
+    let mut bound = libcall::bind(unit, arguments, sizes).map_err(fault)?;
     if let Some(e) = epilogue {
         let last = arguments[unit.operands.len()];
         let mut all = vec![last, last];
@@ -382,22 +414,34 @@ fn launch_library(
         for (i, (a, decl)) in all.iter().zip(&e.kernel.buffers).enumerate().skip(1) {
             check_buffer(i, a, decl, sizes).map_err(fault)?;
         }
-        code = Some(Epilogue {
-            kernel: &e.kernel,
-            code: &e.code,
-            buffers: all.iter().map(|a| a.start).collect(),
-            lens: all.iter().map(|a| a.size).collect(),
-            sizes,
-            faults: &faults,
-        });
+        bound.epilogue = all.iter().map(|a| (a.start, a.size)).collect();
     }
+    Ok(bound)
+}
+
+fn launch_library(
+    device: &CpuDevice,
+    unit: &Library,
+    epilogue: Option<&Generated>,
+    prepared: Option<&Prepared>,
+    bound: &Bound,
+    sizes: &[i64],
+) -> Result<()> {
+    let fault = |what: String| fault(&unit.op.name(), what);
+    let faults = AtomicU32::new(0);
     let call = Call {
         unit,
         sizes,
         cx: device.context(),
-        operands,
-        results,
-        epilogue: code,
+        operands: &bound.operands,
+        results: &bound.results,
+        epilogue: epilogue.map(|e| Epilogue {
+            kernel: &e.kernel,
+            code: &e.code,
+            buffers: &bound.epilogue,
+            sizes,
+            faults: &faults,
+        }),
         prepared,
     };
     match call.run() {

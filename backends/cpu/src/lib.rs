@@ -16,6 +16,7 @@ pub mod error;
 mod executable;
 pub mod isa;
 mod jit;
+mod last;
 mod libcall;
 pub mod library;
 pub mod memory;

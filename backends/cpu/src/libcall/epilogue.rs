@@ -52,10 +52,8 @@ pub(super) fn overlap((a, a_size): (*mut u8, usize), (b, b_size): (*mut u8, usiz
 pub(crate) struct Epilogue<'a> {
     pub kernel: &'a Kernel,
     pub code: &'a CompiledProgram,
-    /// Addresses of its buffers; the first is replaced for each part.
-    pub buffers: Vec<*mut u8>,
-    /// Bytes of its buffers.
-    pub lens: Vec<usize>,
+    /// Addresses and bytes of its buffers; the first address is replaced for each part.
+    pub buffers: &'a [(*mut u8, usize)],
     pub sizes: &'a [i64],
     pub faults: &'a AtomicU32,
 }
@@ -70,9 +68,10 @@ impl Epilogue<'_> {
     /// Whether the code reads elements that the library kernel would overwrite if it stored its raw result in the
     /// final one.
     pub(crate) fn reads_result(&self) -> bool {
-        let piece = |i: usize| (self.buffers[i], self.lens[i]);
-        (2..self.buffers.len())
-            .any(|i| self.kernel.buffers[i].access != Access::Write && overlap(piece(i), piece(1)))
+        (2..self.buffers.len()).any(|i| {
+            let reads = self.kernel.buffers[i].access != Access::Write;
+            reads && overlap(self.buffers[i], self.buffers[1])
+        })
     }
 
     /// Finishes rows of a part; `first` gives the row-major position in the result of the part's first element in a
@@ -86,7 +85,9 @@ impl Epilogue<'_> {
             spilled.resize(self.buffers.len(), std::ptr::null_mut());
             &mut spilled
         };
-        buffers.copy_from_slice(&self.buffers);
+        for (to, (from, _)) in buffers.iter_mut().zip(self.buffers) {
+            *to = *from;
+        }
         for row in 0..part.rows {
             let at = first(row);
             // The code addresses buffer 0 by position in the whole result.

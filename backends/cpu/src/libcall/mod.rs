@@ -310,8 +310,8 @@ pub(crate) struct Call<'a> {
     pub unit: &'a Library,
     pub sizes: &'a [i64],
     pub cx: Context<'a>,
-    pub operands: Vec<Operand>,
-    pub results: Vec<Operand>,
+    pub operands: &'a [Operand],
+    pub results: &'a [Operand],
     /// Generated code for finished parts, with its buffer arguments.
     pub epilogue: Option<Epilogue<'a>>,
     /// What was made of constant operands.
@@ -366,24 +366,36 @@ impl Call<'_> {
     }
 }
 
+/// A unit's operands and results with addresses, and the buffers of its epilogue.
+pub(crate) struct Bound {
+    pub operands: Vec<Operand>,
+    pub results: Vec<Operand>,
+    /// Addresses and bytes of the epilogue's buffers; the first stands for the raw result.
+    pub epilogue: Vec<(*mut u8, usize)>,
+}
+
+// SAFETY: addresses are only followed by launches, which are given the same ones by somebody who keeps the memory alive.
+unsafe impl Send for Bound {}
+// SAFETY: as above.
+unsafe impl Sync for Bound {}
+
 /// Operands and results of a unit with addresses, checked to lie inside their buffers.
-pub(crate) fn bind(
-    unit: &Library,
-    arguments: &[Argument],
-    sizes: &[i64],
-) -> Result<(Vec<Operand>, Vec<Operand>), String> {
+pub(crate) fn bind(unit: &Library, arguments: &[Argument], sizes: &[i64]) -> Result<Bound, String> {
     let views = unit.operands.iter().chain(&unit.results).enumerate();
-    let all: Result<Vec<Operand>, String> = views
-        .map(|(i, view)| {
-            Operand::bind(view, &arguments[i], sizes).map_err(|e| format!("argument {i}: {e}"))
-        })
-        .collect();
-    let mut all = all?;
-    let results = all.split_off(unit.operands.len());
+    let mut operands = Vec::with_capacity(unit.operands.len() + unit.results.len());
+    for (i, view) in views {
+        let bound = Operand::bind(view, &arguments[i], sizes);
+        operands.push(bound.map_err(|e| format!("argument {i}: {e}"))?);
+    }
+    let results = operands.split_off(unit.operands.len());
     if let Some(i) = (0..results.len()).find(|i| arguments[unit.operands.len() + i].constant) {
         return Err(format!("result {i} is in constant memory"));
     }
-    Ok((all, results))
+    Ok(Bound {
+        operands,
+        results,
+        epilogue: vec![],
+    })
 }
 
 /// A number that must not be negative.

@@ -11,7 +11,7 @@ use cupola_ir::{DType, Scalar};
 pub(super) fn tail(call: &Call, code: &Epilogue) -> Option<(Tail<'static>, Vec<f32>)> {
     let kernel = call.unit.epilogue.as_deref()?;
     let found = recognise(kernel)?;
-    let buffer = |id: BufferId| (code.buffers[id.0 as usize], code.lens[id.0 as usize]);
+    let buffer = |id: BufferId| code.buffers[id.0 as usize];
     let result = &call.results[0];
     let size = result.len() * size_of::<f32>();
     let residual = match found.terms.residual.map(buffer) {
