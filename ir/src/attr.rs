@@ -113,7 +113,7 @@ impl AttrField for Dim {
     fn from_attr(attr: Attr) -> Option<Self> {
         match attr {
             Attr::Dim(d) => Some(d),
-            Attr::Int(v) => Some(Dim::Const(v)),
+            Attr::Int(v) => Some(Dim::from(v)),
             Attr::Sym(s) => Some(Dim::from(&s)),
             _ => None,
         }
@@ -127,7 +127,7 @@ impl AttrField for Vec<Dim> {
     fn from_attr(attr: Attr) -> Option<Self> {
         match attr {
             Attr::Dims(d) => Some(d),
-            Attr::Ints(v) => Some(v.into_iter().map(Dim::Const).collect()),
+            Attr::Ints(v) => Some(v.into_iter().map(Dim::from).collect()),
             Attr::Syms(v) => Some(v.iter().map(Dim::from).collect()),
             _ => None,
         }

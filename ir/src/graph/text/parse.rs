@@ -365,7 +365,7 @@ fn collect(items: Vec<Attr>) -> Option<Attr> {
         _ => None,
     };
     let dim = |a: &Attr| match a {
-        Attr::Int(v) => Some(Dim::Const(*v)),
+        Attr::Int(v) => Some(Dim::from(*v)),
         Attr::Sym(v) => Some(Dim::from(v)),
         Attr::Dim(v) => Some(v.clone()),
         _ => None,

@@ -217,3 +217,17 @@ fn composites_with_too_few_or_too_many_operands_are_refused() {
         assert!(error.contains("operands, not"), "{op}: {error}");
     }
 }
+
+/// Dimensions end where their negatives do, wherever they are read.
+#[test]
+fn the_smallest_number_is_read_as_it_is_printed() {
+    let text = r#"graph @g {
+  %0 = input {name: "x", ty: f32[4, 4]} : f32[4, 4] "x"
+  %1 = slice(%0) {starts: [-9223372036854775808, 0], steps: [1, 1], dims: [0, 4]}
+  return "y" = %1
+}
+"#;
+    let once = print(&parse(text).expect("a graph"));
+    assert_eq!(print(&parse(&once).expect("a graph")), once);
+    assert!(once.contains("-9223372036854775807"), "{once}");
+}
