@@ -58,7 +58,9 @@ fn expand(
 ) -> Result<Option<Vec<ValueId>>, IrError> {
     let node = graph.node(id);
     let simple = match &node.op {
-        Op::Composite(_) => !claimed(graph, id, context),
+        Op::Composite(_) => {
+            !claimed(graph, id, context) && !crate::layout::will_take(graph, node, context)
+        }
         Op::Core(CoreOp::Call(p)) => p.binds.is_empty(),
         Op::Core(CoreOp::Collective(p)) => p.replicas <= 1,
         Op::Core(_) | Op::Host(_) => false,

@@ -8,11 +8,13 @@
 //! Rule: the graph means the same before and after, so a wrong choice costs time only.
 
 use crate::edit::Edits;
-use crate::{Context, PassError, Result, Work};
+use crate::{Context, Level, PassError, Result, Work};
 use cupola_ir::composite::{channels_first, channels_last};
 use cupola_ir::ops::{Broadcast, Concat, Pad, Reduce, Slice, Window};
 use cupola_ir::target::{Claim, Target};
-use cupola_ir::{CompositeOp, CoreOp, Graph, IrError, Node, NodeId, Op, ValueId};
+use cupola_ir::{
+    CompositeOp, CoreOp, DType, Graph, IrError, Node, NodeId, Op, TensorType, ValueId,
+};
 use rustc_hash::FxHashMap;
 
 type Built = std::result::Result<Option<Twin>, IrError>;
@@ -92,6 +94,43 @@ fn windowed(graph: &Graph, v: ValueId) -> ValueId {
     }
 }
 
+/// A convolution as the device takes it with channels last.
+struct Taken {
+    op: Op,
+    /// It takes x in f32 where the convolution has it in the type of the weights, which comes to the same.
+    widened: bool,
+}
+
+/// The channels-last form of a convolution, if the device has a kernel for that.
+fn takes(graph: &Graph, node: &Node, target: &Target) -> Option<Taken> {
+    let Op::Composite(CompositeOp::Conv(conv)) = &node.op else {
+        return None;
+    };
+    let op = Op::Composite(CompositeOp::ConvChannelsLast(conv.clone().into()));
+    let mut image = graph.ty(node.operands[0]).as_tensor()?.clone();
+    let weights = graph.ty(node.operands[1]).as_tensor()?;
+    if image.rank() < 3 {
+        return None;
+    }
+    image.dims = reordered(&image.dims);
+    let claimed = |image: &TensorType| {
+        let claim = (target.claim)(&op, &[image, weights]);
+        matches!(claim, Claim::Yes { .. })
+    };
+    if claimed(&image) {
+        return Some(Taken { op, widened: false });
+    }
+    let narrow = image.dtype == weights.dtype && matches!(image.dtype, DType::BF16 | DType::F16);
+    image.dtype = DType::F32;
+    (narrow && claimed(&image)).then_some(Taken { op, widened: true })
+}
+
+/// Whether [`run`] will give a convolution a form that the device has a kernel for.
+pub(crate) fn will_take(graph: &Graph, node: &Node, context: &Context) -> bool {
+    let target = context.target(context.options.device);
+    context.options.level >= Level::Fuse && takes(graph, node, target).is_some()
+}
+
 impl Layout<'_> {
     fn node(&mut self, graph: &mut Graph, id: NodeId) -> Built {
         let node = graph.node(id).clone();
@@ -135,26 +174,21 @@ impl Layout<'_> {
 
     fn conv(&mut self, graph: &mut Graph, node: &Node) -> Built {
         let (x, w) = (node.operands[0], node.operands[1]);
-        let Op::Composite(CompositeOp::Conv(conv)) = &node.op else {
+        let Some(Taken { op, widened }) = takes(graph, node, self.target) else {
             return Ok(None);
         };
-        let op = Op::Composite(CompositeOp::ConvChannelsLast(conv.clone().into()));
-        let (Some(from), Some(weights)) = (graph.ty(x).as_tensor(), graph.ty(w).as_tensor()) else {
-            return Ok(None);
+        let narrow = graph.dtype(x);
+        let x = match graph.op_of(x) {
+            _ if !widened => x,
+            // The weights' type says what x is rounded to.
+            Op::Core(CoreOp::Cast(_)) if graph.dtype(graph.def(x).operands[0]) == DType::F32 => {
+                graph.def(x).operands[0]
+            }
+            _ => graph.cast(x, DType::F32)?,
         };
-        let mut image = from.clone();
-        if image.rank() < 3 {
-            return Ok(None);
-        }
-        image.dims = reordered(&image.dims);
-        if !matches!(
-            (self.target.claim)(&op, &[&image, weights]),
-            Claim::Yes { .. }
-        ) {
-            return Ok(None);
-        }
         let x = self.last(graph, x)?;
-        Ok(Some(Twin::Last(graph.one(op, &[x, w])?)))
+        let y = graph.one(op, &[x, w])?;
+        Ok(Some(Twin::Last(graph.cast(y, narrow)?)))
     }
 
     /// An op that does to channels-last operands of the result's rank what it did before.

@@ -4,6 +4,8 @@
 //! that of the table: `raise`, `merge`, `decompose`, `sink`, `layout`, `precision`, `narrow`, `split`, `place`, `fuse`, `lower`, `plan`.
 
 mod alias;
+mod autocast;
+pub mod autodiff;
 pub mod cost;
 mod decompose;
 mod edit;
@@ -23,6 +25,7 @@ mod simplify;
 mod sink;
 mod split;
 
+pub use autocast::autocast;
 pub use error::{PassError, Result};
 pub use lower::{RUN, SEED};
 pub use plan::{

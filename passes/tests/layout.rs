@@ -117,3 +117,50 @@ fn devices_that_want_channels_first_keep_them() {
     assert_eq!(count(&after, is_last), 0, "{after:#?}");
     check(&g, &target(nothing), &inputs, &[]);
 }
+
+/// Has kernels for channels last only, of f32 by bf16.
+fn wants_narrow_weights(op: &Op, operands: &[&TensorType]) -> Claim {
+    match (op, operands) {
+        (Op::Composite(CompositeOp::ConvChannelsLast(_)), [x, w])
+            if (x.dtype, w.dtype) == (DType::F32, DType::BF16) =>
+        {
+            Claim::Yes {
+                strided: true,
+                epilogue: true,
+                converts: false,
+            }
+        }
+        _ => nothing(op, operands),
+    }
+}
+
+#[test]
+fn convolutions_by_narrow_weights_take_the_kernel_for_them() {
+    for both in [false, true] {
+        let mut g = Graph::new("narrow");
+        let x = g.input("x", image(&[2, 3, 5, 4])).unwrap();
+        let w = g.input("w", image(&[4, 3, 3, 3])).unwrap();
+        let w = g.cast(w, DType::BF16).unwrap();
+        let image = if both {
+            g.cast(x, DType::BF16).unwrap()
+        } else {
+            x
+        };
+        let y = conv(&mut g, image, w, 1);
+        assert_eq!(g.dtype(y), g.dtype(image));
+        let y = g.cast(y, DType::F32).unwrap();
+        g.output("y", y);
+        let (after, _) = after(&g, "clean", wants_narrow_weights);
+        let is_last = |op: &Op| matches!(op, Op::Composite(CompositeOp::ConvChannelsLast(_)));
+        assert_eq!(count(&after, is_last), 1, "{after:#?}");
+        let mut rng = Rng(3);
+        let inputs = [&[2, 3, 5, 4], &[4, 3, 3, 3]].map(|s| rng.tensor(DType::F32, s));
+        let mut bindings = Default::default();
+        let want = reference::run(&g, &inputs, &mut bindings);
+        let got = reference::run(&after, &inputs, &mut bindings);
+        // Rounded to bf16 from f32 or from the exact sum.
+        for (a, b) in got[0].v.iter().zip(&want[0].v) {
+            assert!((a.f() - b.f()).abs() <= 0.01 * (1.0 + b.f().abs()));
+        }
+    }
+}

@@ -1,6 +1,7 @@
 //! Activations that exporters spell in many ways.
 
 use super::CompositeDef;
+use super::gradient::Rule;
 use crate::attr::payload;
 use crate::error::{IrError, Result};
 use crate::graph::{Graph, ValueId};
@@ -38,6 +39,54 @@ impl CompositeDef for Gelu {
         let half = g.scale(x, 0.5)?;
         Ok(vec![g.binary(Scalar::Mul, half, gate)?])
     }
+
+    /// The slope in f32 at least: its parts cancel for negative x.
+    fn vjp(
+        &self,
+        g: &mut Graph,
+        operands: &[ValueId],
+        _: &[ValueId],
+        cotangents: &[Option<ValueId>],
+        _: &[bool],
+    ) -> Rule {
+        let (x, dy) = (operands[0], cotangents[0]?);
+        Some(self.gradient(g, x, dy).map(|dx| vec![Some(dx)]))
+    }
+}
+
+impl Gelu {
+    fn gradient(&self, g: &mut Graph, x: ValueId, dy: ValueId) -> Result<ValueId> {
+        use std::f64::consts::{FRAC_1_SQRT_2, PI};
+        let (wide, dy) = (g.widen(x)?, g.widen(dy)?);
+        let one = g.number_like(1.0, wide)?;
+        let square = g.binary(Scalar::Mul, wide, wide)?;
+        // x times the slope of the gate, and the gate.
+        let (gate, rise) = if self.tanh {
+            let root = (2.0 / PI).sqrt();
+            let cubic = g.scale(square, 0.044715 * root)?;
+            let straight = g.number_like(root, wide)?;
+            let inner = g.binary(Scalar::Add, cubic, straight)?;
+            let inner = g.binary(Scalar::Mul, inner, wide)?;
+            let t = g.unary(Scalar::Tanh, inner)?;
+            let cubic = g.scale(square, 3.0 * 0.044715 * root)?;
+            let slope = g.binary(Scalar::Add, cubic, straight)?;
+            let tt = g.binary(Scalar::Mul, t, t)?;
+            let flat = g.binary(Scalar::Sub, one, tt)?;
+            (t, g.binary(Scalar::Mul, slope, flat)?)
+        } else {
+            let scaled = g.scale(wide, FRAC_1_SQRT_2)?;
+            let gate = g.unary(Scalar::Erf, scaled)?;
+            let exponent = g.scale(square, -0.5)?;
+            let bell = g.unary(Scalar::Exp, exponent)?;
+            (gate, g.scale(bell, (2.0 / PI).sqrt())?)
+        };
+        let gate = g.binary(Scalar::Add, gate, one)?;
+        let rise = g.binary(Scalar::Mul, wide, rise)?;
+        let slope = g.binary(Scalar::Add, gate, rise)?;
+        let slope = g.scale(slope, 0.5)?;
+        let dx = g.binary(Scalar::Mul, dy, slope)?;
+        g.cast_like(dx, x)
+    }
 }
 
 payload! {
@@ -58,6 +107,25 @@ impl CompositeDef for Swish {
             return Err(IrError::op("composite.swish", "takes one operand"));
         };
         Ok(vec![swish(g, x, self.alpha)?])
+    }
+
+    /// One sigmoid, and the slope in f32 at least.
+    fn vjp(
+        &self,
+        g: &mut Graph,
+        operands: &[ValueId],
+        _: &[ValueId],
+        cotangents: &[Option<ValueId>],
+        _: &[bool],
+    ) -> Rule {
+        let (x, dy) = (operands[0], cotangents[0]?);
+        let mut make = || {
+            let (wide, dy) = (g.widen(x)?, g.widen(dy)?);
+            let (_, slope) = swish_and_slope(g, wide, self.alpha)?;
+            let dx = g.binary(Scalar::Mul, dy, slope)?;
+            Ok(vec![Some(g.cast_like(dx, x)?)])
+        };
+        Some(make())
     }
 }
 
@@ -81,6 +149,45 @@ impl CompositeDef for Swiglu {
         let gate = swish(g, gate, self.alpha)?;
         Ok(vec![g.binary(Scalar::Mul, gate, up)?])
     }
+
+    /// One sigmoid for both operands.
+    fn vjp(
+        &self,
+        g: &mut Graph,
+        operands: &[ValueId],
+        _: &[ValueId],
+        cotangents: &[Option<ValueId>],
+        _: &[bool],
+    ) -> Rule {
+        let [gate, up] = *operands else {
+            return None;
+        };
+        let dy = cotangents[0]?;
+        let mut make = || {
+            let (dy, wide, wide_up) = (g.widen(dy)?, g.widen(gate)?, g.widen(up)?);
+            let (value, slope) = swish_and_slope(g, wide, self.alpha)?;
+            let part = g.binary(Scalar::Mul, dy, wide_up)?;
+            let of_gate = g.binary(Scalar::Mul, part, slope)?;
+            let of_up = g.binary(Scalar::Mul, dy, value)?;
+            let grads = [g.cast_like(of_gate, gate)?, g.cast_like(of_up, up)?];
+            Ok(grads.into_iter().map(Some).collect())
+        };
+        Some(make())
+    }
+}
+
+/// `x * s` and its slope `s * (1 + alpha * x * (1 - s))` with `s = sigmoid(alpha * x)`.
+fn swish_and_slope(g: &mut Graph, x: ValueId, alpha: f64) -> Result<(ValueId, ValueId)> {
+    let inner = g.scale(x, alpha)?;
+    let s = g.unary(Scalar::Sigmoid, inner)?;
+    let one = g.number_like(1.0, x)?;
+    let rest = g.binary(Scalar::Sub, one, s)?;
+    let rise = g.binary(Scalar::Mul, inner, rest)?;
+    let rise = g.binary(Scalar::Add, rise, one)?;
+    Ok((
+        g.binary(Scalar::Mul, x, s)?,
+        g.binary(Scalar::Mul, s, rise)?,
+    ))
 }
 
 fn swish(g: &mut Graph, x: ValueId, alpha: f64) -> Result<ValueId> {

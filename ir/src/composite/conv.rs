@@ -2,6 +2,7 @@
 //! channels-last images.
 
 use super::CompositeDef;
+use super::gradient::Rule;
 use crate::attr::payload;
 use crate::convert;
 use crate::dim::Dim;
@@ -110,6 +111,21 @@ impl CompositeDef for Conv {
         };
         let y = rounded(x).and_then(|x| crate::eval::product::conv(self, &x, w));
         Some(y.map(|y| vec![y.into()]))
+    }
+
+    /// Convolutions again: kernels for these never store the windows.
+    fn vjp(
+        &self,
+        g: &mut Graph,
+        operands: &[ValueId],
+        _: &[ValueId],
+        cotangents: &[Option<ValueId>],
+        wanted: &[bool],
+    ) -> Rule {
+        let [x, w] = *operands else {
+            return None;
+        };
+        Some(self.gradients(g, [x, w], cotangents[0]?, wanted))
     }
 }
 
@@ -292,6 +308,21 @@ impl CompositeDef for ConvTranspose {
             return None;
         };
         Some(crate::eval::product::conv_transpose(self, x, w).map(|y| vec![y.into()]))
+    }
+
+    /// Convolutions again.
+    fn vjp(
+        &self,
+        g: &mut Graph,
+        operands: &[ValueId],
+        _: &[ValueId],
+        cotangents: &[Option<ValueId>],
+        wanted: &[bool],
+    ) -> Rule {
+        let [x, w] = *operands else {
+            return None;
+        };
+        Some(self.gradients(g, [x, w], cotangents[0]?, wanted))
     }
 }
 

@@ -7,7 +7,10 @@
 pub mod activation;
 pub mod attention;
 pub mod conv;
+mod conv_gradient;
+mod gradient;
 pub mod integer;
+pub mod loss;
 pub mod norm;
 pub mod paged_attention;
 pub mod recurrent;
@@ -18,6 +21,7 @@ pub use activation::*;
 pub use attention::*;
 pub use conv::*;
 pub use integer::*;
+pub use loss::*;
 pub use norm::*;
 pub use paged_attention::*;
 pub use recurrent::*;
@@ -61,6 +65,20 @@ pub trait CompositeDef {
         None
     }
 
+    /// Appends the operands' gradients for the cotangents of the results (of the same types; `None` where nothing depends
+    /// on a result), where differentiating the decomposition would be unstable or wasteful: `None` to do that. Only the
+    /// `wanted` operands' gradients are used; one that is `None` is zero. The composite's own `results` may be used.
+    fn vjp(
+        &self,
+        _graph: &mut Graph,
+        _operands: &[ValueId],
+        _results: &[ValueId],
+        _cotangents: &[Option<ValueId>],
+        _wanted: &[bool],
+    ) -> Option<Result<Vec<Option<ValueId>>>> {
+        None
+    }
+
     /// The results computed directly, where the decomposition would be too large to interpret (a convolution's
     /// windows); tests hold it equal to the decomposition. `None` to interpret the decomposition.
     fn eval(&self, _operands: &[&Value]) -> Option<Result<Vec<Value>, String>> {
@@ -95,6 +113,8 @@ op_family! {
         ConvChannelsLast = "conv_channels_last",
         /// Transposed convolution.
         ConvTranspose = "conv_transpose",
+        /// Cross-entropy of scores and classes.
+        CrossEntropy = "cross_entropy",
         /// A recurrent layer.
         Recurrent = "recurrent",
         /// Product of 8-bit integers with zero points.
@@ -122,6 +142,7 @@ impl CompositeOp {
             CompositeOp::Conv(p) => p,
             CompositeOp::ConvChannelsLast(p) => p,
             CompositeOp::ConvTranspose(p) => p,
+            CompositeOp::CrossEntropy(p) => p,
             CompositeOp::Recurrent(p) => p,
             CompositeOp::IntegerProduct(p) => p,
             CompositeOp::IntegerConv(p) => p,

@@ -1,10 +1,12 @@
 //! Rotary position embedding.
 
 use super::CompositeDef;
+use super::gradient::Rule;
 use crate::Dim;
 use crate::attr::payload;
 use crate::error::{IrError, Result};
 use crate::graph::{Graph, ValueId};
+use crate::ops::Op;
 use crate::scalar::Scalar;
 use crate::tensor::Tensor;
 
@@ -79,6 +81,30 @@ impl CompositeDef for Rope {
         let other = g.binary(Scalar::Mul, others, sin)?;
         let out = g.binary(Scalar::Add, own, other)?;
         Ok(vec![g.reshape(out, &dims)?])
+    }
+
+    /// Turned back, which is a rotation by the negative angles. Angles of their own gradient go through the decomposition.
+    fn vjp(
+        &self,
+        g: &mut Graph,
+        operands: &[ValueId],
+        _: &[ValueId],
+        cotangents: &[Option<ValueId>],
+        wanted: &[bool],
+    ) -> Rule {
+        let [_, cos, sin] = *operands else {
+            return None;
+        };
+        let dy = cotangents[0]?;
+        if wanted[1] || wanted[2] {
+            return None;
+        }
+        let mut make = || {
+            let back = g.unary(Scalar::Neg, sin)?;
+            let dx = g.one(Op::Composite(self.clone().into()), &[dy, cos, back])?;
+            Ok(vec![Some(dx), None, None])
+        };
+        Some(make())
     }
 }
 

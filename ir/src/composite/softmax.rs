@@ -1,6 +1,7 @@
 //! Softmax and log-softmax.
 
 use super::CompositeDef;
+use super::gradient::Rule;
 use crate::attr::payload;
 use crate::error::Result;
 use crate::graph::{Graph, ValueId};
@@ -37,5 +38,36 @@ impl CompositeDef for Softmax {
             g.binary(Scalar::Div, e, sum)?
         };
         Ok(vec![g.cast_like(out, x)?])
+    }
+
+    /// In terms of the result, which does not overflow and needs no maximum.
+    fn vjp(
+        &self,
+        g: &mut Graph,
+        operands: &[ValueId],
+        results: &[ValueId],
+        cotangents: &[Option<ValueId>],
+        _: &[bool],
+    ) -> Rule {
+        let (x, y, dy) = (operands[0], results[0], cotangents[0]?);
+        Some(self.gradient(g, x, y, dy).map(|dx| vec![Some(dx)]))
+    }
+}
+
+impl Softmax {
+    fn gradient(&self, g: &mut Graph, x: ValueId, y: ValueId, dy: ValueId) -> Result<ValueId> {
+        let (y, dy) = (g.widen(y)?, g.widen(dy)?);
+        let dx = if self.log {
+            let p = g.unary(Scalar::Exp, y)?;
+            let sum = g.reduce_keep(ReduceKind::Sum, dy, &[self.axis])?;
+            let part = g.binary(Scalar::Mul, p, sum)?;
+            g.binary(Scalar::Sub, dy, part)?
+        } else {
+            let part = g.binary(Scalar::Mul, y, dy)?;
+            let sum = g.reduce_keep(ReduceKind::Sum, part, &[self.axis])?;
+            let centred = g.binary(Scalar::Sub, dy, sum)?;
+            g.binary(Scalar::Mul, y, centred)?
+        };
+        g.cast_like(dx, x)
     }
 }

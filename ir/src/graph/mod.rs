@@ -159,6 +159,41 @@ impl Graph {
         Ok(results)
     }
 
+    /// Gives a node more results by an op on the same operands whose first results are those that it has. Gives the new ones.
+    ///
+    /// # Errors
+    /// What the op finds wrong, or fewer results than there are or others.
+    pub fn extend(&mut self, node: NodeId, op: impl Into<Op>) -> Result<Vec<ValueId>> {
+        let op = op.into();
+        let inferred = {
+            let operands = self.node(node).operands.iter();
+            let types: SmallVec<[&ValueType; 4]> = operands.map(|v| self.ty(*v)).collect();
+            op.infer(&types).map_err(|what| self.error(&op, what))?
+        };
+        let own = &self.node(node).results;
+        let first = own.len();
+        let same =
+            |(v, ty): (&ValueId, &ValueType)| crate::ops::control::same_kind(ty, self.ty(*v));
+        if inferred.len() < first || !own.iter().zip(&inferred).all(same) {
+            return Err(self.error(&op, "has other results than the op in its place"));
+        }
+        let more: Vec<ValueId> = (inferred.into_iter().enumerate().skip(first))
+            .map(|(index, ty)| {
+                self.values.push(ValueInfo {
+                    ty,
+                    name: None,
+                    node,
+                    index,
+                });
+                ValueId(self.values.len() as u32 - 1)
+            })
+            .collect();
+        let node = &mut self.nodes[node.index()];
+        node.op = op;
+        node.results.extend(more.iter().copied());
+        Ok(more)
+    }
+
     /// Appends a node with one result.
     ///
     /// # Errors
@@ -413,6 +448,29 @@ impl Graph {
                 self.values[new.index()].name = self.values[old.index()].name.clone();
             }
         }
+    }
+
+    /// Restores the order of definition before use. Nothing is dropped: values keep their ids, only those of nodes change.
+    ///
+    /// # Errors
+    /// [`IrError::Invalid`] when values depend on each other in a cycle.
+    pub fn sort(&mut self) -> Result<()> {
+        let all: Vec<NodeId> = self.nodes().map(|(id, _)| id).collect();
+        let order = order::in_order(self, &all)?;
+        let mut old: Vec<Option<Node>> = std::mem::take(&mut self.nodes)
+            .into_iter()
+            .map(Some)
+            .collect();
+        for id in order {
+            let Some(node) = old[id.index()].take() else {
+                continue;
+            };
+            for r in &node.results {
+                self.values[r.index()].node = NodeId(self.nodes.len() as u32);
+            }
+            self.nodes.push(node);
+        }
+        Ok(())
     }
 
     /// Drops nodes that no output, state or effect needs and restores the order of definition before use. Ids change;

@@ -77,11 +77,8 @@ fn region_dims(region: &Graph, visit: &mut dyn FnMut(&crate::dim::Dim)) {
 
 /// Nodes needed by outputs, inputs and effects, each after what it depends on; otherwise in the present order.
 pub(super) fn live_in_order(graph: &Graph) -> Result<Vec<NodeId>> {
-    let binders = binders(graph);
-    let mut mark = vec![0u8; graph.node_count()]; // 0 unseen, 1 open, 2 done
-    let mut order = vec![];
     let is_root = |op: &Op| match op {
-        Op::Core(CoreOp::Input(_) | CoreOp::WriteState(_) | CoreOp::Collective(_)) => true,
+        Op::Core(CoreOp::WriteState(_) | CoreOp::Collective(_)) => true,
         Op::Core(_) | Op::Host(_) | Op::Composite(_) => {
             op.class() == OpClass::Control && !op.is_pure()
         }
@@ -91,10 +88,19 @@ pub(super) fn live_in_order(graph: &Graph) -> Result<Vec<NodeId>> {
         .filter(|(_, n)| is_root(&n.op))
         .map(|(id, _)| id)
         .collect();
+    roots.extend(graph.inputs.iter().map(|v| graph.value(*v).node));
     roots.extend(graph.outputs.iter().map(|(_, v)| graph.value(*v).node));
     // Visiting roots in order of definition keeps the present order wherever it is already right.
     roots.sort_unstable();
-    for root in roots {
+    in_order(graph, &roots)
+}
+
+/// The roots and what they need, each node after what it depends on.
+pub(super) fn in_order(graph: &Graph, roots: &[NodeId]) -> Result<Vec<NodeId>> {
+    let binders = binders(graph);
+    let mut mark = vec![0u8; graph.node_count()]; // 0 unseen, 1 open, 2 done
+    let mut order = vec![];
+    for root in roots.iter().copied() {
         let mut stack = vec![(root, false)];
         while let Some((id, expanded)) = stack.pop() {
             if expanded {

@@ -1,6 +1,7 @@
-//! Equal pure nodes on equal operands are one node.
+//! Equal pure nodes on equal operands are one node, but for what is computed again on purpose.
 
 use super::Found;
+use crate::autodiff::purpose;
 use cupola_ir::attr::{Attr, AttrList};
 use cupola_ir::{Graph, NodeId, ValueType};
 use rustc_hash::{FxHashMap, FxHasher};
@@ -29,6 +30,7 @@ impl Known {
         let twin = bucket.iter().find(|other| {
             let other = graph.node(**other);
             other.operands == node.operands
+                && purpose(other) == purpose(node)
                 && other.op.name() == node.op.name()
                 && same(&other.op.attrs(), &attrs)
                 && node
