@@ -32,7 +32,7 @@ pub(crate) fn refusal(operands: &[&TensorType]) -> Option<String> {
 
 /// Runs attention.
 pub(crate) fn run(call: &Call, p: &Attention) -> Result<(), Failure> {
-    let [q, k, v, mask @ ..] = &call.operands[..] else {
+    let [q, k, v, mask @ ..] = call.operands else {
         unreachable!("bug: attention with {} operands", call.operands.len());
     };
     let (heads, kv_heads) = (q.dims[1], k.dims[1]);

@@ -227,7 +227,7 @@ pub(crate) fn run_integers(call: &Call, p: &IntegerConv) -> Result<(), Failure> 
         [&p.strides, &p.dilations],
         [&p.pads_low, &p.pads_high],
     )?;
-    let [x, w, x_zero, w_zero] = &call.operands[..] else {
+    let [x, w, x_zero, w_zero] = call.operands else {
         unreachable!("bug: a convolution of {} operands", call.operands.len())
     };
     let window = window(&x.dims[2..], &taps)?;

@@ -25,7 +25,7 @@ pub(crate) fn cast_refusal(to: DType, operands: &[&TensorType]) -> Option<String
 
 /// Picks rows of blocks.
 pub(crate) fn gather(call: &Call, p: &Gather) -> Result<(), Failure> {
-    let [data, indices] = &call.operands[..] else {
+    let [data, indices] = call.operands else {
         unreachable!("bug: a gather with {} operands", call.operands.len());
     };
     let count = data.dims[0];

@@ -84,7 +84,7 @@ pub(super) fn prepare(
 /// Runs the product.
 pub(crate) fn run(call: &Call, p: &IntegerProduct) -> Result<(), Failure> {
     let product = bind(call, &p.contract())?;
-    let [l, r, l_zero, r_zero] = &call.operands[..] else {
+    let [l, r, l_zero, r_zero] = call.operands else {
         unreachable!("bug: a product of {} operands", call.operands.len())
     };
     let zeros = [

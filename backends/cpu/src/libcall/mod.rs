@@ -68,7 +68,9 @@ pub(crate) fn claim(op: &Op, operands: &[&TensorType]) -> Claim {
             let epilogue = rows::takes_epilogue(operands);
             (rows::norm_refusal(*axis, operands), false, epilogue)
         }
-        Op::Composite(C::Gelu(_) | C::Swish(_) | C::Swiglu(_) | C::Rope(_))
+        Op::Composite(
+            C::Gelu(_) | C::Swish(_) | C::Swiglu(_) | C::Rope(_) | C::CrossEntropy(_),
+        )
         | Op::Core(_)
         | Op::Host(_) => (Some("no library kernel".into()), false, false),
     };

@@ -78,8 +78,7 @@ struct Paged<'a> {
 
 impl<'a> Paged<'a> {
     fn bind(call: &'a Call) -> Result<Paged<'a>, Failure> {
-        let [query, key, value, table, sequences, positions, scales @ ..] = &call.operands[..]
-        else {
+        let [query, key, value, table, sequences, positions, scales @ ..] = call.operands else {
             unreachable!("bug: paged attention with {} operands", call.operands.len());
         };
         let (heads, kv_heads) = (query.dims[1], key.dims[1]);

@@ -16,7 +16,7 @@ pub(crate) fn refusal(operands: &[&TensorType]) -> Option<String> {
 /// Runs the rounding.
 pub(crate) fn run(call: &Call) -> Result<(), Failure> {
     let x = &call.operands[0];
-    let [y, scale, zero] = &call.results[..] else {
+    let [y, scale, zero] = call.results else {
         unreachable!("bug: {} results of rounding", call.results.len())
     };
     // SAFETY: operand and results are dense and lie inside their buffers, and this call has the results alone.
