@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 const EDGES: &[(&str, &[&str])] = &[
     ("ir", &[]),
     ("passes", &["cupola-ir"]),
+    ("train", &["cupola-ir", "cupola-passes"]),
     ("shaders", &["cupola-ir"]),
     ("backends/core", &["cupola-ir"]),
     ("backends/cpu", &["cupola-ir", "cupola-backend"]),
@@ -56,6 +57,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "cupola-language",
             "cupola-text",
             "cupola-llm",
+            "cupola-train",
         ],
     ),
     ("server", &["cupola-llm", "cupola-text"]),

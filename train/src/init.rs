@@ -1,0 +1,227 @@
+//! Initial values of parameters: drawn from the counter-based generator of the graph's random numbers, keyed by a seed and the
+//! parameter's name, so that they depend neither on the machine nor on the order of the parameters.
+//!
+//! Everything is computed in f64 by operations that IEEE 754 defines exactly (the logarithm and the cosine of the normal
+//! distribution are series of such operations), then rounded once.
+
+use crate::error::{Result, TrainError};
+use cupola_ir::convert::{self, Lanes};
+use cupola_ir::eval::random::philox;
+use cupola_ir::{DType, Tensor, TensorType};
+use std::f64::consts::{FRAC_PI_2, LN_2, SQRT_2};
+
+/// How the values of a state slot begin.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Init {
+    /// One number everywhere.
+    Constant(f64),
+    /// Uniform between `-bound` and `bound`.
+    Uniform {
+        /// Largest magnitude.
+        bound: f64,
+    },
+    /// Normal with mean 0.
+    Normal {
+        /// Standard deviation.
+        deviation: f64,
+    },
+    /// Normal with mean 0 and deviation 1, but for one row of 0: an embedding whose row stands for padding.
+    NormalButRow {
+        /// The row of zeros.
+        row: usize,
+    },
+    /// These values.
+    Values(Tensor),
+}
+
+impl Init {
+    /// Zeros.
+    pub const ZEROS: Init = Init::Constant(0.0);
+    /// Ones.
+    pub const ONES: Init = Init::Constant(1.0);
+
+    /// The rule of linear layers and convolutions: uniform within `1 / sqrt(inputs of one output)`.
+    pub fn fan_in(inputs: usize) -> Init {
+        Init::Uniform {
+            bound: match inputs {
+                0 => 0.0,
+                n => 1.0 / (n as f64).sqrt(),
+            },
+        }
+    }
+
+    /// The values of a slot of this name and type.
+    ///
+    /// # Errors
+    /// [`TrainError::Options`] for types that are no number or of unknown extents, and values of another shape.
+    pub fn draw(&self, seed: u64, name: &str, ty: &TensorType) -> Result<Tensor> {
+        let wrong = |what: &str| TrainError::Options(format!("'{name}' of type {ty}: {what}"));
+        let shape = ty.const_shape();
+        let shape = shape.ok_or_else(|| wrong("its extents must be known"))?;
+        let len = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
+        let len = len.ok_or_else(|| wrong("too many elements"))?;
+        let values = match self {
+            Init::Values(t) if t.shape() == shape => {
+                return convert::cast(t, ty.dtype, true).map_err(|e| wrong(&e));
+            }
+            Init::Values(t) => {
+                return Err(wrong(&format!("initial values of shape {:?}", t.shape())));
+            }
+            Init::Constant(v) if *v == 0.0 => {
+                return zeros(ty.dtype, &shape).ok_or_else(|| wrong("no number type"));
+            }
+            Init::Constant(v) => vec![*v; len],
+            Init::Uniform { bound } => {
+                let draw = |u: [f64; 2]| u.map(|u| bound * (2.0 * u - 1.0));
+                pairs(seed, name, len, draw)
+            }
+            Init::Normal { deviation } => normal(seed, name, len, *deviation),
+            Init::NormalButRow { row } => {
+                let mut values = normal(seed, name, len, 1.0);
+                let width = len / shape.first().copied().unwrap_or(1).max(1);
+                let end = (row + 1).saturating_mul(width).min(len);
+                values[(row * width).min(end)..end].fill(0.0);
+                values
+            }
+        };
+        let values = convert::convert(Lanes::F(values), ty.dtype);
+        let tensor = values.and_then(|v| convert::tensor(&v, ty.dtype, &shape));
+        tensor.ok_or_else(|| wrong("no number type"))
+    }
+}
+
+/// Zeros that take no memory before something is written to them, as far as the system has such memory.
+pub(crate) fn zeros(dtype: DType, shape: &[usize]) -> Option<Tensor> {
+    let size = Tensor::size_of(dtype, shape)?;
+    Tensor::new(dtype, shape.to_vec(), vec![0u8; size].into())
+}
+
+/// A name as a number (FNV-1a), for the key of its random numbers.
+fn hash(name: &str) -> u64 {
+    name.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| {
+        (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+/// `len` numbers, two at a time of two uniform numbers in [0, 1) with 53 bits each.
+fn pairs(seed: u64, name: &str, len: usize, draw: impl Fn([f64; 2]) -> [f64; 2]) -> Vec<f64> {
+    let key = seed ^ hash(name);
+    let key = [key as u32, (key >> 32) as u32];
+    let unit = |high: u32, low: u32| {
+        ((u64::from(high) << 32 | u64::from(low)) >> 11) as f64 / (1u64 << 53) as f64
+    };
+    let mut values = Vec::with_capacity(len + 1);
+    for block in 0..(len as u64).div_ceil(2) {
+        let [a, b, c, d] = philox([block as u32, (block >> 32) as u32, 0, 0], key);
+        values.extend(draw([unit(a, b), unit(c, d)]));
+    }
+    values.truncate(len);
+    values
+}
+
+/// Normal numbers by the transform of Box and Muller (1958).
+fn normal(seed: u64, name: &str, len: usize, deviation: f64) -> Vec<f64> {
+    pairs(seed, name, len, |[u, v]| {
+        // 1 - u is never 0.
+        let radius = deviation * (-2.0 * ln(1.0 - u)).sqrt();
+        [radius * cos_turn(v), radius * cos_turn((v + 0.75) % 1.0)]
+    })
+}
+
+/// The natural logarithm of a positive normal number.
+fn ln(x: f64) -> f64 {
+    let bits = x.to_bits();
+    let mut exponent = (bits >> 52) as i64 - 1023;
+    let mut m = f64::from_bits(bits & 0x000f_ffff_ffff_ffff | 0x3ff0_0000_0000_0000);
+    if m > SQRT_2 {
+        m /= 2.0;
+        exponent += 1;
+    }
+    // ln m = 2 artanh z with |z| < 0.172: the terms shrink by 0.03 each.
+    let z = (m - 1.0) / (m + 1.0);
+    let square = z * z;
+    let sum = (0..14)
+        .rev()
+        .fold(0.0, |sum, k| sum * square + 1.0 / f64::from(2 * k + 1));
+    exponent as f64 * LN_2 + 2.0 * z * sum
+}
+
+/// The cosine of `v` full turns, `v` in [0, 1).
+fn cos_turn(v: f64) -> f64 {
+    let quarters = (4.0 * v).floor();
+    let x = (4.0 * v - quarters) * FRAC_PI_2;
+    let square = x * x;
+    let series = |first: f64, from: u32| {
+        let (mut term, mut sum) = (first, first);
+        for k in 0..12u32 {
+            let n = f64::from(from + 2 * k);
+            term *= -square / (n * (n + 1.0));
+            sum += term;
+        }
+        sum
+    };
+    match quarters as i64 {
+        0 => series(1.0, 1),
+        1 => -series(x, 2),
+        2 => -series(1.0, 1),
+        _ => series(x, 2),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn floats(init: &Init, name: &str, shape: [usize; 2]) -> Vec<f32> {
+        let t = init.draw(7, name, &TensorType::new(DType::F32, shape));
+        t.expect("draws").to_vec().expect("f32")
+    }
+
+    #[test]
+    fn elementary_functions_agree_with_those_of_the_system() {
+        for i in 1..2000 {
+            let x = f64::from(i) / 700.0;
+            assert!(
+                (ln(x) - x.ln()).abs() <= 4e-16 * x.ln().abs().max(1.0),
+                "{x}"
+            );
+            let v = f64::from(i) / 2000.0;
+            let want = (v * std::f64::consts::TAU).cos();
+            assert!((cos_turn(v) - want).abs() < 2e-15, "{v}");
+        }
+    }
+
+    #[test]
+    fn draws_have_the_moments_of_their_distribution() {
+        let n = 100_000.0;
+        let normal = floats(&Init::Normal { deviation: 2.0 }, "w", [1000, 100]);
+        let mean = normal.iter().map(|x| f64::from(*x)).sum::<f64>() / n;
+        let square = normal.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / n;
+        assert!(
+            mean.abs() < 0.02 && (square - 4.0).abs() < 0.06,
+            "{mean} {square}"
+        );
+        let uniform = floats(&Init::fan_in(25), "w", [1000, 100]);
+        let square = uniform.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / n;
+        assert!(uniform.iter().all(|x| x.abs() <= 0.2));
+        assert!((square - 0.04 / 3.0).abs() < 2e-4, "{square}");
+    }
+
+    #[test]
+    fn draws_depend_on_seed_and_name_and_stay_as_they_are() {
+        let u = Init::Uniform { bound: 1.0 };
+        assert_ne!(floats(&u, "a", [2, 2]), floats(&u, "b", [2, 2]));
+        assert_eq!(floats(&u, "a", [2, 2]), floats(&u, "a", [2, 2]));
+        assert_eq!(floats(&u, "a", [2, 2])[..3], floats(&u, "a", [1, 3])[..]);
+        let padded = floats(&Init::NormalButRow { row: 1 }, "e", [3, 2]);
+        assert_eq!(&padded[2..4], &[0.0, 0.0]);
+        assert!(padded[4] != 0.0);
+    }
+
+    #[test]
+    fn values_of_another_shape_are_refused() {
+        let init = Init::Values(Tensor::vector(&[1.0f32]));
+        let e = init.draw(0, "w", &TensorType::new(DType::F32, [2usize]));
+        assert!(e.expect_err("two elements").to_string().contains("'w'"));
+    }
+}
