@@ -96,6 +96,27 @@ pub enum Error {
     /// Compiling or running failed.
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
+    /// A model, loss or optimiser of a training run does not fit.
+    #[error(transparent)]
+    Train(#[from] cupola_train::TrainError),
+    /// Data to train on cannot be used.
+    #[error(transparent)]
+    Data(#[from] cupola_train::data::DataError),
+    /// The configuration of a training run is wrong.
+    #[error("{0}")]
+    Config(String),
+    /// A checkpoint was refused.
+    #[error("{0}")]
+    Checkpoint(String),
+    /// Something that was named is not there.
+    #[error("{0}")]
+    Missing(String),
+    /// A file cannot be written.
+    #[error("cannot write {}: {}", .0.display(), .1)]
+    Write(std::path::PathBuf, String),
+    /// Training led to numbers that are none.
+    #[error("{0}")]
+    NotFinite(String),
     /// The file is of no known kind.
     #[error("{0}")]
     Format(String),
@@ -131,6 +152,14 @@ impl Error {
             Error::Text(e) => e.fault().into(),
             Error::Generate(e) => llm_class(e),
             Error::Graph(e) => ir_class(e),
+            Error::Train(e) => train_class(e),
+            Error::Data(e) => match e {
+                cupola_train::data::DataError::Io { .. } => Class::Usage,
+                _ => Class::Malformed,
+            },
+            Error::Config(_) | Error::Checkpoint(_) => Class::Malformed,
+            Error::Missing(_) => Class::Usage,
+            Error::Write(..) | Error::NotFinite(_) => Class::Run,
             Error::Format(_) => Class::Malformed,
             Error::NoGraph(_) => Class::Unsupported,
             Error::Runtime(e) => runtime_class(e),
@@ -179,6 +208,15 @@ fn ir_class(e: &IrError) -> Class {
         IrError::Run { .. } | IrError::Cancelled => Class::Run,
         IrError::Limit(_) => Class::Limit,
         IrError::Unsupported(_) => Class::Unsupported,
+    }
+}
+
+fn train_class(e: &cupola_train::TrainError) -> Class {
+    use cupola_train::TrainError;
+    match e {
+        TrainError::Graph(e) => ir_class(e),
+        TrainError::Pass(e) => pass_class(e),
+        TrainError::Layer { .. } | TrainError::Options(_) => Class::Malformed,
     }
 }
 

@@ -80,6 +80,7 @@ mod profile;
 mod runner;
 pub mod suite;
 mod tools;
+pub mod train;
 
 pub use artifact::Artifact;
 pub use check::{FileSummary, check_file};
@@ -95,6 +96,7 @@ pub use cupola_runtime::{
     Cache, Cancel, DeviceSpec, DeviceTensor, Fault, Host, HostOptions, Keep, Pending, Place,
     Program, Request, RunLimits, RunStats, RunValue, Session, State, Weights,
 };
+pub use cupola_source::{WholeFile, write_atomically};
 pub use cupola_text as text;
 pub use cut::{Cut, can_cut, cut};
 pub use error::{Class, Error, Result};

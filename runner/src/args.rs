@@ -1,8 +1,10 @@
 //! The command line.
 
 mod language;
+mod train;
 
 pub use language::*;
+pub use train::*;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use cupola::Fault;
@@ -68,6 +70,10 @@ pub enum Command {
     Embed(EmbedArgs),
     /// Serve a language model over HTTP, in the form of the OpenAI API.
     Serve(ServeArgs),
+    /// Train a model: a configuration, or a model file and data.
+    Train(TrainArgs),
+    /// Measure a trained model on samples that were held out, or on others.
+    Eval(EvalArgs),
     /// Show tables of timed kernels that --tune-table wrote, or join them.
     Tuning(TuningArgs),
     /// Try the features of a GPU; started by this program for itself.
@@ -406,8 +412,11 @@ pub struct ProfileArgs {
 
 #[derive(Debug, Args)]
 pub struct PlanArgs {
-    /// Model file.
+    /// Model file; with --train a configuration.
     pub model: PathBuf,
+    /// The memory of training: of a step of the configuration's batch.
+    #[arg(long)]
+    pub train: bool,
     #[command(flatten)]
     pub compile: CompileArgs,
     #[command(flatten)]

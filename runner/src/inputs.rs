@@ -241,7 +241,7 @@ fn random(name: &str, dtype: DType, shape: Vec<usize>, seed: u64) -> Outcome<Ten
 /// Decodes a picture for an input of extents `[channels, height, width]` or `[height, width, channels]`, with or without
 /// a batch in front. It is scaled to fit (the border takes the colour of the picture's own border), grey for one
 /// channel; floats are 0..1.
-fn image_input(
+pub fn image_input(
     path: &Path,
     name: &str,
     ty: &ValueType,

@@ -1,6 +1,7 @@
 //! NumPy files: `.npy` and members of `.npz`.
 
 use crate::fail::{Failure, Outcome};
+use cupola::WholeFile;
 use cupola_ir::{DType, Tensor, convert};
 use half::f16;
 use npyz::{NpyFile, Order, TypeChar, WriterBuilder};
@@ -167,59 +168,42 @@ fn to_row_major<T: Copy>(v: &[T], shape: &[usize]) -> Vec<T> {
 
 /// Writes a `.npy` file, complete or not at all. Types NumPy lacks are written as f32 (floats) or u8 (packed bytes).
 pub fn write(path: &Path, tensor: &Tensor) -> Outcome {
-    let temporary = path.with_extension("npy.part");
-    let fail = |e: std::io::Error| Failure::io("cannot write", path, e);
-    let mut file = std::io::BufWriter::new(std::fs::File::create(&temporary).map_err(fail)?);
-    write_to(&mut file, tensor)
-        .and_then(|()| file.flush())
-        .map_err(fail)?;
-    drop(file);
-    std::fs::rename(&temporary, path).map_err(fail)
+    let written = cupola::write_atomically(path, |file| write_to(file, tensor));
+    written.map_err(|e| Failure::io("cannot write", path, e))
 }
 
 /// A file of rows of f32 that is written as they come; it has its name once [`RowsFile::finish`] was called.
 pub struct RowsFile {
     path: PathBuf,
-    temporary: PathBuf,
-    writer: Option<npyz::NpyWriter<f32, BufWriter<File>>>,
+    whole: WholeFile,
+    writer: npyz::NpyWriter<f32, BufWriter<File>>,
 }
 
 impl RowsFile {
     /// Begins a file of `f32[rows, width]`.
     pub fn new(path: &Path, rows: usize, width: usize) -> Outcome<RowsFile> {
-        let temporary = path.with_extension("npy.part");
         let fail = |e: std::io::Error| Failure::io("cannot write", path, e);
-        let file = BufWriter::new(File::create(&temporary).map_err(fail)?);
+        let whole = WholeFile::create(path).map_err(fail)?;
+        let file = BufWriter::new(whole.handle().map_err(fail)?);
         let options = npyz::WriteOptions::<f32>::new().default_dtype();
         let options = options.shape(&[rows as u64, width as u64]).writer(file);
         Ok(RowsFile {
             path: path.to_owned(),
-            temporary,
-            writer: Some(options.begin_nd().map_err(fail)?),
+            whole,
+            writer: options.begin_nd().map_err(fail)?,
         })
     }
 
     /// Appends a row.
     pub fn push(&mut self, row: &[f32]) -> Outcome {
-        let Some(writer) = &mut self.writer else {
-            return Ok(());
-        };
-        let pushed = writer.extend(row.iter().copied());
+        let pushed = self.writer.extend(row.iter().copied());
         pushed.map_err(|e| Failure::io("cannot write", &self.path, e))
     }
 
     /// Ends the file: all rows have come.
-    pub fn finish(mut self) -> Outcome {
-        let finished = self.writer.take().map_or(Ok(()), |w| w.finish());
-        let renamed = finished.and_then(|()| std::fs::rename(&self.temporary, &self.path));
-        renamed.map_err(|e| Failure::io("cannot write", &self.path, e))
-    }
-}
-
-impl Drop for RowsFile {
-    fn drop(&mut self) {
-        // Not there any more once the file was finished.
-        let _ = std::fs::remove_file(&self.temporary);
+    pub fn finish(self) -> Outcome {
+        let finished = self.writer.finish().and_then(|()| self.whole.finish());
+        finished.map_err(|e| Failure::io("cannot write", &self.path, e))
     }
 }
 

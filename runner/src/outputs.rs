@@ -3,9 +3,10 @@
 use crate::fail::{Failure, Outcome};
 use crate::{npy, pb};
 use cupola::ir::convert::{self, Lanes};
-use cupola::{Tensor, Value};
+use cupola::{Tensor, Value, WholeFile};
 use serde_json::{Value as Json, json};
 use std::fmt::Write;
+use std::io::{self, Write as _};
 use std::path::Path;
 
 /// Most elements printed of one output.
@@ -147,6 +148,19 @@ pub fn write(dir: &Path, outputs: &[(String, Value)], as_pb: bool) -> Outcome {
         }
     }
     Ok(())
+}
+
+/// Writes a file, complete or not at all.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> Outcome {
+    write_atomically(path, |file| file.write_all(bytes))
+}
+
+/// As [`write_whole`], of what comes piece by piece.
+pub fn write_atomically(
+    path: &Path,
+    write: impl FnOnce(&mut WholeFile) -> io::Result<()>,
+) -> Outcome {
+    cupola::write_atomically(path, write).map_err(|e| Failure::io("cannot write", path, e))
 }
 
 /// Writes JSON to a file, or to standard output for `-`.

@@ -4,14 +4,16 @@
 //! packs or uploads them. This crate knows no file format beyond the few bytes that tell formats apart.
 //!
 //! Reading order: [`Source`] (`map.rs`), [`sniff`] (`format.rs`), [`ContentHash`] (`hash.rs`), [`Fault`] and [`quote`]
-//! (`message.rs`).
+//! (`message.rs`), [`WholeFile`] (`whole.rs`).
 
 mod format;
 mod hash;
 mod map;
 mod message;
+mod whole;
 
 pub use format::{Format, sniff};
 pub use hash::ContentHash;
 pub use map::{Source, SourceError};
 pub use message::{Fault, clip, quote};
+pub use whole::{WholeFile, write_atomically};

@@ -5,10 +5,10 @@
 //! one file, a line each, count like several files.
 
 use crate::args::BenchCompareArgs;
-use crate::commands::convert::write_whole;
 use crate::commands::suite::{page, results as suite};
 use crate::fail::{Failure, Outcome};
 use crate::outputs;
+use crate::outputs::write_whole;
 use crate::significance::{Shift, median, shift};
 use serde_json::{Value as Json, json};
 use std::collections::BTreeMap;

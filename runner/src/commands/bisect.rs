@@ -80,7 +80,7 @@ fn computing(graph: &Graph) -> usize {
 
 /// Writes a part as a text graph, and its inputs to a folder beside it; gives the folder.
 fn write(path: &Path, part: &cupola::Cut, known: &HashMap<ValueId, Value>) -> Outcome<PathBuf> {
-    super::convert::write_whole(path, cupola::to_text(&part.graph).as_bytes())?;
+    crate::outputs::write_whole(path, cupola::to_text(&part.graph).as_bytes())?;
     let folder = path.with_extension("inputs");
     std::fs::create_dir_all(&folder).map_err(|e| Failure::io("cannot create", &folder, e))?;
     for (i, v) in part.inputs.iter().enumerate() {

@@ -1,10 +1,9 @@
 //! `cupola compile`: a program compiled ahead of time.
 
-use super::convert::write_atomically;
 use crate::args::CompileCommandArgs;
 use crate::fail::{Failure, Outcome};
+use crate::outputs::write_atomically;
 use cupola::Artifact;
-use std::io::Write;
 
 /// Compiles a model and writes graph, machine code and packed weights, complete or not at all.
 pub fn compile(args: &CompileCommandArgs) -> Outcome {
@@ -14,10 +13,7 @@ pub fn compile(args: &CompileCommandArgs) -> Outcome {
         let _busy = super::busy("compiling");
         Artifact::compile(&model, &super::host(&args.compile), &options)?
     };
-    write_atomically(&args.output, |file| {
-        let mut out = std::io::BufWriter::new(file);
-        artifact.write(&mut out).and_then(|()| out.flush())
-    })?;
+    write_atomically(&args.output, |file| artifact.write(file))?;
     let size = args.output.metadata().map(|m| m.len());
     let size = size.map_err(|e| Failure::io("cannot read", &args.output, e))?;
     let (output, pieces) = (args.output.display(), artifact.piece_count());

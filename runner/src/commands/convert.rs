@@ -3,10 +3,8 @@
 use crate::args::ConvertArgs;
 use crate::fail::{Failure, Outcome};
 use crate::inputs::parse_set;
+use crate::outputs;
 use cupola::{Model, ModelOptions};
-use std::fs::File;
-use std::io::{self, Write};
-use std::path::Path;
 
 /// Reads a model and writes it in the format of the output's suffix, complete or not at all.
 pub fn convert(args: &ConvertArgs) -> Outcome {
@@ -34,24 +32,5 @@ pub fn convert(args: &ConvertArgs) -> Outcome {
             )));
         }
     };
-    write_whole(&args.output, &bytes)
-}
-
-/// Writes a file, complete or not at all.
-pub fn write_whole(path: &Path, bytes: &[u8]) -> Outcome {
-    write_atomically(path, |mut file| file.write_all(bytes))
-}
-
-/// Writes beside the target and renames.
-pub fn write_atomically(path: &Path, write: impl FnOnce(File) -> io::Result<()>) -> Outcome {
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".part");
-    let temporary = Path::new(&temporary);
-    let written = File::create(temporary).and_then(write);
-    let written = written.and_then(|()| std::fs::rename(temporary, path));
-    written.map_err(|e| {
-        // It may not even have been begun.
-        let _ = std::fs::remove_file(temporary);
-        Failure::io("cannot write", path, e)
-    })
+    outputs::write_whole(&args.output, &bytes)
 }

@@ -2,6 +2,7 @@
 
 mod bench;
 mod bench_compare;
+mod bench_worker;
 mod bisect;
 mod check;
 mod compare;
@@ -16,6 +17,7 @@ mod plan;
 mod profile;
 mod run;
 mod suite;
+mod train;
 mod tuning;
 
 use crate::args::{Command, CompileArgs, Precision};
@@ -62,7 +64,10 @@ fn json_target(command: &Command) -> Option<&str> {
         Command::Tokenize(a) => &a.json,
         Command::Perplexity(a) => &a.json,
         Command::Embed(a) => &a.json,
-        Command::Chat(_)
+        Command::Eval(a) => &a.json,
+        // Its JSON is lines, written as they come.
+        Command::Train(_)
+        | Command::Chat(_)
         | Command::Serve(_)
         | Command::Compile(_)
         | Command::Convert(_)
@@ -96,6 +101,8 @@ fn start(command: Command) -> Outcome {
         Command::Serve(a) => language::serve(&a),
         Command::Tokenize(a) => language::tokenize(&a),
         Command::Perplexity(a) => language::perplexity(&a),
+        Command::Train(a) => train::train(&a),
+        Command::Eval(a) => train::eval(&a),
     }
 }
 

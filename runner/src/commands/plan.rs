@@ -13,6 +13,14 @@ use std::collections::BTreeMap;
 /// Prints weights, activations and state bytes, and the sizes that they are for; exit 5 over a budget. The same flags
 /// as for `run` give the plan of the same program.
 pub fn plan(args: &PlanArgs) -> Outcome {
+    if args.train {
+        let sizes = inputs::parse_set(&args.compile.set)?;
+        return report(
+            &super::train::plan(&args.model, &args.compile, &sizes)?,
+            args,
+            false,
+        );
+    }
     let import = super::language::import(&args.compile, args.llm.context, args.llm.cache);
     let model = super::open_as(&args.model, &args.compile, import)?;
     let types = model.input_types()?;
@@ -34,6 +42,10 @@ pub fn plan(args: &PlanArgs) -> Outcome {
     }
     let options = super::options(&args.compile)?;
     let memory = cupola::plan_memory(&graph, &super::host(&args.compile), &options, &sizes)?;
+    report(&memory, args, texts.is_some())
+}
+
+fn report(memory: &MemoryPlan, args: &PlanArgs, is_decoder: bool) -> Outcome {
     let bytes = &memory.bytes;
     let total = bytes.total();
     let mut document = json!({
@@ -41,13 +53,13 @@ pub fn plan(args: &PlanArgs) -> Outcome {
         "states": bytes.states, "total": total, "sizes": memory.sizes, "unset": memory.unset,
         "undecided": memory.undecided,
     });
-    if texts.is_some() {
+    if is_decoder {
         document["kv_cache"] = json!(bytes.states);
         document["workspace"] = json!(bytes.activations.saturating_add(bytes.outputs));
     }
     match &args.json {
         Some(to) => outputs::write_json(to, &document)?,
-        None => print_text(&memory, texts.is_some()),
+        None => print_text(memory, is_decoder),
     }
     match args.compile.memory {
         Some(budget) if total > budget => {

@@ -2,16 +2,15 @@
 
 use super::run::{self, Generated};
 use crate::args::{GenerateArgs, GenerationArgs};
-use crate::commands::convert::write_atomically;
 use crate::fail::{Failure, Outcome};
 use crate::interrupt::Interrupt;
-use crate::outputs;
+use crate::outputs::{self, write_atomically};
 use cupola::LanguageOptions;
 use cupola::language::{TextModel, read_snapshot, write_snapshot};
 use cupola::llm::constrain::{Constrainer, Grammar, TokenTrie};
 use cupola::llm::{Constraint, Engine, LogProbs, Request, Transcript};
 use serde_json::{Value as Json, json};
-use std::io::{BufWriter, Write};
+use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -114,9 +113,7 @@ fn load_cache(path: &Path, model: &TextModel, engine: &mut Engine) -> Outcome {
 fn save_cache(path: &Path, model: &TextModel, engine: &mut Engine, text: &[u32]) -> Outcome {
     let snapshot = engine.snapshot(text).map_err(cupola::Error::from)?;
     write_atomically(path, |file| {
-        let mut out = BufWriter::new(file);
-        write_snapshot(&snapshot, model.program.graph(), &mut out)?;
-        out.flush()
+        write_snapshot(&snapshot, model.program.graph(), file)
     })?;
     tracing::info!("{} tokens are in {}", snapshot.tokens.len(), path.display());
     Ok(())

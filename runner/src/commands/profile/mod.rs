@@ -36,10 +36,10 @@ pub fn profile(args: &ProfileArgs) -> Outcome {
     };
     let name = runner.model().name();
     if let Some(path) = &args.trace {
-        super::convert::write_whole(path, trace::document(name, &profile).to_string().as_bytes())?;
+        crate::outputs::write_whole(path, trace::document(name, &profile).to_string().as_bytes())?;
     }
     if let Some(path) = &args.html {
-        super::convert::write_whole(path, page::page(name, &profile).as_bytes())?;
+        crate::outputs::write_whole(path, page::page(name, &profile).as_bytes())?;
     }
     match &args.json {
         Some(to) => outputs::write_json(to, &to_json(name, &profile)),

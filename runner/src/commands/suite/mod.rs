@@ -8,8 +8,8 @@ pub mod page;
 pub mod results;
 
 use crate::args::{BenchArgs, CompileArgs};
-use crate::commands::convert::write_whole;
 use crate::fail::{Failure, Outcome};
+use crate::outputs::write_whole;
 use crate::significance::median;
 use cupola::ir::Value;
 use cupola::runtime::{DeviceInfo, Rates, processor};

@@ -1,0 +1,556 @@
+//! The loop: batches go in, parameters change, and now and then somebody looks.
+
+use super::assemble::{Assembled, feed};
+use super::build::{build, dealing, total_steps};
+use super::checkpoint::{self, Checkpoint, Progress};
+use super::config::{Config, wrong};
+use super::dataset::Parts;
+use super::evaluate::{Scores, evaluate, graph_of, inputs_of};
+use super::recipe::{self, Rates};
+use super::{blame, export};
+use crate::error::{Error, Result};
+use crate::runner::Options;
+use cupola_ir::{Tensor, TensorType};
+use cupola_runtime::{Host, Program, Request, RuntimeError, Session};
+use cupola_train::TrainStep;
+use cupola_train::data::{Batch, Loader, Part, Position};
+use cupola_train::metrics::Metric;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Steps in a row that may be left out for infinities before that counts as a failure: the scale has gone from its first
+/// value to less than any useful one long before.
+const MOST_SKIPPED: u64 = 100;
+
+/// A step that was done.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepReport {
+    /// Steps done, this one included.
+    pub step: u64,
+    /// Its epoch, from 0.
+    pub epoch: u64,
+    /// The loss before the update.
+    pub loss: f64,
+    /// The learning rate of the update.
+    pub lr: f64,
+    /// The gradients' norm before clipping, where it is computed.
+    pub grad_norm: Option<f64>,
+    /// The loss scale after the step, where there is one.
+    pub scale: Option<f64>,
+    /// No update was made, since a gradient was infinite.
+    pub is_skipped: bool,
+    /// Samples.
+    pub samples: usize,
+    /// Wall time, that of waiting for data included.
+    pub time: Duration,
+}
+
+/// What happens while a model is trained.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A step was done.
+    Step(StepReport),
+    /// The model was validated.
+    Validated {
+        /// Steps done.
+        step: u64,
+        /// Results.
+        scores: Scores,
+        /// None were better.
+        is_best: bool,
+    },
+    /// A checkpoint was written.
+    Saved(PathBuf),
+    /// Something that takes time or that one should know.
+    Note(String),
+}
+
+/// Why a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// All epochs or steps are done.
+    Done,
+    /// Validation no longer improved.
+    Early,
+    /// Whoever listens asked for it.
+    Stopped,
+}
+
+/// Hears what happens; [`ControlFlow::Break`] ends the run after the step, with a checkpoint.
+pub type Listener<'a> = dyn FnMut(Event) -> ControlFlow<()> + 'a;
+
+/// A training run.
+pub struct Trainer {
+    config: Config,
+    parts: Parts,
+    model: Assembled,
+    step: TrainStep,
+    session: Session,
+    inputs: Vec<(String, TensorType)>,
+    host: Arc<Host>,
+    options: Options,
+    eval: Option<Arc<Program>>,
+    rates: Rates,
+    metrics: Vec<Metric>,
+    progress: Progress,
+    skipped: u64,
+}
+
+impl Trainer {
+    /// Builds and compiles the step of a configuration for its samples, with first weights by the seed.
+    ///
+    /// # Errors
+    /// What is wrong with the configuration, the model or the data; what compilation finds.
+    pub fn new(
+        config: Config,
+        parts: Parts,
+        host: Arc<Host>,
+        options: &Options,
+    ) -> Result<Trainer> {
+        let (model, step, rate) = build(&config, &parts, &host, options)?;
+        let program = Program::compile(step.graph.clone(), &host, options)?;
+        let program = Arc::new(program);
+        let inputs = inputs_of(&program);
+        let mut session = Session::new(program);
+        session.state_mut().seed = config.seed;
+        let rates = Rates::parse(
+            &config.schedule,
+            total_steps(&config, &parts.train),
+            config.epochs.unwrap_or(0),
+        )?;
+        let mut trainer = Trainer {
+            metrics: config.metrics()?,
+            progress: Progress::new(rate),
+            config,
+            parts,
+            model,
+            step,
+            session,
+            inputs,
+            host,
+            options: options.clone(),
+            eval: None,
+            rates,
+            skipped: 0,
+        };
+        trainer.reset()?;
+        trainer.check_batches()?;
+        Ok(trainer)
+    }
+
+    /// Parameters and the optimiser's memory as at the beginning.
+    fn reset(&mut self) -> Result<()> {
+        for slot in &self.step.slots {
+            let value = self.step.initial(slot, self.config.seed)?;
+            self.session.state_mut().set_slot(&slot.name, value)?;
+        }
+        self.session.state_mut().run = 0;
+        Ok(())
+    }
+
+    fn check_batches(&self) -> Result<()> {
+        match self.batches() {
+            0 => {
+                let what = format!(
+                    "{} samples to train on make no whole batch of {}",
+                    self.parts.train.len(),
+                    self.config.batch
+                );
+                Err(wrong(what))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The samples.
+    pub fn parts(&self) -> &Parts {
+        &self.parts
+    }
+
+    /// How far the run is.
+    pub fn progress(&self) -> &Progress {
+        &self.progress
+    }
+
+    /// Trainable numbers.
+    pub fn parameters(&self) -> usize {
+        self.model.net.trainable_len()
+    }
+
+    /// Batches of an epoch.
+    pub fn batches(&self) -> usize {
+        dealing(&self.config).batches(self.parts.train.len())
+    }
+
+    /// Steps of the whole run.
+    pub fn total_steps(&self) -> u64 {
+        total_steps(&self.config, &self.parts.train)
+    }
+
+    /// The program of a step.
+    pub fn program(&self) -> &Arc<Program> {
+        self.session.program()
+    }
+
+    /// Goes on where a checkpoint was written. Model, optimiser and batches must be those of its run; epochs, steps and
+    /// what is written may be others.
+    ///
+    /// # Errors
+    /// A checkpoint of another model, seed or order of samples.
+    pub fn resume(&mut self, checkpoint: &Checkpoint) -> Result<()> {
+        let was = &checkpoint.config;
+        let now = &self.config;
+        let differs = |what: &str| {
+            let what = format!("the checkpoint is of a run with another {what}");
+            Err(Error::Checkpoint(what))
+        };
+        if was.seed != now.seed {
+            return differs("seed");
+        }
+        if was.batch != now.batch || was.shuffle != now.shuffle || was.drop_last != now.drop_last {
+            return differs("order of samples (batch, shuffle, drop_last)");
+        }
+        if was.loss != now.loss || was.amp != now.amp {
+            return differs("loss or amp");
+        }
+        self.restore(checkpoint)?;
+        Ok(())
+    }
+
+    /// Takes state and position of a checkpoint.
+    fn restore(&mut self, checkpoint: &Checkpoint) -> Result<()> {
+        let mut state = self.session.state_mut();
+        for slot in &self.step.slots {
+            let refused = |what: String| Error::Checkpoint(format!("slot '{}' {what}", slot.name));
+            let value = checkpoint.slots.get(&slot.name);
+            let value = value.ok_or_else(|| refused("is not in the checkpoint".into()))?;
+            if value.ty() != slot.ty {
+                return Err(refused(format!(
+                    "is {} in the checkpoint, not {}",
+                    value.ty(),
+                    slot.ty
+                )));
+            }
+            state.set_slot(&slot.name, value.clone())?;
+        }
+        if let Some(name) =
+            (checkpoint.slots.keys()).find(|n| self.step.slots.iter().all(|s| s.name != **n))
+        {
+            let what =
+                format!("slot '{name}' of the checkpoint is none of this model and optimiser");
+            return Err(Error::Checkpoint(what));
+        }
+        state.run = checkpoint.progress.runs;
+        drop(state);
+        self.progress = checkpoint.progress.clone();
+        if let Some(plateau) = &mut self.rates.plateau {
+            plateau.memory = self.progress.plateau();
+        }
+        self.skipped = 0;
+        Ok(())
+    }
+
+    /// Everything that a run needs to go on.
+    ///
+    /// # Errors
+    /// A device that fails.
+    pub fn checkpoint(&mut self) -> Result<Checkpoint> {
+        let saved = self.session.state_mut().save()?;
+        let slots = saved.into_iter().filter_map(|(name, value)| {
+            let tensor = value.as_tensor()?.clone();
+            Some((name, tensor))
+        });
+        Ok(Checkpoint {
+            config: self.config.clone(),
+            progress: self.progress.clone(),
+            classes: self.parts.train.data.classes.clone(),
+            vocabulary: self.parts.train.data.vocabulary.clone(),
+            slots: slots.collect(),
+        })
+    }
+
+    /// Does one step.
+    ///
+    /// # Errors
+    /// What the run finds; [`Error::NotFinite`] for a loss that is no number, with the node where that began.
+    pub fn step(&mut self, batch: &Batch) -> Result<StepReport> {
+        let began = Instant::now();
+        let lr = self.lr();
+        let outputs = self.launch(batch, lr)?;
+        let output = |name: &str| {
+            let found = outputs.iter().find(|(n, _)| n == name);
+            found.and_then(|(_, t)| t.to_vec::<f32>()?.first().map(|x| f64::from(*x)))
+        };
+        let is_skipped = output("found_inf").is_some_and(|f| f != 0.0);
+        let loss = output("loss").unwrap_or(f64::NAN);
+        self.skipped = if is_skipped { self.skipped + 1 } else { 0 };
+        if (!loss.is_finite() && !is_skipped) || self.skipped > MOST_SKIPPED {
+            return Err(self.blame(batch, lr, loss));
+        }
+        let progress = &mut self.progress;
+        progress.step += 1;
+        progress.updates += u64::from(!is_skipped);
+        progress.runs += 1;
+        Ok(StepReport {
+            step: progress.step,
+            epoch: batch.at.epoch,
+            loss,
+            lr,
+            grad_norm: output("grad_norm"),
+            scale: output("scale"),
+            is_skipped,
+            samples: batch.len,
+            time: began.elapsed(),
+        })
+    }
+
+    /// The learning rate of the next step.
+    fn lr(&self) -> f64 {
+        let progress = &self.progress;
+        (self.rates).at(progress.rate, progress.step, progress.at.epoch)
+    }
+
+    /// All inputs of a step.
+    fn fed(&self, batch: &Batch, lr: f64) -> Result<Vec<(String, Tensor)>> {
+        let mut fed = self.step.hyper(self.progress.updates + 1, lr);
+        let rest: Vec<(String, TensorType)> = (self.inputs.iter())
+            .filter(|(n, _)| fed.iter().all(|(f, _)| f != n))
+            .cloned()
+            .collect();
+        fed.extend(feed(batch, &rest, &self.model.target)?);
+        Ok(fed)
+    }
+
+    fn launch(&mut self, batch: &Batch, lr: f64) -> Result<Vec<(String, Tensor)>> {
+        let mut request = Request::new();
+        for (name, tensor) in self.fed(batch, lr)? {
+            request = request.input(&name, tensor);
+        }
+        let outputs = self.session.execute(request)?;
+        let mut all = vec![];
+        for (name, value) in outputs {
+            if let Some(t) = value.to_host()?.as_tensor() {
+                all.push((name, t.clone()));
+            }
+        }
+        Ok(all)
+    }
+
+    /// Trains to the end.
+    ///
+    /// # Errors
+    /// As [`Trainer::step`]; a checkpoint that cannot be written.
+    pub fn run(&mut self, listen: &mut Listener) -> Result<Ended> {
+        let total = self.total_steps();
+        let loader = Loader::new(
+            &self.parts.train,
+            dealing(&self.config),
+            self.progress.at,
+            self.config.epochs,
+        );
+        let loader = loader.map_err(|_| RuntimeError::Lost)?;
+        let batches = self.batches();
+        let mut waiting = Instant::now();
+        for batch in loader {
+            if self.progress.step >= total {
+                break;
+            }
+            let report = self.step(&batch)?;
+            let report = StepReport {
+                time: waiting.elapsed(),
+                ..report
+            };
+            let is_last = batch.at.batch + 1 == batches;
+            self.progress.at = match is_last {
+                true => Position {
+                    epoch: batch.at.epoch + 1,
+                    batch: 0,
+                },
+                false => Position {
+                    batch: batch.at.batch + 1,
+                    ..batch.at
+                },
+            };
+            let asked = listen(Event::Step(report)).is_break();
+            let is_end = asked || report.step >= total;
+            if self.look(is_last, is_end, listen)? {
+                return Ok(Ended::Early);
+            }
+            if asked {
+                return Ok(Ended::Stopped);
+            }
+            waiting = Instant::now();
+        }
+        Ok(Ended::Done)
+    }
+
+    /// Validates and saves where it is time to; whether to stop early.
+    fn look(&mut self, is_epoch: bool, is_end: bool, listen: &mut Listener) -> Result<bool> {
+        let step = self.progress.step;
+        let is_time = |every: Option<u64>| every.map_or(is_epoch, |n| step.is_multiple_of(n));
+        let mut stop = false;
+        let is_new = if self.parts.validation.len() > 0 && is_time(self.config.validation.every) {
+            let (is_best, is_over) = self.validate(listen)?;
+            stop = is_over;
+            is_best
+        } else {
+            false
+        };
+        let Some(folder) = self.config.checkpoint.folder.clone() else {
+            return Ok(stop);
+        };
+        let is_due = is_time(self.config.checkpoint.every) || is_end || stop;
+        if !is_due && !is_new {
+            return Ok(stop);
+        }
+        let written = std::fs::create_dir_all(&folder);
+        written.map_err(|e| Error::Write(folder.clone(), e.to_string()))?;
+        let checkpoint = self.checkpoint()?;
+        if is_new {
+            checkpoint.write(&folder.join("best.safetensors"))?;
+        }
+        if is_due {
+            let path = folder.join(checkpoint::name_of(step));
+            checkpoint.write(&path)?;
+            checkpoint::thin(&folder, self.config.checkpoint.keep);
+            // Whoever wants the run to end is asked again after the next step.
+            let _ = listen(Event::Saved(path));
+        }
+        Ok(stop)
+    }
+
+    /// Validates; whether nothing was better, and whether patience is over.
+    fn validate(&mut self, listen: &mut Listener) -> Result<(bool, bool)> {
+        let part = self.parts.validation.clone();
+        let scores = self.evaluate(&part)?;
+        let settings = &self.config.validation;
+        let watched = settings.watch.as_deref().unwrap_or("loss");
+        let value = scores.value(watched).unwrap_or(f64::NAN);
+        let grows = Metric::named(watched).is_some_and(Metric::grows);
+        let progress = &mut self.progress;
+        let is_best = match progress.best {
+            None => !value.is_nan(),
+            Some(best) if grows => value > best + settings.least,
+            Some(best) => value < best - settings.least,
+        };
+        if is_best {
+            progress.best = Some(value);
+            progress.bad = 0;
+        } else {
+            progress.bad += 1;
+        }
+        if let Some(plateau) = &mut self.rates.plateau {
+            plateau.maximise = grows;
+            progress.rate = plateau.rate(progress.rate, value);
+            progress.set_plateau(plateau.memory);
+        }
+        let is_over = settings.patience.is_some_and(|p| progress.bad > p);
+        let step = progress.step;
+        let _ = listen(Event::Validated {
+            step,
+            scores,
+            is_best,
+        });
+        Ok((is_best, is_over))
+    }
+
+    /// How well the model does on a part.
+    ///
+    /// # Errors
+    /// What compilation and the runs find.
+    pub fn evaluate(&mut self, part: &Part) -> Result<Scores> {
+        let program = match &self.eval {
+            Some(program) => program.clone(),
+            None => {
+                let graph = graph_of(&self.model)?;
+                let program = Arc::new(Program::compile(graph, &self.host, &self.options)?);
+                self.eval = Some(program.clone());
+                program
+            }
+        };
+        let state = self.session.state_mut();
+        let batch = self.config.validation.batch.unwrap_or(self.config.batch);
+        let slot = |name: &str| state.slot(name).cloned();
+        evaluate(&program, &self.model, part, batch, &self.metrics, &slot)
+    }
+
+    /// Writes the model by the file's suffix: `.onnx` and `.cupola` for inference, `.safetensors` for its weights.
+    ///
+    /// # Errors
+    /// As for the formats; a file that cannot be written.
+    pub fn export(&mut self, path: &Path) -> Result<()> {
+        let saved = self.session.state_mut().save()?;
+        let weights = |name: &str| saved.get(name).and_then(|v| v.as_tensor()).cloned();
+        export::export(&self.model, &weights, path)
+    }
+
+    /// The error for a loss that is no number: where that began. State and inputs of the step are found again by doing
+    /// the run over from its last checkpoint, bit by bit.
+    fn blame(&mut self, batch: &Batch, lr: f64, loss: f64) -> Error {
+        let step = self.progress.step + 1;
+        let found = self.replay().and_then(|()| {
+            let inputs = self.fed(batch, lr)?;
+            blame::first(
+                &self.step.graph,
+                &mut self.session,
+                inputs,
+                &self.host,
+                &self.options,
+            )
+        });
+        let place = match found {
+            Ok(Some(place)) => format!("it begins at {place}"),
+            Ok(None) => "each op by itself gives finite numbers".into(),
+            Err(e) => format!("where it begins is not known: {e}"),
+        };
+        Error::NotFinite(format!(
+            "the loss of step {step} is {loss}; {place}; a lower learning rate or clip_norm may help"
+        ))
+    }
+
+    /// Brings state to what it was before the step that failed.
+    fn replay(&mut self) -> Result<()> {
+        let wanted = self.progress.step;
+        let folder = self.config.checkpoint.folder.clone();
+        let last = folder.and_then(|f| checkpoint::last(&f));
+        let begun = last.and_then(|path| Checkpoint::open(&path).ok());
+        let begun = begun.filter(|c| c.progress.step <= wanted && c.config == self.config);
+        match begun {
+            Some(checkpoint) => self.restore(&checkpoint)?,
+            None => {
+                self.reset()?;
+                let (_, rate) = recipe::optimiser(&self.config.optim)?;
+                self.progress = Progress::new(rate);
+            }
+        }
+        let loader = Loader::new(
+            &self.parts.train,
+            dealing(&self.config),
+            self.progress.at,
+            None,
+        );
+        for batch in loader.map_err(|_| RuntimeError::Lost)? {
+            if self.progress.step >= wanted {
+                break;
+            }
+            self.progress.at.epoch = batch.at.epoch;
+            let lr = self.lr();
+            let outputs = self.launch(&batch, lr)?;
+            let skipped = outputs.iter().any(|(n, t)| {
+                n == "found_inf"
+                    && t.to_vec::<f32>()
+                        .is_some_and(|v| v.iter().any(|x| *x != 0.0))
+            });
+            self.progress.step += 1;
+            self.progress.updates += u64::from(!skipped);
+        }
+        Ok(())
+    }
+}
