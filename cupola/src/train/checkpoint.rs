@@ -170,12 +170,7 @@ impl Checkpoint {
         let hash = content(&texts, &self.slots);
         texts.push(("content", &hash));
         let tensors: Vec<TensorToWrite> = (self.slots.iter())
-            .map(|(name, t)| TensorToWrite {
-                name,
-                dtype: t.dtype(),
-                dims: t.shape(),
-                data: t.bytes(),
-            })
+            .map(|(name, t)| TensorToWrite::new(name, t))
             .collect();
         write(to, &tensors, &texts)
     }

@@ -54,12 +54,7 @@ fn weights_file(model: &Assembled, weights: &dyn Fn(&str) -> Option<Tensor>) -> 
         .filter_map(|name| Some((name, weights(name)?)))
         .collect();
     let tensors: Vec<TensorToWrite> = (tensors.iter())
-        .map(|(name, t)| TensorToWrite {
-            name,
-            dtype: t.dtype(),
-            dims: t.shape(),
-            data: t.bytes(),
-        })
+        .map(|(name, t)| TensorToWrite::new(name, t))
         .collect();
     let mut bytes = vec![];
     let written = cupola_safetensors::write(&mut bytes, &tensors, &[("format", "pt")]);

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::io::{self, Write};
 
-use cupola_ir::DType;
+use cupola_ir::{DType, Tensor};
 
 use crate::read::{DTYPES, stored_size};
 
@@ -18,6 +18,18 @@ pub struct TensorToWrite<'a> {
     pub dims: &'a [usize],
     /// Little-endian elements, exactly as many as the shape has.
     pub data: &'a [u8],
+}
+
+impl<'a> TensorToWrite<'a> {
+    /// A tensor under a name.
+    pub fn new(name: &'a str, tensor: &'a Tensor) -> TensorToWrite<'a> {
+        TensorToWrite {
+            name,
+            dtype: tensor.dtype(),
+            dims: tensor.shape(),
+            data: tensor.bytes(),
+        }
+    }
 }
 
 /// Writes a file with these tensors and this metadata. The largest element types come first, so

@@ -106,6 +106,20 @@ fn axes(net: &Net, name: &str, x: ValueId, c: &Conv) -> Result<Axes> {
     })
 }
 
+/// Channels of the input, which the groups divide, as they do the outputs.
+fn grouped_channels(net: &Net, name: &str, x: ValueId, c: &Conv) -> Result<usize> {
+    let channels = known(&net.graph, name, x, 1)?;
+    let divides = |n: usize| n.is_multiple_of(c.groups);
+    if divides(channels) && divides(c.outputs) {
+        return Ok(channels);
+    }
+    let what = format!(
+        "{} groups of {channels} and {} channels",
+        c.groups, c.outputs
+    );
+    Err(TrainError::layer(name, what))
+}
+
 impl Net {
     /// Convolution of `x: [batch, channels, spatial..]`. Parameters `weight: [outputs, channels / groups, kernel..]` and
     /// `bias: [outputs]`.
@@ -114,17 +128,7 @@ impl Net {
     /// Another number of axes than the kernel's, channels that groups do not divide.
     pub fn conv(&mut self, name: &str, x: ValueId, c: &Conv) -> Result<ValueId> {
         let a = axes(self, name, x, c)?;
-        let channels = known(&self.graph, name, x, 1)?;
-        if [channels, c.outputs]
-            .iter()
-            .any(|n| !n.is_multiple_of(c.groups))
-        {
-            let what = format!(
-                "{} groups of {channels} and {} channels",
-                c.groups, c.outputs
-            );
-            return Err(TrainError::layer(name, what));
-        }
+        let channels = grouped_channels(self, name, x, c)?;
         let inner = channels / c.groups;
         let shape = [&[c.outputs, inner], &c.kernel[..]].concat();
         let init = Init::fan_in(shape[1..].iter().product());
@@ -148,17 +152,7 @@ impl Net {
     pub fn conv_transpose(&mut self, name: &str, x: ValueId, t: &ConvTranspose) -> Result<ValueId> {
         let c = &t.conv;
         let a = axes(self, name, x, c)?;
-        let channels = known(&self.graph, name, x, 1)?;
-        if [channels, c.outputs]
-            .iter()
-            .any(|n| !n.is_multiple_of(c.groups))
-        {
-            let what = format!(
-                "{} groups of {channels} and {} channels",
-                c.groups, c.outputs
-            );
-            return Err(TrainError::layer(name, what));
-        }
+        let channels = grouped_channels(self, name, x, c)?;
         let extra = per_axis(name, "output padding", &t.output_padding, c.kernel.len())?;
         let shape = [&[channels, c.outputs / c.groups], &c.kernel[..]].concat();
         // PyTorch counts the inputs of one output from the second axis, as it stands.
