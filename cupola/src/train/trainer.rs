@@ -9,6 +9,7 @@ use super::evaluate::{Scores, evaluate, graph_of, inputs_of};
 use super::recipe::{self, Rates};
 use super::{blame, export};
 use crate::error::{Error, Result};
+use crate::profile::{Profile, ProfileOptions, profile};
 use crate::runner::Options;
 use cupola_ir::{Tensor, TensorType};
 use cupola_runtime::{Host, Program, Request, RuntimeError, Session};
@@ -341,6 +342,27 @@ impl Trainer {
             }
         }
         Ok(all)
+    }
+
+    /// Says where the time of steps on the first batch goes; `None` on the reference device, which has no kernels. Parameters
+    /// and the optimiser's memory are afterwards as at the beginning of a run.
+    ///
+    /// # Errors
+    /// What a run finds.
+    pub fn profile(&mut self, options: ProfileOptions) -> Result<Option<Profile>> {
+        let first = Loader::new(
+            &self.parts.train,
+            dealing(&self.config),
+            Position::default(),
+            Some(1),
+        );
+        let first = first.map_err(|_| RuntimeError::Lost)?.next();
+        let batch = first.ok_or_else(|| wrong("there is no batch to measure"))?;
+        let fed = self.fed(&batch, self.lr())?;
+        let inputs = fed.into_iter().map(|(n, t)| (n, t.into())).collect();
+        let found = profile(&mut self.session, &inputs, options)?;
+        self.reset()?;
+        Ok(found)
     }
 
     /// Trains to the end.

@@ -10,7 +10,7 @@ use crate::fail::{Failure, Outcome};
 use crate::interrupt::Interrupt;
 use crate::{inputs, npy, outputs};
 use cupola::train::{self, Checkpoint, Config, Ended, Parts, Readers, Scores, Trainer};
-use cupola::{DType, MemoryPlan, Tensor, TensorType, ValueType};
+use cupola::{DType, MemoryPlan, Profile, ProfileOptions, Tensor, TensorType, ValueType};
 use serde_json::{Value as Json, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -143,6 +143,21 @@ pub fn plan(
     let parts = open(&config)?;
     let (host, options) = (super::host(compile), super::options(compile)?);
     Ok(train::plan(&config, &parts, &host, &options, sizes)?)
+}
+
+/// The name of a configuration and where the time of its steps goes.
+pub fn profile(
+    path: &Path,
+    compile: &CompileArgs,
+    options: ProfileOptions,
+) -> Outcome<(String, Option<Profile>)> {
+    let config = Config::open(path)?;
+    let name = config.name.clone();
+    let parts = open(&config)?;
+    let host = super::host(compile);
+    let mut trainer = Trainer::new(config, parts, host, &super::options(compile)?)?;
+    let _busy = super::busy("measuring");
+    Ok((name, trainer.profile(options)?))
 }
 
 /// A picture as bytes `[channels, height, width]`.
