@@ -108,7 +108,9 @@ fn run(
     }
     frame.lay_out(cx)?;
     for (i, step) in plan.steps.iter().enumerate() {
-        cx.stop.check()?;
+        if plan.commits.is_none_or(|step| i <= step) {
+            cx.stop.check()?;
+        }
         // Where time is recorded, every step has the device for itself.
         if cx.recording.is_none()
             && let Some(group) = plan.concurrent.iter().find(|group| group.contains(&i))

@@ -25,7 +25,7 @@ pub(crate) fn build(work: &mut Work, context: &Context) -> Result<()> {
         outer: None,
     };
     for (at, unit) in work.units.iter().enumerate() {
-        builder.units.insert(work.graph.value(unit.root).node, at);
+        builder.units.insert(work.graph.value(unit.launch).node, at);
     }
     let mut plan = builder.run()?;
     super::inplace::reuse(&mut plan, &work.units, context);
