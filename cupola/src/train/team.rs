@@ -10,7 +10,7 @@ use crate::runner::Options;
 use cupola_ir::ops::CollectiveKind;
 use cupola_ir::{Graph, Tensor};
 use cupola_runtime::{
-    Group, Host, Link, Outputs, Program, Replica, Request, RuntimeError, Session, Turn,
+    DeviceSpec, Group, Host, Link, Outputs, Program, Replica, Request, RuntimeError, Session, Turn,
 };
 use cupola_source::ContentHash;
 use std::collections::BTreeMap;
@@ -85,9 +85,16 @@ impl Team {
     pub fn new(graph: &Graph, spread: Spread, seed: u64, count: usize) -> Result<Team> {
         let places = spread.places.len().max(1);
         let local = count / (spread.replicas() / places).max(1);
-        let programs = (spread.places.iter())
-            .map(|(host, options)| Ok(Arc::new(Program::compile(graph.clone(), host, options)?)))
-            .collect::<Result<Vec<_>>>()?;
+        let compile = |(host, options): &(Arc<Host>, Options)| {
+            let mut options = options.clone();
+            // Devices are timed by running the graph, which one replica alone cannot.
+            if count > 1 && options.device == DeviceSpec::Auto {
+                options.device = DeviceSpec::Cpu;
+            }
+            Ok(Arc::new(Program::compile(graph.clone(), host, &options)?))
+        };
+        let programs = spread.places.iter().map(compile);
+        let programs = programs.collect::<Result<Vec<_>>>()?;
         let mut team = Team {
             sessions: vec![],
             replicas: vec![],

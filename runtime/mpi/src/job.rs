@@ -3,6 +3,7 @@
 use crate::MpiError;
 use mpi::Threading;
 use mpi::environment::Universe;
+use mpi::point_to_point::MatchedReceiveVec;
 use mpi::request;
 use mpi::topology::SimpleCommunicator;
 use mpi::traits::{Communicator, Destination, Source};
@@ -14,7 +15,7 @@ use std::time::{Duration, Instant};
 const EAGER: Duration = Duration::from_micros(200);
 
 /// Pauses after that: short at first, then as long as nobody notices beside a step.
-const PAUSES: (Duration, Duration) = (Duration::from_micros(20), Duration::from_millis(2));
+const PAUSES: (Duration, Duration) = (Duration::from_micros(20), Duration::from_micros(500));
 
 /// Most bytes of one message: the library counts in 32 bits.
 const MOST: usize = 1 << 30;
@@ -157,49 +158,45 @@ fn join() -> Result<(Universe, SimpleCommunicator), MpiError> {
     Ok((universe, world))
 }
 
-/// Both send first and receive then, part by part.
+/// Both send and receive at once, in parts of [`MOST`] bytes; the first begins with the number of all bytes.
 fn exchange(world: &SimpleCommunicator, with: usize, bytes: &[u8]) -> Result<Vec<u8>, MpiError> {
     let rank = i32::try_from(with).ok().filter(|r| *r < world.size());
     let rank = rank.ok_or_else(|| MpiError::Library(format!("there is no process {with}")))?;
     let other = world.process_at_rank(rank);
-    let sizes = (bytes.len() as u64).to_le_bytes();
-    let theirs = part(&other, &sizes, 8)?;
-    let theirs: [u8; 8] = theirs
-        .try_into()
-        .map_err(|_| MpiError::Library("a size of 8 bytes was expected".into()))?;
-    let theirs = usize::try_from(u64::from_le_bytes(theirs))
-        .map_err(|_| MpiError::Library("a message is too large".into()))?;
-    let mut got = Vec::with_capacity(theirs);
-    let mut sent = 0;
-    while sent < bytes.len() || got.len() < theirs {
-        let end = (sent + MOST).min(bytes.len());
-        let wanted = (theirs - got.len()).min(MOST);
-        got.extend(part(&other, &bytes[sent..end], wanted)?);
-        sent = end;
+    let (first, mut rest) = bytes.split_at(bytes.len().min(MOST));
+    let mut head = (bytes.len() as u64).to_le_bytes().to_vec();
+    head.extend_from_slice(first);
+    let mut got = turn(&other, Some(&head), true).unwrap_or_default();
+    let cut = || MpiError::Library("a message without its length".into());
+    let (length, _) = got.split_first_chunk::<8>().ok_or_else(cut)?;
+    let theirs = usize::try_from(u64::from_le_bytes(*length)).map_err(|_| cut())?;
+    got.drain(..8);
+    while !rest.is_empty() || got.len() < theirs {
+        let (next, after) = rest.split_at(rest.len().min(MOST));
+        let sent = (!next.is_empty()).then_some(next);
+        got.extend(turn(&other, sent, got.len() < theirs).unwrap_or_default());
+        rest = after;
     }
     Ok(got)
 }
 
-/// Sends one part (possibly of no bytes) and receives one of `wanted` bytes.
-fn part<P: Source + Destination>(
-    other: &P,
-    bytes: &[u8],
-    wanted: usize,
-) -> Result<Vec<u8>, MpiError> {
-    let mut got = vec![0u8; wanted];
+/// Sends one message, receives one, or both at once.
+fn turn<P: Source + Destination>(other: &P, bytes: Option<&[u8]>, wanted: bool) -> Option<Vec<u8>> {
     request::scope(|scope| {
-        let mut receiving = Some(other.immediate_receive_into(scope, &mut got[..]));
-        let mut sending = Some(other.immediate_send(scope, bytes));
-        let mut pause = Pause::default();
-        while receiving.is_some() || sending.is_some() {
-            receiving = receiving.take().and_then(|r| r.test().err());
-            sending = sending.take().and_then(|s| s.test().err());
-            if receiving.is_some() || sending.is_some() {
-                pause.wait();
+        let mut sending = bytes.map(|bytes| other.immediate_send(scope, bytes));
+        let (mut got, mut pause) = (None, Pause::default());
+        loop {
+            if wanted && got.is_none() {
+                let message = other.immediate_matched_probe();
+                got = message.map(|m| m.matched_receive_vec::<u8>().0);
             }
+            sending = sending.take().and_then(|s| s.test().err());
+            if sending.is_none() && got.is_some() == wanted {
+                return got;
+            }
+            pause.wait();
         }
-    });
-    Ok(got)
+    })
 }
 
 /// Waiting that first is quick and then costs nothing.
