@@ -4,7 +4,7 @@
 //! gradients, optimiser: one graph) and runs it over batches, validates, writes [`Checkpoint`]s and goes on from them bit
 //! by bit. Nothing here prints: what happens is told as [`Event`]s.
 //!
-//! Reading order: `config`, `dataset`, `layers` and `recipe` (descriptions in text), `assemble`, `build`, `trainer`, `evaluate`,
+//! Reading order: `config`, `dataset`, `layers` and `recipe` (descriptions in text), `assemble`, `build`, `team` (replicas), `trainer`, `evaluate`,
 //! `checkpoint`, `blame` (where numbers became none), `export`.
 
 mod assemble;
@@ -17,6 +17,7 @@ mod evaluate;
 mod export;
 mod layers;
 mod recipe;
+mod team;
 mod trainer;
 
 pub use assemble::{Assembled, assemble};
@@ -29,4 +30,5 @@ pub use cupola_train::metrics::Metric;
 pub use dataset::Parts;
 pub use evaluate::{Scores, evaluate_checkpoint};
 pub use export::export_checkpoint;
+pub use team::Spread;
 pub use trainer::{Ended, Event, StepReport, Trainer};
