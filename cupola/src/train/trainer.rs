@@ -414,7 +414,7 @@ impl Trainer {
         written.map_err(|e| Error::Write(folder.clone(), e.to_string()))?;
         let checkpoint = self.checkpoint()?;
         if is_new {
-            checkpoint.write(&folder.join("best.safetensors"))?;
+            checkpoint.write(&folder.join(checkpoint::BEST))?;
         }
         if is_due {
             let path = folder.join(checkpoint::name_of(step));
