@@ -386,8 +386,11 @@ impl Trainer {
     /// and the optimiser's memory are afterwards as at the beginning of a run.
     ///
     /// # Errors
-    /// What a run finds.
+    /// What a run finds; a configuration with several shards.
     pub fn profile(&mut self, options: ProfileOptions) -> Result<Option<Profile>> {
+        if self.team.count > 1 {
+            return Err(wrong("a profile is of one replica with one shard"));
+        }
         let first = Loader::new(
             &self.parts.train,
             dealing(&self.config),
@@ -396,9 +399,9 @@ impl Trainer {
         );
         let first = first.map_err(|_| RuntimeError::Lost)?.next();
         let batch = first.ok_or_else(|| wrong("there is no batch to measure"))?;
-        let fed = self.fed(&batch, self.lr())?;
+        let fed = self.fed(&batch, self.lr(), 0)?;
         let inputs = fed.into_iter().map(|(n, t)| (n, t.into())).collect();
-        let found = profile(&mut self.session, &inputs, options)?;
+        let found = profile(self.team.leader(), &inputs, options)?;
         self.reset()?;
         Ok(found)
     }
@@ -502,7 +505,7 @@ impl Trainer {
         written.map_err(|e| Error::Write(folder.clone(), e.to_string()))?;
         let checkpoint = self.checkpoint()?;
         if is_new {
-            checkpoint.write(&folder.join("best.safetensors"))?;
+            checkpoint.write(&folder.join(checkpoint::BEST))?;
         }
         if is_due {
             let path = folder.join(checkpoint::name_of(step));

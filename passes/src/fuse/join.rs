@@ -62,11 +62,7 @@ struct Joiner<'f, 'g> {
 }
 
 impl<'f, 'g> Joiner<'f, 'g> {
-    fn new(
-        f: &'f Fuser<'g>,
-        groups: Vec<Group>,
-        apart: &'f FxHashSet<ValueId>,
-    ) -> Joiner<'f, 'g> {
+    fn new(f: &'f Fuser<'g>, groups: Vec<Group>, apart: &'f FxHashSet<ValueId>) -> Joiner<'f, 'g> {
         let mut parts: FxHashMap<ValueId, Vec<ValueId>> = FxHashMap::default();
         for (v, (base, _)) in &f.aliases {
             parts.entry(*base).or_default().push(*v);
@@ -145,7 +141,12 @@ impl<'f, 'g> Joiner<'f, 'g> {
         let (a, b) = (self.group(early), self.group(late));
         let free = |g: &Group| g.parts.is_none() && !self.apart.contains(&g.root);
         let few = a.members.len() + b.members.len() <= MAX_MEMBERS;
-        if a.device != b.device || !free(a) || !free(b) || !few || !self.is_worthwhile(shared, early, late) {
+        if a.device != b.device
+            || !free(a)
+            || !free(b)
+            || !few
+            || !self.is_worthwhile(shared, early, late)
+        {
             return None;
         }
         let joined = match (a.anchor, b.anchor) {
@@ -238,8 +239,8 @@ impl<'f, 'g> Joiner<'f, 'g> {
             None => d.is(1),
         };
         let alike = dims(a).iter().zip(&axes).all(same);
-        let all = (0..to.len() as u32).filter(|x| !to[*x as usize].is(1));
-        let contiguous = all.last().is_some_and(|x| !own.contains(&x));
+        let mut all = (0..to.len() as u32).filter(|x| !to[*x as usize].is(1));
+        let contiguous = all.next_back().is_some_and(|x| !own.contains(&x));
         let heavy = |id: &NodeId| {
             let class = self.f.graph.node(*id).op.class();
             class == OpClass::Contraction
@@ -336,9 +337,8 @@ impl<'f, 'g> Joiner<'f, 'g> {
                 match f.work.places.of[id.index()] {
                     Place::Kernel(_) => {
                         let through = node.results.iter().copied();
-                        let through = through.filter(|r| {
-                            !f.stored[r.index()] || f.aliases.contains_key(r)
-                        });
+                        let through =
+                            through.filter(|r| !f.stored[r.index()] || f.aliases.contains_key(r));
                         open.extend(through.filter(|r| seen.insert(*r)));
                     }
                     _ if *id <= launch => return false,

@@ -18,7 +18,7 @@ use cupola_mpi::Job;
 use serde_json::{Value as Json, json};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use watch::Watch;
 
@@ -240,7 +240,7 @@ fn open(config: &Config) -> Outcome<Parts> {
 
 /// Measures a trained model.
 pub fn eval(args: &EvalArgs) -> Outcome {
-    let mut checkpoint = Checkpoint::open(&checkpoint_of(&args.checkpoint)?)?;
+    let mut checkpoint = Checkpoint::open(&train::checkpoint_path(&args.checkpoint)?)?;
     if !args.metric.is_empty() {
         checkpoint.config.metrics.clone_from(&args.metric);
     }
@@ -290,27 +290,6 @@ fn evaluate(
     Ok(train::evaluate_checkpoint(
         checkpoint, part, &host, &options,
     )?)
-}
-
-/// The checkpoint that a path means: of a configuration its best, else its last.
-fn checkpoint_of(path: &Path) -> Outcome<PathBuf> {
-    if path.extension().is_none_or(|e| e != "toml") {
-        return Ok(path.to_owned());
-    }
-    if !path.exists() {
-        let what = format!("{} does not exist", path.display());
-        return Err(Failure::usage(what));
-    }
-    let folder = Config::open(path)?.checkpoint.folder.unwrap_or_default();
-    let best = folder.join("best.safetensors");
-    match (best.exists(), folder.is_dir()) {
-        (true, _) => Ok(best),
-        (false, true) => Ok(folder),
-        (false, false) => Err(Failure::usage(format!(
-            "{} has no checkpoints yet; cupola train writes them",
-            path.display()
-        ))),
-    }
 }
 
 /// `loss 0.1234, accuracy 0.98`.
