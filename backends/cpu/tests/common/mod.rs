@@ -1,5 +1,5 @@
 //! Runs kernels on the CPU backend.
-#![allow(dead_code, reason = "each test binary uses a part")]
+#![allow(dead_code, unused_imports, reason = "each test binary uses a part")]
 
 pub use cupola_backend::testing::run;
 use cupola_backend::testing::run_with_constants;
