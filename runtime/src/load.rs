@@ -114,6 +114,8 @@ fn is_settled(compiled: &Compiled) -> bool {
         Step::Launch { .. }
         | Step::Transfer { .. }
         | Step::Require { .. }
+        | Step::Collective { .. }
+        | Step::Await { .. }
         | Step::WriteState { .. } => true,
         Step::Host { .. } | Step::Control { .. } | Step::Bind { .. } => false,
     })
@@ -138,8 +140,8 @@ pub(crate) struct Loaded {
     pub bodies: FxHashMap<usize, Vec<Loaded>>,
     /// Of a region that is repeated, what its units take that is the same in all repetitions.
     pub invariants: Vec<Invariants>,
-    /// Constants of which runs pick rows, with the last step that does.
-    pub picked: Vec<(usize, Bytes)>,
+    /// Constants of which runs pick rows, by the last step that does.
+    pub picked: Vec<Vec<Bytes>>,
     /// Told of constants that need not stay in memory.
     pub release: Option<Release>,
     /// Slots whose last reader is this step, by step.
@@ -187,7 +189,7 @@ impl Loaded {
             executables[unit].takes_any_address(argument)
         });
         let mut constants = vec![None; compiled.plan.slots.len()];
-        let mut picked = vec![];
+        let mut picked = vec![vec![]; compiled.plan.steps.len()];
         let is_made = |slot: &Slot| matches!(slot.storage, Storage::Made { .. });
         // Launches are given what was made and then replaced, but leave it alone: any bytes will do. Nobody touches these, so
         // that they take no memory.
@@ -203,7 +205,7 @@ impl Loaded {
                     (true, aligned) => weights.put(slot.device, device, bytes.clone(), aligned)?,
                 });
                 if let Some(last) = picked_until(&compiled, SlotId(i as u32), &executables) {
-                    picked.push((last, bytes));
+                    picked[last].push(bytes);
                 }
             } else if is_made(slot) && !read[i] {
                 let size = constant_size(slot).unwrap_or(0);
@@ -343,13 +345,18 @@ fn input_home(compiled: &Compiled, input: SlotId) -> Option<DeviceId> {
     };
     let is_read = |step: &Step| match step {
         Step::Launch { buffers, .. } => buffers.iter().any(is_input),
-        Step::Host { operands, .. } => operands.iter().any(is_input),
+        Step::Host { operands, .. } | Step::Collective { operands, .. } => {
+            operands.iter().any(is_input)
+        }
         Step::Control { node, operands, .. } => match &compiled.graph.node(*node).op {
             Op::Core(op) => operands[..op.decisions()].iter().any(is_input),
             Op::Host(_) | Op::Composite(_) => false,
         },
         Step::Bind { from, .. } => is_input(from),
-        Step::Transfer { .. } | Step::Require { .. } | Step::WriteState { .. } => false,
+        Step::Transfer { .. }
+        | Step::Require { .. }
+        | Step::Await { .. }
+        | Step::WriteState { .. } => false,
     };
     plan.steps.iter().any(is_read).then_some(device)
 }
@@ -569,13 +576,13 @@ fn constants_read(compiled: &Compiled, except: impl Fn(usize, usize) -> bool) ->
                 let kept = buffers.iter().enumerate().filter(kept);
                 kept.for_each(|(_, slot)| read(slot));
             }
-            Step::Host { operands, .. } | Step::Control { operands, .. } => {
-                operands.iter().for_each(&mut read);
-            }
+            Step::Host { operands, .. }
+            | Step::Control { operands, .. }
+            | Step::Collective { operands, .. } => operands.iter().for_each(&mut read),
             Step::Transfer { from, .. }
             | Step::Bind { from, .. }
             | Step::WriteState { from, .. } => read(from),
-            Step::Require { .. } => {}
+            Step::Require { .. } | Step::Await { .. } => {}
         }
     }
     plan.outputs.iter().for_each(read);
@@ -604,13 +611,13 @@ fn picked_until(
                 last = if reads { Some(at) } else { last };
                 !reads || compiled.units[*unit].nodes.iter().all(picks)
             }
-            Step::Host { operands, .. } | Step::Control { operands, .. } => {
-                !operands.contains(&slot)
-            }
+            Step::Host { operands, .. }
+            | Step::Control { operands, .. }
+            | Step::Collective { operands, .. } => !operands.contains(&slot),
             Step::Transfer { from, .. }
             | Step::Bind { from, .. }
             | Step::WriteState { from, .. } => *from != slot,
-            Step::Require { .. } => true,
+            Step::Require { .. } | Step::Await { .. } => true,
         };
         if !is_kept {
             return None;
