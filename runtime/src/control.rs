@@ -405,7 +405,7 @@ impl Driver<'_, '_, '_> {
         let RunValue::Device(t) = value else {
             return None;
         };
-        let device = self.far(t)?;
+        let device = self.cx.device_of(t)?;
         (t.size() > 0 && t.size().is_multiple_of(WORD)).then(|| StackRows {
             device,
             row: t.clone(),

@@ -5,9 +5,11 @@ use super::operand::{Extents, Operand};
 use super::tail::tail;
 use super::{Call, Failure, Prepared, whole_size};
 use crate::library::conv::pixels::{
-    Convolution, Expected, Finish, PixelWeights, Tail, convolve_pixels,
+    Convolution, Expected, Finish, PixelInput, PixelWeights, Tail, convolve_pixels,
 };
 use crate::library::gemm::Finished;
+use crate::library::gemm::numbers::Multiply;
+use crate::library::view::Shared;
 use crate::library::window::{Taps, Window};
 use crate::library::{Context, View, ViewMut};
 use cupola_ir::composite::ConvChannelsLast;
@@ -26,7 +28,12 @@ pub(crate) fn refusal(p: &ConvChannelsLast, operands: &[&TensorType]) -> Option<
     };
     let by_channel = p.groups > 1 && w.dims[1].is(1);
     let narrow = w.dtype == DType::BF16 && !by_channel;
-    if x.dtype != DType::F32 || w.dtype != DType::F32 && !narrow {
+    let taken = match x.dtype {
+        DType::F32 => w.dtype == DType::F32 || narrow,
+        DType::BF16 => narrow,
+        _ => false,
+    };
+    if !taken {
         return Some(format!(
             "no channels-last convolution of {} by {}",
             x.dtype, w.dtype
@@ -154,6 +161,7 @@ pub(crate) fn run(call: &Call, p: &ConvChannelsLast) -> Result<(), Failure> {
     let x = &call.operands[0];
     let channels = x.dims.len() - 1;
     let (x, _copy) = usable(&call.cx, x, x.dims.len())?;
+    let _wide;
     let window = window(&x.dims[1..channels], &taps)?;
     let fresh;
     let weights = match call.prepared {
@@ -168,27 +176,80 @@ pub(crate) fn run(call: &Call, p: &ConvChannelsLast) -> Result<(), Failure> {
             &fresh
         }
     };
+    let x = match x.dtype {
+        DType::BF16 if !are_pairs(&x, weights) => {
+            let read = DType::F32;
+            let (wide, memory) = Operand { read, ..x }.converted(&call.cx, 0)?;
+            _wide = memory;
+            wide
+        }
+        _ => x,
+    };
+    let pairs = (x.dtype == DType::BF16).then(|| words(&x));
+    let input = match &pairs {
+        Some(pairs) => PixelInput::Pairs(pixels_view(pairs)),
+        None => PixelInput::Floats(pixels_view(&x)),
+    };
     let mut convolution = Convolution {
         window: &window,
-        input: pixels_view(&x),
+        input,
         weights,
         finish: Finish::Tail(Tail::NONE),
     };
     let result = &call.results[0];
+    let channels = result.dims[channels];
     let Some(code) = &call.epilogue else {
-        return run_into(call, &convolution, result.start);
+        if result.dtype == DType::F32 {
+            return run_into(call, &convolution, result.start);
+        }
+        let raw = call.cx.scratch.take::<f32>(result.len())?;
+        let (isa, to) = (call.cx.isa, Shared(result.start.cast::<bf16>()));
+        let round = |part: Finished<f32>| {
+            for row in 0..part.rows {
+                let place = (part.row + row) * channels + part.col;
+                let from = part.start.wrapping_add(row * part.row_stride);
+                // SAFETY: the part is this call's alone, and the result has as many elements.
+                unsafe { bf16::narrow_row(isa, from, to.get().wrapping_add(place), part.cols) };
+            }
+        };
+        convolution.finish = Finish::Epilogue(&round);
+        return run_into(call, &convolution, raw.as_ptr());
     };
-    if let Some((tail, bias)) = tail(call, code) {
+    if let (DType::F32, Some((tail, bias))) = (result.dtype, tail(call, code)) {
         let bias = (!bias.is_empty()).then_some(&bias[..]);
         convolution.finish = Finish::Tail(Tail { bias, ..tail });
         return run_into(call, &convolution, result.start);
     }
     let raw = Raw::new(call, DType::F32)?;
-    let channels = result.dims[channels];
     let finish =
         |part: Finished<f32>| code.finish(&part, |row| (part.row + row) * channels + part.col);
     convolution.finish = Finish::Epilogue(&finish);
     run_into(call, &convolution, raw.start)
+}
+
+/// Whether images in bf16 can be read as words of two channels.
+fn are_pairs(x: &Operand, weights: &PixelWeights) -> bool {
+    let last = x.dims.len() - 1;
+    let even = |n: &isize| n % 2 == 0;
+    let aligned = (x.start as usize).is_multiple_of(align_of::<f32>());
+    weights.takes_pairs()
+        && aligned
+        && x.dims[last].is_multiple_of(2)
+        && x.strides[last] == 1
+        && x.strides[..last].iter().all(even)
+}
+
+/// Images in bf16 as words of two channels.
+fn words(x: &Operand) -> Operand {
+    let last = x.dims.len() - 1;
+    let mut words = x.clone();
+    words.dtype = DType::F32;
+    words.read = DType::F32;
+    words.dims[last] /= 2;
+    for stride in &mut words.strides[..last] {
+        *stride /= 2;
+    }
+    words
 }
 
 fn run_into(call: &Call, convolution: &Convolution, to: *mut u8) -> Result<(), Failure> {

@@ -150,6 +150,10 @@ impl Lower<'_> {
         }
         let (place, reach) = self.place(buffer, index, dtype);
         let lanes = reach.max(guard.map_or(1, |g| self.b.lanes(g)));
+        let place = match guard {
+            Some(g) if lanes > 1 && self.b.lanes(g) == 1 => self.inside(place, buffer, g),
+            _ => place,
+        };
         let place = self.repeated(place, reach, lanes);
         let guard = self.active(guard, lanes, dtype.bits() as u32);
         let guard = guard.map(|g| self.b.splat(g, lanes));
@@ -174,6 +178,16 @@ impl Lower<'_> {
             bits
         } else {
             self.load_storage(bits, dtype)
+        }
+    }
+
+    /// A place that begins with the buffer where a guard of all lanes is false: a processor may take hundreds of cycles over
+    /// a masked vector in memory that is not there, even if it touches none of it (measured on Zen 4).
+    fn inside(&mut self, place: Place, buffer: BufferId, guard: Reg) -> Place {
+        let start = self.b.op(Op::Buffer(buffer.0), Type::INDEX);
+        Place {
+            base: self.b.select(guard, place.base, start),
+            ..place
         }
     }
 

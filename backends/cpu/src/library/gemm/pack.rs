@@ -103,27 +103,36 @@ impl<T: Float> Kernel for PackFloats<'_, T> {
     }
 }
 
+/// Writes a vector to the places of a panel from number `at` on, of which `places` count. What lies behind them in the panel is
+/// overwritten too and must be written later: masked stores cost several times as much as whole ones (measured on Zen 4).
+///
+/// # Safety
+/// The panel must have as many places.
+#[inline(always)]
+pub(super) unsafe fn put<S: Simd>(s: S, panel: &Panel<f32>, at: usize, places: usize, v: S::F) {
+    let to = panel.to.wrapping_add(at);
+    // SAFETY: the caller's contract.
+    unsafe {
+        if at + S::LANES <= panel.words * panel.height {
+            s.store(to, v);
+        } else {
+            f32::store_first_or_all(s, to, places, v);
+        }
+    }
+}
+
 /// Neighbours across are neighbours in memory.
 #[inline(always)]
 unsafe fn copy_rows<S: Simd, T: Float>(s: S, source: &Strided<T>, panel: &Panel<f32>) {
     for word in 0..panel.words {
         let from = source.at(panel.first, panel.start + word);
-        let to = panel.to.wrapping_add(word * panel.height);
         for lane in (0..panel.height).step_by(S::LANES) {
             let there = panel.count.saturating_sub(lane).min(S::LANES);
-            let (from, to) = (from.wrapping_add(lane), to.wrapping_add(lane));
+            let places = (panel.height - lane).min(S::LANES);
             // SAFETY: `there` elements are inside the operand, and the destination has `height` places in this row.
             unsafe {
-                let v = if there == S::LANES {
-                    T::load(s, from)
-                } else {
-                    T::load_first(s, from, there)
-                };
-                if panel.height - lane >= S::LANES {
-                    s.store(to, v);
-                } else {
-                    s.store_first(to, panel.height - lane, v);
-                }
+                let v = T::load_first_or_all(s, from.wrapping_add(lane), there);
+                put(s, panel, word * panel.height + lane, places, v);
             }
         }
     }
@@ -186,16 +195,12 @@ unsafe fn pair_rows<S: Simd, T: Float>(s: S, source: &Strided<T>, panel: &Panel<
         for lane in (0..panel.height).step_by(S::LANES) {
             let there = panel.count.saturating_sub(lane).min(S::LANES);
             let row = |along| source.at(panel.first + lane, along);
-            let to = panel.to.wrapping_add(word * panel.height + lane);
+            let odd = has_odd.then(|| row(along + 1));
+            let places = (panel.height - lane).min(S::LANES);
             // SAFETY: `there` elements are inside the operand, and the destination has `height` places in this row.
             unsafe {
-                let even = T::load_first_or_all(s, row(along), there);
-                let odd = match has_odd {
-                    true => T::load_first_or_all(s, row(along + 1), there),
-                    false => s.splat(0.0),
-                };
-                let places = (panel.height - lane).min(S::LANES);
-                f32::store_first_or_all(s, to, places, s.pair_bf16(even, odd));
+                let pairs = T::load_pairs(s, row(along), odd, there);
+                put(s, panel, word * panel.height + lane, places, pairs);
             }
         }
     }
@@ -400,9 +405,9 @@ unsafe fn transpose_blocks<S: Simd, R: Rows>(s: S, source: R, panel: &Panel<f32>
             s.transpose(&mut block);
             for (row, &v) in block.iter().enumerate().take(S::LANES) {
                 if row < long {
-                    let to = panel.to.wrapping_add((word + row) * panel.height + lane);
+                    let at = (word + row) * panel.height + lane;
                     // SAFETY: the destination has `places` places from here on in this row.
-                    unsafe { f32::store_first_or_all(s, to, places, v) };
+                    unsafe { put(s, panel, at, places, v) };
                 }
             }
         }

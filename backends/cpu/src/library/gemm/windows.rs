@@ -1,11 +1,12 @@
 //! A left operand that is gathered: its rows are the elements of a window, its columns the windows of all images, which are
 //! never stored. Rows are read in runs of neighbouring channels.
 
-use super::pack::Panel;
+use super::pack::{Panel, put};
 use crate::isa::Isa;
-use crate::library::simd::{Float, Kernel, Simd, dispatch};
+use crate::library::simd::{Float, Kernel, MAX_LANES, Simd, dispatch};
 use crate::library::view::{Element, View};
 use crate::library::window::Window;
+use smallvec::SmallVec;
 
 /// Elements of windows over images of channels that are neighbours in memory: row `tap * channels + channel`, column
 /// `(image, depth, height, width)` of the window.
@@ -69,6 +70,7 @@ impl<'a, T: Element> Windows<'a, T> {
 
     /// The runs of a panel's rows.
     fn runs(&self, first: usize, count: usize) -> impl Iterator<Item = Run> {
+        // A vector holds the rows of any panel, so that runs fit into one, and the last one's zeros fill the panel.
         let Window {
             kernel: [_, high, wide],
             dilation,
@@ -119,22 +121,21 @@ impl<'a, T: Element> Windows<'a, T> {
         }
     }
 
-    /// Calls `pack` with the first word of the panel, the windows' places and a run, for all runs of some windows after the other;
-    /// a word is made of `GROUP` windows.
+    /// Calls `pack` with the first word of the panel, the windows' places and the runs of its rows, for some windows after the
+    /// other; a word is made of `GROUP` windows.
     #[inline(always)]
     fn for_each<W, const GROUP: usize>(
         &self,
         panel: &Panel<W>,
-        mut pack: impl FnMut(usize, &[usize], &Run),
+        mut pack: impl FnMut(usize, &[usize], &[Run]),
     ) {
+        let runs: SmallVec<[Run; MAX_LANES]> = self.runs(panel.first, panel.count).collect();
         let end = ((panel.start + panel.words) * GROUP).min(self.inner());
         let mut places = [0; CHUNK];
         for first in (panel.start * GROUP..end).step_by(CHUNK) {
             let places = &mut places[..CHUNK.min(end - first)];
             self.places(first, places);
-            for run in self.runs(panel.first, panel.count) {
-                pack(first / GROUP - panel.start, places, &run);
-            }
+            pack(first / GROUP - panel.start, places, &runs);
         }
     }
 
@@ -143,12 +144,14 @@ impl<'a, T: Element> Windows<'a, T> {
         debug_assert_eq!(size_of::<T>(), size_of::<W>());
         let from = self.from.cast::<W>();
         self.clear(panel);
-        self.for_each::<W, 1>(panel, |word, places, run| {
+        self.for_each::<W, 1>(panel, |word, places, runs| {
             for (k, place) in places.iter().enumerate() {
-                let to = panel.to.wrapping_add((word + k) * panel.height + run.lane);
-                let from = from.wrapping_add(place + run.offset);
-                // SAFETY: the run lies inside the images; the panel has places for it.
-                unsafe { from.copy_to_nonoverlapping(to, run.len) };
+                for run in runs {
+                    let to = panel.to.wrapping_add((word + k) * panel.height + run.lane);
+                    let from = from.wrapping_add(place + run.offset);
+                    // SAFETY: the run lies inside the images; the panel has places for it.
+                    unsafe { from.copy_to_nonoverlapping(to, run.len) };
+                }
             }
         });
     }
@@ -201,17 +204,15 @@ impl<T: Float> Kernel for PackFloats<'_, T> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let PackFloats { windows, panel } = self;
-        windows.clear(panel);
-        windows.for_each::<f32, 1>(panel, |word, places, run| {
-            for lane in (0..run.len).step_by(S::LANES) {
-                let len = (run.len - lane).min(S::LANES);
-                let to = panel.to.wrapping_add(word * panel.height + run.lane + lane);
-                let from = windows.from.wrapping_add(run.offset + lane);
-                for (k, place) in places.iter().enumerate() {
+        windows.for_each::<f32, 1>(panel, |word, places, runs| {
+            for (k, place) in places.iter().enumerate() {
+                for run in runs {
+                    let at = (word + k) * panel.height + run.lane;
+                    let from = windows.from.wrapping_add(place + run.offset);
                     // SAFETY: the run lies inside the images; the panel has places for it.
                     unsafe {
-                        let v = T::load_first_or_all(s, from.add(*place), len);
-                        f32::store_first_or_all(s, to.add(k * panel.height), len, v);
+                        let v = T::load_first_or_all(s, from, run.len);
+                        put(s, panel, at, panel.height - run.lane, v);
                     }
                 }
             }
@@ -230,26 +231,17 @@ impl<T: Float> Kernel for PackPairs<'_, T> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let PackPairs { windows, panel } = self;
-        windows.clear(panel);
-        windows.for_each::<u32, 2>(panel, |word, places, run| {
-            for lane in (0..run.len).step_by(S::LANES) {
-                let len = (run.len - lane).min(S::LANES);
-                let to = panel
-                    .to
-                    .wrapping_add(word * panel.height + run.lane + lane)
-                    .cast::<f32>();
-                let from = windows.from.wrapping_add(run.offset + lane);
-                let pairs = places.chunks(2).enumerate();
-                for (k, pair) in pairs {
-                    // SAFETY: as for floats.
+        let panel = &panel.with(panel.to.cast());
+        windows.for_each::<f32, 2>(panel, |word, places, runs| {
+            for (k, pair) in places.chunks(2).enumerate() {
+                for run in runs {
+                    let at = (word + k) * panel.height + run.lane;
+                    let from = |place: &usize| windows.from.wrapping_add(place + run.offset);
+                    // SAFETY: as for floats; pairs are only made where there are instructions for them.
                     unsafe {
-                        let even = T::load_first_or_all(s, from.add(pair[0]), len);
-                        let odd = match pair.get(1) {
-                            Some(place) => T::load_first_or_all(s, from.add(*place), len),
-                            None => s.splat(0.0),
-                        };
-                        let words = s.pair_bf16(even, odd);
-                        f32::store_first_or_all(s, to.add(k * panel.height), len, words);
+                        let odd = pair.get(1).map(from);
+                        let v = T::load_pairs(s, from(&pair[0]), odd, run.len);
+                        put(s, panel, at, panel.height - run.lane, v);
                     }
                 }
             }

@@ -268,6 +268,11 @@ impl Simd for Avx512 {
         unsafe { _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast())) }
     }
     #[inline(always)]
+    unsafe fn load_first_u16(self, from: *const u16, len: usize) -> Self::I {
+        // SAFETY: the caller's contract; the token proves the features.
+        unsafe { _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first(len), from.cast())) }
+    }
+    #[inline(always)]
     unsafe fn store_u16(self, to: *mut u16, v: Self::I) {
         // SAFETY: the caller's contract; the token proves the features.
         unsafe { _mm256_storeu_si256(to.cast(), _mm512_cvtepi32_epi16(v)) }

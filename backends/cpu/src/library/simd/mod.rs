@@ -116,6 +116,16 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn shr<const N: u32>(self, v: Self::I) -> Self::I;
     /// Loads 16-bit elements, widened with zeros.
     unsafe fn load_u16(self, from: *const u16) -> Self::I;
+    /// Loads `len <= LANES` 16-bit elements, widened with zeros; zeros in the other lanes.
+    #[inline(always)]
+    unsafe fn load_first_u16(self, from: *const u16, len: usize) -> Self::I {
+        let mut lanes = [0u16; MAX_LANES];
+        // SAFETY: passed on for `from`; the array holds any vector.
+        unsafe {
+            std::ptr::copy_nonoverlapping(from, lanes.as_mut_ptr(), len);
+            self.load_u16(lanes.as_ptr())
+        }
+    }
     /// Stores the low 16 bits of lanes, which must be in `0..65536`.
     unsafe fn store_u16(self, to: *mut u16, v: Self::I);
     /// Loads and widens.
@@ -310,6 +320,26 @@ pub trait Float: super::Element {
         unsafe { Self::store(s, to, v) }
     }
 
+    /// Loads `len <= LANES` elements twice and puts them into pairs, see [`Simd::pair_bf16`]; the second ones are zero where they
+    /// are not given.
+    #[inline(always)]
+    unsafe fn load_pairs<S: Simd>(
+        s: S,
+        even: *const Self,
+        odd: Option<*const Self>,
+        len: usize,
+    ) -> S::F {
+        // SAFETY: passed on.
+        unsafe {
+            let even = Self::load_first_or_all(s, even, len);
+            let odd = match odd {
+                Some(odd) => Self::load_first_or_all(s, odd, len),
+                None => s.splat(0.0),
+            };
+            s.pair_bf16(even, odd)
+        }
+    }
+
     /// Loads `len` elements, with the plain load when they fill a vector.
     #[inline(always)]
     unsafe fn load_first_or_all<S: Simd>(s: S, from: *const Self, len: usize) -> S::F {
@@ -448,6 +478,26 @@ impl Float for bf16 {
     unsafe fn load<S: Simd>(s: S, from: *const bf16) -> S::F {
         // SAFETY: passed on.
         unsafe { s.load_bf16(from) }
+    }
+    #[inline(always)]
+    unsafe fn load_first<S: Simd>(s: S, from: *const bf16, len: usize) -> S::F {
+        // SAFETY: passed on; bf16 is a transparent u16.
+        s.float_of_bits(s.shl::<16>(unsafe { s.load_first_u16(from.cast(), len) }))
+    }
+    #[inline(always)]
+    unsafe fn load_pairs<S: Simd>(
+        s: S,
+        even: *const bf16,
+        odd: Option<*const bf16>,
+        len: usize,
+    ) -> S::F {
+        // SAFETY: as above.
+        let half = |from: *const bf16| unsafe { s.load_first_u16(from.cast(), len) };
+        let even = half(even);
+        s.float_of_bits(match odd {
+            Some(odd) => s.or(even, s.shl::<16>(half(odd))),
+            None => even,
+        })
     }
     #[inline(always)]
     unsafe fn store<S: Simd>(s: S, to: *mut bf16, v: S::F) {

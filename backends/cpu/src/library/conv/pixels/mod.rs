@@ -80,13 +80,39 @@ pub enum Finish<'a> {
     Epilogue(Epilogue<'a, f32>),
 }
 
+/// Images, `[batch, depth, height, width, channels]`.
+#[derive(Clone, Copy)]
+pub enum PixelInput<'a> {
+    /// Copied first unless channels are neighbours in memory.
+    Floats(View<'a, f32, 5>),
+    /// In bf16, as the words of two channels that are multiplied by weights that [`PixelWeights::takes_pairs`].
+    Pairs(View<'a, f32, 5>),
+}
+
+impl<'a> PixelInput<'a> {
+    /// The images as words.
+    fn view(&self) -> &View<'a, f32, 5> {
+        match self {
+            PixelInput::Floats(view) | PixelInput::Pairs(view) => view,
+        }
+    }
+
+    /// Channels in a word.
+    fn channels_of_word(&self) -> usize {
+        match self {
+            PixelInput::Floats(_) => 1,
+            PixelInput::Pairs(_) => 2,
+        }
+    }
+}
+
 /// A convolution's operands.
 #[derive(Clone, Copy)]
 pub struct Convolution<'a> {
     /// Geometry.
     pub window: &'a Window,
-    /// `[batch, depth, height, width, channels]`; copied first unless channels are neighbours in memory.
-    pub input: View<'a, f32, 5>,
+    /// The images.
+    pub input: PixelInput<'a>,
     /// Packed for the context's level.
     pub weights: &'a PixelWeights,
     /// What is done to the sums.
@@ -238,6 +264,13 @@ impl PixelWeights {
     /// Bytes taken.
     pub fn size(&self) -> usize {
         self.words.size()
+    }
+
+    /// Whether images in bf16 can be read as they are, if their channels are neighbours in memory.
+    pub fn takes_pairs(&self) -> bool {
+        self.form == Form::Panels
+            && self.reading == Reading::Pairs
+            && self.reading.fills(self.shape[1])
     }
 
     fn as_ptr(&self) -> *const f32 {
@@ -410,17 +443,20 @@ pub fn convolve_pixels(
     check(cx, convolution, &output)?;
     let outputs = weights.shape[0];
     let windows = window.output();
-    let count = input.shape()[0] * windows.iter().product::<usize>();
+    let count = input.view().shape()[0] * windows.iter().product::<usize>();
     if count == 0 || outputs == 0 {
         return Ok(());
     }
-    let channels = input.shape()[4];
+    let channels = input.view().shape()[4];
     let mut zeros = cx.scratch.take::<f32>(channels)?;
     zeros.as_mut_slice::<f32>()[..channels].fill(0.0);
     let staged = stage::stage(cx, window, &input, weights)?;
     let (taps, image, inputs) = match &staged {
         Some(staged) => (&staged.window, staged.view(), staged.inputs),
-        None => (window, input, weights.shape[1]),
+        None => {
+            let inputs = weights.shape[1] / input.channels_of_word();
+            (window, *input.view(), inputs)
+        }
     };
     let (tail, epilogue) = match finish {
         Finish::Tail(tail) => (tail, None),
@@ -462,7 +498,11 @@ fn check(cx: &Context, convolution: &Convolution, output: &ViewMut<'_, f32, 5>) 
     if weights.isa != cx.isa {
         return Err(mismatch("packed weights", weights.isa, cx.isa));
     }
-    let [batch, spatial @ .., channels] = input.shape();
+    let [batch, spatial @ .., words] = input.view().shape();
+    let channels = words * input.channels_of_word();
+    if matches!(input, PixelInput::Pairs(_)) && !weights.takes_pairs() {
+        return Err(mismatch("words of images", "pairs", weights.reading));
+    }
     if spatial != window.input {
         let what = "spatial extents of a convolution's input";
         return Err(mismatch(what, spatial, window.input));

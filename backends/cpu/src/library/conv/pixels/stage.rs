@@ -1,7 +1,7 @@
 //! Copies of images that the kernels could not read as they are, or only slowly, in the words that they multiply.
 
 use super::words::Reading;
-use super::{Form, PixelWeights};
+use super::{Form, PixelInput, PixelWeights};
 use crate::error::Result;
 use crate::isa::Isa;
 use crate::library::Context;
@@ -64,14 +64,17 @@ impl Staged<'_> {
 pub(super) fn stage<'a>(
     cx: &Context<'a>,
     window: &Window,
-    input: &View<'_, f32, 5>,
+    input: &PixelInput<'_>,
     weights: &PixelWeights,
 ) -> Result<Option<Staged<'a>>> {
+    let is_ready = matches!(input, PixelInput::Pairs(_));
+    let input = input.view();
     let ([batch, .., channels], strides) = (input.shape(), input.strides());
     let padded: [usize; 3] =
         std::array::from_fn(|d| window.input[d] + window.pad_begin[d] + window.pad_end[d]);
     let is_dense_form = weights.form == Form::Panels;
     let merges = weights.groups == 1
+        && !is_ready
         && match weights.form {
             Form::Panels => (1..=FEW_CHANNELS).contains(&channels) && window.kernel[2] > 1,
             Form::Dots => merges_taps(channels, window.kernel[2]),
@@ -88,6 +91,7 @@ pub(super) fn stage<'a>(
     let scattered = channels > 1 && strides[4] != 1;
     let reading = match (weights.reading, weights.form) {
         (Reading::Pairs, Form::Tiles(_)) => Reading::Plain,
+        _ if is_ready => Reading::Plain,
         (reading, _) => reading,
     };
     if !merges && !collides && !scattered && reading == Reading::Plain {
@@ -95,7 +99,10 @@ pub(super) fn stage<'a>(
     }
     let words = reading.words(channels);
     let (mut to, mut begin, mut step) = (*window, [0; 3], pixel_step(words));
-    let mut inputs = reading.words(weights.shape[1]);
+    let mut inputs = match is_ready {
+        true => weights.reading.words(weights.shape[1]),
+        false => reading.words(weights.shape[1]),
+    };
     if merges {
         inputs = window.kernel[2] * words;
         to.input = padded;

@@ -76,7 +76,9 @@ impl Images {
     fn run_with(&self, cx: &Context, weights: &PixelWeights, finish: Finish, y: &mut [f32]) {
         let convolution = Convolution {
             window: &self.window,
-            input: View::dense("input", &self.x_last, self.shapes[0]).expect("fits"),
+            input: PixelInput::Floats(
+                View::dense("input", &self.x_last, self.shapes[0]).expect("fits"),
+            ),
             weights,
             finish,
         };
@@ -357,7 +359,7 @@ fn refuses_what_does_not_fit() {
             let len = shape.iter().product();
             let convolution = Convolution {
                 window: &window,
-                input: View::dense("input", &x[..len], shape).expect("fits"),
+                input: PixelInput::Floats(View::dense("input", &x[..len], shape).expect("fits")),
                 weights: &weights,
                 finish: Finish::Tail(Tail::NONE),
             };
