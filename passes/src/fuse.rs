@@ -117,7 +117,10 @@ pub(crate) fn run(work: &mut Work, context: &Context) -> Result<()> {
         if forced.len() > before {
             continue;
         }
-        let groups = join::run(&f, &apart);
+        let (groups, dropped) = join::run(&f, &apart);
+        for v in dropped {
+            f.stored[v.index()] = false;
+        }
         let (stored, needed, aliases, misses) = (f.stored, f.needed, f.aliases, f.misses);
         work.fusion = Fusion {
             groups,

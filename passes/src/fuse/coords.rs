@@ -223,6 +223,8 @@ pub(super) fn cost(graph: &Graph, node: &Node, place: Place, costs: &[u32]) -> u
         (Op::Core(CoreOp::Random(_)), Place::Kernel(_)) => 40,
         (op, Place::Kernel(_)) => match op.class() {
             OpClass::Leaf => 0,
+            // What is repeated is worth its own, smaller place, from which an element is loaded.
+            OpClass::View if repeats(graph, node) => operands().min(1),
             OpClass::Elementwise | OpClass::Indexed => operands().saturating_add(1),
             OpClass::View => operands(),
             OpClass::Reduction
@@ -233,4 +235,10 @@ pub(super) fn cost(graph: &Graph, node: &Node, place: Place, costs: &[u32]) -> u
             | OpClass::Composite => STORED,
         },
     }
+}
+
+/// Whether a node gives its operand's elements several times.
+fn repeats(graph: &Graph, node: &Node) -> bool {
+    let from = || graph.dims(node.operands[0]);
+    matches!(&node.op, Op::Core(CoreOp::Broadcast(p)) if from() != p.dims)
 }

@@ -34,19 +34,21 @@ enum Space {
     Fixed(Vec<u32>),
 }
 
-/// The groups after joining, in the order of their launches.
-/// Groups that store one of `apart` stay as they are.
-pub(super) fn run(f: &Fuser, apart: &FxHashSet<ValueId>) -> Vec<Group> {
+/// The groups after joining, in the order of their launches, and the values that are no longer stored, since only their own unit
+/// reads them. Groups that store one of `apart` stay as they are.
+pub(super) fn run(f: &Fuser, apart: &FxHashSet<ValueId>) -> (Vec<Group>, Vec<ValueId>) {
     let mut groups: Vec<Group> = f.groups.values().cloned().collect();
     groups.sort_by_key(|g| g.root);
     if f.context.options.level == Level::Separate {
-        return groups;
+        return (groups, vec![]);
     }
     let mut joiner = Joiner::new(f, groups, apart);
     joiner.all();
+    let dropped = (0..joiner.groups.len()).flat_map(|at| joiner.drop_unread(at));
+    let dropped = dropped.collect();
     let mut groups: Vec<Group> = joiner.groups.into_iter().flatten().collect();
     groups.sort_by_key(|g| g.launch);
-    groups
+    (groups, dropped)
 }
 
 struct Joiner<'f, 'g> {
@@ -176,9 +178,11 @@ impl<'f, 'g> Joiner<'f, 'g> {
         let (mine, theirs) = (of(early), of(late));
         let root = self.group(late).root;
         let dims = self.f.graph.dims(root);
+        let len = cupola_ir::Dim::product(&dims);
+        let as_many = self.f.graph.tensor(shared).len() == len;
         let covers = |coords: &[Coord]| {
             let has = |a: usize| dims[a].is(1) || coords.contains(&Coord::Axis(a as u32));
-            (0..dims.len()).all(has)
+            as_many || (0..dims.len()).all(has)
         };
         // A row's reduction reads along its row.
         let rows = self.f.graph.rank(shared) >= dims.len();
@@ -239,8 +243,8 @@ impl<'f, 'g> Joiner<'f, 'g> {
             None => d.is(1),
         };
         let alike = dims(a).iter().zip(&axes).all(same);
-        let mut all = (0..to.len() as u32).filter(|x| !to[*x as usize].is(1));
-        let contiguous = all.next_back().is_some_and(|x| !own.contains(&x));
+        let all = (0..to.len() as u32).filter(|x| !to[*x as usize].is(1));
+        let contiguous = all.last().is_some_and(|x| !own.contains(&x));
         let heavy = |id: &NodeId| {
             let class = self.f.graph.node(*id).op.class();
             class == OpClass::Contraction
@@ -264,9 +268,8 @@ impl<'f, 'g> Joiner<'f, 'g> {
         let epilogue = matches!(place, Place::Library { epilogue: true, .. });
         let dims = self.f.graph.dims(node.results[0]);
         let same = dims == self.f.graph.dims(a.root) && dims == self.f.graph.dims(b.root);
-        let reads = self.f.uses[a.root.index()].iter();
-        let mut readers = reads.filter_map(|u| self.at.get(&u.root));
-        let reads = readers.any(|(i, _)| *i == late);
+        let mut written = self.writes(early);
+        let reads = written.any(|v| self.reads[late].contains(&v));
         let fits = epilogue && node.results.len() == 1 && same && reads;
         let any = space(self.f, b) == Space::Any;
         (fits && any).then(|| Joined {
@@ -318,35 +321,61 @@ impl<'f, 'g> Joiner<'f, 'g> {
 
     /// Whether nothing needs what the early unit writes before the late one is launched.
     fn is_ordered(&self, early: usize, late: usize) -> bool {
+        let launch = self.f.graph.value(self.group(late).launch).node;
+        let (units, nodes) = self.readers(self.writes(early).collect());
+        let later = |at: &usize| self.f.graph.value(self.group(*at).launch).node > launch;
+        let mut others = units.iter().filter(|at| **at != early && **at != late);
+        others.all(later) && nodes.iter().all(|id| *id > launch)
+    }
+
+    /// The units that read values or what lies in their memory, and the other nodes that do, be it through views.
+    fn readers(&self, values: Vec<ValueId>) -> (FxHashSet<usize>, Vec<NodeId>) {
         let f = self.f;
-        let launch = f.graph.value(self.group(late).launch).node;
-        let mut open: Vec<ValueId> = self.writes(early).collect();
-        let mut seen: FxHashSet<ValueId> = open.iter().copied().collect();
+        let (mut units, mut nodes) = (FxHashSet::default(), vec![]);
+        let mut seen: FxHashSet<ValueId> = values.iter().copied().collect();
+        let mut open = values;
         while let Some(v) = open.pop() {
-            for u in &f.uses[v.index()] {
-                let Some((at, _)) = self.at.get(&u.root) else {
-                    continue;
-                };
-                let own = f.graph.value(self.group(*at).launch).node;
-                if *at != early && *at != late && own <= launch {
-                    return false;
-                }
-            }
+            let uses = f.uses[v.index()].iter();
+            units.extend(uses.filter_map(|u| Some(self.at.get(&u.root)?.0)));
             for id in &f.users[v.index()] {
-                let node = f.graph.node(*id);
-                match f.work.places.of[id.index()] {
-                    Place::Kernel(_) => {
-                        let through = node.results.iter().copied();
-                        let through =
-                            through.filter(|r| !f.stored[r.index()] || f.aliases.contains_key(r));
-                        open.extend(through.filter(|r| seen.insert(*r)));
-                    }
-                    _ if *id <= launch => return false,
-                    _ => {}
+                if !matches!(f.work.places.of[id.index()], Place::Kernel(_)) {
+                    nodes.push(*id);
+                    continue;
                 }
+                let results = f.graph.node(*id).results.iter().copied();
+                let through = |r: &ValueId| !f.stored[r.index()] || f.aliases.contains_key(r);
+                open.extend(results.filter(|r| through(r) && seen.insert(*r)));
             }
         }
-        true
+        (units, nodes)
+    }
+
+    /// Stores no longer what only the unit itself reads.
+    fn drop_unread(&mut self, at: usize) -> Vec<ValueId> {
+        let f = self.f;
+        let Some(group) = self.groups[at].as_ref().filter(|g| !g.beside.is_empty()) else {
+            return vec![];
+        };
+        let unread = |v: &ValueId| {
+            let (units, nodes) = self.readers(vec![*v]);
+            let own = nodes.is_empty() && units.iter().all(|unit| *unit == at);
+            own && !f.escapes[v.index()] && !self.parts.contains_key(v)
+        };
+        let mut dropped: Vec<ValueId> = self.writes(at).filter(unread).collect();
+        let mut group = group.clone();
+        group.beside.retain(|b| !dropped.contains(&b.value));
+        if dropped.contains(&group.root) {
+            // Another over all of the axes takes its place.
+            let axes = own_axes(f, group.root);
+            let dims = f.graph.dims(group.root);
+            let alike = |b: &Beside| b.axes == axes && f.graph.dims(b.value) == dims;
+            match group.beside.iter().position(alike) {
+                Some(next) => group.root = group.beside.remove(next).value,
+                None => dropped.retain(|v| *v != group.root),
+            }
+        }
+        self.groups[at] = Some(group);
+        dropped
     }
 
     /// Whether the device takes as many buffers.
@@ -355,9 +384,10 @@ impl<'f, 'g> Joiner<'f, 'g> {
         let writes: FxHashSet<ValueId> = self.writes(early).chain(self.writes(late)).collect();
         let reads = self.reads[early].union(&self.reads[late]);
         let reads = reads.filter(|v| !writes.contains(v)).count();
-        // One for what a library kernel hands to its epilogue.
-        let anchor = usize::from(self.group(early).anchor.is_some());
-        reads + writes.len() + anchor <= limit.max(4)
+        // What a library kernel reads through views.
+        let anchor = self.group(early).anchor.map(|id| self.f.graph.node(id));
+        let operands = anchor.map_or(0, |node| node.operands.len());
+        reads + writes.len() + operands <= limit.max(4)
     }
 
     /// Puts the joined unit where the late one was.

@@ -137,14 +137,15 @@ pub fn kernel(
                 false => me.space.axis(&dims[axis]),
             };
         }
-        let axes = (first..me.space.axes.len() as u32).collect();
+        let axes: Vec<u32> = (first..me.space.axes.len() as u32).collect();
         let all = me.positions(root, &at, beside);
         me.roots = (all.iter())
             .map(|(v, coords)| (*v, coords.linear()))
             .collect();
         let along = |coords: &Coords| coords.at.iter().any(|x| !me.is_parallel(x));
-        let (inner, outer) = (all.into_iter()).partition(|(v, coords)| *v == root || along(coords));
-        for (axes, values) in [(vec![], outer), (axes, inner)] {
+        let inner = |coords: &Coords| axes.is_empty() || along(coords);
+        let (inner, outer) = (all.into_iter()).partition(|(v, coords)| *v == root || inner(coords));
+        for (axes, values) in [(vec![], outer), (axes.clone(), inner)] {
             let each = me.stored(values)?;
             if !each.is_empty() {
                 stores.push(emit::Stores { axes, each });

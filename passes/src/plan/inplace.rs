@@ -30,17 +30,8 @@ pub(super) fn reuse(plan: &mut Plan, units: &[LoweredUnit], context: &Context) {
         match &placed.unit {
             Unit::Loops(kernel) if target.aliasing => {
                 let buffers = buffers.clone();
-                for store in last_stores(kernel) {
-                    let found = known.overwritten(plan, kernel, store, &buffers, at);
-                    let Some((result, of, offset)) = found else {
-                        continue;
-                    };
-                    known.alias(plan, result, of, offset);
-                    if matches!(plan.slots[of.0 as usize].storage, Storage::State(_)) {
-                        plan.overwritten.push(of);
-                        plan.commits.get_or_insert(at);
-                    }
-                }
+                let own: Vec<usize> = (0..buffers.len()).collect();
+                known.reuse(plan, &Arguments(kernel, &own), &buffers, at);
             }
             Unit::Library(call)
                 if target.scatters_in_place && matches!(call.op, Op::Core(CoreOp::Scatter(_))) =>
@@ -50,10 +41,23 @@ pub(super) fn reuse(plan: &mut Plan, units: &[LoweredUnit], context: &Context) {
                     plan.overwritten.push(state);
                 }
             }
+            Unit::Library(call) if target.aliasing => {
+                let Some(kernel) = &call.epilogue else {
+                    continue;
+                };
+                let buffers = buffers.clone();
+                let result = call.operands.len();
+                let others = result + call.results.len()..buffers.len();
+                let own: Vec<usize> = [result, result].into_iter().chain(others).collect();
+                known.reuse(plan, &Arguments(kernel, &own), &buffers, at);
+            }
             Unit::Loops(_) | Unit::Library(_) => {}
         }
     }
 }
+
+/// A kernel, and the argument of its unit that each of its buffers is.
+struct Arguments<'a>(&'a Kernel, &'a [usize]);
 
 /// What would otherwise be looked for in all steps and slots again and again.
 struct Known {
@@ -104,22 +108,40 @@ impl Known {
         planned && !needed_later && written()
     }
 
+    /// Puts results of a launch over its operands.
+    fn reuse(&mut self, plan: &mut Plan, of: &Arguments, buffers: &[SlotId], at: usize) {
+        for store in last_stores(of.0) {
+            let Some((result, owner, offset)) = self.overwritten(plan, of, store, buffers, at)
+            else {
+                continue;
+            };
+            self.alias(plan, result, owner, offset);
+            if matches!(plan.slots[owner.0 as usize].storage, Storage::State(_)) {
+                plan.overwritten.push(owner);
+                plan.commits.get_or_insert(at);
+            }
+        }
+    }
+
     /// A result's slot, and the slot and byte offset of the operand it can lie over.
     fn overwritten(
         &self,
         plan: &Plan,
-        kernel: &Kernel,
+        Arguments(kernel, arguments): &Arguments,
         store: &Store,
         buffers: &[SlotId],
         at: usize,
     ) -> Option<(SlotId, SlotId, Dim)> {
-        let written = store.buffer.0 as usize;
+        let written = arguments[store.buffer.0 as usize];
         let result = buffers[written];
         if store.kind != StoreKind::Set || store.guard.is_some() {
             return None;
         }
-        let packed = is_packed(plan, result);
-        (0..buffers.len()).find_map(|b| {
+        // A library kernel would have to keep what it sums elsewhere.
+        let is_sum = (arguments.iter()).filter(|a| **a == written).count() > 1;
+        let packed = is_packed(plan, result) && !is_sum;
+        (0..arguments.len()).find_map(|k| {
+            let b = arguments[k];
             let of = owner(plan, buffers[b]);
             let slot = &plan.slots[of.0 as usize];
             // What the host hands over may lie in memory that is not ours to write.
@@ -131,7 +153,8 @@ impl Known {
                 _ => Dim::ZERO,
             };
             let free = dies || self.succeeds(plan, of, result, at);
-            (free && alone && is_over(kernel, store, b)).then_some((result, of, offset))
+            (b != written && free && alone && is_over(kernel, store, k))
+                .then_some((result, of, offset))
         })
     }
 
