@@ -498,8 +498,7 @@ impl<'a> Frame<'a> {
             .iter()
             .for_each(|i| self.release(*i, cx));
         if let (true, Some(release)) = (cx.gives_back_picked, &loaded.release) {
-            let picked = loaded.picked.iter().filter(|(last, _)| *last == step);
-            picked.for_each(|(_, bytes)| release.call(bytes));
+            (loaded.picked[step].iter()).for_each(|bytes| release.call(bytes));
         }
     }
 

@@ -138,8 +138,8 @@ pub(crate) struct Loaded {
     pub constants: Vec<Option<Buffer>>,
     /// Regions of control steps, by step.
     pub bodies: FxHashMap<usize, Vec<Loaded>>,
-    /// Constants of which runs pick rows, with the last step that does.
-    pub picked: Vec<(usize, Bytes)>,
+    /// Constants of which runs pick rows, by the last step that does.
+    pub picked: Vec<Vec<Bytes>>,
     /// Told of constants that need not stay in memory.
     pub release: Option<Release>,
     /// Slots whose last reader is this step, by step.
@@ -179,7 +179,7 @@ impl Loaded {
             executables[unit].takes_any_address(argument)
         });
         let mut constants = vec![None; compiled.plan.slots.len()];
-        let mut picked = vec![];
+        let mut picked = vec![vec![]; compiled.plan.steps.len()];
         let is_made = |slot: &Slot| matches!(slot.storage, Storage::Made { .. });
         // Launches are given what was made and then replaced, but leave it alone: any bytes will do. Nobody touches these, so
         // that they take no memory.
@@ -195,7 +195,7 @@ impl Loaded {
                     (true, aligned) => weights.put(slot.device, device, bytes.clone(), aligned)?,
                 });
                 if let Some(last) = picked_until(&compiled, SlotId(i as u32), &executables) {
-                    picked.push((last, bytes));
+                    picked[last].push(bytes);
                 }
             } else if is_made(slot) && !read[i] {
                 let size = constant_size(slot).unwrap_or(0);
