@@ -39,6 +39,13 @@ fn several(op: &Op) -> Option<&Collective> {
     }
 }
 
+/// Buckets that gradients make at least, where they are not tiny: with fewer, none would be on its way before the backward pass
+/// is nearly over.
+const LEAST_BUCKETS: u64 = 4;
+
+/// What is tiny: a message of fewer bytes takes hardly less time.
+const TINY: u64 = 64 << 10;
+
 /// A group under construction.
 #[derive(Default)]
 struct Open {
@@ -54,6 +61,9 @@ fn groups(graph: &Graph, all: &[(NodeId, Collective)], most: u64) -> Vec<Vec<Nod
         .map(|(id, _)| (*id, needed(graph, *id, &ids)))
         .collect();
     let inner: FxHashSet<NodeId> = needs.values().flatten().copied().collect();
+    let outer = all.iter().filter(|(id, _)| !inner.contains(id));
+    let total: u64 = outer.map(|(id, _)| size(graph, *id)).sum();
+    let most = most.min((total / LEAST_BUCKETS).max(TINY));
     let mut done = vec![];
     // Those that others wait for, and those that nothing but the end waits for.
     let mut open = [Open::default(), Open::default()];

@@ -84,7 +84,7 @@ pub struct Options {
     pub precision: Precision,
     /// Verify the graph after every pass.
     pub verify: bool,
-    /// Bytes of gradients that travel between replicas together.
+    /// Bytes of gradients that travel between replicas together, at most but for the last that are added; fewer in small graphs.
     pub bucket: u64,
     /// Sees the graph after every pass (of the outermost graph only).
     pub dump_after: Option<Hook>,

@@ -4,6 +4,7 @@
 use cupola_ir::eval::combine;
 use cupola_ir::ops::{Collective, CollectiveKind};
 use cupola_ir::{DType, Graph, Scalar, Tensor, TensorType, Value, convert};
+use cupola_passes::Step;
 use cupola_runtime::{
     CompileOptions, DeviceSpec, Group, Host, Link, Program, Recording, Replica, Request,
     RuntimeError, Session, Turn,
@@ -73,8 +74,16 @@ fn sessions(graph: &Graph, device: &DeviceSpec, replicas: &[Arc<Replica>]) -> Ve
         threads: 1,
         ..CompileOptions::default()
     };
+    let shared = Host::new();
     let each = replicas.iter().map(|replica| {
-        let program = Program::compile(graph.clone(), &Host::new(), &options).expect("a program");
+        let own = Host::new();
+        // A processor's replicas have threads of their own; a GPU is opened once.
+        let host = if matches!(device, DeviceSpec::Gpu(_)) {
+            &shared
+        } else {
+            &own
+        };
+        let program = Program::compile(graph.clone(), host, &options).expect("a program");
         let mut session = Session::new(Arc::new(program));
         session.state_mut().replica = Some(replica.clone());
         session
@@ -171,6 +180,17 @@ fn one_device_computes_its_shards_in_turn() {
     );
     for outputs in run(&mut sessions, &inputs) {
         assert_eq!(outputs.expect("a run")[0].as_tensor(), Some(&wanted));
+    }
+}
+
+#[test]
+fn operands_of_a_gpu_pass_through_the_host() {
+    if std::env::var_os("CUPOLA_TEST_REQUIRE_GPU").is_none() {
+        return;
+    }
+    let types = [(DType::F32, vec![33, 7]), (DType::I32, vec![5])];
+    for kind in KINDS {
+        check(kind, &types, &DeviceSpec::Gpu(0), 2);
     }
 }
 
@@ -323,11 +343,24 @@ fn sums_that_nothing_waits_for_travel_together_while_kernels_run() {
         .collect();
     let outputs = run(&mut sessions, &inputs);
     let recording = sessions[0].state_mut().recording.take().expect("notes");
-    // 16 KiB each, far below the size of a bucket.
-    assert_eq!(recording.travels.len(), 1);
-    let travel = recording.travels[0];
-    assert_eq!((travel.tensors, travel.bytes), (6, 6 * 64 * 64 * 4));
-    assert!(travel.start <= travel.end);
+    // 16 KiB each: four make a bucket, which is on its way while the last two are computed.
+    let travels = recording.travels.iter().map(|t| (t.tensors, t.bytes));
+    assert_eq!(travels.collect::<Vec<_>>(), [(4, 65536), (2, 32768)]);
+    assert!(recording.travels.iter().all(|t| t.start <= t.end));
+    let plan = &sessions[0].program().compiled().expect("a plan").plan;
+    let at = |wanted: fn(&Step) -> bool| {
+        let found = plan.steps.iter().enumerate().filter(|(_, s)| wanted(s));
+        found.map(|(at, _)| at).collect::<Vec<_>>()
+    };
+    let begun = at(|s| matches!(s, Step::Collective { .. }));
+    let (launched, waited) = (
+        at(|s| matches!(s, Step::Launch { .. })),
+        at(|s| matches!(s, Step::Await { .. })),
+    );
+    let between = launched
+        .iter()
+        .filter(|l| begun[0] < **l && **l < waited[0]);
+    assert!(between.count() >= 2, "{begun:?} {launched:?} {waited:?}");
     // Against the interpreter on the same values.
     let group = Group::new(2, None).expect("a group");
     let places = group.replicas(|_| None);
