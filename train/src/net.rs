@@ -49,7 +49,7 @@ pub struct Net {
     pub(crate) buffers: Vec<Buffer>,
     /// Values of training and what stands for them in evaluation.
     pub(crate) switches: Vec<(ValueId, ValueId)>,
-    /// Means over the batch, and numbers of elements that they are over, that replicas must agree on.
+    /// Means over the batch, and numbers of elements that they are over, that shards of it may agree on.
     pub(crate) batch_means: Vec<ValueId>,
     pub(crate) batch_counts: Vec<ValueId>,
     pub(crate) metrics: Vec<(String, ValueId)>,

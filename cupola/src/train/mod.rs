@@ -4,8 +4,9 @@
 //! gradients, optimiser: one graph) and runs it over batches, validates, writes [`Checkpoint`]s and goes on from them bit
 //! by bit. Nothing here prints: what happens is told as [`Event`]s.
 //!
-//! Reading order: `config`, `dataset`, `layers` and `recipe` (descriptions in text), `assemble`, `build`, `trainer`, `evaluate`,
-//! `checkpoint`, `blame` (where numbers became none), `export`, `decoder` (language models that continue texts).
+//! Reading order: `config`, `dataset`, `layers` and `recipe` (descriptions in text), `assemble`, `build`, `team` (replicas),
+//! `trainer`, `evaluate`, `checkpoint`, `blame` (where numbers became none), `export`, `decoder` (language models that
+//! continue texts).
 
 mod assemble;
 mod blame;
@@ -18,6 +19,7 @@ mod evaluate;
 mod export;
 mod layers;
 mod recipe;
+mod team;
 mod trainer;
 
 pub use assemble::{Assembled, assemble};
@@ -32,4 +34,5 @@ pub use decoder::checkpoint_path;
 pub(crate) use decoder::{checkpoint_at, language_model, tokenizer};
 pub use evaluate::{Scores, evaluate_checkpoint};
 pub use export::export_checkpoint;
+pub use team::Spread;
 pub use trainer::{Ended, Event, StepReport, Trainer};

@@ -23,9 +23,10 @@ pub(crate) fn build(work: &mut Work, context: &Context) -> Result<()> {
         required: 0,
         composites: vec![],
         outer: None,
+        begun: vec![],
     };
     for (at, unit) in work.units.iter().enumerate() {
-        builder.units.insert(work.graph.value(unit.root).node, at);
+        builder.units.insert(work.graph.value(unit.launch).node, at);
     }
     let mut plan = builder.run()?;
     super::inplace::reuse(&mut plan, &work.units, context);
@@ -48,6 +49,8 @@ struct Builder<'a> {
     composites: require::Composites,
     /// Symbols for regions, once one is compiled.
     outer: Option<FxHashSet<Sym>>,
+    /// Collectives that were begun and not waited for, in order.
+    begun: Vec<NodeId>,
 }
 
 impl Builder<'_> {
@@ -73,6 +76,9 @@ impl Builder<'_> {
                 Place::Control => self.control(id)?,
                 Place::Effect => self.effect(id),
             }
+        }
+        while let Some(id) = self.begun.first() {
+            self.wait_for(*id);
         }
         let end = self.plan.steps.len();
         let outputs: Vec<ValueId> = self.graph.outputs().iter().map(|(_, v)| *v).collect();
@@ -297,6 +303,11 @@ impl Builder<'_> {
         if let Some(known) = self.slots.get(&(v, device)) {
             return *known;
         }
+        let maker = self.graph.value(v).node;
+        if self.begun.contains(&maker) {
+            self.wait_for(maker);
+            return self.slot(v, device);
+        }
         let primary = self.context.options.device;
         match self.graph.op_of(v) {
             Op::Core(CoreOp::Param(p)) => {
@@ -485,6 +496,15 @@ impl Builder<'_> {
         all
     }
 
+    /// Waits for a collective that was begun: before the first step that needs a result, or at the end.
+    fn wait_for(&mut self, id: NodeId) {
+        self.begun.retain(|begun| *begun != id);
+        let results = self.results(id, DeviceId::HOST);
+        let step = self.step();
+        results.iter().for_each(|s| self.touch(*s, step));
+        self.plan.steps.push(Step::Await { node: id, results });
+    }
+
     fn effect(&mut self, id: NodeId) {
         let node = self.graph.node(id);
         match &node.op {
@@ -505,6 +525,19 @@ impl Builder<'_> {
                     slot: p.slot.clone(),
                     from,
                 });
+            }
+            Op::Core(CoreOp::Collective(_)) => {
+                let primary = self.context.options.device;
+                let operands = node.operands.clone().into_iter();
+                let operands: Vec<SlotId> = operands
+                    .map(|v| self.slot(v, self.home(v, primary)))
+                    .collect();
+                let step = self.step();
+                operands.iter().for_each(|s| self.touch(*s, step));
+                self.plan
+                    .steps
+                    .push(Step::Collective { node: id, operands });
+                self.begun.push(id);
             }
             _ => unreachable!("bug: {} is no effect", node.op.name()),
         }

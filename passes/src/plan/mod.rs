@@ -144,6 +144,20 @@ pub enum Step {
         /// What must hold.
         that: Require,
     },
+    /// Hands operands to the other replicas of the program, in the order of these steps, and goes on.
+    Collective {
+        /// Node of [`Compiled::graph`].
+        node: NodeId,
+        /// Operands, on any device.
+        operands: Vec<SlotId>,
+    },
+    /// Waits for the results of a collective.
+    Await {
+        /// Node of the collective.
+        node: NodeId,
+        /// Results, on the host.
+        results: Vec<SlotId>,
+    },
     /// Makes a slot's contents the value of a state after the run.
     WriteState {
         /// State slot name.
@@ -183,6 +197,9 @@ pub struct Plan {
     /// Slots of states that steps write into: their memory must be the run's alone. After a run that fails, elements that it
     /// was to write are undefined.
     pub overwritten: Vec<SlotId>,
+    /// From this step on whole states are written over; a run that came so far is not stopped, since its states would be partly
+    /// those of before.
+    pub commits: Option<usize>,
 }
 
 /// A unit and where it runs.

@@ -3,6 +3,9 @@
 #[allow(dead_code, reason = "only tests of the server start one")]
 pub mod server;
 
+#[allow(dead_code, reason = "only tests of training read what it writes")]
+pub mod training;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
