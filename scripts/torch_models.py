@@ -146,6 +146,7 @@ def optimiser(text, parameters):
     if name == "sgd":
         return torch.optim.SGD(parameters, rate, momentum=float(keys.get("momentum", 0)), **decay)
     betas = tuple(map(float, keys.get("betas", "0.9/0.999").split("/")))
+    decay["eps"] = float(keys.get("eps", 1e-8))
     if keys.get("no_vector_decay") == "true":
         vectors = [p for p in parameters if p.dim() < 2]
         matrices = [p for p in parameters if p.dim() >= 2]
