@@ -111,9 +111,11 @@ impl<T: Float> Kernel for PackFloats<'_, T> {
 #[inline(always)]
 pub(super) unsafe fn put<S: Simd>(s: S, panel: &Panel<f32>, at: usize, places: usize, v: S::F) {
     let to = panel.to.wrapping_add(at);
+    // Taller panels are written a vector's width at a time, from their first word to the last.
+    let overwrites = places == S::LANES || panel.height <= S::LANES;
     // SAFETY: the caller's contract.
     unsafe {
-        if at + S::LANES <= panel.words * panel.height {
+        if overwrites && at + S::LANES <= panel.words * panel.height {
             s.store(to, v);
         } else {
             f32::store_first_or_all(s, to, places, v);
