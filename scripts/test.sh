@@ -105,6 +105,13 @@ say "lints"
 cargo clippy --release --workspace --all-targets -- -D warnings
 say "tests"
 cargo test --release --workspace
+if command -v mpirun >/dev/null && command -v mpicc >/dev/null; then
+    say "tests with processes of an MPI job"
+    cargo clippy --release --workspace --all-targets --features cupola-cli/mpi -- -D warnings
+    cargo test --release --workspace --features cupola-cli/mpi --test mpi
+else
+    without "mpirun and mpicc, so no processes of an MPI job"
+fi
 if [[ -x $cache/soft-vulkan/run ]]; then
     say "tests on the software GPU adapter"
     host=$(rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')

@@ -114,6 +114,9 @@ pub enum Error {
     /// A file cannot be written.
     #[error("cannot write {}: {}", .0.display(), .1)]
     Write(std::path::PathBuf, String),
+    /// Replicas of a training run have come apart. *Our own bug, or memory that fails.*
+    #[error("replicas have come apart: {0}")]
+    Replicas(String),
     /// Training led to numbers that are none.
     #[error("{0}")]
     NotFinite(String),
@@ -159,7 +162,7 @@ impl Error {
             },
             Error::Config(_) | Error::Checkpoint(_) => Class::Malformed,
             Error::Missing(_) => Class::Usage,
-            Error::Write(..) | Error::NotFinite(_) => Class::Run,
+            Error::Write(..) | Error::NotFinite(_) | Error::Replicas(_) => Class::Run,
             Error::Format(_) => Class::Malformed,
             Error::NoGraph(_) => Class::Unsupported,
             Error::Runtime(e) => runtime_class(e),
@@ -198,7 +201,10 @@ fn runtime_class(e: &RuntimeError) -> Class {
         },
         RuntimeError::Fallback { .. } => Class::Unsupported,
         RuntimeError::Memory { .. } => Class::Limit,
-        RuntimeError::Cancelled | RuntimeError::Lost => Class::Run,
+        RuntimeError::Cancelled
+        | RuntimeError::Lost
+        | RuntimeError::Replica { .. }
+        | RuntimeError::Exchange(_) => Class::Run,
     }
 }
 

@@ -412,6 +412,14 @@ fn describe(
             let name = compiled.graph.node(*node).op.name();
             (StepKind::Control, name, origins(compiled, &[*node]))
         }
+        Step::Collective { node, .. } => {
+            let name = compiled.graph.node(*node).op.name();
+            (StepKind::Host, name, origins(compiled, &[*node]))
+        }
+        Step::Await { node, .. } => {
+            let name = format!("wait for {}", compiled.graph.node(*node).op.name());
+            (StepKind::Host, name, origins(compiled, &[*node]))
+        }
         Step::Transfer { .. } => (StepKind::Transfer, "transfer".into(), vec![]),
         Step::Bind { .. } | Step::Require { .. } | Step::WriteState { .. } => {
             unreachable!("bug: a step that does no work was recorded")

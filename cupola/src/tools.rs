@@ -55,6 +55,7 @@ fn compile(
         verify: options.verify,
         level: cupola_passes::Level::from_number(options.level),
         precision: options.precision,
+        ..cupola_passes::Options::default()
     };
     Ok(
         cupola_passes::compile(graph.clone(), &targets, &pass_options)

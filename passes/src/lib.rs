@@ -1,11 +1,12 @@
 //! Cupola's passes: graph to graph to kernels to plan.
 //!
 //! [`compile`] walks one constant table, [`PIPELINE`]; every entry is a plain function over [`Work`]. Reading order is
-//! that of the table: `raise`, `merge`, `decompose`, `sink`, `layout`, `precision`, `narrow`, `split`, `place`, `fuse`, `lower`, `plan`.
+//! that of the table: `raise`, `merge`, `decompose`, `sink`, `layout`, `precision`, `narrow`, `split`, `bucket`, `place`, `fuse`, `lower`, `plan`.
 
 mod alias;
 mod autocast;
 pub mod autodiff;
+mod bucket;
 pub mod cost;
 mod decompose;
 mod edit;
@@ -73,7 +74,7 @@ impl Level {
 }
 
 /// How to compile.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Options {
     /// How much is done.
     pub level: Level,
@@ -83,16 +84,35 @@ pub struct Options {
     pub precision: Precision,
     /// Verify the graph after every pass.
     pub verify: bool,
+    /// Bytes of gradients that travel between replicas together.
+    pub bucket: u64,
     /// Sees the graph after every pass (of the outermost graph only).
     pub dump_after: Option<Hook>,
+}
+
+/// Usual bytes of gradients that travel between replicas together. Larger ones begin later and overlap less with the backward
+/// pass, smaller ones cost more messages.
+pub const USUAL_BUCKET: u64 = 4 << 20;
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            level: Level::default(),
+            device: DeviceId::HOST,
+            precision: Precision::default(),
+            verify: false,
+            bucket: USUAL_BUCKET,
+            dump_after: None,
+        }
+    }
 }
 
 impl fmt::Debug for Options {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "Options {{ level: {:?}, device: {:?}, precision: {:?}, verify: {} }}",
-            self.level, self.device, self.precision, self.verify
+            "Options {{ level: {:?}, device: {:?}, precision: {:?}, verify: {}, bucket: {} }}",
+            self.level, self.device, self.precision, self.verify, self.bucket
         )
     }
 }
@@ -177,6 +197,7 @@ const PIPELINE: &[(&str, Level, Pass)] = &[
     ("precision", Level::Separate, precision::run),
     ("narrow", Level::Fuse, narrow::run),
     ("split", Level::Separate, split::run),
+    ("bucket", Level::Fuse, bucket::run),
     ("place", Level::Separate, place::run),
     ("fuse", Level::Separate, fuse::run),
     ("lower", Level::Separate, lower::run),

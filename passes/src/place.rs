@@ -35,7 +35,7 @@ pub(crate) enum Place {
     Host,
     /// Holds regions.
     Control,
-    /// Binds a symbol or writes a state.
+    /// Binds a symbol, writes a state, or communicates with other replicas.
     Effect,
 }
 
@@ -87,6 +87,7 @@ fn place_of(
             return Place::Leaf;
         }
         Op::Core(CoreOp::WriteState(_) | CoreOp::BindDim(_)) => return Place::Effect,
+        Op::Core(CoreOp::Collective(p)) if p.replicas > 1 => return Place::Effect,
         Op::Host(_) => return Place::Host,
         Op::Core(_) | Op::Composite(_) => {}
     }
@@ -191,9 +192,6 @@ pub(crate) fn unsupported(
         | CoreOp::ReadState(_)
         | CoreOp::WriteState(_)
         | CoreOp::BindDim(_) => return Some(format!("no generated kernel for {}", op.name())),
-        CoreOp::Collective(p) if p.replicas > 1 => {
-            return Some("no communication between replicas".into());
-        }
         CoreOp::Map(p) => {
             let operand = node.operands.last().map(|v| graph.dtype(*v));
             let expanded = operand.is_some_and(|d| cupola_ir::kernel::expands(p.f, d));

@@ -53,3 +53,32 @@ impl Interrupt {
         self.came.store(false, Ordering::SeqCst);
     }
 }
+
+/// Tells why the process ends when a launcher ends it, which it does when another process of its job has failed.
+#[cfg(unix)]
+pub fn tell_when_ended() {
+    let thread = std::thread::Builder::new().name("ended".into());
+    let watched = thread.spawn(|| {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let Ok(runtime) = runtime.enable_all().build() else {
+            return;
+        };
+        runtime.block_on(async {
+            let kind = tokio::signal::unix::SignalKind::terminate();
+            if let Ok(mut ended) = tokio::signal::unix::signal(kind) {
+                ended.recv().await;
+                let what = "the launcher ended this process: another one of the job failed, or it was told to; --resume goes on from \
+                            the last checkpoint";
+                eprintln!("{}", crate::fail::Failure::new(1, "run", what).line());
+                std::process::exit(1);
+            }
+        });
+    });
+    if let Err(e) = watched {
+        tracing::warn!("the end of the job is not watched for: {e}");
+    }
+}
+
+/// Nothing is told where there are no such signals.
+#[cfg(not(unix))]
+pub fn tell_when_ended() {}

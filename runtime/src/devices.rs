@@ -240,6 +240,11 @@ pub struct DeviceInfo {
     pub facts: Vec<(String, String)>,
 }
 
+/// Cores of the processor that this process may use, or the fewer threads where two share one.
+pub fn physical_cores() -> usize {
+    cupola_cpu::isa::physical_cores()
+}
+
 /// The host's processor.
 pub fn processor() -> DeviceInfo {
     let isa = cupola_cpu::isa::Isa::detect();

@@ -58,6 +58,17 @@ pub enum RuntimeError {
     /// The caller cancelled the run. State is that of the last complete run.
     #[error("cancelled")]
     Cancelled,
+    /// Another replica failed, which ended the run of all.
+    #[error("replica {number} failed: {what}")]
+    Replica {
+        /// Its number.
+        number: usize,
+        /// What it found.
+        what: String,
+    },
+    /// Replicas gave what does not fit together, or another process could not be reached.
+    #[error("the replicas cannot go on: {0}")]
+    Exchange(String),
     /// The thread that ran a submitted request ended. *Our own bug or a panic in a custom op.*
     #[error("the run was lost: its thread ended")]
     Lost,

@@ -9,11 +9,12 @@ use crate::load::{Devices, Loaded};
 use crate::pool::{Layouts, Pool};
 use crate::queue::Queue;
 use crate::record::Recording;
+use crate::replicas::Replica;
 use crate::value::RunValue;
-use cupola_backend::{Buffer, BufferRange, Command, Launch};
+use cupola_backend::{Buffer, BufferRange, Command, Executable, Launch};
 use cupola_ir::eval::{self, Env, Limits, Stop};
 use cupola_ir::kernel::Unit;
-use cupola_ir::{Bindings, Dim, IrError, NodeId, Op, Tensor, Value, ValueType};
+use cupola_ir::{Bindings, CoreOp, Dim, IrError, NodeId, Op, Tensor, Value, ValueType};
 use cupola_passes::{DeviceId, SlotId, Step};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -49,6 +50,8 @@ pub(crate) struct RunCx<'a> {
     pub budget: Option<u64>,
     /// See [`crate::State::gives_back_picked`].
     pub gives_back_picked: bool,
+    /// The run's place among those that go on together.
+    pub replica: Option<Arc<Replica>>,
     /// Where steps are noted, if anywhere.
     pub recording: Option<&'a mut Recording>,
 }
@@ -70,7 +73,19 @@ pub(crate) fn execute(
     bindings: Bindings,
     cx: &mut RunCx<'_>,
 ) -> Result<Vec<RunValue>> {
-    let mut frame = Frame::new(loaded, bindings, cx.blocks.len());
+    execute_with(loaded, &loaded.executables, inputs, outputs, bindings, cx)
+}
+
+/// As [`execute`], with these executables for the units.
+pub(crate) fn execute_with(
+    loaded: &Loaded,
+    executables: &[Arc<dyn Executable>],
+    inputs: Vec<RunValue>,
+    outputs: Outputs,
+    bindings: Bindings,
+    cx: &mut RunCx<'_>,
+) -> Result<Vec<RunValue>> {
+    let mut frame = Frame::new(loaded, executables, bindings, cx.blocks.len());
     let planned = cx.planned;
     let result = run(&mut frame, inputs, outputs, cx);
     frame.release_all(cx);
@@ -177,6 +192,8 @@ impl Frame<'_> {
                 )
                 .into())
             }
+            Step::Collective { node, operands } => self.begin(*node, operands, cx),
+            Step::Await { node, results } => self.wait_for(*node, results, cx),
             Step::WriteState { slot, from } => {
                 let value = self.hold(*from, cx)?;
                 cx.new_states.insert(slot.clone(), value);
@@ -215,7 +232,7 @@ impl Frame<'_> {
             .collect::<Result<_>>()?;
         cx.launches += 1;
         Ok(Launch {
-            executable: self.loaded.executables[unit].clone(),
+            executable: self.executables[unit].clone(),
             buffers,
             sizes,
         })
@@ -278,6 +295,39 @@ impl Frame<'_> {
         let out = eval::eval_op(self.node_op(node), &refs, &types, &mut env)?;
         self.bindings = env.bindings;
         self.finish(results, out.into_iter().map(RunValue::Host).collect(), cx)
+    }
+
+    /// Hands operands to the other replicas.
+    fn begin(&mut self, node: NodeId, operands: &[SlotId], cx: &mut RunCx<'_>) -> Result<()> {
+        let Op::Core(CoreOp::Collective(op)) = &self.loaded.compiled.graph.node(node).op else {
+            unreachable!("bug: {} is no collective", self.node_op(node).name())
+        };
+        let Some(replica) = cx.replica.clone() else {
+            let what = format!("takes {} replicas, and this run has no others", op.replicas);
+            return Err(IrError::run("collective", what).into());
+        };
+        let lent: Vec<RunValue> = (operands.iter())
+            .map(|s| self.lend(*s, cx))
+            .collect::<Result<_>>()?;
+        let values = cx.fetch_all(&lent)?;
+        let tensors = values.iter().filter_map(|v| v.as_tensor().cloned());
+        let number = replica.start(op, tensors.collect())?;
+        self.begun.insert(node, number);
+        Ok(())
+    }
+
+    /// Waits for what the replicas together make of what they gave.
+    fn wait_for(&mut self, node: NodeId, results: &[SlotId], cx: &mut RunCx<'_>) -> Result<()> {
+        let (Some(replica), Some(number)) = (cx.replica.clone(), self.begun.remove(&node)) else {
+            unreachable!("bug: a collective is waited for that was not begun")
+        };
+        cx.start_others()?;
+        let done = replica.wait(number, cx.stop)?;
+        let values = done.tensors.iter().map(|t| t.clone().into()).collect();
+        if let Some(recording) = &mut cx.recording {
+            recording.travelled((self.loaded.number, self.at), &done);
+        }
+        self.finish(results, values, cx)
     }
 
     pub fn types(&self, slots: &[SlotId]) -> Vec<ValueType> {

@@ -9,15 +9,19 @@ use crate::error::{Result, RuntimeError};
 use crate::exec::RunCx;
 use crate::load::Loaded;
 use crate::value::{DeviceTensor, Place, RunValue, download, whole};
-use cupola_backend::{BufferRange, Command};
+use cupola_backend::{BufferRange, Command, Executable};
 use cupola_ir::eval::bind;
-use cupola_ir::{Bindings, DType, IrError, Tensor, Value, ValueType};
+use cupola_ir::{Bindings, DType, IrError, NodeId, Tensor, Value, ValueType};
 use cupola_passes::plan;
 use cupola_passes::{DeviceId, Slot, SlotId, Storage};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Values of one plan while it runs.
 pub(crate) struct Frame<'a> {
     pub loaded: &'a Loaded,
+    /// Code of the units.
+    pub executables: &'a [Arc<dyn Executable>],
     pub bindings: Bindings,
     /// The step that runs now.
     pub at: usize,
@@ -28,6 +32,8 @@ pub(crate) struct Frame<'a> {
     elsewhere: Vec<Option<RunValue>>,
     /// Memory that the caller gave for outputs, until it is used.
     given: Vec<(SlotId, DeviceTensor)>,
+    /// Collectives that are on their way: their numbers by node.
+    pub begun: BTreeMap<NodeId, u64>,
     /// The first of the run's blocks that belongs to this plan.
     first_block: usize,
 }
@@ -50,16 +56,23 @@ pub(crate) enum Target {
 }
 
 impl<'a> Frame<'a> {
-    pub fn new(loaded: &'a Loaded, bindings: Bindings, first_block: usize) -> Frame<'a> {
+    pub fn new(
+        loaded: &'a Loaded,
+        executables: &'a [Arc<dyn Executable>],
+        bindings: Bindings,
+        first_block: usize,
+    ) -> Frame<'a> {
         let slots = loaded.compiled.plan.slots.len();
         Frame {
             loaded,
+            executables,
             bindings,
             at: 0,
             memory: vec![None; slots],
             pooled: vec![false; slots],
             elsewhere: vec![None; slots],
             given: vec![],
+            begun: BTreeMap::new(),
             first_block,
         }
     }
@@ -494,8 +507,7 @@ impl<'a> Frame<'a> {
             .iter()
             .for_each(|i| self.release(*i, cx));
         if let (true, Some(release)) = (cx.gives_back_picked, &loaded.release) {
-            let picked = loaded.picked.iter().filter(|(last, _)| *last == step);
-            picked.for_each(|(_, bytes)| release.call(bytes));
+            (loaded.picked[step].iter()).for_each(|bytes| release.call(bytes));
         }
     }
 

@@ -5,7 +5,7 @@
 //! state: devices live in a [`Host`]. Inputs and outputs may stay in a device's memory ([`DeviceTensor`], [`Place`]), and
 //! [`Session::submit`] returns before the run has ended.
 //!
-//! Reading order: `devices`, `program`, `load`, `state`, `value`, `exec`, `queue`, `frame`, `control`, `session`; then `store`, `cache` and `keeping`
+//! Reading order: `devices`, `program`, `load`, `state`, `value`, `exec`, `queue`, `frame`, `control`, `session`, `replicas`; then `store`, `cache` and `keeping`
 //! (code and packed weights on disk), `record`, `auto`, `forecast` and `fault`.
 
 mod auto;
@@ -23,6 +23,7 @@ mod pool;
 mod program;
 mod queue;
 mod record;
+mod replicas;
 mod session;
 mod state;
 pub mod store;
@@ -34,7 +35,8 @@ pub use cupola_ir::eval::Stop;
 pub use cupola_wgpu::{Dispatch, Forecast};
 pub use devices::{
     Attempt, Cut, DeviceInfo, DeviceSpec, Host, HostOptions, Injected, MemoryLimits, Mishap,
-    Prober, Table, TuneObserver, TuneOptions, TunedDevice, Tuning, Winner, processor, try_gpu,
+    Prober, Table, TuneObserver, TuneOptions, TunedDevice, Tuning, Winner, physical_cores,
+    processor, try_gpu,
 };
 pub use error::{Result, RuntimeError};
 pub use fault::Fault;
@@ -42,7 +44,8 @@ pub use forecast::KnownGpu;
 pub use keeping::{Identify, Keep};
 pub use load::{Release, weight_size};
 pub use program::{CompileOptions, Program};
-pub use record::{Event, Recording};
+pub use record::{Event, Recording, Travel};
+pub use replicas::{Group, Link, Replica, Turn};
 pub use session::{Cancel, Outputs, Pending, Request, Session};
 pub use state::{RunLimits, RunStats, State, Weights};
 pub use value::{DeviceTensor, Place, RunValue};

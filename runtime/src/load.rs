@@ -114,6 +114,8 @@ fn is_settled(compiled: &Compiled) -> bool {
         Step::Launch { .. }
         | Step::Transfer { .. }
         | Step::Require { .. }
+        | Step::Collective { .. }
+        | Step::Await { .. }
         | Step::WriteState { .. } => true,
         Step::Host { .. } | Step::Control { .. } | Step::Bind { .. } => false,
     })
@@ -136,8 +138,10 @@ pub(crate) struct Loaded {
     pub constants: Vec<Option<Buffer>>,
     /// Regions of control steps, by step.
     pub bodies: FxHashMap<usize, Vec<Loaded>>,
-    /// Constants of which runs pick rows, with the last step that does.
-    pub picked: Vec<(usize, Bytes)>,
+    /// Of a region that is repeated, what its units take that is the same in all repetitions.
+    pub invariants: Vec<Invariants>,
+    /// Constants of which runs pick rows, by the last step that does.
+    pub picked: Vec<Vec<Bytes>>,
     /// Told of constants that need not stay in memory.
     pub release: Option<Release>,
     /// Slots whose last reader is this step, by step.
@@ -147,6 +151,14 @@ pub(crate) struct Loaded {
     /// Whether the first output comes from a device other than the host, and running the plan once more than needed would
     /// cost nothing but time.
     pub may_run_ahead: bool,
+}
+
+/// Arguments of a unit of a repeated region that stay the same, and that its backend makes something of.
+#[derive(Debug)]
+pub(crate) struct Invariants {
+    pub unit: usize,
+    /// For each buffer argument the input of the region that it is, if it is one of these.
+    pub inputs: Vec<Option<usize>>,
 }
 
 impl Loaded {
@@ -177,7 +189,7 @@ impl Loaded {
             executables[unit].takes_any_address(argument)
         });
         let mut constants = vec![None; compiled.plan.slots.len()];
-        let mut picked = vec![];
+        let mut picked = vec![vec![]; compiled.plan.steps.len()];
         let is_made = |slot: &Slot| matches!(slot.storage, Storage::Made { .. });
         // Launches are given what was made and then replaced, but leave it alone: any bytes will do. Nobody touches these, so
         // that they take no memory.
@@ -193,7 +205,7 @@ impl Loaded {
                     (true, aligned) => weights.put(slot.device, device, bytes.clone(), aligned)?,
                 });
                 if let Some(last) = picked_until(&compiled, SlotId(i as u32), &executables) {
-                    picked.push((last, bytes));
+                    picked[last].push(bytes);
                 }
             } else if is_made(slot) && !read[i] {
                 let size = constant_size(slot).unwrap_or(0);
@@ -212,15 +224,21 @@ impl Loaded {
         let mut bodies = FxHashMap::default();
         for (i, step) in compiled.plan.steps.iter_mut().enumerate() {
             if let Step::Control {
-                bodies: regions, ..
+                node,
+                bodies: regions,
+                ..
             } = step
             {
                 let regions = std::mem::take(regions);
-                let loaded = regions
-                    .into_iter()
-                    .map(|r| Loaded::new(r, devices, weights))
-                    .collect::<Result<_>>()?;
-                bodies.insert(i, loaded);
+                let first = first_invariant(&compiled.graph.node(*node).op);
+                let loaded = regions.into_iter().map(|r| {
+                    let mut body = Loaded::new(r, devices, weights)?;
+                    if let Some(first) = first {
+                        body.invariants = invariants(&body.compiled, first, devices);
+                    }
+                    Ok(body)
+                });
+                bodies.insert(i, loaded.collect::<Result<_>>()?);
             }
         }
         let mut releases = vec![vec![]; compiled.plan.steps.len()];
@@ -245,6 +263,7 @@ impl Loaded {
             picked,
             release: weights.release.clone(),
             bodies,
+            invariants: vec![],
             releases,
         })
     }
@@ -269,6 +288,50 @@ impl Loaded {
     }
 }
 
+/// The first input of an op's regions that is the same in all their runs, where they are repeated.
+fn first_invariant(op: &Op) -> Option<usize> {
+    match op {
+        // The iteration's number comes first.
+        Op::Core(CoreOp::Loop(p)) => Some(1 + p.carried),
+        Op::Core(CoreOp::Scan(p)) => Some(p.carried + p.scanned),
+        Op::Core(_) | Op::Host(_) | Op::Composite(_) => None,
+    }
+}
+
+/// What units take of the inputs from `first` on and can be bound to, see [`Backend::bind_constants`].
+fn invariants(compiled: &Compiled, first: usize, devices: &Devices) -> Vec<Invariants> {
+    let slots = &compiled.plan.slots;
+    let input = |slot: &SlotId| match slots[slot.0 as usize].storage {
+        Storage::Input(at) if at >= first => Some(at),
+        _ => None,
+    };
+    let mut all = vec![];
+    for step in &compiled.plan.steps {
+        let Step::Launch { unit, buffers } = step else {
+            continue;
+        };
+        let mut inputs: Vec<Option<usize>> = buffers.iter().map(input).collect();
+        let is_constant: Vec<bool> = (buffers.iter().zip(&inputs))
+            .map(|(slot, input)| input.is_some() || is_constant(&slots[slot.0 as usize].storage))
+            .collect();
+        let placed = &compiled.units[*unit];
+        let backend = &devices[placed.device.0 as usize];
+        let arguments = backend.replacement(&placed.unit, &is_constant).arguments;
+        for (at, input) in inputs.iter_mut().enumerate() {
+            *input = input.filter(|_| arguments.contains(&at));
+        }
+        // What is made of constants and of these together would have to be made again of both.
+        let is_whole = arguments.iter().all(|at| inputs[*at].is_some());
+        if is_whole && !arguments.is_empty() {
+            all.push(Invariants {
+                unit: *unit,
+                inputs,
+            });
+        }
+    }
+    all
+}
+
 /// Where an input is read; `None` where it is only handed on.
 fn input_home(compiled: &Compiled, input: SlotId) -> Option<DeviceId> {
     let plan = &compiled.plan;
@@ -282,13 +345,18 @@ fn input_home(compiled: &Compiled, input: SlotId) -> Option<DeviceId> {
     };
     let is_read = |step: &Step| match step {
         Step::Launch { buffers, .. } => buffers.iter().any(is_input),
-        Step::Host { operands, .. } => operands.iter().any(is_input),
+        Step::Host { operands, .. } | Step::Collective { operands, .. } => {
+            operands.iter().any(is_input)
+        }
         Step::Control { node, operands, .. } => match &compiled.graph.node(*node).op {
             Op::Core(op) => operands[..op.decisions()].iter().any(is_input),
             Op::Host(_) | Op::Composite(_) => false,
         },
         Step::Bind { from, .. } => is_input(from),
-        Step::Transfer { .. } | Step::Require { .. } | Step::WriteState { .. } => false,
+        Step::Transfer { .. }
+        | Step::Require { .. }
+        | Step::Await { .. }
+        | Step::WriteState { .. } => false,
     };
     plan.steps.iter().any(is_read).then_some(device)
 }
@@ -375,6 +443,7 @@ fn prepare(
                 executable: executables[*unit].clone(),
                 constants,
                 kept: keeping.map(|k| k.kept(number, compiled, *unit, buffers)),
+                lasts: true,
             };
             waiting.push((*unit, binding));
         }
@@ -507,13 +576,13 @@ fn constants_read(compiled: &Compiled, except: impl Fn(usize, usize) -> bool) ->
                 let kept = buffers.iter().enumerate().filter(kept);
                 kept.for_each(|(_, slot)| read(slot));
             }
-            Step::Host { operands, .. } | Step::Control { operands, .. } => {
-                operands.iter().for_each(&mut read);
-            }
+            Step::Host { operands, .. }
+            | Step::Control { operands, .. }
+            | Step::Collective { operands, .. } => operands.iter().for_each(&mut read),
             Step::Transfer { from, .. }
             | Step::Bind { from, .. }
             | Step::WriteState { from, .. } => read(from),
-            Step::Require { .. } => {}
+            Step::Require { .. } | Step::Await { .. } => {}
         }
     }
     plan.outputs.iter().for_each(read);
@@ -542,13 +611,13 @@ fn picked_until(
                 last = if reads { Some(at) } else { last };
                 !reads || compiled.units[*unit].nodes.iter().all(picks)
             }
-            Step::Host { operands, .. } | Step::Control { operands, .. } => {
-                !operands.contains(&slot)
-            }
+            Step::Host { operands, .. }
+            | Step::Control { operands, .. }
+            | Step::Collective { operands, .. } => !operands.contains(&slot),
             Step::Transfer { from, .. }
             | Step::Bind { from, .. }
             | Step::WriteState { from, .. } => *from != slot,
-            Step::Require { .. } => true,
+            Step::Require { .. } | Step::Await { .. } => true,
         };
         if !is_kept {
             return None;

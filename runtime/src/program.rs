@@ -14,8 +14,9 @@ use crate::state::{RunStats, State, Weights};
 use crate::value::{DeviceTensor, Place, RunValue};
 use bytes::Bytes;
 use cupola_backend::{Backend, Key, Rates};
-use cupola_ir::eval::{self, Env, Limits, Stop};
+use cupola_ir::eval::{self, Env, Exchange, Limits, Stop};
 use cupola_ir::kernel::{Phase, StoreKind, Unit};
+use cupola_ir::ops::Collective;
 use cupola_ir::{Bindings, DType, Graph, IrError, Op, Tensor, Value, ValueId};
 use cupola_passes::plan::{self, Footprint, Packing};
 use cupola_passes::{Compiled, DeviceId, MissCode, Options, Precision, Step};
@@ -431,6 +432,23 @@ impl Program {
         places: Vec<Place>,
         stop: &Stop,
     ) -> Result<Vec<RunValue>> {
+        let Some(replica) = state.replica.clone() else {
+            return self.run_entered(state, inputs, places, stop);
+        };
+        let entered = replica.enter();
+        let outputs = self.run_entered(state, inputs, places, stop);
+        entered.leave(&outputs);
+        outputs
+    }
+
+    /// Runs, after whoever has the device before.
+    fn run_entered(
+        &self,
+        state: &mut State,
+        inputs: Vec<RunValue>,
+        places: Vec<Place>,
+        stop: &Stop,
+    ) -> Result<Vec<RunValue>> {
         let start = Instant::now();
         let began = state.recording.as_ref().map(Recording::now);
         self.check_inputs(&inputs)?;
@@ -476,6 +494,7 @@ impl Program {
                     planned_peak: 0,
                     budget,
                     gives_back_picked: state.gives_back_picked,
+                    replica: state.replica.clone(),
                     recording: state.recording.as_mut(),
                 };
                 let outputs = Outputs::Places(places);
@@ -535,6 +554,14 @@ impl Program {
         let tensors = params.filter_map(|(n, v)| Some((n, v.as_tensor()?.clone())));
         let mut env = Env::default();
         (env.seed, env.run, env.limits, env.stop) = (state.seed, state.run, limits, stop);
+        env.exchange = state.replica.clone().map(|replica| {
+            Exchange(Arc::new(move |p: &Collective, xs: &[&Tensor]| {
+                let given = xs.iter().map(|t| (*t).clone()).collect();
+                let number = replica.start(p, given).map_err(|e| e.to_string())?;
+                let done = replica.wait(number, &Stop::default());
+                Ok(done.map_err(|e| e.to_string())?.tensors.clone())
+            }))
+        });
         env.params = tensors.collect();
         env.states = on_host(&state.slots)?;
         let inputs: Vec<Value> = inputs

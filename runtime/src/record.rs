@@ -3,6 +3,7 @@
 use crate::error::Result;
 use crate::exec::RunCx;
 use crate::frame::Frame;
+use crate::replicas::Done;
 use cupola_ir::Bindings;
 use cupola_passes::Step;
 use std::collections::BTreeMap;
@@ -15,6 +16,8 @@ pub struct Recording {
     /// Steps that did work (launches, host steps, regions, transfers), in the order in which they ended. A step with
     /// regions spans the steps of its regions.
     pub events: Vec<Event>,
+    /// Collectives: when what they carry was on its way.
+    pub travels: Vec<Travel>,
     /// Beginning and end of every complete run since the recording was made.
     pub runs: Vec<(Duration, Duration)>,
     /// The sizes of the last execution of each plan, by [`crate::Program::plans`].
@@ -37,12 +40,44 @@ pub struct Event {
     pub end: Duration,
 }
 
+/// A collective on its way, beside what the run computed meanwhile; times as those of an [`Event`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Travel {
+    /// The run.
+    pub run: usize,
+    /// The plan, and the step that waited for the results.
+    pub at: (usize, usize),
+    /// Tensors that travelled together.
+    pub tensors: usize,
+    /// Bytes of the results.
+    pub bytes: u64,
+    /// When all replicas of the process had given their operands.
+    pub start: Duration,
+    /// When the results were there.
+    pub end: Duration,
+}
+
 impl Recording {
+    /// Notes a collective that the step `at` has waited for.
+    pub(crate) fn travelled(&mut self, at: (usize, usize), done: &Done) {
+        let since = |moment: Instant| moment.saturating_duration_since(self.origin);
+        let (start, end) = (since(done.span.0), since(done.span.1));
+        self.travels.push(Travel {
+            run: self.runs.len(),
+            at,
+            tensors: done.tensors.len(),
+            bytes: done.tensors.iter().map(|t| t.bytes().len() as u64).sum(),
+            start,
+            end,
+        });
+    }
+
     /// An empty recording; its clock starts now.
     pub fn new() -> Recording {
         Recording {
             origin: Instant::now(),
             events: vec![],
+            travels: vec![],
             runs: vec![],
             bindings: BTreeMap::new(),
         }
@@ -96,6 +131,8 @@ impl Frame<'_> {
             Step::Launch { .. }
             | Step::Host { .. }
             | Step::Control { .. }
+            | Step::Collective { .. }
+            | Step::Await { .. }
             | Step::Transfer { .. } => {}
             Step::Bind { .. } | Step::Require { .. } | Step::WriteState { .. } => return Ok(()),
         }

@@ -3,6 +3,7 @@
 use crate::error::{Result, RuntimeError};
 use crate::pool::{Layouts, Pool};
 use crate::record::Recording;
+use crate::replicas::Replica;
 use crate::value::RunValue;
 use cupola_ir::Value;
 use std::collections::BTreeMap;
@@ -44,6 +45,8 @@ pub struct State {
     pub stats: RunStats,
     /// Notes every step of every run while it is there. On a device with a queue steps then no longer overlap.
     pub recording: Option<Recording>,
+    /// Its place among the replicas that run the program together, which collectives of several need.
+    pub replica: Option<Arc<Replica>>,
     pub(crate) pools: Vec<Pool>,
     pub(crate) layouts: Layouts,
 }
@@ -59,6 +62,7 @@ impl State {
             gives_back_picked: false,
             stats: RunStats::default(),
             recording: None,
+            replica: None,
             pools: vec![],
             layouts: Layouts::default(),
         }

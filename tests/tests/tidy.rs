@@ -27,6 +27,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "cupola-source",
         ],
     ),
+    ("runtime/mpi", &[]),
     ("frontends/source", &[]),
     ("frontends/onnx", &["cupola-ir", "cupola-source"]),
     ("frontends/gguf", &["cupola-ir", "cupola-source"]),
@@ -61,7 +62,10 @@ const EDGES: &[(&str, &[&str])] = &[
         ],
     ),
     ("server", &["cupola-llm", "cupola-text"]),
-    ("runner", &["cupola", "cupola-ir", "cupola-server"]),
+    (
+        "runner",
+        &["cupola", "cupola-ir", "cupola-mpi", "cupola-server"],
+    ),
     ("benches", &["cupola", "cupola-ir"]),
 ];
 

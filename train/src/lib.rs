@@ -23,7 +23,7 @@
 //! # }
 //! ```
 //!
-//! Reading order: `net`, `init`, `layers`, `loss`, `optimiser`, `scaler`, `step`, `schedule`, `zoo`; then `data`, `metrics`, `spec`.
+//! Reading order: `net`, `init`, `layers`, `loss`, `optimiser`, `scaler`, `shards`, `step`, `schedule`, `zoo`; then `data`, `metrics`, `spec`.
 
 pub mod data;
 mod error;
@@ -36,6 +36,7 @@ mod net;
 mod optimiser;
 mod scaler;
 pub mod schedule;
+mod shards;
 mod spec;
 mod step;
 pub mod zoo;
@@ -47,5 +48,6 @@ pub use net::{Buffer, Net, Parameter};
 pub use optimiser::{Group, Hyper, Members, Optimiser, Rule};
 pub use scaler::{GradScaler, SCALE, TRACKER};
 pub use schedule::{Plateau, PlateauMemory, Schedule};
+pub use shards::SHARE;
 pub use spec::Spec;
 pub use step::{Clip, Memory, STEP, Slot, SlotKind, StepOptions, TrainStep};

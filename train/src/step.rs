@@ -5,7 +5,8 @@ use crate::init::Init;
 use crate::net::{Net, declare, keep_needed};
 use crate::optimiser::{Hyper, Hypers, Optimiser};
 use crate::scaler::{self, GradScaler};
-use cupola_ir::ops::{Collective, CollectiveKind, ReduceKind, WriteState};
+use crate::shards::Shards;
+use cupola_ir::ops::{ReduceKind, WriteState};
 use cupola_ir::{Bindings, DType, Graph, Scalar, Sym, Tensor, TensorType, ValueId};
 use cupola_passes::autocast;
 use cupola_passes::autodiff::{self, Kept};
@@ -44,8 +45,12 @@ pub struct StepOptions {
     pub autocast: Option<DType>,
     /// Limit of the memory.
     pub memory: Option<Memory>,
-    /// Number of copies of the program whose gradients are averaged; 0 and 1 for none.
-    pub replicas: usize,
+    /// Copies of the program that compute a batch together, each on its share of the samples; 0 and 1 for one alone. The step
+    /// then has one more input, [`crate::SHARE`].
+    pub shards: usize,
+    /// Whether batch norm normalises by all samples of the batch; by itself by those of its shard, and the running statistics
+    /// are the first shard's.
+    pub sync_batch_norm: bool,
 }
 
 /// A state slot of a training step.
@@ -116,6 +121,9 @@ struct Build<'a> {
     net: &'a Net,
     graph: Graph,
     slots: Vec<Slot>,
+    shards: Option<Shards>,
+    /// Running statistics are those of one shard.
+    is_local: bool,
 }
 
 impl Net {
@@ -141,7 +149,7 @@ impl Net {
             None => None,
         };
         let mut grads = b.gradients(loss, scale)?;
-        b.average(&mut grads, options.replicas)?;
+        b.collect(&mut grads)?;
         let found = match scale {
             Some(scale) => Some(scaler::unscale(&mut b.graph, scale, &mut grads)?),
             None => None,
@@ -152,14 +160,19 @@ impl Net {
         b.count_step(found)?;
         for buffer in &self.buffers {
             if let Some(next) = buffer.next {
-                let next = b.graph.cast(at(next), buffer.ty.dtype)?;
+                let mut next = b.graph.cast(at(next), buffer.ty.dtype)?;
+                if let Some(shards) = b.shards.as_ref().filter(|_| b.is_local) {
+                    next = shards.first(&mut b.graph, next)?;
+                }
                 b.write(&buffer.name, next)?;
             }
         }
-        let loss = b.graph.cast(loss, DType::F32)?;
-        b.graph.output("loss", loss);
+        let own = b.graph.cast(loss, DType::F32)?;
+        let all = b.of_batch(own)?;
+        b.graph.output("loss", all);
         for (name, value) in &self.metrics {
-            b.graph.output(name, at(*value));
+            let all = b.of_batch(at(*value))?;
+            b.graph.output(name, all);
         }
         if let Some(norm) = norm {
             b.graph.output("grad_norm", norm);
@@ -174,7 +187,7 @@ impl Net {
             b.graph.output("found_inf", found);
         }
         let kept = match &options.memory {
-            Some(memory) => Some(b.compute_again(loss, memory)?),
+            Some(memory) => Some(b.compute_again(own, memory)?),
             None => None,
         };
         b.finish(hypers, kept)
@@ -202,49 +215,16 @@ fn check(net: &Net, loss: ValueId, options: &StepOptions) -> Result<()> {
     }
 }
 
-/// The sum over replicas times a factor.
-fn over_replicas(g: &mut Graph, x: ValueId, replicas: usize, factor: f64) -> Result<ValueId> {
-    let op = Collective {
-        kind: CollectiveKind::AllReduceSum,
-        replicas,
-    };
-    let sum = g.one(op, &[x])?;
-    Ok(g.scale(sum, factor)?)
-}
-
-/// Makes replicas agree on means over the batch (of as many samples in each), so that batch norm sees all of it.
-fn agree(net: &Net, g: &mut Graph, replicas: usize) -> Result<()> {
-    for mean in &net.batch_means {
-        let all = over_replicas(g, *mean, replicas, 1.0 / replicas as f64)?;
-        redirect(g, *mean, all);
-    }
-    for count in &net.batch_counts {
-        let all = g.scale(*count, replicas as f64)?;
-        redirect(g, *count, all);
-    }
-    Ok(())
-}
-
-/// Makes all uses of a value uses of what the last nodes made of it.
-fn redirect(g: &mut Graph, old: ValueId, new: ValueId) {
-    let users = g.users()[old.index()].clone();
-    g.replace(old, new);
-    // The newest node that used the value is the one that `new` is made of.
-    if let Some(own) = users.last() {
-        for v in &mut g.node_mut(*own).operands {
-            if *v == new {
-                *v = old;
-            }
-        }
-    }
-}
-
 impl Build<'_> {
     /// The forward pass, and where each of the model's values is in it.
     fn begin<'a>(net: &'a Net, options: &StepOptions) -> Result<(Build<'a>, Vec<ValueId>)> {
         let mut graph = net.graph.clone();
-        if options.replicas > 1 {
-            agree(net, &mut graph, options.replicas)?;
+        let shards = match options.shards {
+            0 | 1 => None,
+            count => Some(Shards::declare(&mut graph, count)?),
+        };
+        if let Some(shards) = shards.as_ref().filter(|_| options.sync_batch_norm) {
+            shards.agree(net, &mut graph)?;
         }
         let map = match options.autocast {
             Some(dtype) => autocast(&mut graph, dtype)?,
@@ -263,7 +243,14 @@ impl Build<'_> {
             kind: SlotKind::Buffer,
         });
         let slots = parameters.chain(buffers).collect();
-        Ok((Build { net, graph, slots }, map))
+        let build = Build {
+            net,
+            graph,
+            slots,
+            shards,
+            is_local: !options.sync_batch_norm,
+        };
+        Ok((build, map))
     }
 
     /// A slot of the optimiser of the given type, read.
@@ -310,6 +297,10 @@ impl Build<'_> {
             Some(scale) => self.graph.cast_like(scale, loss)?,
             None => self.graph.number_like(1.0, loss)?,
         };
+        let seed = match &self.shards {
+            Some(shards) => shards.weigh(&mut self.graph, seed)?,
+            None => seed,
+        };
         let grads = autodiff::vjp(&mut self.graph, &[(loss, seed)], &wrt)?;
         let found = trained.into_iter().zip(grads);
         let found: Vec<_> = found.filter_map(|(i, g)| Some((i, g?))).collect();
@@ -322,15 +313,27 @@ impl Build<'_> {
         }
     }
 
-    /// The mean over replicas.
-    fn average(&mut self, grads: &mut [(usize, ValueId)], replicas: usize) -> Result<()> {
-        if replicas <= 1 {
+    /// The gradients of all shards, in the order in which the backward pass has them: so those of the last layers are on their
+    /// way while those of the first are computed.
+    fn collect(&mut self, grads: &mut [(usize, ValueId)]) -> Result<()> {
+        let Some(shards) = &self.shards else {
             return Ok(());
-        }
-        for (_, grad) in grads {
-            *grad = over_replicas(&mut self.graph, *grad, replicas, 1.0 / replicas as f64)?;
+        };
+        let graph = &mut self.graph;
+        let mut order: Vec<usize> = (0..grads.len()).collect();
+        order.sort_by_key(|at| graph.value(grads[*at].1).node);
+        for at in order {
+            grads[at].1 = shards.sum(graph, grads[at].1)?;
         }
         Ok(())
+    }
+
+    /// A mean over the shard's samples as the mean over all.
+    fn of_batch(&mut self, x: ValueId) -> Result<ValueId> {
+        match &self.shards {
+            Some(shards) if self.graph.dtype(x).is_float() => shards.mean(&mut self.graph, x),
+            _ => Ok(x),
+        }
     }
 
     /// Limits the gradients; their norm before that, where it is asked for.

@@ -403,7 +403,7 @@ fn losses_and_limits_that_make_no_sense_are_refused() {
 }
 
 #[test]
-fn replicas_average_gradients_and_agree_on_batch_statistics() {
+fn shards_sum_gradients_and_agree_on_batch_statistics() {
     let mut net = Net::new("norm");
     let x = net
         .input("x", DType::F32, [Dim::sym("n"), 3usize.into()])
@@ -415,9 +415,10 @@ fn replicas_average_gradients_and_agree_on_batch_statistics() {
         .graph
         .reduce(cupola_ir::ops::ReduceKind::Sum, half, &[0, 1])
         .unwrap();
-    let step = |replicas: usize| {
+    let step = |shards: usize| {
         let options = StepOptions {
-            replicas,
+            shards,
+            sync_batch_norm: true,
             ..StepOptions::default()
         };
         net.train_step(loss, &Optimiser::sgd(), &options).unwrap()
@@ -429,11 +430,10 @@ fn replicas_average_gradients_and_agree_on_batch_statistics() {
             .count()
     };
     assert_eq!(count(&step(1)), 0);
-    // Two statistics and four parameters; nothing before the statistics is learnt.
+    // Two statistics, their count, four parameters and the loss; nothing before the statistics is learnt.
     let two = step(2);
-    assert_eq!(count(&two), 6);
+    assert_eq!(count(&two), 8);
     cupola_ir::verify(&two.graph).expect("a sound graph");
-    // Alone, each sum over replicas is its operand: means are halved, sums of gradients too.
     let mut one = Run::new(step(1));
     let x = Tensor::from_slice(&[2, 3], &[1.0f32, 2.0, 3.0, -1.0, 0.5, 0.0]).unwrap();
     one.step(0.1, &[("x", x)]);
@@ -454,7 +454,7 @@ fn replicas_average_gradients_and_agree_on_batch_statistics() {
 }
 
 #[test]
-fn gradients_through_statistics_of_all_replicas_are_summed() {
+fn gradients_through_statistics_of_all_shards_are_summed() {
     let mut net = Net::new("norm");
     let x = net
         .input("x", DType::F32, [Dim::sym("n"), 3usize.into()])
@@ -469,13 +469,14 @@ fn gradients_through_statistics_of_all_replicas_are_summed() {
     let sum = cupola_ir::ops::ReduceKind::Sum;
     let loss = net.graph.reduce(sum, y, &[0, 1]).unwrap();
     let options = StepOptions {
-        replicas: 4,
+        shards: 4,
+        sync_batch_norm: true,
         ..StepOptions::default()
     };
     let step = net.train_step(loss, &Optimiser::sgd(), &options).unwrap();
     cupola_ir::verify(&step.graph).expect("a sound graph");
     let nodes = step.graph.nodes();
     let collectives = nodes.filter(|(_, n)| n.op.name() == "collective").count();
-    // Two statistics forward and two backward, one parameter.
-    assert_eq!(collectives, 5);
+    // Two statistics and their count forward, two backward, one parameter, the loss.
+    assert_eq!(collectives, 7);
 }

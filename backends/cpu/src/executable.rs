@@ -44,7 +44,7 @@ pub struct CpuExecutable(Kind);
 enum Kind {
     Loops {
         code: Generated,
-        last: Last<Extent>,
+        last: Last<Amount>,
     },
     Library {
         unit: Arc<Library>,
@@ -57,7 +57,7 @@ enum Kind {
 
 /// How much there is to do in a launch of generated code.
 #[derive(Clone, Copy, Debug)]
-struct Extent {
+struct Amount {
     /// Parallel positions.
     total: i64,
     /// Scalar operations at each.
@@ -149,6 +149,7 @@ impl CpuExecutable {
         });
         let prepared = match known {
             Some(known) if !matches!(known, Err(Error::NotKept)) => known,
+            _ if !binding.lasts => make(unit, constants, device, Some(device.scratch.passing())),
             _ => make(unit, constants, device, recall(false)),
         };
         let prepared = prepared.map_err(|e| out_of_memory(&e))?;
@@ -179,8 +180,8 @@ impl CpuExecutable {
     ) -> Result<()> {
         match &self.0 {
             Kind::Loops { code, last } => {
-                let extent = last.get(arguments, sizes, || code.check(arguments, sizes))?;
-                code.launch(device, arguments, sizes, *extent)
+                let amount = last.get(arguments, sizes, || code.check(arguments, sizes))?;
+                code.launch(device, arguments, sizes, *amount)
             }
             Kind::Library {
                 unit,
@@ -203,7 +204,7 @@ fn make(
     unit: &Library,
     constants: &[Option<Bytes>],
     device: &CpuDevice,
-    recall: Option<Scratch>,
+    scratch: Option<Scratch>,
 ) -> crate::Result<Option<Prepared>> {
     let cx = device.context();
     let aligned: Vec<Option<Aligned>> = (constants.iter())
@@ -211,7 +212,7 @@ fn make(
         .collect::<crate::Result<_>>()?;
     let arguments = aligned.iter().map(|a| a.as_ref().map(Aligned::argument));
     let arguments: Vec<Option<Argument>> = arguments.collect();
-    let scratch = recall.as_ref().unwrap_or(&device.scratch);
+    let scratch = scratch.as_ref().unwrap_or(&device.scratch);
     libcall::prepare(unit, &arguments, &device.context_with(scratch))
 }
 
@@ -309,7 +310,7 @@ fn report(faults: &AtomicU32) -> Result<(), String> {
 
 impl Generated {
     /// Checks the arguments of a launch; how much there is to do in it.
-    fn check(&self, arguments: &[Argument], sizes: &[i64]) -> Result<Extent> {
+    fn check(&self, arguments: &[Argument], sizes: &[i64]) -> Result<Amount> {
         let kernel = &self.kernel;
         let fault = |what: String| fault(&self.name, what);
         let want = (kernel.buffers.len(), kernel.sizes.len());
@@ -324,7 +325,7 @@ impl Generated {
             let what = "more parallel positions than 64 bits count";
             total = more.ok_or_else(|| fault(what.into()))?;
         }
-        Ok(Extent {
+        Ok(Amount {
             total,
             work: schedule::work(kernel, sizes),
             streams: self.streams(sizes),
@@ -348,16 +349,16 @@ impl Generated {
         device: &CpuDevice,
         arguments: &[Argument],
         sizes: &[i64],
-        extent: Extent,
+        amount: Amount,
     ) -> Result<()> {
         struct Shared<'a>(Arguments, &'a CompiledProgram);
         // SAFETY: the pointers are only followed by the compiled code, whose ranges write disjoint elements.
         unsafe impl Sync for Shared<'_> {}
-        let Extent {
+        let Amount {
             total,
             work,
             streams,
-        } = extent;
+        } = amount;
         let pointers: SmallVec<[*mut u8; 8]> = arguments.iter().map(|a| a.start).collect();
         let faults = AtomicU32::new(0);
         let shared = Shared(

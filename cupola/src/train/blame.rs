@@ -1,36 +1,37 @@
 //! Where numbers became none: the first node of a step whose result is not finite though all its operands are.
 
+use super::team::Team;
+use super::trainer::request;
 use crate::error::Result;
 use crate::runner::Options;
-use cupola_ir::{Graph, OpClass, Tensor, ValueId, convert};
-use cupola_runtime::{Host, Program, Request, Session};
+use cupola_ir::{CoreOp, Graph, Op, OpClass, Tensor, ValueId, convert};
+use cupola_runtime::{Host, Program};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Values looked at in one run: each is kept in memory until the run ends.
 const AT_ONCE: usize = 48;
 
-/// Runs a step once more, from the state of `session` and with these inputs, as parts that show every value; gives the
+/// Runs a step once more, from the state of the shards and with these inputs of each, as parts that show every value; gives the
 /// first node that turns finite operands into a result that is not, in words. `None` where none does.
 ///
 /// # Errors
 /// What compilation and the runs find.
 pub fn first(
     graph: &Graph,
-    session: &mut Session,
-    inputs: Vec<(String, Tensor)>,
+    team: &mut Team,
+    inputs: &[Vec<(String, Tensor)>],
     host: &Host,
     options: &Options,
 ) -> Result<Option<String>> {
-    let mut known: BTreeMap<ValueId, bool> = BTreeMap::new();
-    if let Some((name, t)) = inputs.iter().find(|(_, t)| !is_finite(t)) {
-        let what = format!("input '{name}' {:?}, which the data hold", t.ty());
-        return Ok(Some(what));
+    for (at, inputs) in inputs.iter().enumerate() {
+        if let Some((name, t)) = inputs.iter().find(|(_, t)| !is_finite(t)) {
+            let what = format!("input '{name}' {:?}, which the data hold", t.ty());
+            return Ok(Some(in_shard(team, at, &what)));
+        }
     }
-    let state = session.state_mut();
-    let (seed, run) = (state.seed, state.run);
-    let names: Vec<String> = graph.slots.keys().cloned().collect();
-    for name in &names {
+    let state = team.leader().state_mut();
+    for name in graph.slots.keys() {
         let value = state.slot(name).map(|v| v.to_host()).transpose()?;
         let tensor = value.as_ref().and_then(|v| v.as_tensor());
         if tensor.is_some_and(|t| !is_finite(t)) {
@@ -38,11 +39,17 @@ pub fn first(
             return Ok(Some(what));
         }
     }
+    drop(state);
     let values: Vec<ValueId> = (graph.nodes())
-        .filter(|(_, n)| !matches!(n.op.class(), OpClass::Leaf | OpClass::Effect))
+        .filter(|(_, n)| match n.op.class() {
+            OpClass::Leaf => false,
+            OpClass::Effect => matches!(&n.op, Op::Core(CoreOp::Collective(_))),
+            _ => true,
+        })
         .flat_map(|(_, n)| n.results.to_vec())
         .filter(|v| graph.ty(*v).as_tensor().is_some_and(|t| t.dtype.is_float()))
         .collect();
+    let mut known: Vec<BTreeMap<ValueId, bool>> = vec![BTreeMap::new(); inputs.len()];
     for part in values.chunks(AT_ONCE) {
         let mut shown = graph.clone();
         shown.retain_outputs(|_| false);
@@ -50,36 +57,47 @@ pub fn first(
             shown.output(&v.to_string(), *v);
         }
         let program = Arc::new(Program::compile(shown, host, options)?);
-        let mut again = Session::new(program.clone());
-        let mut copy = again.state_mut();
-        (copy.seed, copy.run) = (seed, run);
-        for name in &names {
-            if let Some(value) = state.slot(name) {
-                copy.set_slot(name, value.clone())?;
-            }
+        let mut again = vec![];
+        for at in 0..inputs.len() {
+            again.push(team.beside(at, &program)?);
         }
-        drop(copy);
-        let mut request = Request::new();
-        for (name, tensor) in &inputs {
-            request = request.input(name, tensor.clone());
-        }
-        let outputs = again.execute(request)?;
-        for (v, (_, value)) in part.iter().zip(outputs) {
-            let value = value.to_host()?;
-            let finite = value.as_tensor().is_none_or(is_finite);
-            known.insert(*v, finite);
-            let node = graph.def(*v);
-            let is_constant = |o: &ValueId| match graph.def(*o).op.class() {
-                OpClass::Leaf => constant_is_finite(graph, *o),
-                _ => true,
-            };
-            let sound = |o: &ValueId| known.get(o).copied().unwrap_or_else(|| is_constant(o));
-            if !finite && node.operands.iter().all(sound) {
-                return Ok(Some(describe(graph, *v)));
+        let requests = inputs.iter().map(|i| request(i.clone())).collect();
+        let outputs = team.run_in(&mut again, requests)?;
+        for (at, (known, outputs)) in known.iter_mut().zip(outputs).enumerate() {
+            for (v, (_, value)) in part.iter().zip(outputs) {
+                let value = value.to_host()?;
+                let finite = value.as_tensor().is_none_or(is_finite);
+                known.insert(*v, finite);
+                if !finite
+                    && graph
+                        .def(*v)
+                        .operands
+                        .iter()
+                        .all(|o| is_sound(graph, known, *o))
+                {
+                    return Ok(Some(in_shard(team, at, &describe(graph, *v))));
+                }
             }
         }
     }
     Ok(None)
+}
+
+/// Where there are several shards: in which of them.
+fn in_shard(team: &Team, at: usize, what: &str) -> String {
+    match team.count {
+        1 => what.to_string(),
+        _ => format!("{what} of shard {}", team.first + at),
+    }
+}
+
+/// Whether a value that was seen, or a constant, is finite; other leaves were looked at.
+fn is_sound(graph: &Graph, known: &BTreeMap<ValueId, bool>, value: ValueId) -> bool {
+    let is_constant = || match graph.def(value).op.class() {
+        OpClass::Leaf => constant_is_finite(graph, value),
+        _ => true,
+    };
+    known.get(&value).copied().unwrap_or_else(is_constant)
 }
 
 /// Whether a leaf holds finite numbers; inputs and slots were looked at.

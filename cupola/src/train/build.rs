@@ -38,7 +38,7 @@ pub(super) fn build(
         }
     }
     let (optimiser, rate) = recipe::optimiser(&config.optim)?;
-    let mut what = recipe::step_options(config);
+    let mut what = recipe::step_options(config, options.deterministic);
     let mut step = (model.net).train_step(model.loss, &optimiser, &what)?;
     let Some(all) = options.memory else {
         return Ok((model, step, rate));
@@ -70,7 +70,8 @@ const MOST_PLANS: u32 = 10;
 
 /// Sizes of a step's symbols, where they are known.
 fn sizes(config: &Config) -> BTreeMap<String, i64> {
-    let usual = [("batch", Some(config.batch)), ("steps", config.data.length)];
+    let shard = config.batch.div_ceil(config.shards.unwrap_or(1).max(1));
+    let usual = [("batch", Some(shard)), ("steps", config.data.length)];
     let known = usual.into_iter();
     known
         .filter_map(|(name, size)| Some((name.to_string(), size? as i64)))

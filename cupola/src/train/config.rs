@@ -37,6 +37,12 @@ pub struct Config {
     pub clip_value: Option<f64>,
     /// Low type of mixed precision.
     pub amp: Option<Amp>,
+    /// Programs of this process that compute a batch together; one by itself.
+    pub replicas: Option<usize>,
+    /// Parts that a batch is cut into; as many as there are replicas by itself. Results depend on it, not on the replicas.
+    pub shards: Option<usize>,
+    /// Batch norm takes its statistics over all shards.
+    pub sync_batch_norm: bool,
     /// What evaluations report beside the loss.
     pub metrics: Vec<String>,
     /// What is trained.
@@ -67,6 +73,9 @@ impl Default for Config {
             clip_norm: None,
             clip_value: None,
             amp: None,
+            replicas: None,
+            shards: None,
+            sync_batch_norm: false,
             metrics: vec![],
             model: ModelConfig::default(),
             data: DataConfig::default(),
@@ -324,6 +333,11 @@ impl Config {
         need(
             self.clip_norm.is_none() || self.clip_value.is_none(),
             "clip_norm and clip_value exclude each other",
+        )?;
+        need(
+            self.replicas.is_none_or(usize::is_power_of_two)
+                && self.shards.is_none_or(usize::is_power_of_two),
+            "replicas and shards must be powers of two",
         )?;
         self.metrics()?;
         let watched = self.validation.watch.as_deref().unwrap_or("loss");

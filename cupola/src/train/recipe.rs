@@ -258,8 +258,9 @@ fn schedule(spec: &Spec, rest: u64) -> Result<Schedule> {
     })
 }
 
-/// What a step does beside the optimiser's update.
-pub fn step_options(config: &Config) -> StepOptions {
+/// What a step does beside the optimiser's update. Where bits are not to depend on how it is spread, statistics don't either.
+pub fn step_options(config: &Config, deterministic: bool) -> StepOptions {
+    let shards = config.shards.unwrap_or(1);
     let norm = config.clip_norm.map(Clip::Norm);
     StepOptions {
         clip: norm.or(config.clip_value.map(Clip::Value)),
@@ -268,6 +269,8 @@ pub fn step_options(config: &Config) -> StepOptions {
             Amp::Bf16 => DType::BF16,
             Amp::F16 => DType::F16,
         }),
+        shards,
+        sync_batch_norm: config.sync_batch_norm || deterministic && shards > 1,
         ..StepOptions::default()
     }
 }

@@ -7,14 +7,16 @@ use super::config::{Config, wrong};
 use super::dataset::Parts;
 use super::evaluate::{Scores, evaluate, graph_of, inputs_of};
 use super::recipe::{self, Rates};
+use super::team::{Spread, Team};
 use super::{blame, export};
 use crate::error::{Error, Result};
+use crate::profile::{Profile, ProfileOptions, profile};
 use crate::runner::Options;
 use cupola_ir::{Tensor, TensorType};
-use cupola_runtime::{Host, Program, Request, RuntimeError, Session};
-use cupola_train::TrainStep;
+use cupola_runtime::{Host, Program, Recording, Request, RuntimeError};
 use cupola_train::data::{Batch, Loader, Part, Position};
 use cupola_train::metrics::Metric;
+use cupola_train::{SHARE, TrainStep};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -87,7 +89,7 @@ pub struct Trainer {
     parts: Parts,
     model: Assembled,
     step: TrainStep,
-    session: Session,
+    team: Team,
     inputs: Vec<(String, TensorType)>,
     host: Arc<Host>,
     options: Options,
@@ -96,6 +98,8 @@ pub struct Trainer {
     metrics: Vec<Metric>,
     progress: Progress,
     skipped: u64,
+    record_until: Option<u64>,
+    recorded: Option<Recording>,
 }
 
 impl Trainer {
@@ -109,12 +113,22 @@ impl Trainer {
         host: Arc<Host>,
         options: &Options,
     ) -> Result<Trainer> {
-        let (model, step, rate) = build(&config, &parts, &host, options)?;
-        let program = Program::compile(step.graph.clone(), &host, options)?;
-        let program = Arc::new(program);
-        let inputs = inputs_of(&program);
-        let mut session = Session::new(program);
-        session.state_mut().seed = config.seed;
+        Trainer::spread(config, parts, Spread::alone(host, options))
+    }
+
+    /// As [`Trainer::new`], on several replicas. In every process but the first the run writes nothing and measures nothing.
+    ///
+    /// # Errors
+    /// As [`Trainer::new`], and numbers of replicas, shards and samples that do not fit together.
+    pub fn spread(mut config: Config, parts: Parts, spread: Spread) -> Result<Trainer> {
+        let shards = spread.shards(&config)?;
+        config.shards = Some(shards);
+        let Some((host, options)) = spread.places.first().cloned() else {
+            return Err(wrong("a run needs a device"));
+        };
+        let (model, step, rate) = build(&config, &parts, &host, &options)?;
+        let team = Team::new(&step.graph, spread, config.seed, shards)?;
+        let inputs = inputs_of(team.sessions[0].program());
         let rates = Rates::parse(
             &config.schedule,
             total_steps(&config, &parts.train),
@@ -127,13 +141,15 @@ impl Trainer {
             parts,
             model,
             step,
-            session,
+            team,
             inputs,
             host,
-            options: options.clone(),
+            options,
             eval: None,
             rates,
             skipped: 0,
+            record_until: None,
+            recorded: None,
         };
         trainer.reset()?;
         trainer.check_batches()?;
@@ -144,9 +160,13 @@ impl Trainer {
     fn reset(&mut self) -> Result<()> {
         for slot in &self.step.slots {
             let value = self.step.initial(slot, self.config.seed)?;
-            self.session.state_mut().set_slot(&slot.name, value)?;
+            for session in &mut self.team.sessions {
+                session.state_mut().set_slot(&slot.name, value.clone())?;
+            }
         }
-        self.session.state_mut().run = 0;
+        for session in &mut self.team.sessions {
+            session.state_mut().run = 0;
+        }
         Ok(())
     }
 
@@ -196,7 +216,7 @@ impl Trainer {
 
     /// The program of a step.
     pub fn program(&self) -> &Arc<Program> {
-        self.session.program()
+        self.team.sessions[0].program()
     }
 
     /// Goes on where a checkpoint was written. Model, optimiser and batches must be those of its run; epochs, steps and
@@ -220,13 +240,18 @@ impl Trainer {
         if was.loss != now.loss || was.amp != now.amp {
             return differs("loss or amp");
         }
+        if was.shards.unwrap_or(1) != now.shards.unwrap_or(1) {
+            return differs("number of shards");
+        }
+        if was.sync_batch_norm != now.sync_batch_norm {
+            return differs("sync_batch_norm");
+        }
         self.restore(checkpoint)?;
         Ok(())
     }
 
     /// Takes state and position of a checkpoint.
     fn restore(&mut self, checkpoint: &Checkpoint) -> Result<()> {
-        let mut state = self.session.state_mut();
         for slot in &self.step.slots {
             let refused = |what: String| Error::Checkpoint(format!("slot '{}' {what}", slot.name));
             let value = checkpoint.slots.get(&slot.name);
@@ -238,7 +263,9 @@ impl Trainer {
                     slot.ty
                 )));
             }
-            state.set_slot(&slot.name, value.clone())?;
+            for session in &mut self.team.sessions {
+                session.state_mut().set_slot(&slot.name, value.clone())?;
+            }
         }
         if let Some(name) =
             (checkpoint.slots.keys()).find(|n| self.step.slots.iter().all(|s| s.name != **n))
@@ -247,8 +274,9 @@ impl Trainer {
                 format!("slot '{name}' of the checkpoint is none of this model and optimiser");
             return Err(Error::Checkpoint(what));
         }
-        state.run = checkpoint.progress.runs;
-        drop(state);
+        for session in &mut self.team.sessions {
+            session.state_mut().run = checkpoint.progress.runs;
+        }
         self.progress = checkpoint.progress.clone();
         if let Some(plateau) = &mut self.rates.plateau {
             plateau.memory = self.progress.plateau();
@@ -262,7 +290,7 @@ impl Trainer {
     /// # Errors
     /// A device that fails.
     pub fn checkpoint(&mut self) -> Result<Checkpoint> {
-        let saved = self.session.state_mut().save()?;
+        let saved = self.team.leader().state_mut().save()?;
         let slots = saved.into_iter().filter_map(|(name, value)| {
             let tensor = value.as_tensor()?.clone();
             Some((name, tensor))
@@ -298,6 +326,9 @@ impl Trainer {
         progress.step += 1;
         progress.updates += u64::from(!is_skipped);
         progress.runs += 1;
+        if self.record_until.is_some_and(|step| step <= progress.step) && self.recorded.is_none() {
+            self.recorded = self.team.leader().state_mut().recording.take();
+        }
         Ok(StepReport {
             step: progress.step,
             epoch: batch.at.epoch,
@@ -317,9 +348,17 @@ impl Trainer {
         (self.rates).at(progress.rate, progress.step, progress.at.epoch)
     }
 
-    /// All inputs of a step.
-    fn fed(&self, batch: &Batch, lr: f64) -> Result<Vec<(String, Tensor)>> {
+    /// All inputs of a step for one of this process's shards.
+    fn fed(&self, batch: &Batch, lr: f64, at: usize) -> Result<Vec<(String, Tensor)>> {
         let mut fed = self.step.hyper(self.progress.updates + 1, lr);
+        let shard;
+        let mut batch = batch;
+        if self.team.count > 1 {
+            shard = batch.shard(self.team.first + at, self.team.count);
+            let share = shard.len as f64 / batch.len.max(1) as f64;
+            fed.push((SHARE.into(), Tensor::scalar(share as f32)));
+            batch = &shard;
+        }
         let rest: Vec<(String, TensorType)> = (self.inputs.iter())
             .filter(|(n, _)| fed.iter().all(|(f, _)| f != n))
             .cloned()
@@ -329,11 +368,11 @@ impl Trainer {
     }
 
     fn launch(&mut self, batch: &Batch, lr: f64) -> Result<Vec<(String, Tensor)>> {
-        let mut request = Request::new();
-        for (name, tensor) in self.fed(batch, lr)? {
-            request = request.input(&name, tensor);
+        let mut requests = vec![];
+        for at in 0..self.team.sessions.len() {
+            requests.push(request(self.fed(batch, lr, at)?));
         }
-        let outputs = self.session.execute(request)?;
+        let outputs = self.team.run(requests)?;
         let mut all = vec![];
         for (name, value) in outputs {
             if let Some(t) = value.to_host()?.as_tensor() {
@@ -341,6 +380,30 @@ impl Trainer {
             }
         }
         Ok(all)
+    }
+
+    /// Says where the time of steps on the first batch goes; `None` on the reference device, which has no kernels. Parameters
+    /// and the optimiser's memory are afterwards as at the beginning of a run.
+    ///
+    /// # Errors
+    /// What a run finds; a configuration with several shards.
+    pub fn profile(&mut self, options: ProfileOptions) -> Result<Option<Profile>> {
+        if self.team.count > 1 {
+            return Err(wrong("a profile is of one replica with one shard"));
+        }
+        let first = Loader::new(
+            &self.parts.train,
+            dealing(&self.config),
+            Position::default(),
+            Some(1),
+        );
+        let first = first.map_err(|_| RuntimeError::Lost)?.next();
+        let batch = first.ok_or_else(|| wrong("there is no batch to measure"))?;
+        let fed = self.fed(&batch, self.lr(), 0)?;
+        let inputs = fed.into_iter().map(|(n, t)| (n, t.into())).collect();
+        let found = profile(self.team.leader(), &inputs, options)?;
+        self.reset()?;
+        Ok(found)
     }
 
     /// Trains to the end.
@@ -379,6 +442,8 @@ impl Trainer {
                 },
             };
             let asked = listen(Event::Step(report)).is_break();
+            let said = self.team.agree(vec![u8::from(asked)])?;
+            let asked = said.first().is_some_and(|b| *b != 0);
             let is_end = asked || report.step >= total;
             if self.look(is_last, is_end, listen)? {
                 return Ok(Ended::Early);
@@ -391,12 +456,38 @@ impl Trainer {
         Ok(Ended::Done)
     }
 
-    /// Validates and saves where it is time to; whether to stop early.
+    /// Validates and saves where it is time to, in the first process, and tells the others; whether to stop early.
     fn look(&mut self, is_epoch: bool, is_end: bool, listen: &mut Listener) -> Result<bool> {
         let step = self.progress.step;
         let is_time = |every: Option<u64>| every.map_or(is_epoch, |n| step.is_multiple_of(n));
+        let measures = self.parts.validation.len() > 0 && is_time(self.config.validation.every);
+        let saves = is_time(self.config.checkpoint.every) || is_end;
+        if !measures && !saves {
+            return Ok(false);
+        }
+        let mut said = vec![];
+        if self.team.is_first() {
+            let stop = self.look_first(measures, saves, listen)?;
+            said = serde_json::to_vec(&(stop, &self.progress)).unwrap_or_default();
+        }
+        let said = self.team.agree(said)?;
         let mut stop = false;
-        let is_new = if self.parts.validation.len() > 0 && is_time(self.config.validation.every) {
+        if let Ok((is_over, progress)) = serde_json::from_slice::<(bool, Progress)>(&said) {
+            stop = is_over;
+            self.progress = progress;
+        }
+        if let Some(plateau) = &mut self.rates.plateau {
+            plateau.memory = self.progress.plateau();
+        }
+        self.team.compare()?;
+        Ok(stop)
+    }
+
+    /// Validates and saves; whether to stop early.
+    fn look_first(&mut self, measures: bool, saves: bool, listen: &mut Listener) -> Result<bool> {
+        let step = self.progress.step;
+        let mut stop = false;
+        let is_new = if measures {
             let (is_best, is_over) = self.validate(listen)?;
             stop = is_over;
             is_best
@@ -406,7 +497,7 @@ impl Trainer {
         let Some(folder) = self.config.checkpoint.folder.clone() else {
             return Ok(stop);
         };
-        let is_due = is_time(self.config.checkpoint.every) || is_end || stop;
+        let is_due = saves || stop;
         if !is_due && !is_new {
             return Ok(stop);
         }
@@ -414,7 +505,7 @@ impl Trainer {
         written.map_err(|e| Error::Write(folder.clone(), e.to_string()))?;
         let checkpoint = self.checkpoint()?;
         if is_new {
-            checkpoint.write(&folder.join("best.safetensors"))?;
+            checkpoint.write(&folder.join(checkpoint::BEST))?;
         }
         if is_due {
             let path = folder.join(checkpoint::name_of(step));
@@ -475,10 +566,43 @@ impl Trainer {
                 program
             }
         };
-        let state = self.session.state_mut();
+        let state = self.team.leader().state_mut();
         let batch = self.config.validation.batch.unwrap_or(self.config.batch);
         let slot = |name: &str| state.slot(name).cloned();
         evaluate(&program, &self.model, part, batch, &self.metrics, &slot)
+    }
+
+    /// Compares the states of all shards of all processes, which every checkpoint does too.
+    ///
+    /// # Errors
+    /// [`Error::Replicas`] with the first slot that differs.
+    pub fn compare(&mut self) -> Result<()> {
+        self.team.compare()
+    }
+
+    /// Whether this process tells, measures and writes what all have.
+    pub fn is_first(&self) -> bool {
+        self.team.is_first()
+    }
+
+    /// Waits until the first process comes here too, with what only it does after the run.
+    ///
+    /// # Errors
+    /// A process that has failed.
+    pub fn finish(&mut self) -> Result<()> {
+        self.team.agree(vec![]).map(|_| ())
+    }
+
+    /// Notes when what runs in the next `steps` steps, of the first shard of this process.
+    pub fn record(&mut self, steps: u64) {
+        self.record_until = Some(self.progress.step + steps);
+        self.team.leader().state_mut().recording = Some(Recording::new());
+    }
+
+    /// What was noted since [`Trainer::record`].
+    pub fn recorded(&mut self) -> Option<Recording> {
+        let running = || self.team.leader().state_mut().recording.take();
+        self.recorded.take().or_else(running)
     }
 
     /// Writes the model by the file's suffix: `.onnx` and `.cupola` for inference, `.safetensors` for its weights.
@@ -486,7 +610,7 @@ impl Trainer {
     /// # Errors
     /// As for the formats; a file that cannot be written.
     pub fn export(&mut self, path: &Path) -> Result<()> {
-        let saved = self.session.state_mut().save()?;
+        let saved = self.team.leader().state_mut().save()?;
         let weights = |name: &str| saved.get(name).and_then(|v| v.as_tensor()).cloned();
         export::export(&self.model, &weights, path)
     }
@@ -496,11 +620,14 @@ impl Trainer {
     fn blame(&mut self, batch: &Batch, lr: f64, loss: f64) -> Error {
         let step = self.progress.step + 1;
         let found = self.replay().and_then(|()| {
-            let inputs = self.fed(batch, lr)?;
+            let mut inputs = vec![];
+            for at in 0..self.team.sessions.len() {
+                inputs.push(self.fed(batch, lr, at)?);
+            }
             blame::first(
                 &self.step.graph,
-                &mut self.session,
-                inputs,
+                &mut self.team,
+                &inputs,
                 &self.host,
                 &self.options,
             )
@@ -553,4 +680,10 @@ impl Trainer {
         }
         Ok(())
     }
+}
+
+/// A request with these inputs.
+pub(super) fn request(inputs: Vec<(String, Tensor)>) -> Request {
+    let each = inputs.into_iter();
+    each.fold(Request::new(), |r, (name, tensor)| r.input(&name, tensor))
 }

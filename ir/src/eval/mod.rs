@@ -8,11 +8,12 @@
 //! their actual extents, and sizes against [`Limits`] before memory is taken.
 //!
 //! Reading order: this file, `bind`, `op`, `control`, then the families: `scalar`, `cells` and `view`, `reduce`,
-//! `index`, `product`.
+//! `index`, `product`; `exchange` for several replicas.
 
 pub mod bind;
 mod cells;
 mod control;
+mod exchange;
 mod index;
 mod op;
 pub(crate) mod product;
@@ -23,6 +24,7 @@ pub(crate) mod special;
 mod view;
 
 pub use control::{Regions, join as join_rows, row, rows, run_control};
+pub use exchange::{Exchange, Exchanging, combine};
 pub use op::eval_op;
 
 use crate::dim::Bindings;
@@ -104,6 +106,8 @@ pub struct Env {
     pub limits: Limits,
     /// When the run stops before it is done.
     pub stop: Stop,
+    /// The way to the other replicas; without it collectives of several are refused.
+    pub exchange: Option<Exchange>,
     /// States written so far in this run.
     written: BTreeMap<String, Value>,
     steps: u64,

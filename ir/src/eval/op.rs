@@ -172,6 +172,17 @@ fn core_op(op: &CoreOp, operands: &[&Value], env: &mut Env) -> Result<Vec<Value>
         }
         env.bindings.set(p.sym.clone(), value);
     }
+    if let CoreOp::Collective(p) = op {
+        let all = match &env.exchange {
+            _ if p.replicas <= 1 => xs.into_iter().cloned().collect(),
+            Some(exchange) => (exchange.0)(p, &xs).map_err(named)?,
+            None => {
+                let what = format!("takes {} replicas, and this run has no others", p.replicas);
+                return Err(named(what));
+            }
+        };
+        return Ok(all.into_iter().map(Value::Tensor).collect());
+    }
     if let CoreOp::Sort(p) = op {
         let [values, indices] = reduce::sort(p, xs[0]).map_err(named)?;
         return Ok(vec![values.into(), indices.into()]);
@@ -219,18 +230,16 @@ fn tensor_op(op: &CoreOp, xs: &[&Tensor], env: &Env) -> Result<Tensor, String> {
             let bits = (0..len as u64).map(|i| random::bits(env.seed, p.stream, env.run, i));
             Tensor::from_slice(&shape, &bits.collect::<Vec<u32>>()).ok_or("bad extents")?
         }
-        Collective(p) if p.replicas != 1 => {
-            return Err(format!("runs with 1 replica, not {}", p.replicas));
-        }
-        Collective(_) | Transfer(_) | BindDim(_) => xs[0].clone(),
+        Transfer(_) | BindDim(_) => xs[0].clone(),
         Input(p) => return Err(format!("input '{}' has no value here", p.name)),
-        Param(_) | ReadState(_) | WriteState(_) | Sort(_) | If(_) | Loop(_) | Scan(_) | Call(_) => {
+        Param(_) | ReadState(_) | WriteState(_) | Sort(_) | If(_) | Loop(_) | Scan(_) | Call(_)
+        | Collective(_) => {
             unreachable!("bug: {} is evaluated elsewhere", op.name())
         }
     })
 }
 
-fn map(p: &Map, xs: &[&Tensor]) -> Result<Tensor, String> {
+pub(super) fn map(p: &Map, xs: &[&Tensor]) -> Result<Tensor, String> {
     if p.f == Scalar::Select {
         return view::select(xs[0], xs[1], xs[2]);
     }

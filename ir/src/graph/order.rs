@@ -78,7 +78,8 @@ fn region_dims(region: &Graph, visit: &mut dyn FnMut(&crate::dim::Dim)) {
 /// Nodes needed by outputs, inputs and effects, each after what it depends on; otherwise in the present order.
 pub(super) fn live_in_order(graph: &Graph) -> Result<Vec<NodeId>> {
     let is_root = |op: &Op| match op {
-        Op::Core(CoreOp::WriteState(_) | CoreOp::Collective(_)) => true,
+        Op::Core(CoreOp::WriteState(_)) => true,
+        Op::Core(CoreOp::Collective(p)) => p.replicas > 1,
         Op::Core(_) | Op::Host(_) | Op::Composite(_) => {
             op.class() == OpClass::Control && !op.is_pure()
         }

@@ -78,7 +78,10 @@ attr_enum! {
 }
 
 payload! {
-    /// Communication between `replicas` copies of the program. With one replica it is the identity.
+    /// Communication between `replicas` copies of the program: one result for each operand, taken together so that they travel
+    /// together. With one replica it is the identity. Sums and largest values are taken in a fixed order, in the operands' type:
+    /// neighbours first, then neighbouring pairs, and so on, so `(x0 + x1) + (x2 + x3)` of four. Every replica runs the same
+    /// collectives in the same order, on operands of equal types.
     Collective {
         /// Pattern.
         kind: CollectiveKind,
@@ -89,12 +92,19 @@ payload! {
 
 impl OpDef for Collective {
     fn infer(&self, operands: &[&ValueType]) -> Result<Vec<ValueType>, String> {
-        let mut t = tensors(operands, Some(1))?[0].clone();
-        if self.kind == CollectiveKind::AllGather {
-            let first = t.dims.first_mut().ok_or("a scalar cannot be gathered")?;
-            *first = first.clone() * Dim::from(self.replicas);
+        let all = tensors(operands, None)?;
+        if all.is_empty() {
+            return Err("takes operands".into());
         }
-        Ok(vec![t.into()])
+        let results = all.into_iter().map(|t| {
+            let mut t = t.clone();
+            if self.kind == CollectiveKind::AllGather {
+                let first = t.dims.first_mut().ok_or("a scalar cannot be gathered")?;
+                *first = first.clone() * Dim::from(self.replicas);
+            }
+            Ok(t.into())
+        });
+        results.collect()
     }
 }
 

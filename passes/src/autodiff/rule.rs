@@ -54,10 +54,16 @@ fn core(g: &mut Graph, site: &Site, op: &CoreOp) -> Grads {
         (Scatter(p), Some(_), Some(dy)) => index::scatter(g, site, p, dy),
         (Sort(p), Some(x), Some(dy)) => one(index::sort(g, p, x, site.results[1], dy)),
         (WriteState(_) | Transfer(_), _, Some(dy)) => Ok(vec![Some(dy)]),
-        (Collective(p), _, Some(dy)) => match p.kind {
-            _ if p.replicas <= 1 => Ok(vec![Some(dy)]),
+        (Collective(p), ..) => match p.kind {
+            _ if p.replicas <= 1 => Ok(site.given.clone()),
             // Every replica's loss counts: what one gave went to all.
-            CollectiveKind::AllReduceSum => one(g.one(Collective(p.clone()), &[dy])),
+            CollectiveKind::AllReduceSum => {
+                let each = site.given.iter().map(|dy| match dy {
+                    Some(dy) => g.one(Collective(p.clone()), &[*dy]).map(Some),
+                    None => Ok(None),
+                });
+                each.collect()
+            }
             CollectiveKind::AllReduceMax
             | CollectiveKind::AllGather
             | CollectiveKind::Broadcast => {

@@ -243,8 +243,8 @@ impl<'f, 'g> Joiner<'f, 'g> {
             None => d.is(1),
         };
         let alike = dims(a).iter().zip(&axes).all(same);
-        let all = (0..to.len() as u32).filter(|x| !to[*x as usize].is(1));
-        let contiguous = all.last().is_some_and(|x| !own.contains(&x));
+        let mut all = (0..to.len() as u32).filter(|x| !to[*x as usize].is(1));
+        let contiguous = all.next_back().is_some_and(|x| !own.contains(&x));
         let heavy = |id: &NodeId| {
             let class = self.f.graph.node(*id).op.class();
             class == OpClass::Contraction

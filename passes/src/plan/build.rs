@@ -23,6 +23,7 @@ pub(crate) fn build(work: &mut Work, context: &Context) -> Result<()> {
         required: 0,
         composites: vec![],
         outer: None,
+        begun: vec![],
     };
     for (at, unit) in work.units.iter().enumerate() {
         builder.units.insert(work.graph.value(unit.launch).node, at);
@@ -48,6 +49,8 @@ struct Builder<'a> {
     composites: require::Composites,
     /// Symbols for regions, once one is compiled.
     outer: Option<FxHashSet<Sym>>,
+    /// Collectives that were begun and not waited for, in order.
+    begun: Vec<NodeId>,
 }
 
 impl Builder<'_> {
@@ -73,6 +76,9 @@ impl Builder<'_> {
                 Place::Control => self.control(id)?,
                 Place::Effect => self.effect(id),
             }
+        }
+        while let Some(id) = self.begun.first() {
+            self.wait_for(*id);
         }
         let end = self.plan.steps.len();
         let outputs: Vec<ValueId> = self.graph.outputs().iter().map(|(_, v)| *v).collect();
@@ -114,6 +120,7 @@ impl Builder<'_> {
             return;
         }
         let device = self.work.units[unit].placed.device;
+        let made = self.made_by(unit);
         let start = self.step() - 1;
         let later = self.graph.nodes().skip(id.index() + 1).map(|(id, _)| id);
         // Host work and effects may bind what later units need.
@@ -126,7 +133,7 @@ impl Builder<'_> {
         });
         let beside: Vec<(NodeId, usize)> = later
             .filter_map(|id| Some((id, *self.units.get(&id)?)))
-            .filter(|(_, unit)| self.is_chain(*unit) && self.is_ready(*unit, device))
+            .filter(|(_, unit)| self.is_chain(*unit) && self.is_ready(*unit, device, &made))
             .collect();
         let Some((last, _)) = beside.last() else {
             return;
@@ -153,13 +160,23 @@ impl Builder<'_> {
         }
     }
 
-    /// Whether all that a unit reads is there, on its device.
-    fn is_ready(&self, unit: usize, device: DeviceId) -> bool {
+    /// Whether all that a unit reads is there, on its device, without what is made only now.
+    fn is_ready(&self, unit: usize, device: DeviceId, made: &[ValueId]) -> bool {
         let lowered = &self.work.units[unit];
         let accesses = lowered.placed.unit.accesses();
         let reads = lowered.buffers.iter().zip(accesses);
         let mut reads = reads.filter(|(_, access)| *access == Access::Read);
-        lowered.placed.device == device && reads.all(|(v, _)| self.is_made(*v, device))
+        let is_there = |v: ValueId| self.is_made(v, device) && !made.contains(&self.base(v));
+        lowered.placed.device == device && reads.all(|(v, _)| is_there(*v))
+    }
+
+    /// The values that have the memory which a unit writes.
+    fn made_by(&self, unit: usize) -> Vec<ValueId> {
+        let lowered = &self.work.units[unit];
+        let accesses = lowered.placed.unit.accesses();
+        let writes = lowered.buffers.iter().zip(accesses);
+        let writes = writes.filter(|(_, access)| *access != Access::Read);
+        writes.map(|(v, _)| self.base(*v)).collect()
     }
 
     fn is_made(&self, v: ValueId, device: DeviceId) -> bool {
@@ -285,6 +302,11 @@ impl Builder<'_> {
         let v = self.resolve(v);
         if let Some(known) = self.slots.get(&(v, device)) {
             return *known;
+        }
+        let maker = self.graph.value(v).node;
+        if self.begun.contains(&maker) {
+            self.wait_for(maker);
+            return self.slot(v, device);
         }
         let primary = self.context.options.device;
         match self.graph.op_of(v) {
@@ -474,6 +496,15 @@ impl Builder<'_> {
         all
     }
 
+    /// Waits for a collective that was begun: before the first step that needs a result, or at the end.
+    fn wait_for(&mut self, id: NodeId) {
+        self.begun.retain(|begun| *begun != id);
+        let results = self.results(id, DeviceId::HOST);
+        let step = self.step();
+        results.iter().for_each(|s| self.touch(*s, step));
+        self.plan.steps.push(Step::Await { node: id, results });
+    }
+
     fn effect(&mut self, id: NodeId) {
         let node = self.graph.node(id);
         match &node.op {
@@ -494,6 +525,19 @@ impl Builder<'_> {
                     slot: p.slot.clone(),
                     from,
                 });
+            }
+            Op::Core(CoreOp::Collective(_)) => {
+                let primary = self.context.options.device;
+                let operands = node.operands.clone().into_iter();
+                let operands: Vec<SlotId> = operands
+                    .map(|v| self.slot(v, self.home(v, primary)))
+                    .collect();
+                let step = self.step();
+                operands.iter().for_each(|s| self.touch(*s, step));
+                self.plan
+                    .steps
+                    .push(Step::Collective { node: id, operands });
+                self.begun.push(id);
             }
             _ => unreachable!("bug: {} is no effect", node.op.name()),
         }

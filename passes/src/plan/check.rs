@@ -155,6 +155,10 @@ pub(crate) fn touched(compiled: &Compiled, step: &Step) -> (Touched, Touched) {
             (reads, anywhere(results))
         }
         Step::Transfer { from, to } => (vec![(*from, None)], vec![(*to, None)]),
+        Step::Collective { operands, .. } => {
+            (operands.iter().map(|s| (*s, None)).collect(), vec![])
+        }
+        Step::Await { results, .. } => (vec![], host(results)),
         Step::Bind { from, .. } => (host(&[*from]), vec![]),
         Step::Require { .. } => (vec![], vec![]),
         Step::WriteState { from, .. } => (vec![(*from, None)], vec![]),

@@ -191,6 +191,9 @@ fn mentioned(step: &Step, mut each: impl FnMut(SlotId)) {
             operands, results, ..
         } => operands.iter().chain(results).copied().for_each(each),
         Step::Transfer { from, to } => [*from, *to].into_iter().for_each(each),
+        Step::Collective { operands: all, .. } | Step::Await { results: all, .. } => {
+            all.iter().copied().for_each(each);
+        }
         Step::Bind { from, .. } | Step::WriteState { from, .. } => each(*from),
         Step::Require { .. } => {}
     }

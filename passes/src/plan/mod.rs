@@ -144,6 +144,20 @@ pub enum Step {
         /// What must hold.
         that: Require,
     },
+    /// Hands operands to the other replicas of the program, in the order of these steps, and goes on.
+    Collective {
+        /// Node of [`Compiled::graph`].
+        node: NodeId,
+        /// Operands, on any device.
+        operands: Vec<SlotId>,
+    },
+    /// Waits for the results of a collective.
+    Await {
+        /// Node of the collective.
+        node: NodeId,
+        /// Results, on the host.
+        results: Vec<SlotId>,
+    },
     /// Makes a slot's contents the value of a state after the run.
     WriteState {
         /// State slot name.

@@ -46,6 +46,15 @@ pub struct RecipeArgs {
     /// Number reported beside the loss: accuracy, precision, recall, f1, perplexity, bleu or mse (repeatable).
     #[arg(long, value_name = "NAME")]
     pub metric: Vec<String>,
+    /// Programs of this process that compute a batch together; processor threads are shared out among them.
+    #[arg(long, value_name = "N")]
+    pub replicas: Option<usize>,
+    /// Parts that a batch is cut into, on which results depend (default: one for each replica).
+    #[arg(long, value_name = "N")]
+    pub shards: Option<usize>,
+    /// Batch norm takes its statistics over all shards.
+    #[arg(long)]
+    pub sync_batch_norm: bool,
     /// Output of a model file that the loss is taken of (default: the first).
     #[arg(long, value_name = "NAME")]
     pub output: Option<String>,
@@ -63,6 +72,12 @@ pub struct TrainArgs {
     /// Go on from a checkpoint, or the last one of a folder; without a value, of the run's own folder.
     #[arg(long, value_name = "CHECKPOINT", num_args = 0..=1)]
     pub resume: Option<Option<PathBuf>>,
+    /// Be one of the processes that mpirun has started, each of which is a replica.
+    #[arg(long, conflicts_with = "replicas")]
+    pub mpi: bool,
+    /// Write when what ran in the first steps: a trace for Perfetto, with messages between replicas on a track of their own.
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
     /// Folder for checkpoints.
     #[arg(long, value_name = "DIR")]
     pub checkpoints: Option<PathBuf>,

@@ -108,7 +108,12 @@ fn start(command: Command) -> Outcome {
 
 /// Compile options from the command line.
 pub fn options(args: &CompileArgs) -> Outcome<Options> {
-    let device: DeviceSpec = args.device.parse().map_err(Failure::usage)?;
+    options_for(&args.device, args)
+}
+
+/// As [`options`], for another device.
+pub fn options_for(device: &str, args: &CompileArgs) -> Outcome<Options> {
+    let device: DeviceSpec = device.parse().map_err(Failure::usage)?;
     Ok(Options {
         device,
         level: args.level,

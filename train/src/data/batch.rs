@@ -3,6 +3,7 @@
 use super::text::Side;
 use super::{Column, Dataset, Padding, Part, order};
 use cupola_ir::Tensor;
+use std::ops::Range;
 use std::sync::mpsc::{self, Receiver, SyncSender};
 
 /// How many batches wait to be used.
@@ -74,6 +75,37 @@ impl Batch {
     pub fn column(&self, name: &str) -> Option<&Tensor> {
         (self.columns.iter()).find_map(|(n, t)| (n == name).then_some(t))
     }
+
+    /// The samples of one of `count` shards: neighbours, the first shards one more than the last where they cannot have equally
+    /// many. A shard without samples gets the last of the batch to stand in; its `len` is 0 then.
+    pub fn shard(&self, at: usize, count: usize) -> Batch {
+        let (each, more) = (self.len / count, self.len % count);
+        let from = at * each + at.min(more);
+        let len = each + usize::from(at < more);
+        let taken = match len {
+            0 => self.len.saturating_sub(1)..self.len,
+            _ => from..from + len,
+        };
+        let columns = self.columns.iter();
+        let columns = columns.map(|(name, t)| (name.clone(), rows(t, taken.clone())));
+        Batch {
+            at: self.at,
+            len,
+            columns: columns.collect(),
+        }
+    }
+}
+
+/// Some rows of a tensor, which share its memory; all of it where its elements are no whole bytes.
+fn rows(t: &Tensor, rows: Range<usize>) -> Tensor {
+    let mut shape = t.shape().to_vec();
+    let (Some(first), Some(bytes)) = (shape.first_mut(), t.shared_bytes()) else {
+        return t.clone();
+    };
+    *first = rows.len();
+    let size = Tensor::size_of(t.dtype(), &t.shape()[1..]).unwrap_or(0);
+    let bytes = bytes.slice(rows.start * size..rows.end * size);
+    Tensor::new(t.dtype(), shape, bytes).unwrap_or_else(|| t.clone())
 }
 
 /// Gives batches one after the other. They are made on a thread, at most [`AHEAD`] before they are asked for; the thread

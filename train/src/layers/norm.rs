@@ -31,8 +31,8 @@ impl Default for BatchNorm {
 impl Net {
     /// Normalises every channel of `x: [batch, channels, ..]` by its mean and biased variance over the batch; in evaluation by
     /// the running ones. Parameters `weight` and `bias`, buffers `running_mean` and `running_var` (which follows the unbiased
-    /// variance), all `[channels]`. PyTorch's counter of batches is not kept. With several replicas the statistics are those of
-    /// all their batches, which must be of one size.
+    /// variance), all `[channels]`. PyTorch's counter of batches is not kept. In a step of several shards
+    /// [`crate::StepOptions`] says whose statistics are taken.
     ///
     /// # Errors
     /// An operand with fewer than two axes, or whose number of channels is not known.

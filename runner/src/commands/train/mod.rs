@@ -1,8 +1,11 @@
 //! `cupola train` and `cupola eval`.
 //!
-//! Reading order: this file (the commands), `watch` (what is told while a run goes on), `page` (the report).
+//! Reading order: this file (the commands), `spread` (replicas and processes), `watch` (what is told while a run goes on), `page` (the
+//! report), `trace`.
 
 mod page;
+mod spread;
+mod trace;
 mod watch;
 
 use crate::args::{Amp, CompileArgs, EvalArgs, RecipeArgs, TrainArgs, Which};
@@ -10,32 +13,77 @@ use crate::fail::{Failure, Outcome};
 use crate::interrupt::Interrupt;
 use crate::{inputs, npy, outputs};
 use cupola::train::{self, Checkpoint, Config, Ended, Parts, Readers, Scores, Trainer};
-use cupola::{DType, MemoryPlan, Tensor, TensorType, ValueType};
+use cupola::{DType, MemoryPlan, Profile, ProfileOptions, Tensor, TensorType, ValueType};
+use cupola_mpi::Job;
 use serde_json::{Value as Json, json};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
 use watch::Watch;
 
 /// Trains a model.
 pub fn train(args: &TrainArgs) -> Outcome {
-    let config = configuration(args)?;
+    match args.mpi {
+        true => spread::as_process(|job| run(args, Some(job))),
+        false => run(args, None),
+    }
+}
+
+fn run(args: &TrainArgs, job: Option<&Arc<Job>>) -> Outcome {
+    let mut config = configuration(args)?;
     // There is nothing to save before the first step.
     let interrupt = Interrupt::watch();
     interrupt.set_idle(true);
+    let begun = match &args.resume {
+        Some(path) => {
+            let own = config.checkpoint.folder.clone();
+            Some(Checkpoint::open(&path.clone().or(own).unwrap_or_default())?)
+        }
+        None => None,
+    };
+    if let (None, Some(begun)) = (config.shards, &begun) {
+        config.shards = begun.config.shards;
+    }
     let parts = open(&config)?;
     let mut trainer = {
         let _busy = super::busy("compiling");
-        let options = super::options(&args.compile)?;
-        Trainer::new(config, parts, super::host(&args.compile), &options)?
+        let spread = spread::places(&config, &args.compile, job)?;
+        Trainer::spread(config, parts, spread)?
     };
-    if let Some(path) = &args.resume {
-        let own = trainer.config().checkpoint.folder.clone();
-        let path = path.clone().or(own).unwrap_or_default();
-        trainer.resume(&Checkpoint::open(&path)?)?;
+    if let Some(begun) = &begun {
+        trainer.resume(begun)?;
+    }
+    if args.trace.is_some() {
+        trainer.record(trace::STEPS);
     }
     interrupt.set_idle(false);
-    let mut watch = Watch::new(&trainer, args.json.as_deref())?;
-    let ended = trainer.run(&mut |event| watch.hear(&event, &interrupt))?;
+    let ended = match trainer.is_first() {
+        true => run_first(args, &mut trainer, &interrupt)?,
+        false => trainer.run(&mut |_| ControlFlow::Continue(()))?,
+    };
+    if let (true, Some(path)) = (trainer.is_first(), &args.trace) {
+        let recorded = trainer.recorded().unwrap_or_default();
+        outputs::write_json(
+            &path.display().to_string(),
+            &trace::document(trainer.program(), &recorded),
+        )?;
+    }
+    trainer.finish()?;
+    match ended {
+        Ended::Done | Ended::Early => Ok(()),
+        Ended::Stopped => Err(Failure::new(
+            1,
+            "run",
+            "stopped by Ctrl-C; --resume goes on from the checkpoint",
+        )),
+    }
+}
+
+/// Trains, and tells what happens; then what the test samples say, and the files that are asked for.
+fn run_first(args: &TrainArgs, trainer: &mut Trainer, interrupt: &Interrupt) -> Outcome<Ended> {
+    let mut watch = Watch::new(trainer, args.json.as_deref())?;
+    let ended = trainer.run(&mut |event| watch.hear(&event, interrupt))?;
     let test = trainer.parts().test.clone();
     let test = match test.len() {
         0 => None,
@@ -47,17 +95,10 @@ pub fn train(args: &TrainArgs) -> Outcome {
         trainer.export(path)?;
     }
     if let Some(path) = &args.html {
-        let page = page::page(&trainer, &watch.history, test.as_ref());
+        let page = page::page(trainer, &watch.history, test.as_ref());
         outputs::write_whole(path, page.as_bytes())?;
     }
-    match ended {
-        Ended::Done | Ended::Early => Ok(()),
-        Ended::Stopped => Err(Failure::new(
-            1,
-            "run",
-            "stopped by Ctrl-C; --resume goes on from the checkpoint",
-        )),
-    }
+    Ok(ended)
 }
 
 /// The configuration with what the command line says otherwise.
@@ -128,6 +169,9 @@ fn override_by(config: &mut Config, args: &RecipeArgs) {
     if !args.metric.is_empty() {
         config.metrics.clone_from(&args.metric);
     }
+    config.replicas = args.replicas.or(config.replicas);
+    config.shards = args.shards.or(config.shards);
+    config.sync_batch_norm |= args.sync_batch_norm;
     if args.output.is_some() {
         config.model.output.clone_from(&args.output);
     }
@@ -143,6 +187,21 @@ pub fn plan(
     let parts = open(&config)?;
     let (host, options) = (super::host(compile), super::options(compile)?);
     Ok(train::plan(&config, &parts, &host, &options, sizes)?)
+}
+
+/// The name of a configuration and where the time of its steps goes.
+pub fn profile(
+    path: &Path,
+    compile: &CompileArgs,
+    options: ProfileOptions,
+) -> Outcome<(String, Option<Profile>)> {
+    let config = Config::open(path)?;
+    let name = config.name.clone();
+    let parts = open(&config)?;
+    let host = super::host(compile);
+    let mut trainer = Trainer::new(config, parts, host, &super::options(compile)?)?;
+    let _busy = super::busy("measuring");
+    Ok((name, trainer.profile(options)?))
 }
 
 /// A picture as bytes `[channels, height, width]`.
@@ -181,7 +240,7 @@ fn open(config: &Config) -> Outcome<Parts> {
 
 /// Measures a trained model.
 pub fn eval(args: &EvalArgs) -> Outcome {
-    let mut checkpoint = Checkpoint::open(&checkpoint_of(&args.checkpoint)?)?;
+    let mut checkpoint = Checkpoint::open(&train::checkpoint_path(&args.checkpoint)?)?;
     if !args.metric.is_empty() {
         checkpoint.config.metrics.clone_from(&args.metric);
     }
@@ -231,27 +290,6 @@ fn evaluate(
     Ok(train::evaluate_checkpoint(
         checkpoint, part, &host, &options,
     )?)
-}
-
-/// The checkpoint that a path means: of a configuration its best, else its last.
-fn checkpoint_of(path: &Path) -> Outcome<PathBuf> {
-    if path.extension().is_none_or(|e| e != "toml") {
-        return Ok(path.to_owned());
-    }
-    if !path.exists() {
-        let what = format!("{} does not exist", path.display());
-        return Err(Failure::usage(what));
-    }
-    let folder = Config::open(path)?.checkpoint.folder.unwrap_or_default();
-    let best = folder.join("best.safetensors");
-    match (best.exists(), folder.is_dir()) {
-        (true, _) => Ok(best),
-        (false, true) => Ok(folder),
-        (false, false) => Err(Failure::usage(format!(
-            "{} has no checkpoints yet; cupola train writes them",
-            path.display()
-        ))),
-    }
 }
 
 /// `loss 0.1234, accuracy 0.98`.
