@@ -157,7 +157,7 @@ impl Core {
         self.program.run(&mut state, job.inputs, job.places, &stop)
     }
 
-    /// A run that panicked has not touched the state: it changes at the end only.
+    /// A run that panicked has not touched the state, which changes at the end only, but for elements that its plan writes over.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(|e| e.into_inner())
     }
