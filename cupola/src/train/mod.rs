@@ -4,7 +4,7 @@
 //! gradients, optimiser: one graph) and runs it over batches, validates, writes [`Checkpoint`]s and goes on from them bit
 //! by bit. Nothing here prints: what happens is told as [`Event`]s.
 //!
-//! Reading order: `config`, `dataset`, `layers` and `recipe` (descriptions in text), `assemble`, `build`, `team` (replicas), `trainer`, `evaluate`,
+//! Reading order: `config`, `dataset`, `layers` and `recipe` (descriptions in text), `assemble`, `build`, `team` (replicas), `event`, `trainer`, `evaluate`,
 //! `checkpoint`, `blame` (where numbers became none), `export`.
 
 mod assemble;
@@ -14,6 +14,7 @@ mod checkpoint;
 mod config;
 mod dataset;
 mod evaluate;
+mod event;
 mod export;
 mod layers;
 mod recipe;
@@ -29,6 +30,7 @@ pub use cupola_train::data::Readers;
 pub use cupola_train::metrics::Metric;
 pub use dataset::Parts;
 pub use evaluate::{Scores, evaluate_checkpoint};
+pub use event::{Ended, Event, StepReport};
 pub use export::export_checkpoint;
 pub use team::Spread;
-pub use trainer::{Ended, Event, StepReport, Trainer};
+pub use trainer::Trainer;
