@@ -164,6 +164,7 @@ fn numbers_that_do_not_fit_are_refused() {
         ),
         (&["--shards", "128"], "too few samples for 128 shards"),
         (&["--replicas", "0"], "powers of two"),
+        (&["--device", "cpu,gpu"], "name devices of one kind"),
     ] {
         let base = ["train", &config, "--checkpoints", &checkpoints];
         let out = run(&[&base[..], more].concat());
