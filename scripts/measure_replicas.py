@@ -60,7 +60,7 @@ def main():
         median = statistics.median(each)
         case = "replicas/" + os.path.splitext(os.path.basename(args.config))[0]
         lines.append({
-            "case": case, "peer": "cupola", "form": name, "batch": args.batch if name in ("one", "threads") else more,
+            "case": case, "peer": "cupola", "form": name, "threads": 1 if name == "one" else 2, "batch": args.batch if name in ("one", "threads") else more,
             "unit": "samples/s", "median": round(median, 1), "min": round(min(each), 1), "max": round(max(each), 1),
             "n": len(each), "over_one": round(median / one, 3),
         })

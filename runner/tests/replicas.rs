@@ -110,7 +110,8 @@ fn a_shard_alone_may_overflow_and_small_batches_leave_shards_empty() {
 fn means_of_shards_are_those_of_the_batch() {
     let folder = Folder::new("train-shards");
     // Without dropout shards compute what the whole batch does, up to rounding, batch norm included where it is synchronised.
-    let text = digits("steps = 6").replace("\"dropout:0.2\", ", "");
+    // Every checkpoint compares the states of all shards.
+    let text = digits("steps = 6\n[checkpoint]\nevery = 1").replace("\"dropout:0.2\", ", "");
     let config = folder.write("digits.toml", &text);
     let checkpoints = folder.path("c");
     let train = |more: &[&str]| {
@@ -163,6 +164,7 @@ fn numbers_that_do_not_fit_are_refused() {
         ),
         (&["--shards", "128"], "too few samples for 128 shards"),
         (&["--replicas", "0"], "powers of two"),
+        (&["--device", "cpu,gpu"], "name devices of one kind"),
     ] {
         let base = ["train", &config, "--checkpoints", &checkpoints];
         let out = run(&[&base[..], more].concat());

@@ -79,7 +79,7 @@ fn sizes(config: &Config) -> BTreeMap<String, i64> {
 }
 
 /// The memory that the steps of a run need: states are weights and what the optimiser keeps. Nothing is compiled for the
-/// device or allocated there. `sizes` fixes symbols beside the batch.
+/// device or allocated there. Of several shards it is one's. `sizes` fixes symbols beside the batch.
 ///
 /// # Errors
 /// As [`Trainer::new`], but for compilation.
@@ -90,6 +90,10 @@ pub fn plan(
     options: &Options,
     sizes: &BTreeMap<String, i64>,
 ) -> Result<MemoryPlan> {
+    let config = &Config {
+        shards: config.shards.or(config.replicas),
+        ..config.clone()
+    };
     let (_, step, _) = build(config, parts, host, options)?;
     let mut all = self::sizes(config);
     all.extend(sizes.clone());

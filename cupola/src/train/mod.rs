@@ -5,8 +5,8 @@
 //! by bit. Nothing here prints: what happens is told as [`Event`]s.
 //!
 //! Reading order: `config`, `dataset`, `layers` and `recipe` (descriptions in text), `assemble`, `build`, `team` (replicas),
-//! `trainer`, `evaluate`, `checkpoint`, `blame` (where numbers became none), `export`, `decoder` (language models that
-//! continue texts).
+//! `event`, `trainer`, `evaluate`, `checkpoint`, `blame` (where numbers became none), `export`, `decoder` (language models
+//! that continue texts).
 
 mod assemble;
 mod blame;
@@ -16,6 +16,7 @@ mod config;
 mod dataset;
 mod decoder;
 mod evaluate;
+mod event;
 mod export;
 mod layers;
 mod recipe;
@@ -33,6 +34,7 @@ pub use dataset::Parts;
 pub use decoder::checkpoint_path;
 pub(crate) use decoder::{checkpoint_at, language_model, tokenizer};
 pub use evaluate::{Scores, evaluate_checkpoint};
+pub use event::{Ended, Event, StepReport};
 pub use export::export_checkpoint;
 pub use team::Spread;
-pub use trainer::{Ended, Event, StepReport, Trainer};
+pub use trainer::Trainer;

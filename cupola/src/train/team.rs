@@ -301,3 +301,62 @@ fn run_each(
         None => Ok(all),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cupola_ir::graph::text::parse;
+
+    /// Doubles a state, since both shards add theirs.
+    const SUM: &str = r#"graph @sum {
+  slot "v": f32[1] = tensor f32[1] [0.0]
+  slot "w": f32[2] = tensor f32[2] [1.0, 2.0]
+  %0 = read_state {slot: "w", ty: f32[2]}
+  %1 = collective(%0) {kind: "all_reduce_sum", replicas: 2}
+  %2 = write_state(%1) {slot: "w"}
+  return "y" = %2
+}"#;
+
+    fn team(places: usize) -> Team {
+        let graph = parse(SUM).unwrap_or_else(|e| panic!("{e}"));
+        let options = Options {
+            threads: 1,
+            ..Options::default()
+        };
+        let place = |_| (Arc::new(Host::new()), options.clone());
+        let spread = Spread {
+            places: (0..places).map(place).collect(),
+            link: None,
+        };
+        Team::new(&graph, spread, 7, 2).expect("two shards")
+    }
+
+    #[test]
+    fn shards_that_come_apart_are_found() {
+        for places in [1, 2] {
+            let mut team = team(places);
+            let outputs = team.run(vec![Request::new(), Request::new()]);
+            let outputs = outputs.expect("a run");
+            let y = outputs[0].1.to_host().expect("a value");
+            assert_eq!(
+                y.as_tensor().and_then(Tensor::to_vec),
+                Some(vec![2.0f32, 4.0])
+            );
+            team.compare().expect("equal states");
+            let other = Tensor::vector(&[2.0f32, 4.5]);
+            let slot = team.sessions[1].state_mut().set_slot("w", other);
+            slot.expect("a slot");
+            let error = team.compare().expect_err("other states").to_string();
+            assert!(
+                error.contains("'w' is another in shard 1 than in shard 0"),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn shards_draw_other_numbers_and_the_first_those_of_the_run() {
+        let seeds: std::collections::BTreeSet<u64> = (0..8).map(|s| seed_of(3, s)).collect();
+        assert_eq!((seeds.len(), seed_of(3, 0)), (8, 3));
+    }
+}

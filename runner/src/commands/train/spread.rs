@@ -56,6 +56,11 @@ pub fn as_process(run: impl FnOnce(&Arc<Job>) -> Outcome) -> Outcome {
 /// Where the replicas of this process are.
 pub fn places(config: &Config, args: &CompileArgs, job: Option<&Arc<Job>>) -> Outcome<Spread> {
     let devices: Vec<&str> = args.device.split(',').map(str::trim).collect();
+    let is_gpu = |device: &&str| device.starts_with("gpu");
+    if devices.iter().any(|d| is_gpu(d) != is_gpu(&devices[0])) {
+        let what = "--device: a CPU and a GPU round differently, so replicas on both would come apart; name devices of one kind";
+        return Err(Failure::usage(what));
+    }
     // Those of one machine share its devices and threads.
     let (first, count, sharing) = match job {
         Some(job) => {
