@@ -273,11 +273,12 @@ class Reference:
         return {k: v for k, v in scores.items() if k == "loss" or k in self.config.get("metrics", [])} if self.tested else {}
 
 
-def largest(got, want):
-    """The largest relative difference, and its step."""
-    differences = [abs(a - b) / max(abs(b), 1e-12) for a, b in zip(got, want, strict=True)]
+def largest(got, want, most=0.01):
+    """The largest relative difference, its step, and how many steps there are before the first difference above `most`."""
+    differences = [abs(a - b) / max(abs(b), 1e-12) if math.isfinite(a) else math.inf for a, b in zip(got, want, strict=True)]
     worst = max(range(len(differences)), key=differences.__getitem__)
-    return differences[worst] if all(map(math.isfinite, got)) else math.inf, worst + 1
+    within = next((i for i, d in enumerate(differences) if d > most), len(differences))
+    return differences[worst], worst + 1, within
 
 
 def short(numbers):
@@ -303,14 +304,14 @@ def compare(path, args):
         lines, scores = ours(path, options, steps, args, os.path.join(folder, "checkpoints"))
         want = reference.train([line["lr"] for line in lines], load_file(first))
     got, name = [line["loss"] for line in lines], os.path.basename(path)
-    difference, worst = largest(got, want)
+    difference, worst, within = largest(got, want, args.most)
     theirs = reference.scores()
     scores = {k: v for k, v in scores.items() if k in theirs}
-    print(f"{name}: {steps} steps, loss {want[0]:.6f} to {want[-1]:.6f}; largest relative difference {difference:.2e}, at step {worst}")
+    print(f"{name}: {steps} steps, loss {want[0]:.6f} to {want[-1]:.6f}; largest relative difference {difference:.2e}, at step {worst}; {within} steps within {args.most:g}")
     for key, value in theirs.items():
         print(f"    test {key}: {scores.get(key, math.nan):.6g}, PyTorch {value:.6g}")
     if args.store:
-        document = {"config": name, "options": options, "torch": torch.__version__, "largest": float(f"{difference:.3g}")}
+        document = {"config": name, "options": options, "torch": torch.__version__, "largest": float(f"{difference:.3g}"), "within": within}
         document |= {"test": {"cupola": scores, "pytorch": theirs}, "pytorch": short(want)}
         with open(os.path.join(args.store, os.path.splitext(name)[0] + ".json"), "w") as f:
             f.write(json.dumps(document, separators=(",", ":")).replace(',"test"', ',\n"test"').replace('},"pytorch":[', '},\n"pytorch":[') + "\n")
@@ -324,8 +325,8 @@ def check(path, args):
     want = stored["pytorch"][: args.steps or None]
     with tempfile.TemporaryDirectory() as folder:
         lines, _ = ours(config, stored["options"], len(want), args, folder)
-    difference, worst = largest([line["loss"] for line in lines], want)
-    print(f"{stored['config']}: {len(want)} steps; largest relative difference {difference:.2e}, at step {worst}")
+    difference, worst, within = largest([line["loss"] for line in lines], want, args.most)
+    print(f"{stored['config']}: {len(want)} steps; largest relative difference {difference:.2e}, at step {worst}; {within} steps within {args.most:g}")
     return difference <= args.most
 
 

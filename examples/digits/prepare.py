@@ -1,29 +1,29 @@
 #!/usr/bin/env python3
-"""Trains the digit reader of this folder and writes digits.onnx.
+"""Makes what the digit reader of this folder is trained on and begins with.
 
-    python train.py DATA [--out digits.onnx] [--epochs 22] [--seed 1] [--threads 1]
+    python prepare.py MODELS OUT [--copies 10] [--seed 1]
 
-DATA holds the 10,000 MNIST digits that `scripts/fetch_models.py data-mnist-10k --cache DATA` lays out:
+MODELS holds the 10,000 MNIST digits that `scripts/fetch_models.py data-mnist-10k --cache MODELS` lays out:
 
-    DATA/data-mnist-10k/<digit>.json     {"data": [784 * n floats 0..1]}
+    MODELS/data-mnist-10k/<digit>.json     {"data": [784 * n floats 0..1]}
 
-Needs torch, numpy, pillow, onnx and onnxruntime. One seed gives one model on one machine and one torch version.
+Writes to OUT pictures and classes in IDX files, and begin.onnx, the reader with random weights. examples/train/digit-reader.toml
+trains that. Needs torch, numpy, pillow and onnx. One seed gives the same files on one machine and one torch version.
 
 People draw digits in a paint program with other pens, sizes and places than those of the scanned forms MNIST was made from, so
-training sees three sources: MNIST, digits drawn here from pen strokes (`draw_digit`), and a few printed ones. All are shifted,
-scaled, turned, sheared, bent, thickened, thinned, blurred and soiled anew in every epoch (`distort`).
+training sees three sources: MNIST, digits drawn here from pen strokes (`draw_digit`), and a few printed ones. Each is there in
+several copies that are shifted, scaled, turned, sheared, bent, thickened, thinned, blurred and soiled (`distort`).
 """
 import argparse
 import json
 import math
 import os
-import time
+import struct
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
-from torch import nn
 
 SIDE = 28
 HELD_OUT = 1500  # MNIST digits that training never sees
@@ -216,72 +216,25 @@ def distort(x, rng):
     return some(0.3, 1 - x, x).clamp(0, 1)
 
 
-# --- the network ----------------------------------------------------------------------------------------------------
-
-BORDER = torch.ones(1, 1, SIDE, SIDE)
-BORDER[:, :, 1:-1, 1:-1] = 0
-BORDER /= BORDER.sum()
+# --- files ----------------------------------------------------------------------------------------------------------
 
 
-def normalise(x):
-    """What the graph does before its first convolution: stretch to 0..1, then make the paper black and the ink white."""
-    low, high = x.amin((1, 2, 3), keepdim=True), x.amax((1, 2, 3), keepdim=True)
-    x = (x - low) / (high - low).clamp(min=1e-3)
-    return torch.where((x * BORDER).sum((1, 2, 3), keepdim=True) > 0.5, 1 - x, x)
+def write_idx(folder, name, images, labels):
+    """Pictures 0..1 and their classes as two IDX files."""
+    images = np.rint(np.clip(images, 0, 1).reshape(-1, SIDE, SIDE) * 255).astype(np.uint8)
+    with open(os.path.join(folder, f"{name}-images.idx3-ubyte"), "wb") as f:
+        f.write(struct.pack(">4i", 0x803, *images.shape) + images.tobytes())
+    with open(os.path.join(folder, f"{name}-labels.idx1-ubyte"), "wb") as f:
+        f.write(struct.pack(">2i", 0x801, len(labels)) + np.asarray(labels, np.uint8).tobytes())
 
 
-class Reader(nn.Module):
-    """Four 3x3 convolutions in three sizes, then two fully connected layers: 103,000 parameters."""
-
-    WIDTHS = ((1, 16), (16, 32), (32, 48), (48, 64))
-    POOLED = (True, False, True, True)
-
-    def __init__(self):
-        super().__init__()
-        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1, bias=False) for a, b in self.WIDTHS)
-        self.norms = nn.ModuleList(nn.BatchNorm2d(b) for _, b in self.WIDTHS)
-        self.hidden, self.last = nn.Linear(64 * 9, 96), nn.Linear(96, 10)
-
-    def forward(self, x):
-        x = normalise(x)
-        for conv, norm, pooled in zip(self.convs, self.norms, self.POOLED):
-            x = F.relu(norm(conv(x)))
-            x = F.max_pool2d(x, 2) if pooled else x
-        x = F.dropout(F.relu(self.hidden(x.flatten(1))), 0.2, self.training)
-        return self.last(x)
-
-    def folded(self):
-        """Weight and bias of each convolution with its batch normalisation folded in."""
-        for conv, norm in zip(self.convs, self.norms):
-            gain = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-            yield conv.weight * gain[:, None, None, None], norm.bias - norm.running_mean * gain
+# Four 3x3 convolutions in three sizes, then two fully connected layers: 103,000 parameters.
+WIDTHS = ((1, 16), (16, 32), (32, 48), (48, 64))
+POOLED = (True, False, True, True)
 
 
-def train(model, images, labels, epochs, batch, rng):
-    steps = epochs * (len(images) // batch)
-    optimizer = torch.optim.AdamW(model.parameters(), 3e-3, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, steps, pct_start=0.2)
-    model.train()
-    for epoch in range(epochs):
-        began, total = time.time(), 0.0
-        order = torch.randperm(len(images), generator=rng)
-        for k in range(0, len(order) - batch + 1, batch):
-            index = order[k : k + batch]
-            loss = F.cross_entropy(model(distort(images[index], rng)), labels[index], label_smoothing=0.05)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            total += loss.item()
-        print(f"epoch {epoch + 1}: loss {total / (len(order) // batch):.4f}  {time.time() - began:.1f} s", flush=True)
-    model.eval()
-
-
-# --- the file -------------------------------------------------------------------------------------------------------
-
-
-def write_onnx(model, path):
-    """The whole reader as one graph of plain ONNX operators, the batch size left free."""
+def write_onnx(path, draw):
+    """The whole reader as one graph of plain ONNX operators, the batch size left free, with random weights."""
     import onnx
     from onnx import TensorProto as T, helper as h, numpy_helper as nh
 
@@ -295,23 +248,32 @@ def write_onnx(model, path):
         nodes.append(h.make_node(op, inputs, [output], name=output, **attributes))
         return output
 
-    axes, one = const("axes", [1, 2, 3], np.int64), const("one", 1)
+    def layer(name, shape):
+        # By He et al. (2015), for layers that relu follows.
+        deviation = math.sqrt(2 / np.prod(shape[1:]))
+        return [const(f"{name}.weight", draw.normal(0, deviation, shape)), const(f"{name}.bias", np.zeros(shape[0]))]
+
+    # Stretch to 0..1, then make the paper black and the ink white.
+    border = np.ones((1, 1, SIDE, SIDE))
+    border[:, :, 1:-1, 1:-1] = 0
+    # Names of constants that are trained begin with those of layers; a node makes these, so that they are none.
+    fixed = lambda name, value: node("Constant", [], name, value=nh.from_array(np.asarray(value, np.float32)))
+    axes, one = const("axes", [1, 2, 3], np.int64), fixed("one", 1)
     low = node("ReduceMin", ["image", axes], "darkest", keepdims=1)
     high = node("ReduceMax", ["image", axes], "brightest", keepdims=1)
-    span = node("Max", [node("Sub", [high, low], "contrast"), const("least_contrast", 1e-3)], "span")
+    span = node("Max", [node("Sub", [high, low], "contrast"), fixed("least_contrast", 1e-3)], "span")
     x = node("Div", [node("Sub", ["image", low], "from_black"), span], "stretched")
-    rim = node("ReduceSum", [node("Mul", [x, const("border", BORDER)], "rim"), axes], "paper", keepdims=1)
-    bright = node("Greater", [rim, const("half", 0.5)], "paper_is_bright")
+    rim = node("ReduceSum", [node("Mul", [x, fixed("border", border / border.sum())], "rim"), axes], "paper", keepdims=1)
+    bright = node("Greater", [rim, fixed("half", 0.5)], "paper_is_bright")
     x = node("Where", [bright, node("Sub", [one, x], "negative"), x], "ink")
-    for k, (weight, bias) in enumerate(model.folded(), 1):
-        names = [const(f"conv{k}.weight", weight), const(f"conv{k}.bias", bias)]
-        x = node("Relu", [node("Conv", [x, *names], f"conv{k}", kernel_shape=[3, 3], pads=[1, 1, 1, 1])], f"relu{k}")
-        if model.POOLED[k - 1]:
+    for k, (inputs, outputs) in enumerate(WIDTHS, 1):
+        x = node("Conv", [x, *layer(f"conv{k}", (outputs, inputs, 3, 3))], f"conv{k}", kernel_shape=[3, 3], pads=[1, 1, 1, 1])
+        x = node("Relu", [x], f"relu{k}")
+        if POOLED[k - 1]:
             x = node("MaxPool", [x], f"pool{k}", kernel_shape=[2, 2], strides=[2, 2])
     x = node("Flatten", [x], "features", axis=1)
-    for name, layer in (("hidden", model.hidden), ("scores", model.last)):
-        x = node("Gemm", [x, const(f"{name}.weight", layer.weight), const(f"{name}.bias", layer.bias)], name, transB=1)
-        x = node("Relu", [x], "hidden_relu") if name == "hidden" else x
+    x = node("Relu", [node("Gemm", [x, *layer("hidden", (96, 64 * 9))], "hidden", transB=1)], "hidden_relu")
+    x = node("Gemm", [x, *layer("scores", (10, 96))], "scores", transB=1)
     node("Softmax", [x], "probabilities", axis=1)
     node("ArgMax", ["probabilities"], "digit", axis=1, keepdims=0)
     node("ReduceMax", ["probabilities", const("class_axis", [1], np.int64)], "probability", keepdims=0)
@@ -320,25 +282,23 @@ def write_onnx(model, path):
     image.doc_string = "grey image, 0 black to 1 white; dark ink on bright paper or the reverse"
     outputs = [("digit", T.INT64, ["batch"]), ("probability", T.FLOAT, ["batch"]), ("probabilities", T.FLOAT, ["batch", 10])]
     graph = h.make_graph(nodes, "digits", [image], [h.make_tensor_value_info(*o) for o in outputs], weights)
-    file = h.make_model(graph, opset_imports=[h.make_opsetid("", 20)], ir_version=10, producer_name="examples/digits/train.py")
-    file.doc_string = "Reads one handwritten digit. Trained by examples/digits/train.py."
+    file = h.make_model(graph, opset_imports=[h.make_opsetid("", 20)], ir_version=10, producer_name="examples/digits/prepare.py")
     onnx.checker.check_model(file, full_check=True)
     onnx.save(file, path)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data")
-    parser.add_argument("--out", default=os.path.join(os.path.dirname(os.path.abspath(__file__)), "digits.onnx"))
-    parser.add_argument("--epochs", type=int, default=22)
+    parser.add_argument("models")
+    parser.add_argument("out")
+    parser.add_argument("--copies", type=int, default=10)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     rng, draw = torch.Generator().manual_seed(args.seed), np.random.default_rng(args.seed)
+    os.makedirs(args.out, exist_ok=True)
 
-    images, labels = load_mnist(args.data)
+    images, labels = load_mnist(args.models)
     order = draw.permutation(len(images))
     test, rest = order[:HELD_OUT], order[HELD_OUT:]
     extra, extra_labels = synthetic(draw)
@@ -346,30 +306,15 @@ def main():
     kept = np.setdiff1d(np.arange(len(extra)), held)
     print(f"{len(images)} distinct MNIST digits, {HELD_OUT} held out; {len(kept)} synthetic", flush=True)
     x = torch.from_numpy(np.concatenate([images[rest], extra[kept]]).astype(np.float32))[:, None]
-    y = torch.from_numpy(np.concatenate([labels[rest], extra_labels[kept]]))
-
-    model = Reader()
-    train(model, x, y, args.epochs, 128, rng)
-    with torch.no_grad():
-        write_onnx(model, args.out)
-        probe = torch.from_numpy(images[test].astype(np.float32))[:, None]
-        expected = model(probe).softmax(1).numpy()
-
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(args.out, providers=["CPUExecutionProvider"])
-
-    def accuracy(batch, truth):
-        return (session.run(["digit"], {"image": np.ascontiguousarray(batch, np.float32)})[0] == truth).mean() * 100
-
-    got = session.run(["probabilities"], {"image": probe.numpy()})[0]
-    print(f"largest difference between the file and the trained network: {np.abs(got - expected).max():.2e}")
-    truth = labels[test]
-    print(f"held-out MNIST: {accuracy(probe.numpy(), truth):.2f} %")
-    print(f"held-out MNIST, black on white: {accuracy(1 - probe.numpy(), truth):.2f} %")
-    print(f"held-out MNIST, distorted: {accuracy(distort(probe, rng).numpy(), truth):.2f} %")
-    print(f"held-out synthetic: {accuracy(extra[held][:, None], extra_labels[held]):.2f} %")
-    print(f"{args.out}: {os.path.getsize(args.out)} bytes")
+    y = np.concatenate([labels[rest], extra_labels[kept]])
+    copies = [np.concatenate([distort(part, rng).numpy() for part in x.split(1000)]) for _ in range(args.copies)]
+    write_idx(args.out, "train", np.concatenate(copies), np.tile(y, args.copies))
+    probe, truth = images[test], labels[test]
+    write_idx(args.out, "mnist", probe, truth)
+    write_idx(args.out, "negative", 1 - probe, truth)
+    write_idx(args.out, "distorted", distort(torch.from_numpy(probe)[:, None], rng).numpy(), truth)
+    write_idx(args.out, "drawn", extra[held], extra_labels[held])
+    write_onnx(os.path.join(args.out, "begin.onnx"), draw)
 
 
 if __name__ == "__main__":
