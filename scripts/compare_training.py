@@ -1,11 +1,14 @@
 #!/usr/bin/env python3
-"""Compares the losses of `cupola train` with those of PyTorch, step by step.
+"""Compares `cupola train` with PyTorch: the losses of every step, and what the trained models reach on the test samples.
 
-    python scripts/compare_training.py examples/train/digits.toml [--steps 200] [--cupola target/release/cupola] [--json FILE]
+    python scripts/compare_training.py examples/train/digits.toml [--steps 200] [--cupola target/release/cupola] [--store FOLDER]
+    python scripts/compare_training.py --check benches/results/curves/digits.json [--steps 20]
 
-Both begin with the same weights (which `--steps 0 --export` writes), see the same samples in the same order (made again here from the
-files by what docs/training.md says) and use the same optimiser. Dropout is taken out of the model, since its draws differ. Prints the
-largest relative difference of the losses; status 1 where it is above --most.
+Both begin with the same weights (which `--steps 0 --export` writes), see the same samples in the same order (made again here from
+the files by what docs/training.md says), drop the same elements and use the same optimiser and rates. Prints the largest relative
+difference of the losses and the scores on the test samples; status 1 where a loss differs by more than --most. --store keeps what
+was found as FOLDER/NAME.json, with the options of the command line that make the same run; --check runs them again and compares
+with what was kept, without PyTorch's part.
 
 Needs torch, numpy and safetensors. Reads the layers and data that the configurations of examples/train have.
 """
@@ -16,6 +19,7 @@ import json
 import math
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -27,6 +31,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
+from torch_models import Model, optimiser, spec
 
 MASK = (1 << 64) - 1
 STRIDE = 0x9E3779B97F4A7C15
@@ -54,19 +59,21 @@ def order(count, seed, epoch):
     return rows
 
 
-def training_rows(data, count, x):
-    """The rows that are neither validated nor tested with."""
+def dealt_rows(data, x):
+    """The rows that are trained on and those that are tested with."""
+    count = len(x)
     rows = list(range(count))
     if data.get("unique"):
+        # Rows are compared as a whole.
         _, first = np.unique(x.reshape(count, -1), axis=0, return_index=True)
         rows = sorted(first.tolist())
     if data.get("split_end", data.get("kind") == "text"):
         dealt = rows[::-1]
     else:
         dealt = [rows[i] for i in order(len(rows), data.get("split_seed", 0), MASK)]
-    held = int(data.get("test", 0.0) * len(rows))
-    held += int(data.get("validation", 0.0) * len(rows))
-    return sorted(dealt[held:])
+    tested = int(data.get("test", 0.0) * len(rows))
+    held = tested + int(data.get("validation", 0.0) * len(rows))
+    return sorted(dealt[held:]), sorted(dealt[:tested])
 
 
 # --- data -----------------------------------------------------------------------------------------------------------
@@ -117,9 +124,10 @@ def vocabulary(texts, data):
     return {w: i + 2 for i, w in enumerate(kept)}
 
 
-def read(data):
-    """Inputs, targets, kinds of tokens; a list of sequences where they have different lengths."""
-    files, kind = data["files"], data.get("kind")
+def read(data, files, known=None):
+    """Inputs, targets, tokens by text; inputs are a list of sequences where they have different lengths. `known` are the tokens and
+    classes of other files."""
+    kind = data.get("kind")
     if kind == "text":
         texts = []
         for path in files:
@@ -132,24 +140,24 @@ def read(data):
         length = data["length"]
         starts = range(0, len(tokens) - length, data.get("stride", length))
         x = np.stack([tokens[s : s + length] for s in starts])
-        return x, np.stack([tokens[s + 1 : s + length + 1] for s in starts]), len(ids) + 2
+        return x, np.stack([tokens[s + 1 : s + length + 1] for s in starts]), ids
     if files[0].endswith(".tab"):
         rows = tabbed(files[0])[2]
-        ids = vocabulary([r[1] for r in rows], data)
+        ids = known if known is not None else vocabulary([r[1] for r in rows], data)
         classes = sorted({r[0] for r in rows})
         x = [[ids.get(w, 1) for w in words(r[1], data)][: data["length"]] for r in rows]
-        return x, np.array([classes.index(r[0]) for r in rows]), len(ids) + 2
+        return x, np.array([classes.index(r[0]) for r in rows]), ids
     if kind == "table" or files[0].endswith(".csv"):
         x, y = table(files[0], data)
         if data.get("standardise"):
-            rows = training_rows(data, len(x), x)
+            rows = dealt_rows(data, x)[0]
             wide = x.astype(np.float64)
             mean, deviation = wide[rows].mean(0), wide[rows].std(0)
             scale = np.where(deviation > 0, 1 / np.where(deviation > 0, deviation, 1), 0)
             x = ((wide - mean) * scale).astype(np.float32)
-        return x, y, 0
+        return x, y, {}
     parts = [digits(path) for path in files]
-    return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts]), 0
+    return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts]), {}
 
 
 def batch_of(x, y, rows, data):
@@ -162,225 +170,177 @@ def batch_of(x, y, rows, data):
     return (picked.float() / 255 if x.dtype == np.uint8 else picked), torch.tensor(y[rows])
 
 
-# --- models ---------------------------------------------------------------------------------------------------------
-
-
-def spec(text):
-    """`name:value,key=value` taken apart."""
-    name, _, rest = text.partition(":")
-    parts = [p.strip() for p in rest.split(",") if p.strip()]
-    return name, [p for p in parts if "=" not in p], dict(p.split("=") for p in parts if "=" in p)
-
-
-class Block(nn.Module):
-    def __init__(self, width, heads):
-        super().__init__()
-        self.heads = heads
-        self.n1, self.n2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.o = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.f1, self.f2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-
-    def forward(self, x):
-        b, t, d = x.shape
-        q, k, v = self.qkv(self.n1(x)).view(b, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.o(y.transpose(1, 2).reshape(b, t, d))
-        return x + self.f2(F.gelu(self.f1(self.n2(x)), approximate="tanh"))
-
-
-class Model(nn.Module):
-    """The layers of a configuration."""
-
-    def __init__(self, layers, kinds, classes):
-        super().__init__()
-        self.steps, counts, width = [], Counter(), None
-        number = lambda v: {"tokens": kinds, "classes": classes}.get(v) or int(v)
-        for text in layers:
-            kind, values, keys = spec(text)
-            counts[kind] += 1
-            name = keys.get("name", f"{kind}{counts[kind]}")
-            step = None
-            if kind == "linear":
-                step = nn.LazyLinear(number(values[0]), bias=keys.get("bias") != "false")
-                width = number(values[0])
-            elif kind == "conv":
-                step = nn.LazyConv2d(int(values[0]), int(keys.get("kernel", 3)))
-            elif kind == "embedding":
-                padding = int(keys["padding"]) if "padding" in keys else None
-                width = int(values[0])
-                step = nn.Embedding(kinds, width, padding_idx=padding)
-            elif kind == "lstm":
-                step = nn.LSTM(width, int(values[0]), int(keys.get("layers", 1)), batch_first=True)
-                width = int(values[0])
-            elif kind == "blocks":
-                step = nn.ModuleList(Block(width, int(keys["heads"])) for _ in range(int(values[0])))
-            elif kind == "layer_norm":
-                step = nn.LayerNorm(width)
-            elif kind == "attention":
-                step = nn.MultiheadAttention(width, int(values[0]), batch_first=True)
-            elif kind == "positions":
-                step = nn.ParameterDict({"weight": nn.Parameter(torch.zeros(1))})
-            if step is not None:
-                self.add_module(name, step)
-            self.steps.append((kind, values, name))
-
-    def forward(self, x):
-        for kind, values, name in self.steps:
-            layer = getattr(self, name, None)
-            if kind == "positions":
-                x = x + layer["weight"]
-            elif kind == "lstm":
-                x = layer(x)[0]
-            elif kind == "attention":
-                x = layer(x, x, x, need_weights=False)[0]
-            elif kind == "blocks":
-                for block in layer:
-                    x = block(x)
-            elif layer is not None:
-                x = layer(x)
-            elif kind == "relu":
-                x = F.relu(x)
-            elif kind == "max_pool":
-                x = F.max_pool2d(x, int(values[0]))
-            elif kind == "flatten":
-                x = x.flatten(1)
-            elif kind == "last":
-                x = x[:, -1]
-            elif kind == "mean":
-                x = x.mean(int(values[0]))
-            else:
-                raise SystemExit(f"layer {kind} is not read here")
-        return x
-
-
-def optimiser(text, parameters):
-    name, _, keys = spec(text)
-    rate = float(keys.get("lr", 1e-3))
-    decay = {"weight_decay": float(keys["weight_decay"])} if "weight_decay" in keys else {}
-    if name == "sgd":
-        return torch.optim.SGD(parameters, rate, momentum=float(keys.get("momentum", 0)), **decay)
-    betas = tuple(map(float, keys.get("betas", "0.9/0.999").split("/")))
-    if keys.get("no_vector_decay") == "true":
-        vectors = [p for p in parameters if p.dim() < 2]
-        matrices = [p for p in parameters if p.dim() >= 2]
-        parameters = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
-    return (torch.optim.AdamW if name == "adamw" else torch.optim.Adam)(parameters, rate, betas=betas, **decay)
-
-
 # --- the comparison -------------------------------------------------------------------------------------------------
 
 
-def toml(value):
-    """A value as TOML."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(toml, value)) + "]"
-    return json.dumps(value)
+def without_end(config, batches):
+    """The schedule with the number of steps that it has by itself, so that a run of fewer steps has the same rates."""
+    text = config.get("schedule", "constant")
+    name, _, keys = spec(text)
+    if name not in ("cosine", "one_cycle", "linear", "polynomial") or "steps" in keys:
+        return text
+    ends = [config["epochs"] * batches] if "epochs" in config else []
+    total = min(ends + ([config["steps"]] if "steps" in config else []))
+    return f"{text}{',' if ':' in text else ':'}steps={total - int(keys.get('warmup', 0))}"
 
 
-def without_dropout(config):
-    layers = []
-    for text in config["model"]["layers"]:
-        if not text.startswith("dropout"):
-            layers.append(re.sub(r",dropout=[\d.]+", "", text))
-    config["model"]["layers"] = layers
+def ours(path, options, steps, args, folder):
+    """Lines of all steps, and the scores on the test samples. Long runs are several processes that go on with each other."""
+    lines, at, scores = [], 0, {}
+    while at < steps:
+        at = min(at + args.piece, steps)
+        command = [*shlex.split(args.cupola), "train", path, *options, "--steps", str(at), "--json", "--checkpoints", folder]
+        resume = ["--resume"] if lines else []
+        output = subprocess.run(command + resume, check=True, capture_output=True, text=True).stdout
+        new = list(map(json.loads, output.splitlines()))
+        lines += [line for line in new if "epoch" in line]
+        scores = new[-1].get("test", {})
+    return lines, scores
 
 
-def write(config, path):
-    tables = {k: v for k, v in config.items() if isinstance(v, dict)}
-    with open(path, "w") as f:
-        for key, value in config.items():
-            if key not in tables:
-                f.write(f"{key} = {toml(value)}\n")
-        for name, values in tables.items():
-            f.write(f"[{name}]\n" + "".join(f"{k} = {toml(v)}\n" for k, v in values.items()))
+def loss_of(config, scores, targets):
+    if config["loss"].startswith("ce"):
+        return F.cross_entropy(scores.flatten(0, -2), targets.flatten())
+    return F.mse_loss(scores, targets)
 
 
-def ours(config, steps, program, folder):
-    """First weights by name, and lines of all steps."""
-    path = os.path.join(folder, "run.toml")
-    weights = os.path.join(folder, "first.safetensors")
-    write(config, path)
-    run = lambda *more: subprocess.run([program, "train", path, "--json", *more], check=True, capture_output=True, text=True).stdout
-    run("--steps", "0", "--export", weights)
-    lines = map(json.loads, run("--steps", str(steps)).splitlines())
-    return load_file(weights), [line for line in lines if "epoch" in line]
+class Reference:
+    """A configuration's data and model in PyTorch."""
+
+    def __init__(self, config):
+        data = self.data = config["data"]
+        self.config, self.x_y = config, read(data, data["files"])
+        x, y, ids = self.x_y
+        self.rows, self.tested = dealt_rows(data, x)
+        self.test_x_y = (x, y)
+        if "test_files" in data:
+            self.test_x_y = read(data, data["test_files"], ids)[:2]
+            self.tested = list(range(len(self.test_x_y[0])))
+        kinds = len(ids) + 2 if ids else 0
+        classes = 0 if data.get("kind") == "text" or y.dtype != np.int64 else int(y.max()) + 1
+        shape = config["model"].get("input") or [data["length"]] if isinstance(x, list) else config["model"].get("input") or x.shape[1:]
+        self.shape = config["model"].get("input")
+        self.model = Model(config["model"]["layers"], shape, kinds, classes, config.get("seed", 0))
+
+    def batches(self):
+        """Batches of an epoch."""
+        size = self.config.get("batch", 32)
+        return len(self.rows) // size if self.config.get("drop_last") else -(-len(self.rows) // size)
+
+    def batch(self, x_y, rows):
+        x, y = batch_of(*x_y[:2], rows, self.data)
+        return (x.reshape(len(x), *self.shape) if self.shape else x), y
+
+    def train(self, rates, weights):
+        """Losses of as many steps as there are rates."""
+        for name, p in self.model.named_parameters():
+            p.data = weights[name].clone()
+        config, count, size = self.config, self.batches(), self.config.get("batch", 32)
+        update = optimiser(config["optim"], list(self.model.parameters()))
+        self.model.train()
+        losses = []
+        for step, rate in enumerate(rates):
+            epoch, at = divmod(step, count)
+            if at == 0:
+                shuffled = [self.rows[i] for i in order(len(self.rows), config.get("seed", 0), epoch)]
+            inputs, targets = self.batch(self.x_y, shuffled[at * size : (at + 1) * size])
+            self.model.runs[0] = step
+            loss = loss_of(config, self.model(inputs), targets)
+            update.zero_grad()
+            loss.backward()
+            if "clip_norm" in config:
+                nn.utils.clip_grad_norm_(self.model.parameters(), config["clip_norm"])
+            for group in update.param_groups:
+                group["lr"] = rate
+            update.step()
+            losses.append(loss.item())
+        return losses
+
+    @torch.no_grad()
+    def scores(self):
+        """Loss and metrics on the test samples."""
+        self.model.eval()
+        total, right, seen, size = 0.0, 0, 0, self.config.get("batch", 32)
+        for at in range(0, len(self.tested), size):
+            inputs, targets = self.batch(self.test_x_y, self.tested[at : at + size])
+            said = self.model(inputs)
+            total += loss_of(self.config, said, targets).item() * len(inputs)
+            if targets.dtype == torch.int64:
+                right += (said.argmax(-1) == targets).sum().item()
+                seen += targets.numel()
+        loss = total / max(len(self.tested), 1)
+        scores = {"loss": loss, "perplexity": math.exp(min(loss, 700)), "accuracy": right / max(seen, 1), "mse": loss}
+        return {k: v for k, v in scores.items() if k == "loss" or k in self.config.get("metrics", [])} if self.tested else {}
 
 
-def theirs(config, lines, weights):
-    """Losses of PyTorch with the learning rates of our steps."""
-    data = config["data"]
-    x, y, kinds = read(data)
-    rows = training_rows(data, len(x), x if not isinstance(x, list) else np.zeros(len(x)))
-    classes = 0 if data.get("kind") == "text" or y.dtype != np.int64 else int(y.max()) + 1
-    model = Model(config["model"]["layers"], kinds, classes)
-    shape = config["model"].get("input")
-    form = lambda x: x.reshape(len(x), *shape) if shape else x
-    batch, epoch, at = config.get("batch", 32), 0, 0
-    shuffled = lambda e: [rows[i] for i in order(len(rows), config.get("seed", 0), e)]
-    current, step_of = shuffled(0), None
-    losses = []
-    for line in lines:
-        if at >= len(current) or (config.get("drop_last") and at + batch > len(current)):
-            epoch, at = epoch + 1, 0
-            current = shuffled(epoch)
-        inputs, targets = batch_of(x, y, current[at : at + batch], data)
-        at += batch
-        inputs = form(inputs)
-        if step_of is None:
-            model(inputs)  # lazy layers take their extents
-            for name, p in model.named_parameters():
-                p.data = weights[name].clone()
-            step_of = optimiser(config["optim"], list(model.parameters()))
-        scores = model(inputs)
-        if config["loss"].startswith("ce"):
-            loss = F.cross_entropy(scores.flatten(0, -2), targets.flatten())
-        else:
-            loss = F.mse_loss(scores, targets)
-        step_of.zero_grad()
-        loss.backward()
-        if "clip_norm" in config:
-            nn.utils.clip_grad_norm_(model.parameters(), config["clip_norm"])
-        for group in step_of.param_groups:
-            group["lr"] = line["lr"]
-        step_of.step()
-        losses.append(loss.item())
-    return losses
+def largest(got, want):
+    """The largest relative difference, and its step."""
+    differences = [abs(a - b) / max(abs(b), 1e-12) for a, b in zip(got, want, strict=True)]
+    worst = max(range(len(differences)), key=differences.__getitem__)
+    return differences[worst] if all(map(math.isfinite, got)) else math.inf, worst + 1
+
+
+def short(numbers):
+    return [float(f"{x:.7g}") for x in numbers]
+
+
+def compare(path, args):
+    config = tomllib.load(open(path, "rb"))
+    base, data = os.path.dirname(os.path.abspath(path)), config["data"]
+    for key in "files", "test_files":
+        if key in data:
+            data[key] = [os.path.join(base, f) for f in data[key]]
+    config.update({"batch": args.batch} if args.batch else {})
+    options = ["--batch", str(args.batch)] if args.batch else []
+    reference = Reference(config)
+    schedule = without_end(config, reference.batches())
+    options += [] if schedule == config.get("schedule", "constant") else ["--schedule", schedule]
+    steps = args.steps or config["epochs"] * reference.batches()
+    with tempfile.TemporaryDirectory() as folder:
+        first = os.path.join(folder, "first.safetensors")
+        subprocess.run([*shlex.split(args.cupola), "train", path, *options, "--steps", "0", "--export", first, "--checkpoints", folder + "/0"], check=True, capture_output=True)
+        lines, scores = ours(path, options, steps, args, os.path.join(folder, "checkpoints"))
+        want = reference.train([line["lr"] for line in lines], load_file(first))
+    got, name = [line["loss"] for line in lines], os.path.basename(path)
+    difference, worst = largest(got, want)
+    theirs = reference.scores()
+    scores = {k: v for k, v in scores.items() if k in theirs}
+    print(f"{name}: {steps} steps, loss {want[0]:.6f} to {want[-1]:.6f}; largest relative difference {difference:.2e}, at step {worst}")
+    for key, value in theirs.items():
+        print(f"    test {key}: {scores.get(key, math.nan):.6g}, PyTorch {value:.6g}")
+    if args.store:
+        document = {"config": name, "options": options, "torch": torch.__version__, "largest": float(f"{difference:.3g}")}
+        document |= {"test": {"cupola": scores, "pytorch": theirs}, "pytorch": short(want)}
+        with open(os.path.join(args.store, os.path.splitext(name)[0] + ".json"), "w") as f:
+            f.write(json.dumps(document, separators=(",", ":")).replace(',"test"', ',\n"test"').replace('},"pytorch":[', '},\n"pytorch":[') + "\n")
+    return difference <= args.most
+
+
+def check(path, args):
+    """Runs what was stored again."""
+    stored = json.load(open(path))
+    config = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "examples/train", stored["config"])
+    want = stored["pytorch"][: args.steps or None]
+    with tempfile.TemporaryDirectory() as folder:
+        lines, _ = ours(config, stored["options"], len(want), args, folder)
+    difference, worst = largest([line["loss"] for line in lines], want)
+    print(f"{stored['config']}: {len(want)} steps; largest relative difference {difference:.2e}, at step {worst}")
+    return difference <= args.most
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("config")
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--cupola", default="target/release/cupola")
+    parser.add_argument("files", nargs="+", help="configurations; with --check, what --store wrote")
+    parser.add_argument("--steps", type=int, default=0, help="all of the configuration's epochs (or all that are stored) by itself")
+    parser.add_argument("--batch", type=int, help="samples of a step, instead of the configuration's")
+    parser.add_argument("--cupola", default="target/release/cupola", help="the program, perhaps behind others")
+    parser.add_argument("--piece", type=int, default=1 << 40, help="steps of one process of ours; longer runs are resumed")
     parser.add_argument("--most", type=float, default=0.01)
-    parser.add_argument("--json")
+    parser.add_argument("--store", help="folder to keep results in")
+    parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
-    config = tomllib.load(open(args.config, "rb"))
-    base = os.path.dirname(os.path.abspath(args.config))
-    config["data"]["files"] = [os.path.join(base, f) for f in config["data"]["files"]]
-    # Nothing is held against them but the loss.
-    config["data"].pop("test_files", None)
-    config.pop("metrics", None)
-    config.pop("epochs", None)
-    without_dropout(config)
-    with tempfile.TemporaryDirectory() as folder:
-        config["checkpoint"] = {"folder": os.path.join(folder, "checkpoints"), "every": 1 << 30}
-        config["validation"] = {"every": 1 << 30}
-        config["steps"] = max(args.steps, 1)
-        weights, lines = ours(config, args.steps, args.cupola, folder)
-    want = theirs(config, lines, weights)
-    got = [line["loss"] for line in lines]
-    differences = [abs(a - b) / max(abs(b), 1e-12) for a, b in zip(got, want)]
-    worst = max(range(len(differences)), key=differences.__getitem__)
-    name = os.path.basename(args.config)
-    print(f"{name}: {len(got)} steps, loss {want[0]:.6f} to {want[-1]:.6f}; largest relative difference {differences[worst]:.2e}, at step {worst + 1}")
-    if args.json:
-        document = {"config": name, "torch": torch.__version__, "cupola": got, "pytorch": want, "largest": differences[worst]}
-        json.dump(document, open(args.json, "w"))
-    if not math.isfinite(differences[worst]) or differences[worst] > args.most:
-        sys.exit(1)
+    good = [(check if args.check else compare)(path, args) for path in args.files]
+    sys.exit(0 if all(good) else 1)
 
 
 if __name__ == "__main__":

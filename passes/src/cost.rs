@@ -24,6 +24,12 @@ pub fn node_flops(graph: &Graph, node: &Node) -> Dim {
                 let w = graph.dims(node.operands[1]);
                 two * len(&node.operands[0]) * Dim::product(&w[1..])
             }
+            // Every element of dy meets every place of its windows.
+            CompositeOp::ConvWeightGradient(p) => {
+                let inner = graph.dim(node.operands[0], p.kernel.len() + 1);
+                let taps = Dim::product(&p.kernel) * inner.floor_div(&Dim::from(p.groups));
+                two * len(&node.operands[1]) * taps
+            }
             CompositeOp::Attention(_) => {
                 let (q, k, v) = (node.operands[0], node.operands[1], node.operands[2]);
                 let scores = len(&q) * graph.dim(k, 2);

@@ -10,7 +10,10 @@
 //! arithmetic works out (`lower`, which may send a value back as one that must be stored).
 
 mod coords;
+mod join;
 mod limits;
+
+pub(crate) use join::Beside;
 
 use crate::alias::{alias, is_multiple};
 use crate::place::{Place, unsupported};
@@ -18,7 +21,7 @@ use crate::plan::{DeviceId, Miss, MissCode};
 use crate::{Context, Level, Result, Work};
 use coords::{Coord, cost, differ, operand_coords};
 use cupola_ir::{CoreOp, Dim, Graph, Node, NodeId, Op, OpClass, ValueId};
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 use smallvec::SmallVec;
 
 /// Cost up to which a value is computed again rather than stored: about what a store and a load cost, in additions.
@@ -28,11 +31,15 @@ const FEW: u32 = 4;
 /// Most nodes in a unit; bounds the recursion of `lower` too.
 const MAX_MEMBERS: usize = 256;
 
-/// A unit to be: the root is stored, the other members are inlined.
+/// A unit to be: the root and what is beside it are stored, the other members are inlined.
 #[derive(Clone, Debug)]
 pub(crate) struct Group {
     /// The stored value.
     pub root: ValueId,
+    /// Other values that are stored.
+    pub beside: Vec<Beside>,
+    /// The stored value that is the last in the graph: the unit is launched where it stands.
+    pub launch: ValueId,
     /// Device.
     pub device: DeviceId,
     /// Library node whose result 0 the rest of the group consumes.
@@ -60,6 +67,8 @@ pub(crate) struct Fusion {
     pub aliases: FxHashMap<ValueId, (ValueId, Dim)>,
     /// Values that must be stored, and why.
     pub forced: FxHashMap<ValueId, MissCode>,
+    /// Stored values whose units write nothing else.
+    pub apart: FxHashSet<ValueId>,
     /// Fusions not made.
     pub misses: Vec<Miss>,
 }
@@ -98,6 +107,7 @@ struct Fuser<'a> {
 
 pub(crate) fn run(work: &mut Work, context: &Context) -> Result<()> {
     let mut forced = std::mem::take(&mut work.fusion.forced);
+    let apart = std::mem::take(&mut work.fusion.apart);
     loop {
         let before = forced.len();
         let mut f = Fuser::new(work, context);
@@ -107,8 +117,7 @@ pub(crate) fn run(work: &mut Work, context: &Context) -> Result<()> {
         if forced.len() > before {
             continue;
         }
-        let mut groups: Vec<Group> = f.groups.into_values().collect();
-        groups.sort_by_key(|g| g.root);
+        let groups = join::run(&f, &apart);
         let (stored, needed, aliases, misses) = (f.stored, f.needed, f.aliases, f.misses);
         work.fusion = Fusion {
             groups,
@@ -116,6 +125,7 @@ pub(crate) fn run(work: &mut Work, context: &Context) -> Result<()> {
             needed,
             aliases,
             forced,
+            apart,
             misses,
         };
         return Ok(());
@@ -200,6 +210,8 @@ impl<'a> Fuser<'a> {
                             root,
                             Group {
                                 root,
+                                beside: vec![],
+                                launch: root,
                                 device,
                                 anchor: Some(id),
                                 members: vec![id],
@@ -334,6 +346,8 @@ impl<'a> Fuser<'a> {
         );
         let group = Group {
             root: value,
+            beside: vec![],
+            launch: value,
             device,
             anchor: None,
             members: vec![id],

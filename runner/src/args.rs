@@ -384,8 +384,11 @@ pub struct ExplainArgs {
 
 #[derive(Debug, Args)]
 pub struct ProfileArgs {
-    /// Model file.
+    /// Model file; with --train a configuration.
     pub model: PathBuf,
+    /// A step of training, on the configuration's first batch.
+    #[arg(long)]
+    pub train: bool,
     #[command(flatten)]
     pub compile: CompileArgs,
     #[command(flatten)]

@@ -5,16 +5,7 @@ mod support;
 
 use serde_json::Value as Json;
 use std::path::Path;
-use std::process::Output;
-use support::{Folder, run, text};
-
-/// Runs to the end and succeeds.
-fn cupola(args: &[&str]) -> String {
-    let out = run(args);
-    let errors = text(&out.stderr);
-    assert!(out.status.success(), "{args:?}: {errors}");
-    text(&out.stdout)
-}
+use support::{Folder, failure, succeed as cupola};
 
 /// JSON lines.
 fn lines(output: &str) -> Vec<Json> {
@@ -52,14 +43,6 @@ fn digits(more: &str) -> String {
          \"dropout:0.2\", \"linear:classes,name=fc2\"]\n",
         root.join("examples/train/digits.csv.gz")
     )
-}
-
-/// The error line and status of a run that fails.
-fn failure(args: &[&str]) -> (i32, String) {
-    let Output { status, stderr, .. } = run(args);
-    let errors = text(&stderr);
-    assert_eq!(errors.lines().count(), 1, "{args:?}: {errors}");
-    (status.code().unwrap_or(-1), errors)
 }
 
 #[test]

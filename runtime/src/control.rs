@@ -4,14 +4,16 @@
 //! without waiting; where a device computes the condition of a loop, some iterations are started ahead.
 
 use crate::error::{Result, RuntimeError};
-use crate::exec::{RunCx, execute};
+use crate::exec::{RunCx, execute_with};
 use crate::frame::{Frame, Outputs};
 use crate::load::Loaded;
 use crate::value::{DeviceTensor, RunValue, whole};
-use cupola_backend::{BufferRange, Command};
+use bytes::Bytes;
+use cupola_backend::{Binding, BufferRange, Command, Executable};
 use cupola_ir::eval::{self, Regions};
 use cupola_ir::{Bindings, CoreOp, DType, IrError, NodeId, Op, Tensor, Value};
 use cupola_passes::{DeviceId, SlotId};
+use std::sync::Arc;
 
 /// Most iterations of a loop that are started before the first one's condition is known.
 const MOST_AHEAD: u64 = 16;
@@ -39,8 +41,10 @@ impl Frame<'_> {
         let Op::Core(op) = &loaded.compiled.graph.node(node).op else {
             unreachable!("bug: {} has no regions", self.node_op(node).name())
         };
+        let bodies = &loaded.bodies[&at];
         let mut driver = Driver {
-            bodies: &loaded.bodies[&at],
+            bodies,
+            bound: vec![None; bodies.len()],
             bindings: &self.bindings,
             step: (loaded.number, at),
             cx,
@@ -64,6 +68,8 @@ impl Frame<'_> {
 /// Runs the regions of one step.
 struct Driver<'a, 'c, 'r> {
     bodies: &'a [Loaded],
+    /// Their executables, made ready for what is the same in all repetitions when the first begins.
+    bound: Vec<Option<Arc<[Arc<dyn Executable>]>>>,
     bindings: &'a Bindings,
     /// The plan and the step.
     step: (usize, usize),
@@ -283,7 +289,15 @@ impl Regions for Driver<'_, '_, '_> {
             *place = next;
         }
         let outputs = Outputs::Region(near);
-        execute(body, inputs, outputs, self.bindings.clone(), self.cx)
+        let bound = match &self.bound[region] {
+            Some(bound) => bound.clone(),
+            None => {
+                let bound = self.bind(body, &inputs)?;
+                self.bound[region].insert(bound).clone()
+            }
+        };
+        let bindings = self.bindings.clone();
+        execute_with(body, &bound, inputs, outputs, bindings, self.cx)
     }
 
     fn ahead(&self, done: u64) -> u64 {
@@ -351,6 +365,41 @@ impl Regions for Driver<'_, '_, '_> {
 }
 
 impl Driver<'_, '_, '_> {
+    /// The executables of a region, made ready for those of its inputs that stay the same while it is repeated.
+    fn bind(&self, body: &Loaded, inputs: &[RunValue]) -> Result<Arc<[Arc<dyn Executable>]>> {
+        let mut bound = body.executables.clone();
+        for (d, backend) in self.cx.devices.iter().enumerate() {
+            let mut units = vec![];
+            let mut bindings = vec![];
+            for of_unit in &body.invariants {
+                if body.compiled.units[of_unit.unit].device.0 as usize != d {
+                    continue;
+                }
+                let bytes = |at: &Option<usize>| match at.map(|at| &inputs[at]) {
+                    Some(RunValue::Device(t)) if t.is_on(backend) => {
+                        backend.device().share(&t.range)
+                    }
+                    Some(RunValue::Host(Value::Tensor(t))) => Ok(t.shared_bytes()),
+                    _ => Ok(None),
+                };
+                let constants = of_unit.inputs.iter().map(bytes);
+                let constants: Vec<Option<Bytes>> = constants.collect::<Result<_, _>>()?;
+                units.push(of_unit.unit);
+                bindings.push(Binding {
+                    executable: body.executables[of_unit.unit].clone(),
+                    constants,
+                    kept: None,
+                    lasts: false,
+                });
+            }
+            let made = backend.bind_constants(&bindings);
+            for (unit, made) in units.into_iter().zip(made) {
+                bound[unit] = made?;
+            }
+        }
+        Ok(bound.into())
+    }
+
     /// A stack in a device's memory for values like this one; `None` for what is elsewhere or no whole words.
     fn far_stack(&self, value: &RunValue) -> Option<StackRows> {
         let RunValue::Device(t) = value else {

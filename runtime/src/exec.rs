@@ -11,7 +11,7 @@ use crate::queue::Queue;
 use crate::record::Recording;
 use crate::replicas::Replica;
 use crate::value::RunValue;
-use cupola_backend::{Buffer, BufferRange, Command, Launch};
+use cupola_backend::{Buffer, BufferRange, Command, Executable, Launch};
 use cupola_ir::eval::{self, Env, Limits, Stop};
 use cupola_ir::kernel::Unit;
 use cupola_ir::{Bindings, CoreOp, Dim, IrError, NodeId, Op, Tensor, Value, ValueType};
@@ -73,7 +73,19 @@ pub(crate) fn execute(
     bindings: Bindings,
     cx: &mut RunCx<'_>,
 ) -> Result<Vec<RunValue>> {
-    let mut frame = Frame::new(loaded, bindings, cx.blocks.len());
+    execute_with(loaded, &loaded.executables, inputs, outputs, bindings, cx)
+}
+
+/// As [`execute`], with these executables for the units.
+pub(crate) fn execute_with(
+    loaded: &Loaded,
+    executables: &[Arc<dyn Executable>],
+    inputs: Vec<RunValue>,
+    outputs: Outputs,
+    bindings: Bindings,
+    cx: &mut RunCx<'_>,
+) -> Result<Vec<RunValue>> {
+    let mut frame = Frame::new(loaded, executables, bindings, cx.blocks.len());
     let planned = cx.planned;
     let result = run(&mut frame, inputs, outputs, cx);
     frame.release_all(cx);
@@ -99,7 +111,9 @@ fn run(
     }
     frame.lay_out(cx)?;
     for (i, step) in plan.steps.iter().enumerate() {
-        cx.stop.check()?;
+        if plan.commits.is_none_or(|step| i <= step) {
+            cx.stop.check()?;
+        }
         // Where time is recorded, every step has the device for itself.
         if cx.recording.is_none()
             && let Some(group) = plan.concurrent.iter().find(|group| group.contains(&i))
@@ -218,7 +232,7 @@ impl Frame<'_> {
             .collect::<Result<_>>()?;
         cx.launches += 1;
         Ok(Launch {
-            executable: self.loaded.executables[unit].clone(),
+            executable: self.executables[unit].clone(),
             buffers,
             sizes,
         })

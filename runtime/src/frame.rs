@@ -9,16 +9,19 @@ use crate::error::{Result, RuntimeError};
 use crate::exec::RunCx;
 use crate::load::Loaded;
 use crate::value::{DeviceTensor, Place, RunValue, download, whole};
-use cupola_backend::{BufferRange, Command};
+use cupola_backend::{BufferRange, Command, Executable};
 use cupola_ir::eval::bind;
 use cupola_ir::{Bindings, DType, IrError, NodeId, Tensor, Value, ValueType};
 use cupola_passes::plan;
 use cupola_passes::{DeviceId, Slot, SlotId, Storage};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Values of one plan while it runs.
 pub(crate) struct Frame<'a> {
     pub loaded: &'a Loaded,
+    /// Code of the units.
+    pub executables: &'a [Arc<dyn Executable>],
     pub bindings: Bindings,
     /// The step that runs now.
     pub at: usize,
@@ -53,10 +56,16 @@ pub(crate) enum Target {
 }
 
 impl<'a> Frame<'a> {
-    pub fn new(loaded: &'a Loaded, bindings: Bindings, first_block: usize) -> Frame<'a> {
+    pub fn new(
+        loaded: &'a Loaded,
+        executables: &'a [Arc<dyn Executable>],
+        bindings: Bindings,
+        first_block: usize,
+    ) -> Frame<'a> {
         let slots = loaded.compiled.plan.slots.len();
         Frame {
             loaded,
+            executables,
             bindings,
             at: 0,
             memory: vec![None; slots],

@@ -138,6 +138,8 @@ pub(crate) struct Loaded {
     pub constants: Vec<Option<Buffer>>,
     /// Regions of control steps, by step.
     pub bodies: FxHashMap<usize, Vec<Loaded>>,
+    /// Of a region that is repeated, what its units take that is the same in all repetitions.
+    pub invariants: Vec<Invariants>,
     /// Constants of which runs pick rows, by the last step that does.
     pub picked: Vec<Vec<Bytes>>,
     /// Told of constants that need not stay in memory.
@@ -149,6 +151,14 @@ pub(crate) struct Loaded {
     /// Whether the first output comes from a device other than the host, and running the plan once more than needed would
     /// cost nothing but time.
     pub may_run_ahead: bool,
+}
+
+/// Arguments of a unit of a repeated region that stay the same, and that its backend makes something of.
+#[derive(Debug)]
+pub(crate) struct Invariants {
+    pub unit: usize,
+    /// For each buffer argument the input of the region that it is, if it is one of these.
+    pub inputs: Vec<Option<usize>>,
 }
 
 impl Loaded {
@@ -214,15 +224,21 @@ impl Loaded {
         let mut bodies = FxHashMap::default();
         for (i, step) in compiled.plan.steps.iter_mut().enumerate() {
             if let Step::Control {
-                bodies: regions, ..
+                node,
+                bodies: regions,
+                ..
             } = step
             {
                 let regions = std::mem::take(regions);
-                let loaded = regions
-                    .into_iter()
-                    .map(|r| Loaded::new(r, devices, weights))
-                    .collect::<Result<_>>()?;
-                bodies.insert(i, loaded);
+                let first = first_invariant(&compiled.graph.node(*node).op);
+                let loaded = regions.into_iter().map(|r| {
+                    let mut body = Loaded::new(r, devices, weights)?;
+                    if let Some(first) = first {
+                        body.invariants = invariants(&body.compiled, first, devices);
+                    }
+                    Ok(body)
+                });
+                bodies.insert(i, loaded.collect::<Result<_>>()?);
             }
         }
         let mut releases = vec![vec![]; compiled.plan.steps.len()];
@@ -247,6 +263,7 @@ impl Loaded {
             picked,
             release: weights.release.clone(),
             bodies,
+            invariants: vec![],
             releases,
         })
     }
@@ -269,6 +286,50 @@ impl Loaded {
                 .map(Loaded::unit_count)
                 .sum::<usize>()
     }
+}
+
+/// The first input of an op's regions that is the same in all their runs, where they are repeated.
+fn first_invariant(op: &Op) -> Option<usize> {
+    match op {
+        // The iteration's number comes first.
+        Op::Core(CoreOp::Loop(p)) => Some(1 + p.carried),
+        Op::Core(CoreOp::Scan(p)) => Some(p.carried + p.scanned),
+        Op::Core(_) | Op::Host(_) | Op::Composite(_) => None,
+    }
+}
+
+/// What units take of the inputs from `first` on and can be bound to, see [`Backend::bind_constants`].
+fn invariants(compiled: &Compiled, first: usize, devices: &Devices) -> Vec<Invariants> {
+    let slots = &compiled.plan.slots;
+    let input = |slot: &SlotId| match slots[slot.0 as usize].storage {
+        Storage::Input(at) if at >= first => Some(at),
+        _ => None,
+    };
+    let mut all = vec![];
+    for step in &compiled.plan.steps {
+        let Step::Launch { unit, buffers } = step else {
+            continue;
+        };
+        let mut inputs: Vec<Option<usize>> = buffers.iter().map(input).collect();
+        let is_constant: Vec<bool> = (buffers.iter().zip(&inputs))
+            .map(|(slot, input)| input.is_some() || is_constant(&slots[slot.0 as usize].storage))
+            .collect();
+        let placed = &compiled.units[*unit];
+        let backend = &devices[placed.device.0 as usize];
+        let arguments = backend.replacement(&placed.unit, &is_constant).arguments;
+        for (at, input) in inputs.iter_mut().enumerate() {
+            *input = input.filter(|_| arguments.contains(&at));
+        }
+        // What is made of constants and of these together would have to be made again of both.
+        let is_whole = arguments.iter().all(|at| inputs[*at].is_some());
+        if is_whole && !arguments.is_empty() {
+            all.push(Invariants {
+                unit: *unit,
+                inputs,
+            });
+        }
+    }
+    all
 }
 
 /// Where an input is read; `None` where it is only handed on.
@@ -382,6 +443,7 @@ fn prepare(
                 executable: executables[*unit].clone(),
                 constants,
                 kept: keeping.map(|k| k.kept(number, compiled, *unit, buffers)),
+                lasts: true,
             };
             waiting.push((*unit, binding));
         }

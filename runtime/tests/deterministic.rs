@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{attention, convolution, convolutions, numbers, perceptron, recurrent};
+use common::{attention, convolution, convolutions, numbers, perceptron, recurrent, stacked};
 use cupola_ir::{Graph, Value};
 use cupola_passes::{Step, plan};
 use cupola_runtime::{CompileOptions, DeviceSpec, Host, Program, Session};
@@ -73,6 +73,16 @@ fn independent_layers_run_at_the_same_time() {
                 other => panic!("{other:?}"),
             });
         assert_eq!(names.collect::<Vec<_>>(), ["composite.recurrent"; 2]);
+    }
+}
+
+#[test]
+fn a_layer_waits_for_the_one_that_it_reads() {
+    for level in [1, 3] {
+        let program = program(&stacked(), 2, level);
+        let compiled = program.compiled().expect("compiled");
+        assert_eq!(plan::check_plan(compiled), Vec::<String>::new());
+        assert!(compiled.plan.concurrent.is_empty());
     }
 }
 

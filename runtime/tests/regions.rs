@@ -276,3 +276,84 @@ fn limits_hold_where_nothing_waits() {
         assert!(run(RunLimits::default()).is_ok(), "{device}");
     }
 }
+
+/// A product of what is carried and of what stays the same, in the order of axes in which it is stored or across it; sums are
+/// small whole numbers, so that their order does not matter.
+fn products(dtype: &str, across: bool) -> String {
+    let (weights, axis) = if across { ("48, 48", 1) } else { ("48, 48", 0) };
+    let narrow = |from: &str| format!("cast({from}) {{to: {dtype}, saturate: false}}");
+    format!(
+        r#"graph @products {{
+      %0 = input {{name: "x", ty: f32[$rows, 48]}} : f32[$rows, 48] "x"
+      %1 = input {{name: "w", ty: f32[{weights}]}} : f32[{weights}] "w"
+      %2 = input {{name: "steps", ty: f32[$n, 48]}} : f32[$n, 48] "steps"
+      %3 = {wide}
+      %4, %5 = scan(%0, %2, %3) {{body: graph @body {{
+        %0 = input {{name: "h", ty: f32[$rows, 48]}} : f32[$rows, 48] "h"
+        %1 = input {{name: "step", ty: f32[48]}} : f32[48] "step"
+        %2 = input {{name: "w", ty: {dtype}[{weights}]}} : {dtype}[{weights}] "w"
+        %3 = {narrow}
+        %4 = contract(%3, %2) {{lhs_batch: [], rhs_batch: [], lhs_contract: [1], rhs_contract: [{axis}], accum: f32, out: f32}}
+        %5 = reshape(%1) {{dims: [1, 48]}}
+        %6 = broadcast(%5) {{dims: [$rows, 48]}}
+        %7 = map(%4, %6) {{f: "min"}}
+        %8 = map(%7) {{f: "neg"}}
+        %9 = map(%8, %6) {{f: "min"}}
+        return "h" = %9, "seen" = %4
+      }}, carried: 1, scanned: 1, results: [f32[$rows, 48], f32[$m, $rows, 48]], binds: [$m]}}
+      return "last" = %4, "all" = %5
+    }}"#,
+        wide = narrow("%1"),
+        narrow = narrow("%0"),
+    )
+}
+
+#[test]
+fn what_stays_the_same_is_packed_once_for_each_run_of_a_loop() {
+    let whole = |shape: &[usize], kinds: usize, least: f32| {
+        let len = shape.iter().product();
+        let values = (0..len).map(|i: usize| (i * 7 % kinds) as f32 + least);
+        let values: Vec<f32> = values.collect();
+        Tensor::from_slice(shape, &values).expect("a tensor")
+    };
+    for (dtype, across) in [
+        ("f32", false),
+        ("f32", true),
+        ("bf16", false),
+        ("bf16", true),
+    ] {
+        let text = products(dtype, across);
+        for (rows, steps) in [(20, 5), (1, 3), (37, 1)] {
+            let x = whole(&[rows, 48], 5, -2.0);
+            let steps = whole(&[steps, 48], 4, 1.0);
+            // Each run has weights of its own, also where sizes are those of the last.
+            for least in [-1.0, 0.0] {
+                let w = whole(&[48, 48], 3, least);
+                let inputs = [("x", x.clone()), ("w", w), ("steps", steps.clone())];
+                check(&text, &inputs);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_session_packs_the_weights_of_each_run() {
+    let text = products("f32", true);
+    let mut ours = Session::new(program(&text, &DeviceSpec::Cpu));
+    for scale in [1.0f32, 2.0, -1.0] {
+        let w: Vec<f32> = (0..48 * 48).map(|i| scale * (i % 3) as f32).collect();
+        let inputs = [
+            (
+                "x",
+                Tensor::from_slice(&[20, 48], &[1.0f32; 960]).expect("a tensor"),
+            ),
+            ("w", Tensor::from_slice(&[48, 48], &w).expect("a tensor")),
+            (
+                "steps",
+                Tensor::from_slice(&[2, 48], &[3.0f32; 96]).expect("a tensor"),
+            ),
+        ];
+        let (want, _) = run(&text, &DeviceSpec::Reference, &inputs);
+        assert_eq!(session_run(&mut ours, &inputs).0, want);
+    }
+}

@@ -7,7 +7,7 @@ use crate::error::{Result, TrainError};
 use crate::init::{Init, zeros};
 use cupola_ir::ops::{Bitcast, CoreOp, ReadState};
 use cupola_ir::{DType, Dim, Graph, Op, StateSlot, Tensor, TensorType, ValueId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A trainable state slot.
 #[derive(Clone, Debug, PartialEq)]
@@ -267,7 +267,7 @@ impl Net {
     }
 
     /// The model for inference with weights as constants: its outputs only. `weights` gives the value of a parameter or buffer by
-    /// name, say from a checkpoint.
+    /// name, say from a checkpoint. Other state slots of the graph stay.
     ///
     /// # Errors
     /// A model without outputs; weights that are missing or of another type.
@@ -277,11 +277,16 @@ impl Net {
             return Err(TrainError::Options(what.into()));
         }
         let mut graph = self.finished(self.outputs.clone())?;
+        let parameters = self.parameters.iter().map(|p| &p.name);
+        let own: BTreeSet<&String> = parameters
+            .chain(self.buffers.iter().map(|b| &b.name))
+            .collect();
         let reads: Vec<(ValueId, String)> = (graph.nodes())
             .filter_map(|(_, n)| match &n.op {
                 Op::Core(CoreOp::ReadState(p)) => Some((n.results[0], p.slot.clone())),
                 _ => None,
             })
+            .filter(|(_, name)| own.contains(name))
             .collect();
         for (value, name) in reads {
             let tensor = weights(&name)
@@ -347,7 +352,7 @@ pub(crate) fn keep_needed(graph: &mut Graph) -> Result<()> {
         }
     }
     graph.compact()?;
-    let mut used = std::collections::BTreeSet::new();
+    let mut used = BTreeSet::new();
     for (_, node) in graph.nodes() {
         match &node.op {
             Op::Core(CoreOp::ReadState(p)) => used.insert(p.slot.clone()),
@@ -361,7 +366,7 @@ pub(crate) fn keep_needed(graph: &mut Graph) -> Result<()> {
 
 /// Whether an input has a symbol that no other input has.
 fn binds_alone(graph: &Graph, at: usize) -> bool {
-    let mut others = std::collections::BTreeSet::new();
+    let mut others = BTreeSet::new();
     let inputs = graph.inputs();
     for (i, v) in inputs.iter().enumerate() {
         if i != at {

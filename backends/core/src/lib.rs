@@ -108,7 +108,8 @@ pub trait Executable: Any + Send + Sync + fmt::Debug {
     }
 }
 
-/// An executable, and what is known of its buffer arguments: the bytes of those that never change.
+/// An executable, and what is known of its buffer arguments: the bytes of those that never change, or not for as long as what
+/// is made of them is used.
 #[derive(Clone, Debug)]
 pub struct Binding {
     /// Code.
@@ -117,6 +118,8 @@ pub struct Binding {
     pub constants: Vec<Option<bytes::Bytes>>,
     /// Where forms of these constants are kept.
     pub kept: Option<Kept>,
+    /// Whether they last as long as a program, not as a part of a run only.
+    pub lasts: bool,
 }
 
 /// Where what is made of a unit's constants is kept.

@@ -48,6 +48,7 @@ pub fn run_with_constants(
         executable,
         constants: buffers.iter().enumerate().map(known).collect(),
         kept: None,
+        lasts: true,
     };
     let launch = Launch {
         executable: backend.bind_constants(&[binding]).remove(0)?,

@@ -149,6 +149,7 @@ impl CpuExecutable {
         });
         let prepared = match known {
             Some(known) if !matches!(known, Err(Error::NotKept)) => known,
+            _ if !binding.lasts => make(unit, constants, device, Some(device.scratch.passing())),
             _ => make(unit, constants, device, recall(false)),
         };
         let prepared = prepared.map_err(|e| out_of_memory(&e))?;
@@ -203,7 +204,7 @@ fn make(
     unit: &Library,
     constants: &[Option<Bytes>],
     device: &CpuDevice,
-    recall: Option<Scratch>,
+    scratch: Option<Scratch>,
 ) -> crate::Result<Option<Prepared>> {
     let cx = device.context();
     let aligned: Vec<Option<Aligned>> = (constants.iter())
@@ -211,7 +212,7 @@ fn make(
         .collect::<crate::Result<_>>()?;
     let arguments = aligned.iter().map(|a| a.as_ref().map(Aligned::argument));
     let arguments: Vec<Option<Argument>> = arguments.collect();
-    let scratch = recall.as_ref().unwrap_or(&device.scratch);
+    let scratch = scratch.as_ref().unwrap_or(&device.scratch);
     libcall::prepare(unit, &arguments, &device.context_with(scratch))
 }
 

@@ -9,7 +9,7 @@
 use std::alloc::Layout;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use bytemuck::Pod;
 use bytes::Bytes;
@@ -29,6 +29,8 @@ pub const HUGE_PAGE: usize = 2 << 20;
 pub struct Usage {
     counters: Arc<Counters>,
     recall: Option<Recall>,
+    /// Where [`Buffer::made`] takes its bytes from, if they are not to last.
+    passing: Option<Arc<Shelf>>,
 }
 
 /// Where [`Buffer::made`] finds what was made before, and leaves what is made.
@@ -85,6 +87,7 @@ impl Usage {
                 region: Mutex::new(Weak::new()),
             }),
             recall: None,
+            passing: None,
         }
     }
 
@@ -159,6 +162,8 @@ enum Hold {
         #[expect(dead_code, reason = "keeps the bytes alive")] Arc<Region>,
     ),
     Shared(#[expect(dead_code, reason = "keeps the bytes alive")] Bytes),
+    /// Goes back to where it was lent.
+    Lent(Option<Box<Buffer>>, Arc<Shelf>),
 }
 
 // SAFETY: a Buffer owns its bytes; shared access only reads (`as_slice`) or hands out a raw pointer.
@@ -213,7 +218,19 @@ impl Buffer {
         })
     }
 
-    /// As many bytes that `make` writes, once and for all: they are only read from then on. `form` says all that the bytes
+    /// `size` zero bytes that go back to the shelf when they are dropped.
+    fn lent(size: usize, usage: &Usage, shelf: &Arc<Shelf>) -> Result<Buffer> {
+        let whole = shelf.take(size, usage)?;
+        // SAFETY: the buffer is at least as long, and nobody else has it.
+        unsafe { whole.as_ptr().write_bytes(0, size) };
+        Ok(Buffer {
+            start: whole.start,
+            layout: Layout::from_size_align(size, ALIGNMENT).unwrap_or(whole.layout),
+            hold: Hold::Lent(Some(Box::new(whole)), shelf.clone()),
+        })
+    }
+
+    /// As many zero bytes that `make` writes over, once and for all: they are only read from then on. `form` says all that the bytes
     /// depend on beside the unit and the constants that `usage` recalls by; what was kept of them is used instead.
     /// Errors: out of memory, nothing kept where only that is wanted.
     pub(crate) fn made(
@@ -222,6 +239,11 @@ impl Buffer {
         form: impl std::fmt::Debug,
         make: impl FnOnce(&Buffer),
     ) -> Result<Buffer> {
+        if let Some(shelf) = &usage.passing {
+            let buffer = Buffer::lent(size, usage, shelf)?;
+            make(&buffer);
+            return Ok(buffer);
+        }
         let Some(recall) = &usage.recall else {
             let buffer = Buffer::lasting(size, usage)?;
             make(&buffer);
@@ -298,16 +320,22 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        match &self.hold {
+        let size = self.size();
+        match &mut self.hold {
             Hold::Own(counters) => {
-                if self.size() > 0 {
+                if size > 0 {
                     // SAFETY: allocated with this very layout, once; the owner is gone.
                     unsafe { pages::free(self.start, self.layout) };
                 }
-                counters.give(self.size());
+                counters.give(size);
             }
-            Hold::Part(counters, _) => counters.give(self.size()),
+            Hold::Part(counters, _) => counters.give(size),
             Hold::Shared(_) => {}
+            Hold::Lent(whole, shelf) => {
+                if let Some(whole) = whole.take() {
+                    shelf.put(*whole);
+                }
+            }
         }
     }
 }
@@ -491,12 +519,50 @@ mod pages {
     }
 }
 
+/// Buffers that are not used just now.
+#[derive(Debug)]
+struct Shelf {
+    buffers: Mutex<Vec<Buffer>>,
+    /// Beyond so many the smallest is freed.
+    kept: usize,
+}
+
+impl Shelf {
+    fn buffers(&self) -> MutexGuard<'_, Vec<Buffer>> {
+        let locked = self.buffers.lock();
+        locked.unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// The smallest buffer of at least `room` bytes, or a new one. Error: out of memory.
+    fn take(&self, room: usize, usage: &Usage) -> Result<Buffer> {
+        let mut buffers = self.buffers();
+        let fitting = buffers.iter().enumerate().filter(|(_, b)| b.size() >= room);
+        let found = fitting.min_by_key(|(_, b)| b.size()).map(|(at, _)| at);
+        let reused = found.map(|at| buffers.swap_remove(at));
+        drop(buffers);
+        match reused {
+            Some(buffer) => Ok(buffer),
+            None => Buffer::zeroed(room.checked_next_multiple_of(4096).unwrap_or(room), usage),
+        }
+    }
+
+    fn put(&self, buffer: Buffer) {
+        let mut buffers = self.buffers();
+        buffers.push(buffer);
+        if buffers.len() > self.kept {
+            let smallest = buffers.iter().enumerate().min_by_key(|(_, b)| b.size());
+            if let Some(at) = smallest.map(|(at, _)| at) {
+                buffers.swap_remove(at);
+            }
+        }
+    }
+}
+
 /// A shelf of buffers for temporary use inside kernels: borrowed by [`Scratch::take`], put back on drop, kept for the next
 /// call. Contents are whatever the previous user left.
 #[derive(Debug)]
 pub struct Scratch {
-    shelf: Arc<Mutex<Vec<Buffer>>>,
-    kept: usize,
+    shelf: Arc<Shelf>,
     usage: Usage,
 }
 
@@ -505,8 +571,10 @@ impl Scratch {
     /// more; beyond that the smallest is freed.
     pub fn new(threads: usize, usage: &Usage) -> Scratch {
         Scratch {
-            shelf: Arc::default(),
-            kept: threads.saturating_mul(2).saturating_add(4),
+            shelf: Arc::new(Shelf {
+                buffers: Mutex::default(),
+                kept: threads.saturating_mul(2).saturating_add(4),
+            }),
             usage: usage.clone(),
         }
     }
@@ -516,9 +584,19 @@ impl Scratch {
     pub(crate) fn recalling(&self, recall: Recall) -> Scratch {
         Scratch {
             shelf: self.shelf.clone(),
-            kept: self.kept,
             usage: Usage {
                 recall: Some(recall),
+                ..self.usage.clone()
+            },
+        }
+    }
+
+    /// The same shelf, from which what is made to last is taken too: for what is dropped soon.
+    pub(crate) fn passing(&self) -> Scratch {
+        Scratch {
+            shelf: self.shelf.clone(),
+            usage: Usage {
+                passing: Some(self.shelf.clone()),
                 ..self.usage.clone()
             },
         }
@@ -535,25 +613,7 @@ impl Scratch {
             limit: self.usage.limit(),
         })?;
         let room = size.saturating_add(GUARD.len());
-        let mut shelf = self
-            .shelf
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner());
-        let fitting = shelf
-            .iter()
-            .enumerate()
-            .filter(|(_, buffer)| buffer.size() >= room)
-            .min_by_key(|(_, b)| b.size());
-        let found = fitting.map(|(index, _)| index);
-        let reused = found.map(|index| shelf.swap_remove(index));
-        drop(shelf);
-        let buffer = match reused {
-            Some(buffer) => buffer,
-            None => Buffer::zeroed(
-                room.checked_next_multiple_of(4096).unwrap_or(room),
-                &self.usage,
-            )?,
-        };
+        let buffer = self.shelf.take(room, &self.usage)?;
         // SAFETY: the buffer has room for the guard after `size` bytes.
         unsafe {
             buffer
@@ -575,10 +635,7 @@ impl Scratch {
 
     /// Frees every buffer on the shelf.
     pub fn clear(&self) {
-        self.shelf
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
-            .clear();
+        self.shelf.buffers().clear();
     }
 }
 
@@ -630,21 +687,8 @@ impl Drop for Lent<'_> {
             "bug: a kernel wrote past {} bytes of scratch memory",
             self.size
         );
-        let mut shelf = self
-            .scratch
-            .shelf
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner());
-        shelf.extend(self.buffer.take());
-        if shelf.len() > self.scratch.kept {
-            let smallest = shelf
-                .iter()
-                .enumerate()
-                .min_by_key(|(_, buffer)| buffer.size())
-                .map(|(index, _)| index);
-            if let Some(index) = smallest {
-                shelf.swap_remove(index);
-            }
+        if let Some(buffer) = self.buffer.take() {
+            self.scratch.shelf.put(buffer);
         }
     }
 }
@@ -730,6 +774,22 @@ mod tests {
         let other = scratch.take::<f32>(500).expect("memory");
         assert_ne!(other.as_ptr::<f32>(), address);
         drop((again, other));
+        scratch.clear();
+        assert_eq!(usage.current(), 0);
+    }
+
+    #[test]
+    fn what_does_not_last_is_taken_from_the_shelf() {
+        let usage = Usage::unlimited();
+        let scratch = Scratch::new(1, &usage);
+        let passing = scratch.passing();
+        let make = || Buffer::made(5000, passing.usage(), (), |b| assert_eq!(b.size(), 5000));
+        let first = make().expect("memory");
+        let address = first.as_ptr();
+        assert_ne!(scratch.take::<u8>(5000).expect("memory").as_ptr(), address);
+        drop(first);
+        assert_eq!(make().expect("memory").as_ptr(), address);
+        drop(passing);
         scratch.clear();
         assert_eq!(usage.current(), 0);
     }

@@ -8,6 +8,7 @@ pub use saved::{identity, read_snapshot, write_snapshot};
 use crate::error::{Error, Result};
 use crate::model;
 use crate::runner::Options;
+use crate::train;
 use cupola_gguf::GgufParts;
 use cupola_ir::{Bindings, DType, Sym};
 use cupola_language::{Config, LanguageModel};
@@ -33,7 +34,8 @@ pub struct TextModel {
 }
 
 impl TextModel {
-    /// Opens and compiles a GGUF file or a folder of safetensors. `context_len` is the most positions that a text will
+    /// Opens and compiles a GGUF file, a folder of safetensors, or what `cupola train` made of a language model: a checkpoint, a
+    /// folder of them, a configuration (its best checkpoint). `context_len` is the most positions that a text will
     /// have, where that is not what the model was made for. With `Precision::F32` keys and values are kept as f32 too.
     ///
     /// # Errors
@@ -67,26 +69,42 @@ impl TextModel {
         import: &cupola_language::Options,
     ) -> Result<TextModel> {
         let path = path.as_ref();
+        if let Some(checkpoint) = train::checkpoint_at(path)? {
+            let tokenizer = train::tokenizer(&checkpoint)?;
+            let opened = train::language_model(&checkpoint, tokenizer.vocab_len(), import)?;
+            return TextModel::compile(opened, || Ok(tokenizer), host, options);
+        }
         check_kind(path)?;
         // Reading a vocabulary takes about as long as compiling.
         std::thread::scope(|scope| {
             let tokenizer = scope.spawn(|| tokenizer(path));
             let opened = LanguageModel::open(path, import)?;
-            let mut options = options.clone();
-            model::know_files(&opened.files, &mut options);
-            let graph = match (opened.config.kind, &options.device) {
-                (Kind::Decoder, DeviceSpec::Gpu(_) | DeviceSpec::Auto) => {
-                    with_likeliest(opened.graph)?
-                }
-                _ => opened.graph,
+            let join = || match tokenizer.join() {
+                Ok(tokenizer) => tokenizer,
+                Err(panic) => std::panic::resume_unwind(panic),
             };
-            let program = Program::compile(graph, host, &options)?;
-            let tokenizer = tokenizer.join();
-            Ok(TextModel {
-                config: opened.config,
-                tokenizer: tokenizer.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?,
-                program: Arc::new(program),
-            })
+            TextModel::compile(opened, join, host, options)
+        })
+    }
+
+    /// Compiles a model; the tokenizer is asked for afterwards.
+    fn compile(
+        opened: LanguageModel,
+        tokenizer: impl FnOnce() -> Result<Tokenizer>,
+        host: &Host,
+        options: &Options,
+    ) -> Result<TextModel> {
+        let mut options = options.clone();
+        model::know_files(&opened.files, &mut options);
+        let graph = match (opened.config.kind, &options.device) {
+            (Kind::Decoder, DeviceSpec::Gpu(_) | DeviceSpec::Auto) => with_likeliest(opened.graph)?,
+            _ => opened.graph,
+        };
+        let program = Program::compile(graph, host, &options)?;
+        Ok(TextModel {
+            config: opened.config,
+            tokenizer: tokenizer()?,
+            program: Arc::new(program),
         })
     }
 
@@ -235,12 +253,15 @@ fn check_same_tokens(own: &Tokenizer, other: &Tokenizer) -> Result<()> {
     }
 }
 
-/// The tokenizer of a GGUF file or of a folder of safetensors, without reading any weights.
+/// The tokenizer of a GGUF file, of a folder of safetensors or of a checkpoint, without using any weights.
 ///
 /// # Errors
 /// A file that cannot be read or holds none.
 pub fn tokenizer(path: impl AsRef<Path>) -> Result<Tokenizer> {
     let path = path.as_ref();
+    if let Some(checkpoint) = train::checkpoint_at(path)? {
+        return train::tokenizer(&checkpoint);
+    }
     check_kind(path)?;
     match path.is_dir() {
         true => Ok(Tokenizer::from_folder(path)?),
@@ -248,12 +269,15 @@ pub fn tokenizer(path: impl AsRef<Path>) -> Result<Tokenizer> {
     }
 }
 
-/// The chat template of a GGUF file or of a folder, if it has one.
+/// The chat template of a GGUF file or of a folder, if it has one; checkpoints have none.
 ///
 /// # Errors
 /// A file that cannot be read; a template that is none.
 pub fn chat_template(path: impl AsRef<Path>) -> Result<Option<ChatTemplate>> {
     let path = path.as_ref();
+    if train::checkpoint_at(path)?.is_some() {
+        return Ok(None);
+    }
     check_kind(path)?;
     match path.is_dir() {
         true => Ok(ChatTemplate::from_folder(path)?),
@@ -261,7 +285,7 @@ pub fn chat_template(path: impl AsRef<Path>) -> Result<Option<ChatTemplate>> {
     }
 }
 
-/// Language models are GGUF files and folders.
+/// Other language models are GGUF files and folders.
 fn check_kind(path: &Path) -> Result<()> {
     if path.is_dir() {
         return Ok(());
@@ -272,7 +296,7 @@ fn check_kind(path: &Path) -> Result<()> {
         Format::Gguf => Ok(()),
         Format::Unknown => Err(Error::Format(format!("{name} is of no known format"))),
         other => Err(Error::NoGraph(format!(
-            "{name}: {other} is no language model; GGUF files and folders with a config.json are"
+            "{name}: {other} is no language model; GGUF files, folders with a config.json and checkpoints of cupola train are"
         ))),
     }
 }

@@ -22,6 +22,9 @@ const FORMAT: &str = "cupola checkpoint 1";
 /// Begin of the names of checkpoints by step.
 const STEM: &str = "step-";
 
+/// Name of the checkpoint that did best in validation.
+pub const BEST: &str = "best.safetensors";
+
 /// How far a run is.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
@@ -236,6 +239,14 @@ impl Checkpoint {
 fn json(value: &impl Serialize) -> String {
     // Numbers, strings and lists can always be written.
     serde_json::to_string(value).unwrap_or_default()
+}
+
+/// Whether a safetensors file says that it is a checkpoint.
+pub fn is_checkpoint(path: &Path) -> bool {
+    SafeTensors::open(path).is_ok_and(|file| {
+        let mut all = file.metadata().iter();
+        all.any(|(key, value)| key == "format" && value == FORMAT)
+    })
 }
 
 /// The name of the checkpoint of a step.

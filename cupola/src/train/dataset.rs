@@ -5,8 +5,8 @@ use super::config::{Config, DataConfig, Kind, wrong};
 use crate::error::{Error, Result};
 use crate::model::Model;
 use cupola_train::data::{
-    self, ArrayFiles, ClassColumns, CorpusOptions, DataError, Dataset, Padding, Part, Readers,
-    Splits, TableColumns, Units, Words,
+    self, ArrayFiles, ClassColumns, Column, CorpusOptions, DataError, Dataset, Padding, Part,
+    Readers, Splits, TableColumns, Units, Words,
 };
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -46,7 +46,7 @@ impl Parts {
         });
         let [validation, test] = others;
         let (validation, test) = (validation?, test?);
-        let is_text = settings.kind == Some(Kind::Text);
+        let is_text = matches!(whole.column("y"), Some(Column::Windows { .. }));
         let splits = Splits {
             validation: settings.validation,
             test: settings.test,

@@ -25,6 +25,11 @@ impl<'a> Layers<'a> {
         }
     }
 
+    /// The model, to append something else to it.
+    pub fn net(&mut self) -> &mut Net {
+        self.net
+    }
+
     /// Appends layers one after the other.
     ///
     /// # Errors

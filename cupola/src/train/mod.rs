@@ -4,8 +4,9 @@
 //! gradients, optimiser: one graph) and runs it over batches, validates, writes [`Checkpoint`]s and goes on from them bit
 //! by bit. Nothing here prints: what happens is told as [`Event`]s.
 //!
-//! Reading order: `config`, `dataset`, `layers` and `recipe` (descriptions in text), `assemble`, `build`, `team` (replicas), `event`, `trainer`, `evaluate`,
-//! `checkpoint`, `blame` (where numbers became none), `export`.
+//! Reading order: `config`, `dataset`, `layers` and `recipe` (descriptions in text), `assemble`, `build`, `team` (replicas),
+//! `event`, `trainer`, `evaluate`, `checkpoint`, `blame` (where numbers became none), `export`, `decoder` (language models that
+//! continue texts).
 
 mod assemble;
 mod blame;
@@ -13,6 +14,7 @@ mod build;
 mod checkpoint;
 mod config;
 mod dataset;
+mod decoder;
 mod evaluate;
 mod event;
 mod export;
@@ -29,6 +31,8 @@ pub use cupola_train as parts;
 pub use cupola_train::data::Readers;
 pub use cupola_train::metrics::Metric;
 pub use dataset::Parts;
+pub use decoder::checkpoint_path;
+pub(crate) use decoder::{checkpoint_at, language_model, tokenizer};
 pub use evaluate::{Scores, evaluate_checkpoint};
 pub use event::{Ended, Event, StepReport};
 pub use export::export_checkpoint;

@@ -11,6 +11,7 @@ use super::recipe::{self, Rates};
 use super::team::{Spread, Team};
 use super::{blame, export};
 use crate::error::{Error, Result};
+use crate::profile::{Profile, ProfileOptions, profile};
 use crate::runner::Options;
 use cupola_ir::{Tensor, TensorType};
 use cupola_runtime::{Host, Program, Recording, Request, RuntimeError};
@@ -324,6 +325,30 @@ impl Trainer {
         Ok(all)
     }
 
+    /// Says where the time of steps on the first batch goes; `None` on the reference device, which has no kernels. Parameters
+    /// and the optimiser's memory are afterwards as at the beginning of a run.
+    ///
+    /// # Errors
+    /// What a run finds; a configuration with several shards.
+    pub fn profile(&mut self, options: ProfileOptions) -> Result<Option<Profile>> {
+        if self.team.count > 1 {
+            return Err(wrong("a profile is of one replica with one shard"));
+        }
+        let first = Loader::new(
+            &self.parts.train,
+            dealing(&self.config),
+            Position::default(),
+            Some(1),
+        );
+        let first = first.map_err(|_| RuntimeError::Lost)?.next();
+        let batch = first.ok_or_else(|| wrong("there is no batch to measure"))?;
+        let fed = self.fed(&batch, self.lr(), 0)?;
+        let inputs = fed.into_iter().map(|(n, t)| (n, t.into())).collect();
+        let found = profile(self.team.leader(), &inputs, options)?;
+        self.reset()?;
+        Ok(found)
+    }
+
     /// Trains to the end.
     ///
     /// # Errors
@@ -423,7 +448,7 @@ impl Trainer {
         written.map_err(|e| Error::Write(folder.clone(), e.to_string()))?;
         let checkpoint = self.checkpoint()?;
         if is_new {
-            checkpoint.write(&folder.join("best.safetensors"))?;
+            checkpoint.write(&folder.join(checkpoint::BEST))?;
         }
         if is_due {
             let path = folder.join(checkpoint::name_of(step));

@@ -81,12 +81,18 @@ fn assemble(
     let transposed = family.transposed_in_folders && !keys.is_gguf();
     let name = family.architecture;
     let builder = Builder::new(name, weights, &recipe, options, transposed);
-    let (graph, vocab_len) = match family.kind {
+    finish(builder, family.kind, name)
+}
+
+/// The graph of a recipe, with what an engine must know of it. All tensors must have been used.
+pub(crate) fn finish(builder: Builder, kind: Kind, name: &str) -> Result<LanguageModel> {
+    let (weights, recipe, options) = builder.parts();
+    let (graph, vocab_len) = match kind {
         Kind::Decoder => build::decoder(builder)?,
         Kind::Encoder => build::encoder(builder)?,
     };
     weights.check_used(name)?;
-    let kept = match family.kind {
+    let kept = match kind {
         Kind::Decoder => &recipe.blocks[..],
         Kind::Encoder => &[],
     };
@@ -98,7 +104,7 @@ fn assemble(
     });
     let config = Config {
         architecture: name.to_owned(),
-        kind: family.kind,
+        kind,
         vocab_len,
         context_len: options.context_len.unwrap_or(recipe.context_len),
         width: recipe.width,

@@ -61,6 +61,24 @@ impl Weights {
         }
     }
 
+    /// Tensors under the names of GGUF files.
+    pub fn of_tensors(tensors: &BTreeMap<String, Tensor>) -> Weights {
+        let entry = |(name, t): (&String, &Tensor)| {
+            let entry = Entry {
+                name: name.clone(),
+                dtype: Some(t.dtype()),
+                kind: t.dtype().name(),
+                dims: t.shape().to_vec(),
+                data: t.shared_bytes().unwrap_or_default(),
+                used: Cell::new(false),
+            };
+            (name.clone(), entry)
+        };
+        Weights {
+            tensors: tensors.iter().map(entry).collect(),
+        }
+    }
+
     /// Whether there is a tensor of this name.
     pub fn has(&self, name: &str) -> bool {
         self.tensors.contains_key(name)

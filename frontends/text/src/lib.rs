@@ -20,5 +20,5 @@ mod words;
 pub use decode::Decoder;
 pub use error::TextError;
 pub use template::ChatTemplate;
-pub use tokenizer::Tokenizer;
+pub use tokenizer::{Encode, Tokenizer};
 pub use vocabulary::{TokenKind, Vocabulary};

@@ -41,6 +41,20 @@ pub(crate) enum Method {
     Sentence(Sentence),
     /// A pipeline that also knows the special tokens.
     Pipeline(Pipeline),
+    /// What is known elsewhere.
+    Foreign(Foreign),
+}
+
+/// A function that encodes whole texts.
+pub(crate) struct Foreign(Arc<Encode>);
+
+/// The tokens of a text, by whoever made the vocabulary.
+pub type Encode = dyn Fn(&str) -> Vec<u32> + Send + Sync;
+
+impl std::fmt::Debug for Foreign {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Foreign")
+    }
 }
 
 /// The tokens that are no ordinary text.
@@ -69,6 +83,18 @@ impl Tokenizer {
         }
     }
 
+    /// A tokenizer of a vocabulary whose owner encodes texts. Nothing is put around them, no token ends one; with
+    /// `space_prefix` the space in front of a text's first token is not the text's.
+    pub fn foreign(vocabulary: Vocabulary, space_prefix: bool, encode: Arc<Encode>) -> Tokenizer {
+        Tokenizer::new(Parts {
+            vocabulary,
+            method: Method::Foreign(Foreign(encode)),
+            special: Special::default(),
+            space_prefix,
+            marks_spaces: false,
+        })
+    }
+
     /// The tokens of a text. `add_special` puts the model's begin and end tokens around it, where it wants them;
     /// `parse_special` reads the names of control tokens in the text as these tokens.
     ///
@@ -84,8 +110,12 @@ impl Tokenizer {
         if text.len() > MAX_TEXT_SIZE {
             return Err(TextError::TooLarge("bytes of text"));
         }
-        if let Method::Pipeline(pipeline) = &self.parts.method {
-            return pipeline.encode(text, add_special, parse_special);
+        match &self.parts.method {
+            Method::Pipeline(pipeline) => {
+                return pipeline.encode(text, add_special, parse_special);
+            }
+            Method::Foreign(Foreign(encode)) => return Ok(encode(text)),
+            Method::Bpe { .. } | Method::Sentence(_) => {}
         }
         let special = &self.parts.special;
         let mut tokens = Vec::with_capacity(text.len() / 3 + 2);
@@ -154,7 +184,9 @@ impl Tokenizer {
                 }
             }
             Method::Sentence(sentence) => sentence.encode(&parts.vocabulary, &text, tokens),
-            Method::Pipeline(_) => unreachable!("bug: pipelines encode whole texts"),
+            Method::Pipeline(_) | Method::Foreign(_) => {
+                unreachable!("bug: these encode whole texts")
+            }
         }
         Ok(())
     }

@@ -1,12 +1,73 @@
 //! Gradients of convolutions, as convolutions and products.
 
-use super::{Conv, ConvTranspose};
+use super::{CompositeDef, Conv, ConvTranspose};
+use crate::attr::payload;
 use crate::dim::Dim;
-use crate::error::Result;
+use crate::error::{IrError, Result};
 use crate::graph::{Graph, ValueId};
 use crate::ops::{Contract, Op, Window};
 
 type Grads = Result<Vec<Option<ValueId>>>;
+
+payload! {
+    /// Operands `(x: [batch, spatial.., groups * in], dy: [batch, windows.., out])`, channels last: the gradient of the weights
+    /// of a [`Conv`] of x whose result has the cotangent `dy`.
+    /// `dw[r, i, o] = sum over b, p of xpad[b, p * stride + r * dilation, g(o) * in + i] * dy[b, p, o]`; the result is
+    /// `[kernel.., in, out]`, of the operands' type. Accumulates in f32 (f64 for f64).
+    ConvWeightGradient {
+        /// Extents of the kernel.
+        kernel: Vec<Dim>,
+        /// Distance of windows, per spatial axis.
+        strides: Vec<i64>,
+        /// Distance of elements in a window.
+        dilations: Vec<i64>,
+        /// Zeros before each spatial axis.
+        pads_low: Vec<Dim>,
+        /// Zeros after each spatial axis.
+        pads_high: Vec<Dim>,
+        /// Channel groups.
+        groups: usize,
+    }
+}
+
+impl CompositeDef for ConvWeightGradient {
+    fn arity(&self) -> std::ops::RangeInclusive<usize> {
+        2..=2
+    }
+
+    fn decompose(&self, g: &mut Graph, operands: &[ValueId]) -> Result<Vec<ValueId>> {
+        let [x, dy] = operands else {
+            let what = "takes x and dy";
+            return Err(IrError::op("composite.conv_weight_gradient", what));
+        };
+        let (rank, spatial) = (g.rank(*x), self.kernel.len());
+        let lens = [
+            self.strides.len(),
+            self.dilations.len(),
+            self.pads_low.len(),
+            self.pads_high.len(),
+        ];
+        if rank != spatial + 2 || g.rank(*dy) != rank || lens.iter().any(|n| *n != spatial) {
+            let (x, dy) = (g.ty(*x), g.ty(*dy));
+            let what = format!(
+                "x {x}, dy {dy}: ranks and kernel, strides, dilations and pads of {spatial} axes must match"
+            );
+            return Err(IrError::op("composite.conv_weight_gradient", what));
+        }
+        let conv = Conv {
+            strides: self.strides.clone(),
+            dilations: self.dilations.clone(),
+            pads_low: self.pads_low.clone(),
+            pads_high: self.pads_high.clone(),
+            groups: self.groups,
+        };
+        let x = g.permute(*x, &super::channels_first(rank))?;
+        let dy = g.permute(*dy, &super::channels_first(rank))?;
+        let dw = decomposed(g, &conv, x, dy, &self.kernel)?;
+        let taps_first = [(2..rank).collect(), vec![1, 0]].concat();
+        Ok(vec![g.permute(dw, &taps_first)?])
+    }
+}
 
 impl Conv {
     /// That of x is the transposed convolution of `dy`, or one with the kernel turned around where strides are 1.
@@ -95,6 +156,31 @@ fn turn_around(g: &mut Graph, w: ValueId, groups: usize) -> Result<ValueId> {
 
 /// `dw[o, i, r] = sum over b, p of dy[b, o, p] * xpad[b, g(o) * in + i, p * stride + r * dilation]`.
 fn weight_gradient(
+    g: &mut Graph,
+    conv: &Conv,
+    x: ValueId,
+    dy: ValueId,
+    kernel: &[Dim],
+) -> Result<ValueId> {
+    let rank = g.rank(x);
+    let last = super::channels_last(rank);
+    let (x, dy) = (g.permute(x, &last)?, g.permute(dy, &last)?);
+    let conv = conv.clone();
+    let gradient = ConvWeightGradient {
+        kernel: kernel.to_vec(),
+        strides: conv.strides,
+        dilations: conv.dilations,
+        pads_low: conv.pads_low,
+        pads_high: conv.pads_high,
+        groups: conv.groups,
+    };
+    let dw = g.one(Op::Composite(gradient.into()), &[x, dy])?;
+    let taps_last = [vec![rank - 1, rank - 2], (0..rank - 2).collect()].concat();
+    g.permute(dw, &taps_last)
+}
+
+/// As [`weight_gradient`], of convolutions and products.
+fn decomposed(
     g: &mut Graph,
     conv: &Conv,
     x: ValueId,

@@ -7,7 +7,7 @@
 pub mod activation;
 pub mod attention;
 pub mod conv;
-mod conv_gradient;
+pub mod conv_gradient;
 mod gradient;
 pub mod integer;
 pub mod loss;
@@ -20,6 +20,7 @@ pub mod softmax;
 pub use activation::*;
 pub use attention::*;
 pub use conv::*;
+pub use conv_gradient::*;
 pub use integer::*;
 pub use loss::*;
 pub use norm::*;
@@ -113,6 +114,8 @@ op_family! {
         ConvChannelsLast = "conv_channels_last",
         /// Transposed convolution.
         ConvTranspose = "conv_transpose",
+        /// Gradient of a convolution's weights.
+        ConvWeightGradient = "conv_weight_gradient",
         /// Cross-entropy of scores and classes.
         CrossEntropy = "cross_entropy",
         /// A recurrent layer.
@@ -142,6 +145,7 @@ impl CompositeOp {
             CompositeOp::Conv(p) => p,
             CompositeOp::ConvChannelsLast(p) => p,
             CompositeOp::ConvTranspose(p) => p,
+            CompositeOp::ConvWeightGradient(p) => p,
             CompositeOp::CrossEntropy(p) => p,
             CompositeOp::Recurrent(p) => p,
             CompositeOp::IntegerProduct(p) => p,

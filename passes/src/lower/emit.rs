@@ -12,8 +12,6 @@ use rustc_hash::FxHashMap;
 
 /// What to emit beside the expressions.
 pub(super) struct Shape {
-    /// Where everything is stored.
-    pub buffer: BufferId,
     /// The stores, one after the other.
     pub stores: Vec<Stores>,
     /// Run-time sizes so far.
@@ -22,10 +20,18 @@ pub(super) struct Shape {
     pub collapse: bool,
 }
 
-/// A value stored along axes.
+/// Values stored along axes.
 pub(super) struct Stores {
     /// The axes, inside the parallel ones.
     pub axes: Vec<u32>,
+    /// The values.
+    pub each: Vec<Stored>,
+}
+
+/// A value and where it is stored.
+pub(super) struct Stored {
+    /// Buffer.
+    pub buffer: BufferId,
     /// Offset.
     pub index: IndexId,
     /// Value.
@@ -64,7 +70,9 @@ impl Lowerer<'_> {
         }) {
             used[b as usize] = true;
         }
-        used[shape.buffer.0 as usize] = true;
+        for stored in shape.stores.iter().flat_map(|s| &s.each) {
+            used[stored.buffer.0 as usize] = true;
+        }
         if !shape.collapse {
             // The buffers that a library unit fixes.
             used[..2].iter_mut().for_each(|u| *u = true);
@@ -95,16 +103,17 @@ impl Lowerer<'_> {
             });
         }
         for (stores, axes) in shape.stores.iter().zip(&ids[self.phases.len() + 1..]) {
-            let store = Store {
-                buffer: buffer_ids[shape.buffer.0 as usize],
-                index: e.index(stores.index),
-                value: e.exprs[&stores.value],
+            let each = stores.each.iter().map(|s| Store {
+                buffer: buffer_ids[s.buffer.0 as usize],
+                index: e.index(s.index),
+                value: e.exprs[&s.value],
                 guard: None,
                 kind: StoreKind::Set,
-            };
+            });
+            let stores = each.collect();
             e.kernel.phases.push(Phase::Store {
                 axes: axes.clone(),
-                stores: vec![store],
+                stores,
             });
         }
         Lowered {
@@ -123,9 +132,10 @@ impl Lowerer<'_> {
             .iter()
             .flat_map(|p| p.accums.iter().map(|a| a.value))
             .collect();
-        work.extend(shape.stores.iter().map(|s| s.value));
-        let affine = |s: &Stores| self.affines[s.index.0 as usize].clone();
-        let mut indices: Vec<Affine> = shape.stores.iter().map(affine).collect();
+        let stored = || shape.stores.iter().flat_map(|s| &s.each);
+        work.extend(stored().map(|s| s.value));
+        let affine = |s: &Stored| self.affines[s.index.0 as usize].clone();
+        let mut indices: Vec<Affine> = stored().map(affine).collect();
         loop {
             if let Some(x) = indices.pop() {
                 for (t, _) in &x.terms {

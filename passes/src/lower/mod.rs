@@ -20,6 +20,7 @@ pub(crate) use unit::{LoweredUnit, run};
 
 use affine::{Affine, Coords, Space, Term};
 
+use crate::fuse::Beside;
 use crate::plan::MissCode;
 use cupola_ir::kernel::{Access, Accum, BufferId, Expr, ExprId, IndexId, Item, Kernel, Literal};
 use cupola_ir::{CoreOp, DType, Dim, Graph, NodeId, Op, Scalar, Tensor, ValueId};
@@ -61,7 +62,8 @@ pub const RUN: &str = "session.run";
 pub struct Lowerer<'g> {
     graph: &'g Graph,
     stored: &'g [bool],
-    root: ValueId,
+    /// What the kernel stores, and at which offset.
+    roots: Vec<(ValueId, Affine)>,
     anchor: Option<ValueId>,
     space: Space,
     parallel: u32,
@@ -100,8 +102,8 @@ impl Parts {
     }
 }
 
-/// Lowers `root` and everything not stored that it depends on. `row` says which axes of the root the stores loop over
-/// inside the parallel axes; that of parts is one of them.
+/// Lowers `root`, the values `beside` it and everything not stored that they depend on. `row` says which axes of the root the
+/// stores loop over inside the parallel axes; that of parts is one of them.
 ///
 /// # Errors
 /// A value that must be stored first.
@@ -111,21 +113,21 @@ pub fn kernel(
     root: ValueId,
     row: &[bool],
     parts: Option<&Parts>,
+    beside: &[Beside],
 ) -> Result<Lowered, Stop> {
-    let mut me = Lowerer::new(graph, stored, root);
+    let mut me = Lowerer::new(graph, stored);
     let dims = graph.dims(root);
     let mut at = vec![Affine::zero(); dims.len()];
     for axis in (0..dims.len()).filter(|a| !row[*a]) {
         at[axis] = me.space.axis(&dims[axis]);
     }
     me.parallel = me.space.axes.len() as u32;
-    let buffer = me.buffer(root, Access::Write);
-    let mut stores = vec![];
     let whole = Parts {
         axis: dims.len(),
         extents: vec![Dim::ONE],
     };
     let parts = parts.unwrap_or(&whole);
+    let mut stores = vec![];
     let mut start = Dim::ZERO;
     for extent in &parts.extents {
         let first = me.space.axes.len() as u32;
@@ -135,27 +137,30 @@ pub fn kernel(
                 false => me.space.axis(&dims[axis]),
             };
         }
-        let coords = Coords {
-            dims: dims.clone(),
-            at: at.clone(),
-        };
-        stores.push(emit::Stores {
-            axes: (first..me.space.axes.len() as u32).collect(),
-            value: me.compute(root, &coords, None)?,
-            index: me.index(coords.linear()),
-        });
+        let axes = (first..me.space.axes.len() as u32).collect();
+        let all = me.positions(root, &at, beside);
+        me.roots = (all.iter())
+            .map(|(v, coords)| (*v, coords.linear()))
+            .collect();
+        let along = |coords: &Coords| coords.at.iter().any(|x| !me.is_parallel(x));
+        let (inner, outer) = (all.into_iter()).partition(|(v, coords)| *v == root || along(coords));
+        for (axes, values) in [(vec![], outer), (axes, inner)] {
+            let each = me.stored(values)?;
+            if !each.is_empty() {
+                stores.push(emit::Stores { axes, each });
+            }
+        }
         start = start + extent.clone();
     }
     Ok(me.emit(emit::Shape {
-        buffer,
         stores,
         sizes: vec![],
         collapse: true,
     }))
 }
 
-/// Lowers the elementwise rest of a library unit: `root` as a function of `anchor`, the unit's result 0. Buffer 0 is
-/// the anchor, buffer 1 the root; `sizes` are those of the unit so far.
+/// Lowers the elementwise rest of a library unit: `root` and the values `beside` it as functions of `anchor`, the unit's result
+/// 0. Buffer 0 is the anchor, buffer 1 the root; `sizes` are those of the unit so far.
 ///
 /// # Errors
 /// A value that must be stored first.
@@ -165,8 +170,9 @@ pub fn epilogue(
     root: ValueId,
     anchor: ValueId,
     sizes: Vec<Dim>,
+    beside: &[Beside],
 ) -> Result<Lowered, Stop> {
-    let mut me = Lowerer::new(graph, stored, root);
+    let mut me = Lowerer::new(graph, stored);
     me.anchor = Some(anchor);
     let dims = graph.dims(anchor);
     me.space.axes = dims.clone();
@@ -178,21 +184,15 @@ pub fn epilogue(
             Affine::term(Term::Axis(a as u32))
         }
     });
-    let coords = Coords {
-        at: at.collect(),
-        dims,
-    };
+    let at: Vec<Affine> = at.collect();
     me.buffer(anchor, Access::Read);
-    let buffer = me.buffer(root, Access::Write);
-    let value = me.compute(root, &coords, None)?;
-    let index = me.index(coords.linear());
-    let stores = emit::Stores {
-        axes: vec![],
-        index,
-        value,
-    };
+    let all = me.positions(root, &at, beside);
+    me.roots = (all.iter())
+        .map(|(v, coords)| (*v, coords.linear()))
+        .collect();
+    let each = me.stored(all)?;
+    let stores = emit::Stores { axes: vec![], each };
     Ok(me.emit(emit::Shape {
-        buffer,
         stores: vec![stores],
         sizes,
         collapse: false,
@@ -200,11 +200,11 @@ pub fn epilogue(
 }
 
 impl<'g> Lowerer<'g> {
-    fn new(graph: &'g Graph, stored: &'g [bool], root: ValueId) -> Lowerer<'g> {
+    fn new(graph: &'g Graph, stored: &'g [bool]) -> Lowerer<'g> {
         Lowerer {
             graph,
             stored,
-            root,
+            roots: vec![],
             anchor: None,
             space: Space::default(),
             parallel: 0,
@@ -217,6 +217,32 @@ impl<'g> Lowerer<'g> {
             phases: vec![],
             memo: FxHashMap::default(),
         }
+    }
+
+    /// The positions of the root's element and of those beside it.
+    fn positions(&self, root: ValueId, at: &[Affine], beside: &[Beside]) -> Vec<(ValueId, Coords)> {
+        let coords = |v: ValueId, at: Vec<Affine>| {
+            let dims = self.graph.dims(v);
+            (v, Coords { dims, at })
+        };
+        let mut all = vec![coords(root, at.to_vec())];
+        all.extend(beside.iter().map(|b| {
+            let follow = |a: &Option<u32>| a.map_or(Affine::zero(), |a| at[a as usize].clone());
+            coords(b.value, b.axes.iter().map(follow).collect())
+        }));
+        all
+    }
+
+    /// Values at their positions, to be stored there.
+    fn stored(&mut self, values: Vec<(ValueId, Coords)>) -> Result<Vec<emit::Stored>, Stop> {
+        let each = values.into_iter().map(|(v, coords)| {
+            Ok(emit::Stored {
+                buffer: self.buffer(v, Access::Write),
+                value: self.lower(v, &coords, None)?,
+                index: self.index(coords.linear()),
+            })
+        });
+        each.collect()
     }
 
     fn index(&mut self, affine: Affine) -> IndexId {
@@ -333,7 +359,17 @@ impl<'g> Lowerer<'g> {
         at: &Coords,
         guard: Option<ExprId>,
     ) -> Result<ExprId, Stop> {
-        if self.anchor == Some(value) || self.stored[value.index()] && value != self.root {
+        let own = self.roots.iter().find(|(root, _)| *root == value);
+        let own = own.map(|(_, position)| *position == at.linear());
+        if own == Some(false) {
+            // What the kernel itself writes elsewhere cannot be read in it.
+            return Err(Stop {
+                value,
+                code: MissCode::SeveralUsers,
+            });
+        }
+        let guard = guard.filter(|_| own.is_none());
+        if self.anchor == Some(value) || self.stored[value.index()] && own.is_none() {
             if let Some(literal) = self.graph.as_const(value).and_then(uniform) {
                 return Ok(self.expr(Expr::Const(literal)));
             }

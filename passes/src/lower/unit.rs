@@ -16,25 +16,31 @@ pub(crate) struct LoweredUnit {
     /// One value per buffer argument.
     pub buffers: Vec<ValueId>,
     /// The value whose node's position in the graph is that of the launch.
-    pub root: ValueId,
+    pub launch: ValueId,
 }
 
 /// Lowers all groups; where one cannot be lowered as it is, fuses again with the offending value stored.
 pub(crate) fn run(work: &mut Work, context: &Context) -> Result<()> {
     loop {
         let mut units = vec![];
-        let mut stops = vec![];
+        let (mut stops, mut apart) = (vec![], vec![]);
         for group in &work.fusion.groups {
             match lower_group(work, group) {
                 Ok(unit) => units.push(unit),
+                // Each of them alone may be lowered.
+                Err(_) if !group.beside.is_empty() => {
+                    apart.push(group.root);
+                    apart.extend(group.beside.iter().map(|b| b.value));
+                }
                 Err(stop) => stops.push(stop),
             }
         }
-        if stops.is_empty() {
+        if stops.is_empty() && apart.is_empty() {
             work.units = units;
             work.misses.append(&mut work.fusion.misses);
             return Ok(());
         }
+        work.fusion.apart.extend(apart);
         for stop in stops {
             debug_assert!(!work.fusion.stored[stop.value.index()], "{stop:?}");
             work.fusion.forced.insert(stop.value, stop.code);
@@ -67,7 +73,14 @@ fn lower_group(work: &Work, group: &Group) -> Result<LoweredUnit, Stop> {
             let Lowered {
                 mut kernel,
                 buffers,
-            } = kernel(graph, &work.fusion.stored, group.root, &row, parts.as_ref())?;
+            } = kernel(
+                graph,
+                &work.fusion.stored,
+                group.root,
+                &row,
+                parts.as_ref(),
+                &group.beside,
+            )?;
             kernel.name = name;
             (Unit::Loops(kernel), buffers)
         }
@@ -85,7 +98,7 @@ fn lower_group(work: &Work, group: &Group) -> Result<LoweredUnit, Stop> {
             nodes,
         },
         buffers,
-        root: group.root,
+        launch: group.launch,
     })
 }
 
@@ -137,7 +150,7 @@ fn library(
         buffers.push(*v);
     }
     let result = node.results[0];
-    if group.root != result {
+    if group.root != result || !group.beside.is_empty() {
         let at = node.operands.len();
         buffers[at] = group.root;
         let dtype = graph.dtype(group.root);
@@ -150,7 +163,14 @@ fn library(
         let Lowered {
             mut kernel,
             buffers: extra,
-        } = epilogue(graph, &work.fusion.stored, group.root, result, sizes)?;
+        } = epilogue(
+            graph,
+            &work.fusion.stored,
+            group.root,
+            result,
+            sizes,
+            &group.beside,
+        )?;
         unit.sizes = kernel.sizes.clone();
         kernel.name = name;
         buffers.extend(extra.into_iter().skip(2));

@@ -26,7 +26,7 @@ pub(crate) fn build(work: &mut Work, context: &Context) -> Result<()> {
         begun: vec![],
     };
     for (at, unit) in work.units.iter().enumerate() {
-        builder.units.insert(work.graph.value(unit.root).node, at);
+        builder.units.insert(work.graph.value(unit.launch).node, at);
     }
     let mut plan = builder.run()?;
     super::inplace::reuse(&mut plan, &work.units, context);
@@ -120,6 +120,7 @@ impl Builder<'_> {
             return;
         }
         let device = self.work.units[unit].placed.device;
+        let made = self.made_by(unit);
         let start = self.step() - 1;
         let later = self.graph.nodes().skip(id.index() + 1).map(|(id, _)| id);
         // Host work and effects may bind what later units need.
@@ -132,7 +133,7 @@ impl Builder<'_> {
         });
         let beside: Vec<(NodeId, usize)> = later
             .filter_map(|id| Some((id, *self.units.get(&id)?)))
-            .filter(|(_, unit)| self.is_chain(*unit) && self.is_ready(*unit, device))
+            .filter(|(_, unit)| self.is_chain(*unit) && self.is_ready(*unit, device, &made))
             .collect();
         let Some((last, _)) = beside.last() else {
             return;
@@ -159,13 +160,23 @@ impl Builder<'_> {
         }
     }
 
-    /// Whether all that a unit reads is there, on its device.
-    fn is_ready(&self, unit: usize, device: DeviceId) -> bool {
+    /// Whether all that a unit reads is there, on its device, without what is made only now.
+    fn is_ready(&self, unit: usize, device: DeviceId, made: &[ValueId]) -> bool {
         let lowered = &self.work.units[unit];
         let accesses = lowered.placed.unit.accesses();
         let reads = lowered.buffers.iter().zip(accesses);
         let mut reads = reads.filter(|(_, access)| *access == Access::Read);
-        lowered.placed.device == device && reads.all(|(v, _)| self.is_made(*v, device))
+        let is_there = |v: ValueId| self.is_made(v, device) && !made.contains(&self.base(v));
+        lowered.placed.device == device && reads.all(|(v, _)| is_there(*v))
+    }
+
+    /// The values that have the memory which a unit writes.
+    fn made_by(&self, unit: usize) -> Vec<ValueId> {
+        let lowered = &self.work.units[unit];
+        let accesses = lowered.placed.unit.accesses();
+        let writes = lowered.buffers.iter().zip(accesses);
+        let writes = writes.filter(|(_, access)| *access != Access::Read);
+        writes.map(|(v, _)| self.base(*v)).collect()
     }
 
     fn is_made(&self, v: ValueId, device: DeviceId) -> bool {

@@ -2,17 +2,19 @@
 //! the operand's slot.
 //!
 //! Rule for kernels: the operand is another kernel's result, and this one reads it only at the element that it writes, so
-//! that no element is needed after it was overwritten, by whatever thread.
+//! that no element is needed after it was overwritten, by whatever thread. Each result of a kernel may lie over an operand of
+//! its own.
 //!
-//! Rule for states: elements scattered into a state's value that becomes that state's next value are written where the state
-//! is, unless something needs the old value later. Such states are [`Plan::overwritten`]. Devices may have the one and not the
-//! other ([`cupola_ir::target::Target`]): a scatter need not read what it writes over.
+//! Rule for states: what a kernel makes of a state element by element, or what is scattered into it, and becomes that state's
+//! next value, is written where the state is, unless something needs the old value later. Such states are
+//! [`Plan::overwritten`]. Devices may have the one and not the other ([`cupola_ir::target::Target`]): a scatter need not read
+//! what it writes over.
 
 use super::pack::{is_packed, owner};
 use super::{Plan, SlotId, Step, Storage};
 use crate::Context;
 use crate::lower::LoweredUnit;
-use cupola_ir::kernel::{Access, Expr, Kernel, Phase, StoreKind, Unit};
+use cupola_ir::kernel::{Access, Expr, Kernel, Phase, Store, StoreKind, Unit};
 use cupola_ir::ops::CoreOp;
 use cupola_ir::{Dim, Op};
 
@@ -27,8 +29,17 @@ pub(super) fn reuse(plan: &mut Plan, units: &[LoweredUnit], context: &Context) {
         let target = context.target(placed.device);
         match &placed.unit {
             Unit::Loops(kernel) if target.aliasing => {
-                if let Some((result, of, offset)) = overwritten(plan, kernel, buffers, at) {
+                let buffers = buffers.clone();
+                for store in last_stores(kernel) {
+                    let found = known.overwritten(plan, kernel, store, &buffers, at);
+                    let Some((result, of, offset)) = found else {
+                        continue;
+                    };
                     known.alias(plan, result, of, offset);
+                    if matches!(plan.slots[of.0 as usize].storage, Storage::State(_)) {
+                        plan.overwritten.push(of);
+                        plan.commits.get_or_insert(at);
+                    }
                 }
             }
             Unit::Library(call)
@@ -74,18 +85,54 @@ impl Known {
     /// slot.
     fn scattered(&self, plan: &Plan, buffers: &[SlotId], at: usize) -> Option<(SlotId, SlotId)> {
         let (data, result) = (*buffers.first()?, *buffers.last()?);
-        let Storage::State(name) = &plan.slots[data.0 as usize].storage else {
-            return None;
+        let alone = !(buffers[1..].iter()).any(|slot| owner(plan, *slot) == data);
+        (alone && self.succeeds(plan, data, result, at)).then_some((result, data))
+    }
+
+    /// Whether a result of a step is the next value of a state, whose old value nothing needs after it.
+    fn succeeds(&self, plan: &Plan, state: SlotId, result: SlotId, at: usize) -> bool {
+        let Storage::State(name) = &plan.slots[state.0 as usize].storage else {
+            return false;
         };
-        let is_old = |slot: &SlotId| owner(plan, *slot) == data;
+        let is_old = |slot: &SlotId| owner(plan, *slot) == state;
         let last = |slot: &SlotId| self.steps[slot.0 as usize].last().copied();
-        let mut old = self.aliases[data.0 as usize].iter().chain([&data]);
-        let needed_later = old.any(|slot| last(slot) > Some(at));
-        let alone = !buffers[1..].iter().any(is_old) && !plan.outputs.iter().any(is_old);
+        let mut old = self.aliases[state.0 as usize].iter().chain([&state]);
+        let needed_later = old.any(|slot| last(slot) > Some(at)) || plan.outputs.iter().any(is_old);
         let becomes = |step: &usize| matches!(&plan.steps[*step], Step::WriteState { slot, from } if slot == name && *from == result);
         let planned = plan.slots[result.0 as usize].storage == Storage::Planned;
         let written = || self.steps[result.0 as usize].iter().any(becomes);
-        (planned && alone && !needed_later && written()).then_some((result, data))
+        planned && !needed_later && written()
+    }
+
+    /// A result's slot, and the slot and byte offset of the operand it can lie over.
+    fn overwritten(
+        &self,
+        plan: &Plan,
+        kernel: &Kernel,
+        store: &Store,
+        buffers: &[SlotId],
+        at: usize,
+    ) -> Option<(SlotId, SlotId, Dim)> {
+        let written = store.buffer.0 as usize;
+        let result = buffers[written];
+        if store.kind != StoreKind::Set || store.guard.is_some() {
+            return None;
+        }
+        let packed = is_packed(plan, result);
+        (0..buffers.len()).find_map(|b| {
+            let of = owner(plan, buffers[b]);
+            let slot = &plan.slots[of.0 as usize];
+            // What the host hands over may lie in memory that is not ours to write.
+            let launched = || matches!(plan.steps[slot.first], Step::Launch { .. });
+            let dies = packed && is_packed(plan, of) && slot.last == at && launched();
+            let alone = (buffers.iter().enumerate()).all(|(k, s)| k == b || owner(plan, *s) != of);
+            let offset = match &plan.slots[buffers[b].0 as usize].storage {
+                Storage::Alias { offset, .. } => offset.clone(),
+                _ => Dim::ZERO,
+            };
+            let free = dies || self.succeeds(plan, of, result, at);
+            (free && alone && is_over(kernel, store, b)).then_some((result, of, offset))
+        })
     }
 
     /// Makes a result a part of another slot, and with it what was a part of the result.
@@ -129,46 +176,24 @@ fn mentioned(step: &Step, mut each: impl FnMut(SlotId)) {
     }
 }
 
-/// The result's slot, and the slot and byte offset of the operand it can lie over.
-fn overwritten(
-    plan: &Plan,
-    kernel: &Kernel,
-    buffers: &[SlotId],
-    at: usize,
-) -> Option<(SlotId, SlotId, Dim)> {
-    let Some(Phase::Store { stores, .. }) = kernel.phases.last() else {
-        return None;
-    };
-    let [store] = &stores[..] else { return None };
-    let written = store.buffer.0 as usize;
-    let result = buffers[written];
-    if store.kind != StoreKind::Set || store.guard.is_some() || !is_packed(plan, result) {
-        return None;
+/// The stores of the last phase, after which nothing is read.
+fn last_stores(kernel: &Kernel) -> &[Store] {
+    match kernel.phases.last() {
+        Some(Phase::Store { stores, .. }) => stores,
+        _ => &[],
     }
-    let is_element = |b: usize| {
-        kernel.exprs.iter().all(|e| match e {
-            Expr::Load { buffer, index, .. } => buffer.0 as usize != b || *index == store.index,
-            _ => true,
-        })
+}
+
+/// Whether a kernel reads this buffer only at the element that it stores, and in elements as large.
+fn is_over(kernel: &Kernel, store: &Store, b: usize) -> bool {
+    let (x, y) = (&kernel.buffers[b], &kernel.buffers[store.buffer.0 as usize]);
+    let size = |dtype: cupola_ir::DType| dtype.is_whole_byte().then(|| dtype.size());
+    let fits = x.access == Access::Read
+        && x.len == y.len
+        && size(x.dtype).is_some_and(|s| size(y.dtype) == Some(s));
+    let own = |e: &Expr| match e {
+        Expr::Load { buffer, index, .. } => buffer.0 as usize != b || *index == store.index,
+        _ => true,
     };
-    let fits = |b: usize| {
-        let (x, y) = (&kernel.buffers[b], &kernel.buffers[written]);
-        let size = |dtype: cupola_ir::DType| dtype.is_whole_byte().then(|| dtype.size());
-        x.access == Access::Read
-            && x.len == y.len
-            && size(x.dtype).is_some_and(|s| size(y.dtype) == Some(s))
-    };
-    (0..buffers.len()).find_map(|b| {
-        let of = owner(plan, buffers[b]);
-        let slot = &plan.slots[of.0 as usize];
-        // What the host hands over may lie in memory that is not ours to write.
-        let launched = matches!(plan.steps[slot.first], Step::Launch { .. });
-        let dies = is_packed(plan, of) && slot.last == at && launched;
-        let alone = (buffers.iter().enumerate()).all(|(k, s)| k == b || owner(plan, *s) != of);
-        let offset = match &plan.slots[buffers[b].0 as usize].storage {
-            Storage::Alias { offset, .. } => offset.clone(),
-            _ => Dim::ZERO,
-        };
-        (dies && alone && fits(b) && is_element(b)).then_some((result, of, offset))
-    })
+    fits && kernel.exprs.iter().all(own)
 }

@@ -197,6 +197,9 @@ pub struct Plan {
     /// Slots of states that steps write into: their memory must be the run's alone. After a run that fails, elements that it
     /// was to write are undefined.
     pub overwritten: Vec<SlotId>,
+    /// From this step on whole states are written over; a run that came so far is not stopped, since its states would be partly
+    /// those of before.
+    pub commits: Option<usize>,
 }
 
 /// A unit and where it runs.

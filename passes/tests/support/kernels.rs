@@ -69,7 +69,10 @@ pub fn run_library(l: &Library, sizes: &[i64], bufs: &mut [Vec<V>]) {
             let mut own = vec![product.v, std::mem::take(&mut bufs[2])];
             own.extend(bufs[3..].iter().cloned());
             run(e, sizes, &mut own);
-            bufs[2] = own.swap_remove(1);
+            // What the epilogue takes or stores beside the result.
+            for (to, from) in bufs[2..].iter_mut().zip(own.drain(1..)) {
+                *to = from;
+            }
         }
     }
 }

@@ -47,6 +47,24 @@ pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
+/// Runs to the end and succeeds; gives what it prints.
+#[allow(dead_code, reason = "for some of the tests")]
+pub fn succeed(args: &[&str]) -> String {
+    let out = run(args);
+    let errors = text(&out.stderr);
+    assert!(out.status.success(), "{args:?}: {errors}");
+    text(&out.stdout)
+}
+
+/// The status and the one error line of a run that fails.
+#[allow(dead_code, reason = "for some of the tests")]
+pub fn failure(args: &[&str]) -> (i32, String) {
+    let Output { status, stderr, .. } = run(args);
+    let errors = text(&stderr);
+    assert_eq!(errors.lines().count(), 1, "{args:?}: {errors}");
+    (status.code().unwrap_or(-1), errors)
+}
+
 /// A folder that is removed at the end.
 pub struct Folder(pub PathBuf);
 

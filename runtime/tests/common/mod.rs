@@ -3,7 +3,7 @@
 #![allow(dead_code, reason = "each test uses some")]
 
 use cupola_ir::composite::{Attention, Cell, Conv, Gelu, LayerNorm, Recurrent};
-use cupola_ir::{CompositeOp, DType, Dim, Graph, Op, Scalar, Tensor, TensorType};
+use cupola_ir::{CompositeOp, DType, Dim, Graph, Op, Scalar, Tensor, TensorType, ValueId};
 
 /// Numbers between -1 and 1, the same at every run.
 pub fn numbers(shape: &[usize], seed: u32) -> Tensor {
@@ -69,9 +69,23 @@ pub fn convolution() -> Graph {
 }
 
 /// A layer of long short-term memory over the first axis, both ways, and one more over their sum.
+#[allow(dead_code, reason = "for some of the tests")]
 pub fn recurrent() -> Graph {
+    layers("recurrent", |g, [forward, backward]| {
+        g.binary(Scalar::Add, forward, backward).expect("sum")
+    })
+}
+
+/// As [`recurrent`], but the last layer reads the forward one as it is.
+#[allow(dead_code, reason = "for some of the tests")]
+pub fn stacked() -> Graph {
+    layers("stacked", |_, [forward, _]| forward)
+}
+
+/// Two recurrent layers of `x`, one in each direction, and a third over what is made of them.
+fn layers(name: &str, joined: impl FnOnce(&mut Graph, [ValueId; 2]) -> ValueId) -> Graph {
     let (input, hidden) = (24usize, 48usize);
-    let mut g = Graph::new("recurrent");
+    let mut g = Graph::new(name);
     let ty = TensorType::new(DType::F32, [Dim::sym("n"), 2usize.into(), input.into()]);
     let x = g.input("x", ty).expect("input");
     let mut weights = |shape: &[usize], seed| {
@@ -107,7 +121,7 @@ pub fn recurrent() -> Graph {
         let operands = &operands[usize::from(reverse)];
         g.push(layer(reverse), operands).expect("layer")[0]
     });
-    let sum = g.binary(Scalar::Add, forward, backward).expect("sum");
+    let sum = joined(&mut g, [forward, backward]);
     let [_, _, r, state, _] = operands[0];
     let y = g.push(layer(false), &[sum, above, r, state, state]);
     g.output("y", y.expect("layer")[0]);

@@ -130,13 +130,31 @@ impl Vocabulary {
         all
     }
 
+    /// Whether tokens are words.
+    pub fn is_words(&self) -> bool {
+        self.units == Units::Words
+    }
+
+    /// What a token stands for within a text: a character, or a word behind a space. Marks that end something follow what is
+    /// before them at once.
+    pub fn piece(&self, token: u32) -> String {
+        let text = self.tokens.get(token as usize).map_or("<unk>", |s| &**s);
+        let is_close = matches!(
+            text,
+            "." | "," | ";" | ":" | "!" | "?" | ")" | "]" | "\n" | "’" | "”"
+        );
+        match self.is_words() && !is_close {
+            true => format!(" {text}"),
+            false => text.to_string(),
+        }
+    }
+
     /// The text of tokens; words are joined by spaces.
     pub fn decode(&self, tokens: &[u32]) -> String {
-        let of = |t: &u32| self.tokens.get(*t as usize).map_or("<unk>", |s| &**s);
-        let parts: Vec<&str> = tokens.iter().map(of).collect();
-        match self.units {
-            Units::Characters | Units::Tokenizer => parts.concat(),
-            Units::Words => parts.join(" "),
+        let text: String = tokens.iter().map(|t| self.piece(*t)).collect();
+        match self.is_words() {
+            true => text.trim_start_matches(' ').to_string(),
+            false => text,
         }
     }
 }
@@ -326,6 +344,8 @@ mod tests {
         let text = serde_json::to_string(&vocabulary).expect("a vocabulary");
         assert_eq!(Vocabulary::from_json(&text), Ok(vocabulary.clone()));
         assert_eq!(vocabulary.decode(&[2, 3, 9]), "b a <unk>");
+        let marks = Vocabulary::new(&Words::default(), &["a, b.\nc".into()]);
+        assert_eq!(marks.decode(&marks.encode("A b, a.\nc")), "<unk> b, a.\n c");
     }
 
     #[test]

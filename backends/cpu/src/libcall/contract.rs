@@ -75,6 +75,11 @@ impl Matrices<'_> {
     }
 }
 
+/// Whether elements are f32 that products round as they pack them.
+pub(super) fn rounds(x: &Operand) -> bool {
+    x.dtype == DType::F32 && x.read.bits() == 16
+}
+
 /// Brings an operand into the form of matrices with these axes, copying it when its strides do not allow a view, or when it
 /// has to be converted to another type and the kernel does not take it as it is (`as_is`).
 pub(super) fn matrices<'a>(
@@ -122,7 +127,7 @@ pub(super) fn matrices<'a>(
         batch: batch.collect(),
         across,
         along,
-        wide: x.dtype == DType::F32 && x.read.bits() == 16,
+        wide: rounds(&x),
         _copy: copy,
     })
 }
@@ -219,8 +224,7 @@ pub(super) fn bind<'a>(call: &Call<'a>, p: &Contract) -> Result<Product<'a>, Fai
         if packed.is_some_and(|k| k.side == side) {
             return Ok(Matrices::packed(x, &free, &summed));
         }
-        let rounded = side == Side::Left && x.dtype == DType::F32;
-        matrices(&call.cx, x, batch, &free, &summed, rounded)
+        matrices(&call.cx, x, batch, &free, &summed, rounds(x))
     };
     let (left, right) = (operand(Side::Left, l)?, operand(Side::Right, r)?);
     Ok(Product::new(left, right, packed))
@@ -369,6 +373,7 @@ impl<'a> Product<'a> {
                     },
                     match self.packed(Side::Right) {
                         Some(packed) => Right::Packed(packed),
+                        None if self.right.wide => Right::Wide(self.right_view::<f32>(y)),
                         None => Right::View(self.right_view::<T>(y)),
                     },
                 )

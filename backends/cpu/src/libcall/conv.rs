@@ -169,7 +169,21 @@ pub(super) fn taps(
     [strides, dilations]: [&[i64]; 2],
     pads: [&[Dim]; 2],
 ) -> Result<Vec<Taps>, Failure> {
-    let taps = call.operands[1].dims[2..].iter().enumerate();
+    taps_of(
+        call,
+        &call.operands[1].dims[2..],
+        [strides, dilations],
+        pads,
+    )
+}
+
+/// As [`taps`], of a kernel of these extents.
+pub(super) fn taps_of(
+    call: &Call,
+    kernel: &[usize],
+    [strides, dilations]: [&[i64]; 2],
+    pads: [&[Dim]; 2],
+) -> Result<Vec<Taps>, Failure> {
     let one = |(a, kernel): (usize, &usize)| {
         let pad = |pads: &[Dim]| whole_size(call.dim(&pads[a])?);
         Ok(Taps {
@@ -179,7 +193,7 @@ pub(super) fn taps(
             pads: [pad(pads[0])?, pad(pads[1])?],
         })
     };
-    taps.map(one).collect()
+    kernel.iter().enumerate().map(one).collect()
 }
 
 /// Runs a convolution.

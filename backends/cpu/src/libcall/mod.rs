@@ -21,6 +21,7 @@ mod rows;
 mod scatter;
 mod sort;
 mod tail;
+mod weight_gradient;
 
 use crate::device::Argument;
 use crate::error::Error;
@@ -57,6 +58,9 @@ pub(crate) fn claim(op: &Op, operands: &[&TensorType]) -> Claim {
         Op::Composite(C::ConvTranspose(p)) => {
             (conv::refusal(&[&p.pads_low], operands, true), true, true)
         }
+        Op::Composite(C::ConvWeightGradient(p)) => {
+            (weight_gradient::refusal(p, operands), true, false)
+        }
         Op::Composite(C::Attention(_)) => (attention::refusal(operands), true, false),
         Op::Composite(C::PagedAttention(_)) => (paged::refusal(operands), true, false),
         Op::Composite(C::Recurrent(p)) => (recurrent::refusal(p, operands), false, false),
@@ -81,7 +85,8 @@ pub(crate) fn claim(op: &Op, operands: &[&TensorType]) -> Claim {
             epilogue,
             converts: matches!(
                 op,
-                Op::Core(O::Contract(_)) | Op::Composite(C::Attention(_))
+                Op::Core(O::Contract(_))
+                    | Op::Composite(C::Attention(_) | C::ConvWeightGradient(_))
             ),
         },
     }
@@ -355,6 +360,7 @@ impl Call<'_> {
             Op::Composite(CompositeOp::IntegerConv(p)) => conv::run_integers(self, p),
             Op::Composite(CompositeOp::ConvChannelsLast(p)) => pixels::run(self, p),
             Op::Composite(CompositeOp::ConvTranspose(p)) => conv::run_transposed(self, p),
+            Op::Composite(CompositeOp::ConvWeightGradient(p)) => weight_gradient::run(self, p),
             op => unreachable!("bug: {} was refused before", op.name()),
         }
     }

@@ -159,7 +159,12 @@ pub(crate) fn run(call: &Call, p: &ConvChannelsLast) -> Result<(), Failure> {
     let weights = match call.prepared {
         Some(Prepared::Pixels(weights)) => weights,
         _ => {
-            fresh = pack(p, &call.operands[1], &call.cx, None)?;
+            let passing = call.cx.scratch.passing();
+            let cx = Context {
+                scratch: &passing,
+                ..call.cx
+            };
+            fresh = pack(p, &call.operands[1], &cx, None)?;
             &fresh
         }
     };
@@ -194,7 +199,7 @@ fn run_into(call: &Call, convolution: &Convolution, to: *mut u8) -> Result<(), F
 }
 
 /// Extents and strides of `[batch, spatial.., channels]` with spatial axes brought to three.
-fn five_last(x: &Operand) -> ([usize; 5], [usize; 5]) {
+pub(super) fn five_last(x: &Operand) -> ([usize; 5], [usize; 5]) {
     let last = x.dims.len() - 1;
     let order = cupola_ir::composite::channels_first(last + 1);
     let ([batch, channels, depth, height, width], [b, c, d, h, w]) = five(&x.permuted(&order));

@@ -49,6 +49,11 @@ impl<'a> Builder<'a> {
         }
     }
 
+    /// What the graph is made from.
+    pub fn parts(&self) -> (&'a Weights, &'a Recipe, &'a Options) {
+        (self.weights, self.recipe, self.options)
+    }
+
     /// Names the part of the model that the next nodes belong to.
     fn part(&mut self, node: &str, op: &str) {
         let origin = Origin {

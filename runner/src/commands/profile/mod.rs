@@ -16,25 +16,15 @@ use std::time::Duration;
 
 /// Runs a model, notes every step, and says where the time went.
 pub fn profile(args: &ProfileArgs) -> Outcome {
-    let model = super::open(&args.model, &args.compile)?;
-    let types = model.input_types()?;
-    let given = inputs::gather(&types, &args.input, &args.compile, true)?;
-    let mut runner = model.runner(super::host(&args.compile), super::options(&args.compile)?);
-    let found = {
-        let _busy = super::busy("measuring");
-        let session = runner.session(&given)?;
-        session.state_mut().seed = args.compile.seed;
-        let options = ProfileOptions {
-            runs: args.runs as usize,
-            ..ProfileOptions::default()
-        };
-        cupola::profile(session, &given, options)?
+    let (name, found) = match args.train {
+        true => super::train::profile(&args.model, &args.compile, options(args))?,
+        false => of_model(args)?,
     };
     let Some(profile) = found else {
         let what = "the reference interpreter has no kernels to measure; choose another device";
         return Err(Failure::usage(what));
     };
-    let name = runner.model().name();
+    let name = name.as_str();
     if let Some(path) = &args.trace {
         crate::outputs::write_whole(path, trace::document(name, &profile).to_string().as_bytes())?;
     }
@@ -48,6 +38,26 @@ pub fn profile(args: &ProfileArgs) -> Outcome {
             Ok(())
         }
     }
+}
+
+fn options(args: &ProfileArgs) -> ProfileOptions {
+    ProfileOptions {
+        runs: args.runs as usize,
+        ..ProfileOptions::default()
+    }
+}
+
+/// The name of a model and where the time of its runs goes.
+fn of_model(args: &ProfileArgs) -> Outcome<(String, Option<Profile>)> {
+    let model = super::open(&args.model, &args.compile)?;
+    let types = model.input_types()?;
+    let given = inputs::gather(&types, &args.input, &args.compile, true)?;
+    let mut runner = model.runner(super::host(&args.compile), super::options(&args.compile)?);
+    let _busy = super::busy("measuring");
+    let session = runner.session(&given)?;
+    session.state_mut().seed = args.compile.seed;
+    let found = cupola::profile(session, &given, options(args))?;
+    Ok((runner.model().name().to_string(), found))
 }
 
 /// A line of the table.

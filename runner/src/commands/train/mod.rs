@@ -13,12 +13,12 @@ use crate::fail::{Failure, Outcome};
 use crate::interrupt::Interrupt;
 use crate::{inputs, npy, outputs};
 use cupola::train::{self, Checkpoint, Config, Ended, Parts, Readers, Scores, Trainer};
-use cupola::{DType, MemoryPlan, Tensor, TensorType, ValueType};
+use cupola::{DType, MemoryPlan, Profile, ProfileOptions, Tensor, TensorType, ValueType};
 use cupola_mpi::Job;
 use serde_json::{Value as Json, json};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use watch::Watch;
 
@@ -189,6 +189,21 @@ pub fn plan(
     Ok(train::plan(&config, &parts, &host, &options, sizes)?)
 }
 
+/// The name of a configuration and where the time of its steps goes.
+pub fn profile(
+    path: &Path,
+    compile: &CompileArgs,
+    options: ProfileOptions,
+) -> Outcome<(String, Option<Profile>)> {
+    let config = Config::open(path)?;
+    let name = config.name.clone();
+    let parts = open(&config)?;
+    let host = super::host(compile);
+    let mut trainer = Trainer::new(config, parts, host, &super::options(compile)?)?;
+    let _busy = super::busy("measuring");
+    Ok((name, trainer.profile(options)?))
+}
+
 /// A picture as bytes `[channels, height, width]`.
 fn picture(path: &Path, extents: [usize; 3]) -> Result<Tensor, String> {
     let ty = ValueType::from(TensorType::new(DType::U8, extents));
@@ -225,7 +240,7 @@ fn open(config: &Config) -> Outcome<Parts> {
 
 /// Measures a trained model.
 pub fn eval(args: &EvalArgs) -> Outcome {
-    let mut checkpoint = Checkpoint::open(&checkpoint_of(&args.checkpoint)?)?;
+    let mut checkpoint = Checkpoint::open(&train::checkpoint_path(&args.checkpoint)?)?;
     if !args.metric.is_empty() {
         checkpoint.config.metrics.clone_from(&args.metric);
     }
@@ -275,27 +290,6 @@ fn evaluate(
     Ok(train::evaluate_checkpoint(
         checkpoint, part, &host, &options,
     )?)
-}
-
-/// The checkpoint that a path means: of a configuration its best, else its last.
-fn checkpoint_of(path: &Path) -> Outcome<PathBuf> {
-    if path.extension().is_none_or(|e| e != "toml") {
-        return Ok(path.to_owned());
-    }
-    if !path.exists() {
-        let what = format!("{} does not exist", path.display());
-        return Err(Failure::usage(what));
-    }
-    let folder = Config::open(path)?.checkpoint.folder.unwrap_or_default();
-    let best = folder.join("best.safetensors");
-    match (best.exists(), folder.is_dir()) {
-        (true, _) => Ok(best),
-        (false, true) => Ok(folder),
-        (false, false) => Err(Failure::usage(format!(
-            "{} has no checkpoints yet; cupola train writes them",
-            path.display()
-        ))),
-    }
 }
 
 /// `loss 0.1234, accuracy 0.98`.

@@ -3,7 +3,7 @@
 //! Operands may be strided in any way or packed ahead of time; f16 and bf16 are accumulated in f32, integers modulo 2^32 or
 //! 2^64, 8-bit integers with zero points in i32 ([`multiply_bytes`]). The result does not depend on the number of threads.
 //!
-//! Reading order: `tile` (the register tile), `formats` (number formats by level), `pack`, `packed`, `driver` (blocking and
+//! Reading order: `tile` (the register tile), `formats` (number formats by level), `pack`, `packed`, `windows`, `driver` (blocking and
 //! threads), `block` (the order of tiles), `own_rows` (packed right operands), `numbers`, `dots` (without packing), this file
 //! (operands and batches), `bytes` and `correction` (8-bit integers), `quantised` (block-quantised weights).
 
@@ -19,6 +19,7 @@ pub(crate) mod pack;
 pub(crate) mod packed;
 mod quantised;
 pub(crate) mod tile;
+pub(crate) mod windows;
 
 #[cfg(test)]
 mod tests;
@@ -34,6 +35,7 @@ pub use bytes::{
 pub use dots::few;
 pub use driver::{Epilogue, Finished};
 pub use quantised::{Activations, BlockNumber, BlockOutput, PackedBlocks, multiply_blocks};
+pub use windows::Windows;
 
 use crate::error::Result;
 use crate::isa::Isa;
@@ -63,6 +65,10 @@ pub enum Left<'a, T> {
     View(View<'a, T, 4>),
     /// In memory as f32, to be rounded to `T`, a float of 16 bits.
     Wide(View<'a, f32, 4>),
+    /// Elements of windows; a batch of one.
+    Windows(Windows<'a, T>),
+    /// As [`Left::Windows`], in memory as f32, to be rounded to `T`, a float of 16 bits.
+    WideWindows(Windows<'a, f32>),
     /// Packed, the same one for the whole batch.
     Packed(&'a PackedLeft<T>),
 }
@@ -72,6 +78,8 @@ pub enum Left<'a, T> {
 pub enum Right<'a, T> {
     /// In memory.
     View(View<'a, T, 4>),
+    /// In memory as f32, to be rounded to `T`, a float of 16 bits.
+    Wide(View<'a, f32, 4>),
     /// Packed, the same one for the whole batch.
     Packed(&'a PackedRight<T>),
 }
@@ -255,16 +263,14 @@ fn check_operands<T: Number>(
     shape: [usize; 4],
 ) -> Result<usize> {
     let [outer, batch, rows, cols] = shape;
-    let inner = match left {
-        Left::View(view) => view.shape()[3],
-        Left::Wide(view) => view.shape()[3],
-        Left::Packed(packed) => packed.inner,
-    };
     let shape = match left {
         Left::View(view) => view.shape(),
         Left::Wide(view) => view.shape(),
-        Left::Packed(_) => [outer, batch, rows, inner],
+        Left::Windows(windows) => [1, 1, windows.rows(), windows.inner()],
+        Left::WideWindows(windows) => [1, 1, windows.rows(), windows.inner()],
+        Left::Packed(packed) => [outer, batch, rows, packed.inner],
     };
+    let inner = shape[3];
     if shape != [outer, batch, rows, inner] {
         return Err(mismatch(
             "left operand of a product",
@@ -281,16 +287,16 @@ fn check_operands<T: Number>(
         }
         _ => {}
     }
+    let seen = match right {
+        Right::View(view) => view.shape(),
+        Right::Wide(view) => view.shape(),
+        Right::Packed(packed) => [outer, batch, packed.inner, packed.cols],
+    };
     match right {
-        Right::View(view) if view.shape() != [outer, batch, inner, cols] => Err(mismatch(
+        _ if seen != [outer, batch, inner, cols] => Err(mismatch(
             "right operand of a product",
-            view.shape(),
+            seen,
             [outer, batch, inner, cols],
-        )),
-        Right::Packed(packed) if (packed.inner, packed.cols) != (inner, cols) => Err(mismatch(
-            "packed right operand",
-            [packed.inner, packed.cols],
-            [inner, cols],
         )),
         Right::Packed(packed) if packed.isa != isa => {
             Err(mismatch("packed right operand", packed.isa, isa))
@@ -378,13 +384,14 @@ impl<T: Number> Problem<'_, T> {
             let strides = match &self.left {
                 Left::View(left) => left.strides(),
                 Left::Wide(left) => left.strides(),
-                Left::Packed(_) => break,
+                Left::Windows(_) | Left::WideWindows(_) | Left::Packed(_) => break,
             };
             if self.epilogue.is_some() {
                 break;
             }
             let shared = match &self.right {
                 Right::View(right) => right.strides()[d] == 0,
+                Right::Wide(right) => right.strides()[d] == 0,
                 Right::Packed(_) => true,
             };
             let (mut from, to) = (strides, &mut self.output.strides);
@@ -407,7 +414,7 @@ impl<T: Number> Problem<'_, T> {
                 match self.left {
                     Left::View(left) => Left::View(View::from_raw(left.as_ptr(), shape, from)),
                     Left::Wide(left) => Left::Wide(View::from_raw(left.as_ptr(), shape, from)),
-                    packed @ Left::Packed(_) => packed,
+                    other => other,
                 }
             };
         }
@@ -462,10 +469,13 @@ impl<T: Number> Problem<'_, T> {
             left: match &self.left {
                 Left::View(view) => OneLeft::Strided(left_of(view, offset(batch_strides(view)))),
                 Left::Wide(view) => OneLeft::Wide(left_of(view, offset(batch_strides(view)))),
+                Left::Windows(windows) => OneLeft::Windows(windows),
+                Left::WideWindows(windows) => OneLeft::WideWindows(windows),
                 Left::Packed(packed) => OneLeft::Packed(&packed.panels),
             },
             right: match &self.right {
                 Right::View(view) => OneRight::Strided(right_of(view, offset(batch_strides(view)))),
+                Right::Wide(view) => OneRight::Wide(right_of(view, offset(batch_strides(view)))),
                 Right::Packed(packed) => OneRight::Packed(&packed.panels),
             },
             rows,
@@ -521,10 +531,15 @@ enum OneLeft<'a, T> {
     Strided(Strided<T>),
     /// To be rounded to `T`.
     Wide(Strided<f32>),
+    Windows(&'a Windows<'a, T>),
+    /// To be rounded to `T`.
+    WideWindows(&'a Windows<'a, f32>),
     Packed(&'a AnyPacked),
 }
 
 enum OneRight<'a, T> {
     Strided(Strided<T>),
+    /// To be rounded to `T`.
+    Wide(Strided<f32>),
     Packed(&'a AnyPacked),
 }

@@ -9,6 +9,7 @@ use super::formats::{BrainPairs, Doubles, Floats, Wrapping};
 use super::pack::{Panel, Strided, pack_elements, pack_floats, pack_pairs, pack_rounded};
 use super::packed::Packed;
 use super::tile::{TileSet, Tiles};
+use super::windows::Windows;
 use super::{AnyPacked, Matrix, Number, OneLeft, OneRight, Sum};
 use crate::error::Result;
 use crate::isa::Isa;
@@ -103,7 +104,7 @@ const FOREIGN: &str = "bug: packed for another number type";
 
 /// Numbers whose words are themselves: packing and direct rows alike.
 macro_rules! plain_numbers {
-    ($($t:ty as $word:ty: $format:ty, $packed:ident, $pack:expr, dots $dots:expr;)*) => {
+    ($($t:ty as $word:ty: $format:ty, $packed:ident, $pack:expr, windows $windows:expr, dots $dots:expr;)*) => {
         $(#[allow(private_interfaces, reason = "sealed: callable in this module only")]
         impl Multiply for $t {
             type Sum = $t;
@@ -121,19 +122,23 @@ macro_rules! plain_numbers {
                     return done;
                 }
                 let isa = cx.isa;
-                let pack_left;
+                let (pack_left, pack_windows);
                 let left = match &matrix.left {
                     OneLeft::Packed(AnyPacked::$packed(packed)) => driver::Left::Packed(packed),
-                    OneLeft::Packed(_) | OneLeft::Wide(_) => unreachable!("{FOREIGN}"),
+                    OneLeft::Packed(_) | OneLeft::Wide(_) | OneLeft::WideWindows(_) => unreachable!("{FOREIGN}"),
                     OneLeft::Strided(source) => {
                         pack_left = move |panel: &Panel<$word>| $pack(isa, source, panel);
                         driver::Left::Pack(&pack_left)
+                    }
+                    OneLeft::Windows(windows) => {
+                        pack_windows = move |panel: &Panel<$word>| $windows(isa, windows, panel);
+                        driver::Left::Pack(&pack_windows)
                     }
                 };
                 let pack_right;
                 let right = match &matrix.right {
                     OneRight::Packed(AnyPacked::$packed(packed)) => driver::Right::Packed(packed),
-                    OneRight::Packed(_) => unreachable!("{FOREIGN}"),
+                    OneRight::Packed(_) | OneRight::Wide(_) => unreachable!("{FOREIGN}"),
                     OneRight::Strided(source) => {
                         pack_right = move |panel: &Panel<$word>| $pack(isa, source, panel);
                         if source.across == 1 || matrix.cols == 1 {
@@ -188,6 +193,14 @@ fn pack_same<T: Element, W: Element>(_: Isa, source: &Strided<T>, panel: &Panel<
     unsafe { pack_elements::<T, T, 1>(source, &panel.with(panel.to.cast()), |_, x| x) }
 }
 
+fn windows_f32(isa: Isa, source: &Windows<f32>, panel: &Panel<f32>) {
+    source.pack_floats(isa, panel);
+}
+
+fn windows_same<T: Element, W: Element>(_: Isa, source: &Windows<T>, panel: &Panel<W>) {
+    source.pack_same(panel);
+}
+
 /// Products of f32 that need no packing, or whose right operand is packed as a narrower float.
 unsafe fn f32_otherwise(cx: &Context, matrix: &Matrix<f32>) -> Option<Result<()>> {
     // SAFETY: passed on.
@@ -195,7 +208,9 @@ unsafe fn f32_otherwise(cx: &Context, matrix: &Matrix<f32>) -> Option<Result<()>
         match &matrix.right {
             OneRight::Packed(AnyPacked::F16(packed)) => Some(by_narrow(cx, matrix, packed)),
             OneRight::Packed(AnyPacked::Bf16(packed)) => Some(by_narrow(cx, matrix, packed)),
-            OneRight::Packed(_) | OneRight::Strided(_) => dots::multiply(cx, matrix),
+            OneRight::Packed(_) | OneRight::Wide(_) | OneRight::Strided(_) => {
+                dots::multiply(cx, matrix)
+            }
         }
     }
 }
@@ -205,13 +220,19 @@ unsafe fn by_narrow<B>(cx: &Context, matrix: &Matrix<f32>, right: &Packed<B>) ->
 where
     Floats<B>: Tiles<A = f32, B = B, C = f32>,
 {
-    let pack_left;
+    let (pack_left, pack_windows);
     let left = match &matrix.left {
         OneLeft::Packed(AnyPacked::F32(packed)) => driver::Left::Packed(packed),
-        OneLeft::Packed(_) | OneLeft::Wide(_) => unreachable!("{FOREIGN}"),
+        OneLeft::Packed(_) | OneLeft::Wide(_) | OneLeft::WideWindows(_) => {
+            unreachable!("{FOREIGN}")
+        }
         OneLeft::Strided(source) => {
             pack_left = move |panel: &Panel<f32>| pack_f32(cx.isa, source, panel);
             driver::Left::Pack(&pack_left)
+        }
+        OneLeft::Windows(windows) => {
+            pack_windows = move |panel: &Panel<f32>| windows_f32(cx.isa, windows, panel);
+            driver::Left::Pack(&pack_windows)
         }
     };
     let right = driver::Right::Packed(right);
@@ -225,12 +246,12 @@ unsafe fn no_dots<T: Number>(_: &Context, _: &Matrix<T>) -> Option<Result<()>> {
 }
 
 plain_numbers! {
-    f32 as f32: Floats<f32>, F32, pack_f32, dots f32_otherwise;
-    f64 as f64: Doubles, F64, pack_same, dots no_dots;
-    i32 as i32: Wrapping<i32>, I32, pack_same, dots no_dots;
-    u32 as i32: Wrapping<i32>, I32, pack_same, dots no_dots;
-    i64 as i64: Wrapping<i64>, I64, pack_same, dots no_dots;
-    u64 as i64: Wrapping<i64>, I64, pack_same, dots no_dots;
+    f32 as f32: Floats<f32>, F32, pack_f32, windows windows_f32, dots f32_otherwise;
+    f64 as f64: Doubles, F64, pack_same, windows windows_same, dots no_dots;
+    i32 as i32: Wrapping<i32>, I32, pack_same, windows windows_same, dots no_dots;
+    u32 as i32: Wrapping<i32>, I32, pack_same, windows windows_same, dots no_dots;
+    i64 as i64: Wrapping<i64>, I64, pack_same, windows windows_same, dots no_dots;
+    u64 as i64: Wrapping<i64>, I64, pack_same, windows windows_same, dots no_dots;
 }
 
 /// Packing of 16-bit floats that f32 is multiplied by.
@@ -244,11 +265,13 @@ pub trait Narrow: Sized {
     ) -> Result<AnyPacked>;
 }
 
-/// A left operand of 16-bit floats, in memory as such or as f32.
+/// An operand of 16-bit floats, in memory as such or as f32.
 #[derive(Clone, Copy)]
 enum Halves<'a, T> {
     Own(&'a Strided<T>),
     Wide(&'a Strided<f32>),
+    Windows(&'a Windows<'a, T>),
+    WideWindows(&'a Windows<'a, f32>),
 }
 
 impl<'a, T: Float + Number> Halves<'a, T> {
@@ -257,7 +280,18 @@ impl<'a, T: Float + Number> Halves<'a, T> {
         match left {
             OneLeft::Strided(source) => Some(Halves::Own(source)),
             OneLeft::Wide(source) => Some(Halves::Wide(source)),
+            OneLeft::Windows(windows) => Some(Halves::Windows(windows)),
+            OneLeft::WideWindows(windows) => Some(Halves::WideWindows(windows)),
             OneLeft::Packed(_) => None,
+        }
+    }
+
+    /// The right operand of a matrix, unless it is packed.
+    fn of_right(right: &'a OneRight<'_, T>) -> Option<Self> {
+        match right {
+            OneRight::Strided(source) => Some(Halves::Own(source)),
+            OneRight::Wide(source) => Some(Halves::Wide(source)),
+            OneRight::Packed(_) => None,
         }
     }
 
@@ -268,6 +302,8 @@ impl<'a, T: Float + Number> Halves<'a, T> {
             match self {
                 Halves::Own(source) => pack_pairs(isa, source, panel),
                 Halves::Wide(source) => pack_pairs(isa, source, panel),
+                Halves::Windows(windows) => windows.pack_pairs(isa, panel),
+                Halves::WideWindows(windows) => windows.pack_pairs(isa, panel),
             }
         }
     }
@@ -279,6 +315,8 @@ impl<'a, T: Float + Number> Halves<'a, T> {
             match self {
                 Halves::Own(source) => pack_floats(isa, source, panel),
                 Halves::Wide(source) => pack_rounded::<T>(isa, source, panel),
+                Halves::Windows(windows) => windows.pack_floats(isa, panel),
+                Halves::WideWindows(windows) => windows.pack_rounded::<T>(isa, panel),
             }
         }
     }
@@ -319,7 +357,7 @@ macro_rules! half_numbers {
                     return done;
                 }
                 let isa = cx.isa;
-                let left = Halves::of(&matrix.left);
+                let (left, right) = (Halves::of(&matrix.left), Halves::of_right(&matrix.right));
                 let few_rows = matrix.rows <= driver::IN_PLACE_ROWS;
                 if let (OneRight::Strided(source), Some(left), true) = (&matrix.right, left, few_rows)
                     && source.across == 1
@@ -336,16 +374,13 @@ macro_rules! half_numbers {
                     let left = match &matrix.left {
                         OneLeft::Packed(AnyPacked::Words(packed)) => driver::Left::Packed(packed),
                         OneLeft::Packed(_) => unreachable!("{FOREIGN}"),
-                        OneLeft::Strided(_) | OneLeft::Wide(_) => driver::Left::Pack(&pack_left),
+                        _ => driver::Left::Pack(&pack_left),
                     };
-                    let pack_right;
+                    let pack_right = move |panel: &Panel<u32>| if let Some(right) = right { right.pack_pairs(isa, panel) };
                     let right = match &matrix.right {
                         OneRight::Packed(AnyPacked::Words(packed)) => driver::Right::Packed(packed),
                         OneRight::Packed(_) => unreachable!("{FOREIGN}"),
-                        OneRight::Strided(source) => {
-                            pack_right = move |panel: &Panel<u32>| Halves::Own(source).pack_pairs(isa, panel);
-                            driver::Right::Pack(&pack_right)
-                        }
+                        OneRight::Strided(_) | OneRight::Wide(_) => driver::Right::Pack(&pack_right),
                     };
                     // SAFETY: passed on.
                     return unsafe { drive::<$t, BrainPairs>(cx, matrix, matrix.inner.div_ceil(2), left, right) };
@@ -354,7 +389,7 @@ macro_rules! half_numbers {
                 let left = match &matrix.left {
                     OneLeft::Packed(AnyPacked::F32(packed)) => driver::Left::Packed(packed),
                     OneLeft::Packed(_) => unreachable!("{FOREIGN}"),
-                    OneLeft::Strided(_) | OneLeft::Wide(_) => driver::Left::Pack(&pack_left),
+                    _ => driver::Left::Pack(&pack_left),
                 };
                 match &matrix.right {
                     // SAFETY: passed on.
@@ -362,9 +397,8 @@ macro_rules! half_numbers {
                         drive::<$t, Floats<$t>>(cx, matrix, matrix.inner, left, driver::Right::Packed(packed))
                     },
                     OneRight::Packed(_) => unreachable!("{FOREIGN}"),
-                    OneRight::Strided(source) => {
-                        // SAFETY: the driver asks for panels inside the matrix.
-                        let pack_right = move |panel: &Panel<f32>| unsafe { pack_floats(isa, source, panel) };
+                    OneRight::Strided(_) | OneRight::Wide(_) => {
+                        let pack_right = move |panel: &Panel<f32>| if let Some(right) = right { right.pack_floats(isa, panel) };
                         // SAFETY: passed on.
                         unsafe { drive::<$t, Floats<f32>>(cx, matrix, matrix.inner, left, driver::Right::Pack(&pack_right)) }
                     }
