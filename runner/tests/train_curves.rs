@@ -22,7 +22,7 @@ const EXAMPLES: [(&str, usize); 10] = [
     ("mnist-cnn", 20),
     ("reuters", 20),
     ("attention", 40),
-    ("gpt", 0),
+    ("gpt", 2),
     ("lstm-lm", 2),
     ("lstm-lm-deep", 0),
 ];
