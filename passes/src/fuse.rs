@@ -38,7 +38,7 @@ pub(crate) struct Group {
     pub root: ValueId,
     /// Other values that are stored.
     pub beside: Vec<Beside>,
-    /// The stored value that is the last in the graph: the unit is launched where it stands.
+    /// The unit is launched where this value stands in the graph.
     pub launch: ValueId,
     /// Device.
     pub device: DeviceId,

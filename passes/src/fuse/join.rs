@@ -4,7 +4,8 @@
 //!
 //! Rules: all results of a unit run over the axes of the largest, be it without those along its rows. What one part reads of
 //! another's results is the element at its own position. The unit is launched where its last part stood, so nothing that comes
-//! before may need what the others write. Only groups with a large operand in common are joined, or producer and consumer.
+//! before may need what the others write; updates of states are launched where their gradient is made, so that what that is made of
+//! does not stay. Only groups with a large operand in common are joined, or producer and consumer.
 
 use super::coords::Coord;
 use super::{Fuser, Group, MAX_MEMBERS, Use};
@@ -15,6 +16,9 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 /// Groups with an operand in common that are tried with the next one that has it.
 const OPEN: usize = 4;
+
+/// Most units that an update is made of, one after the other.
+const DEPTH: usize = 8;
 
 /// Another value that a unit stores.
 #[derive(Clone, Debug)]
@@ -153,13 +157,18 @@ impl<'f, 'g> Joiner<'f, 'g> {
         }
         let joined = match (a.anchor, b.anchor) {
             (None, None) => self.over_axes(early, late)?,
+            // An update streams through more memory than a product's tiles should make way for: measured, it is faster alone.
+            (Some(_), None) if self.only_updates(late, DEPTH) => return None,
             (Some(id), None) => self.behind(id, early, late)?,
             (_, Some(_)) => return None,
         };
-        let fits = self.reads_own_elements(early, late, &joined)
-            && self.is_ordered(early, late)
-            && self.buffers(early, late);
-        fits.then_some(joined)
+        let fits = self.reads_own_elements(early, late, &joined) && self.buffers(early, late);
+        let at_once = fits && self.may_update_at_once(early, late);
+        let launch = match at_once {
+            true => self.group(early).launch,
+            false => self.group(late).launch,
+        };
+        (fits && (at_once || self.is_ordered(early, late))).then_some(Joined { launch, ..joined })
     }
 
     /// Whether the value is read at the same elements, all over the axes of both units, or is what one of them writes.
@@ -219,8 +228,11 @@ impl<'f, 'g> Joiner<'f, 'g> {
                 (Space::Fixed(p), Space::Any) | (Space::Any, Space::Fixed(p)) => Some(p),
                 (Space::Fixed(p), Space::Fixed(q)) => (p == q).then_some(Some(p))?,
             };
-            let axes = own_axes(self.f, a.root);
-            return Some(Joined { axes, parallel });
+            return Some(Joined {
+                axes: own_axes(self.f, a.root),
+                parallel,
+                launch: b.launch,
+            });
         }
         // The early one gives a value for each row.
         let read = self.f.uses[a.root.index()].iter();
@@ -257,6 +269,7 @@ impl<'f, 'g> Joiner<'f, 'g> {
         (distinct && alike && contiguous && rows && reduces).then_some(Joined {
             axes,
             parallel: Some(own),
+            launch: b.launch,
         })
     }
 
@@ -275,6 +288,7 @@ impl<'f, 'g> Joiner<'f, 'g> {
         (fits && any).then(|| Joined {
             axes: own_axes(self.f, a.root),
             parallel: None,
+            launch: b.launch,
         })
     }
 
@@ -326,6 +340,47 @@ impl<'f, 'g> Joiner<'f, 'g> {
         let later = |at: &usize| self.f.graph.value(self.group(*at).launch).node > launch;
         let mut others = units.iter().filter(|at| **at != early && **at != late);
         others.all(later) && nodes.iter().all(|id| *id > launch)
+    }
+
+    /// Whether the late unit only updates states, of extents that are known, and all that it needs is there when the early one is
+    /// launched: then what the early one reads need not be kept for it.
+    fn may_update_at_once(&self, early: usize, late: usize) -> bool {
+        let f = self.f;
+        let known = |id: &NodeId| {
+            let values = f.graph.node(*id).results.iter();
+            let mut dims = values.flat_map(|v| f.graph.dims(*v));
+            dims.all(|d| d.as_const().is_some())
+        };
+        let launch = f.graph.value(self.group(early).launch).node;
+        let own: FxHashSet<ValueId> = self.writes(early).chain(self.writes(late)).collect();
+        let is_there = |v: &ValueId| {
+            let mut v = *v;
+            while let (false, Some((base, _))) = (own.contains(&v), f.aliases.get(&v)) {
+                v = *base;
+            }
+            let node = f.graph.value(v).node;
+            let made = match self.at.get(&v) {
+                Some((at, _)) => f.graph.value(self.group(*at).launch).node,
+                None => node,
+            };
+            own.contains(&v) || f.work.places.of[node.index()] == Place::Leaf || made < launch
+        };
+        self.only_updates(late, DEPTH)
+            && self.group(late).members.iter().all(known)
+            && self.reads[late].iter().all(is_there)
+    }
+
+    /// Whether all that comes of a unit are new states.
+    fn only_updates(&self, at: usize, depth: usize) -> bool {
+        let escapes = self.writes(at).any(|v| self.f.escapes[v.index()]);
+        let (units, nodes) = self.readers(self.writes(at).collect());
+        let is_state = |id: &NodeId| {
+            let op = &self.f.graph.node(*id).op;
+            matches!(op, Op::Core(CoreOp::WriteState(_)))
+        };
+        let further =
+            |unit: &usize| *unit == at || depth > 0 && self.only_updates(*unit, depth - 1);
+        !escapes && nodes.iter().all(is_state) && units.iter().all(further)
     }
 
     /// The units that read values or what lies in their memory, and the other nodes that do, be it through views.
@@ -417,6 +472,7 @@ impl<'f, 'g> Joiner<'f, 'g> {
         let new = a.members.iter().filter(|id| !known.contains(id));
         b.members.extend(new.copied());
         b.anchor = a.anchor;
+        b.launch = joined.launch;
         b.parallel = joined.parallel;
         b.reduces |= a.reduces;
         for (at, axes) in self.at.values_mut() {
@@ -438,6 +494,8 @@ struct Joined {
     axes: Vec<Option<u32>>,
     /// As in [`Group`].
     parallel: Option<Vec<u32>>,
+    /// As in [`Group`].
+    launch: ValueId,
 }
 
 /// Each axis of a value by itself.
