@@ -8,7 +8,7 @@ texts of 256 words). Each engine runs alone in a process of its own; what is com
 when its last step ended (VmHWM of /proc, so Linux only). Also printed: what PyTorch's process had before its first step, program
 and libraries mostly. Status 1 where a ratio is above --most.
 
-Needs torch, numpy and safetensors, and compare_training.py beside it, whose models these are.
+Needs torch and numpy, and torch_models.py beside it, whose models these are.
 """
 import argparse
 import json
@@ -70,6 +70,16 @@ def data(case, folder):
     return path
 
 
+def write(config, path):
+    """The configuration as TOML, whose values are written as in JSON."""
+    tables = {k: v for k, v in config.items() if isinstance(v, dict)}
+    with open(path, "w") as f:
+        f.writelines(f"{k} = {json.dumps(v)}\n" for k, v in config.items() if k not in tables)
+        for name, values in tables.items():
+            f.write(f"[{name}]\n")
+            f.writelines(f"{k} = {json.dumps(v)}\n" for k, v in values.items())
+
+
 def ours(path, program, threads):
     """Peak bytes of our process."""
     command = [program, "train", path, "--json", "--threads", str(threads)]
@@ -94,24 +104,21 @@ def theirs(path, threads):
 
 
 def child(path, threads):
-    import compare_training as other
     import torch
     import torch.nn.functional as F
+    import torch_models as other
 
     torch.set_num_threads(threads)
     config = tomllib.load(open(path, "rb"))
     batch, words = config["batch"], config["data"].get("vocabulary", 0)
     before = resident()[1]
-    model = other.Model(config["model"]["layers"], words, 10)
+    sample = [config["data"]["length"]] if words else config["model"]["input"]
+    model = other.Model(config["model"]["layers"], sample, words, 10)
     if words:
-        shape = (batch, config["data"]["length"])
-        if hasattr(model, "p"):
-            width = model.e.weight.shape[1]
-            model.p["weight"] = torch.nn.Parameter(torch.zeros(shape[1], width))
+        shape = (batch, *sample)
         x, y = torch.randint(words, shape), torch.randint(words, shape)
     else:
-        x, y = torch.rand(batch, *config["model"]["input"]), torch.randint(10, (batch,))
-    model(x)  # lazy layers take their extents
+        x, y = torch.rand(batch, *sample), torch.randint(10, (batch,))
     step = other.optimiser(config["optim"], list(model.parameters()))
     for _ in range(STEPS):
         step.zero_grad()
@@ -132,8 +139,6 @@ def main():
     args = parser.parse_args()
     if args.child:
         return child(args.child, args.threads)
-    import compare_training as other
-
     lines = []
     for case in args.cases:
         with tempfile.TemporaryDirectory() as folder:
@@ -142,7 +147,7 @@ def main():
             config["steps"] = 1_000
             config["checkpoint"] = {"folder": os.path.join(folder, "checkpoints"), "every": 1 << 30}
             path = os.path.join(folder, "run.toml")
-            other.write(config, path)
+            write(config, path)
             own = ours(path, args.cupola, args.threads)
             peak, before = theirs(path, args.threads)
         lines.append({"case": case, "cupola": own, "pytorch": peak, "pytorch_before": before, "ratio": own / peak})
