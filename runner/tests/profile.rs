@@ -136,7 +136,7 @@ fn the_page_needs_nothing_else() {
         "Roofline",
         "Working memory",
         "Graph of kernels",
-        "Conv conv3",
+        "Add conv3",
     ] {
         assert!(page.contains(part), "{part}");
     }

@@ -786,10 +786,11 @@ mod tests {
         let make = || Buffer::made(5000, passing.usage(), (), |b| assert_eq!(b.size(), 5000));
         let first = make().expect("memory");
         let address = first.as_ptr();
-        assert_ne!(scratch.take::<u8>(5000).expect("memory").as_ptr(), address);
+        let other = scratch.take::<u8>(5000).expect("memory");
+        assert_ne!(other.as_ptr(), address);
         drop(first);
         assert_eq!(make().expect("memory").as_ptr(), address);
-        drop(passing);
+        drop((other, passing));
         scratch.clear();
         assert_eq!(usage.current(), 0);
     }

@@ -138,7 +138,11 @@ pub fn kernel(
             };
         }
         let axes: Vec<u32> = (first..me.space.axes.len() as u32).collect();
-        let all = me.positions(root, &at, beside);
+        let position = Coords {
+            dims: dims.clone(),
+            at: at.clone(),
+        };
+        let all = me.positions(root, position, beside);
         me.roots = (all.iter())
             .map(|(v, coords)| (*v, coords.linear()))
             .collect();
@@ -185,9 +189,13 @@ pub fn epilogue(
             Affine::term(Term::Axis(a as u32))
         }
     });
-    let at: Vec<Affine> = at.collect();
+    // The root may have other axes over the same elements.
+    let position = Coords {
+        at: at.collect(),
+        dims,
+    };
     me.buffer(anchor, Access::Read);
-    let all = me.positions(root, &at, beside);
+    let all = me.positions(root, position, beside);
     me.roots = (all.iter())
         .map(|(v, coords)| (*v, coords.linear()))
         .collect();
@@ -220,17 +228,24 @@ impl<'g> Lowerer<'g> {
         }
     }
 
-    /// The positions of the root's element and of those beside it.
-    fn positions(&self, root: ValueId, at: &[Affine], beside: &[Beside]) -> Vec<(ValueId, Coords)> {
-        let coords = |v: ValueId, at: Vec<Affine>| {
-            let dims = self.graph.dims(v);
-            (v, Coords { dims, at })
+    /// The positions of the root's element, which is that of `position`, and of those beside it.
+    fn positions(
+        &self,
+        root: ValueId,
+        position: Coords,
+        beside: &[Beside],
+    ) -> Vec<(ValueId, Coords)> {
+        let follow = |a: &Option<u32>| match a {
+            Some(a) => position.at[*a as usize].clone(),
+            None => Affine::zero(),
         };
-        let mut all = vec![coords(root, at.to_vec())];
-        all.extend(beside.iter().map(|b| {
-            let follow = |a: &Option<u32>| a.map_or(Affine::zero(), |a| at[a as usize].clone());
-            coords(b.value, b.axes.iter().map(follow).collect())
-        }));
+        let beside = beside.iter().map(|b| {
+            let at = b.axes.iter().map(follow).collect();
+            let dims = self.graph.dims(b.value);
+            (b.value, Coords { dims, at })
+        });
+        let mut all: Vec<(ValueId, Coords)> = beside.collect();
+        all.insert(0, (root, position));
         all
     }
 

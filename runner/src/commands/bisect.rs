@@ -204,32 +204,40 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// The fewest nodes that still differ.
+    /// The fewest nodes that still differ. Where the wrong value is right without the others that its kernel writes, they
+    /// stay results.
     fn shrink(&self, found: Found) -> Found {
         let near = self.by_distance(&found);
         let mut best = found;
+        let mut is_alone = false;
         let mut count = 1;
-        while count < near.len() {
+        while !is_alone && count <= near.len() {
             let nodes = near[..count].iter().copied().collect();
             if let Some(smaller) = self.judge(&nodes, Some(best.value)) {
                 best = smaller;
-                break;
+                is_alone = true;
             }
-            count += count.div_ceil(4);
+            let next = count + count.div_ceil(4);
+            count = if count < near.len() {
+                next.min(near.len())
+            } else {
+                next
+            };
         }
-        while let Some(smaller) = self.drop_one(&best) {
+        while let Some(smaller) = self.drop_one(&best, is_alone) {
             best = smaller;
         }
         best
     }
 
-    fn drop_one(&self, found: &Found) -> Option<Found> {
+    fn drop_one(&self, found: &Found, is_alone: bool) -> Option<Found> {
         let last = self.graph.value(found.value).node;
-        let others = found.nodes.iter().filter(|n| **n != last);
+        let others = found.nodes.iter().rev().filter(|n| **n != last);
         others.into_iter().find_map(|n| {
             let mut fewer = found.nodes.clone();
             fewer.remove(n);
-            self.judge(&fewer, Some(found.value))
+            let smaller = self.judge(&fewer, is_alone.then_some(found.value));
+            smaller.filter(|smaller| smaller.value == found.value)
         })
     }
 
@@ -276,7 +284,7 @@ impl<'a> Search<'a> {
             let d = compare::values(&name, &got, self.known.get(v)?, self.tolerance());
             (!d.is_ok()).then_some((*v, d.detail))
         })?;
-        let used = |n: &NodeId| self.reaches(*n, value, nodes);
+        let used = |n: &NodeId| only.is_none() || self.reaches(*n, value, nodes);
         Some(Found {
             nodes: nodes.iter().copied().filter(used).collect(),
             part,
