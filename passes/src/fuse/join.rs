@@ -157,7 +157,7 @@ impl<'f, 'g> Joiner<'f, 'g> {
         }
         let joined = match (a.anchor, b.anchor) {
             (None, None) => self.over_axes(early, late)?,
-            // An update streams through more memory than a product's tiles should make way for: measured, it is faster alone.
+            // An update streams through more memory than a product's tiles should make way for.
             (Some(_), None) if self.only_updates(late, DEPTH) => return None,
             (Some(id), None) => self.behind(id, early, late)?,
             (_, Some(_)) => return None,
