@@ -209,21 +209,13 @@ impl<'a> Search<'a> {
     fn shrink(&self, found: Found) -> Found {
         let near = self.by_distance(&found);
         let mut best = found;
-        let mut is_alone = false;
-        let mut count = 1;
-        while !is_alone && count <= near.len() {
-            let nodes = near[..count].iter().copied().collect();
-            if let Some(smaller) = self.judge(&nodes, Some(best.value)) {
-                best = smaller;
-                is_alone = true;
-            }
-            let next = count + count.div_ceil(4);
-            count = if count < near.len() {
-                next.min(near.len())
-            } else {
-                next
-            };
-        }
+        let more = |n: &usize| (*n < near.len()).then(|| (n + n.div_ceil(4)).min(near.len()));
+        let smaller = std::iter::successors(Some(1), more).find_map(|count| {
+            let nodes = near.iter().take(count).copied().collect();
+            self.judge(&nodes, Some(best.value))
+        });
+        let is_alone = smaller.is_some();
+        best = smaller.unwrap_or(best);
         while let Some(smaller) = self.drop_one(&best, is_alone) {
             best = smaller;
         }
