@@ -255,11 +255,8 @@ impl Trainer {
         let began = Instant::now();
         let lr = self.lr();
         let outputs = self.launch(batch, lr)?;
-        let output = |name: &str| {
-            let found = outputs.iter().find(|(n, _)| n == name);
-            found.and_then(|(_, t)| t.to_vec::<f32>()?.first().map(|x| f64::from(*x)))
-        };
-        let is_skipped = output("found_inf").is_some_and(|f| f != 0.0);
+        let output = |name: &str| number(&outputs, name);
+        let is_skipped = is_skipped(&outputs);
         let loss = output("loss").unwrap_or(f64::NAN);
         self.skipped = if is_skipped { self.skipped + 1 } else { 0 };
         if (!loss.is_finite() && !is_skipped) || self.skipped > MOST_SKIPPED {
@@ -613,16 +610,22 @@ impl Trainer {
             self.progress.at.epoch = batch.at.epoch;
             let lr = self.lr();
             let outputs = self.launch(&batch, lr)?;
-            let skipped = outputs.iter().any(|(n, t)| {
-                n == "found_inf"
-                    && t.to_vec::<f32>()
-                        .is_some_and(|v| v.iter().any(|x| *x != 0.0))
-            });
             self.progress.step += 1;
-            self.progress.updates += u64::from(!skipped);
+            self.progress.updates += u64::from(!is_skipped(&outputs));
         }
         Ok(())
     }
+}
+
+/// An output of a step that is one f32.
+fn number(outputs: &[(String, Tensor)], name: &str) -> Option<f64> {
+    let (_, found) = outputs.iter().find(|(n, _)| n == name)?;
+    found.to_vec::<f32>()?.first().map(|x| f64::from(*x))
+}
+
+/// Whether a step made no update, since a gradient was infinite.
+fn is_skipped(outputs: &[(String, Tensor)]) -> bool {
+    number(outputs, "found_inf").is_some_and(|f| f != 0.0)
 }
 
 /// A request with these inputs.
