@@ -24,6 +24,17 @@ pub enum Claim {
     },
 }
 
+/// Which units may be given one buffer as an operand and as a result, where they read it only at the element that they write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Aliasing {
+    /// None.
+    None,
+    /// Generated kernels.
+    Kernels,
+    /// Library units too, for what their epilogues read.
+    Units,
+}
+
 /// Facts about a device and the backend that compiles for it.
 #[derive(Clone, Debug)]
 pub struct Target {
@@ -39,8 +50,8 @@ pub struct Target {
     pub alignment: usize,
     /// Most bytes one buffer argument may span.
     pub max_binding: u64,
-    /// Whether two arguments of a unit may be the same buffer, one read and one written.
-    pub aliasing: bool,
+    /// Which units may write a result over an operand.
+    pub aliasing: Aliasing,
     /// Whether a scatter can write its updates into its data, given as both data and result: what no update goes to is
     /// neither read nor written then.
     pub scatters_in_place: bool,

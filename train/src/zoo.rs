@@ -223,7 +223,7 @@ pub fn attention_block(
     let x = net.residual(x, |net, x| {
         let h = net.layer_norm(&format!("{name}.n1"), x, 1)?;
         let h = net.linear(&format!("{name}.qkv"), h, 3 * width)?;
-        let h = net.attention(name, h, heads, true)?;
+        let h = net.attention(name, h, heads, true, 0.0)?;
         let h = net.linear(&format!("{name}.o"), h, width)?;
         net.dropout(h, dropout)
     })?;

@@ -85,6 +85,7 @@ fn attention(causal: bool) -> SelfAttention {
         heads: 2,
         causal,
         bias: !causal,
+        dropout: 0.0,
     }
 }
 
@@ -424,7 +425,11 @@ fn what_a_layer_does_not_take_is_refused_by_name() {
     assert!(e.contains("whole numbers"), "{e}");
     assert!(net.dropout(x, 1.5).is_err() && net.dropout(x, f64::NAN).is_err());
     assert!(net.group_norm("g", x, 4).is_err());
-    assert!(net.attention("a", x, 2, false).is_err());
+    assert!(net.attention("a", x, 2, false, 0.0).is_err());
+    let dims = [Dim::sym("b"), Dim::sym("n"), 12usize.into()];
+    let joined = net.input("joined", DType::F32, dims).unwrap();
+    assert!(net.attention("a", joined, 2, false, 1.5).is_err());
+    assert!(net.attention("a", joined, 3, false, 0.0).is_err());
     assert!(net.max_pool(x, &Pool::new([0])).is_err());
     net.linear("fc", x, 2).unwrap();
     let e = said(net.linear("fc", x, 3).unwrap_err());

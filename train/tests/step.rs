@@ -266,6 +266,48 @@ fn dropout_keeps_the_mean_and_is_off_in_evaluation() {
     assert_eq!(scalar(&out["none"]), 40_000.0);
 }
 
+/// Mean squares of the difference of attention with dropout of its weights from attention without, in training, and the mean.
+fn dropped_attention(causal: bool, p: f64) -> (f64, f64) {
+    let mut net = Net::new("attention");
+    let dims = [Dim::sym("b"), Dim::sym("n"), 12usize.into()];
+    let x = net.input("x", DType::F32, dims).unwrap();
+    let w = net.parameter("w", &[1], cupola_train::Init::ONES).unwrap();
+    let x = net.mul(x, w).unwrap();
+    let plain = net.attention("a", x, 2, causal, 0.0).unwrap();
+    let y = net.attention("a", x, 2, causal, p).unwrap();
+    let g = &mut net.graph;
+    let apart = g.binary(cupola_ir::Scalar::Sub, y, plain).unwrap();
+    let square = g.binary(cupola_ir::Scalar::Mul, apart, apart).unwrap();
+    let mean = |net: &mut Net, x| (0..3).rev().fold(x, |x, axis| net.mean(x, axis).unwrap());
+    let (square, loss) = (mean(&mut net, square), mean(&mut net, y));
+    net.metric("apart", square);
+    let step = net.train_step(loss, &Optimiser::sgd(), &StepOptions::default());
+    let mut r = Run::new(step.unwrap());
+    let mut x: Vec<f32> = (0..2 * 40 * 12)
+        .map(|i| (i * 37 % 101) as f32 / 50.0)
+        .collect();
+    // All values are ones, so that sums of weights come out.
+    let rows = x.chunks_mut(12);
+    rows.for_each(|row| row[8..].fill(1.0));
+    let x = Tensor::from_slice(&[2, 40, 12], &x).unwrap();
+    let out = r.step(0.0, &[("x", x)]);
+    (
+        f64::from(scalar(&out["apart"])),
+        f64::from(scalar(&out["loss"])),
+    )
+}
+
+#[test]
+fn dropout_of_attention_drops_normalised_weights() {
+    for causal in [false, true] {
+        let (apart, mean) = dropped_attention(causal, 1e-10);
+        assert!(apart < 1e-12, "nothing is dropped: {apart}");
+        assert!((mean - 1.0).abs() < 1e-5, "{mean}");
+        let (apart, mean) = dropped_attention(causal, 0.4);
+        assert!(apart > 1e-4 && (mean - 1.0).abs() < 0.15, "{apart} {mean}");
+    }
+}
+
 #[test]
 fn evaluation_and_inference_ask_only_for_what_they_need() {
     let mut net = Net::new("norm");

@@ -17,7 +17,7 @@ use cupola_backend::{
     Result,
 };
 use cupola_ir::kernel::{Expr, Kernel, Phase, StoreKind, Unit, legalize};
-use cupola_ir::target::Target;
+use cupola_ir::target::{Aliasing, Target};
 use cupola_ir::{DType, Scalar};
 use rustc_hash::FxHashMap;
 use std::sync::{Arc, OnceLock};
@@ -208,7 +208,7 @@ fn target() -> Target {
         max_buffers: 1024,
         alignment: ALIGNMENT,
         max_binding: u64::MAX,
-        aliasing: true,
+        aliasing: Aliasing::Units,
         scatters_in_place: true,
         joins_in_turn: true,
         half_factors: false,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use cupola_backend::{Backend, BackendError, Device, Executable, Rates, Result};
 use cupola_ir::kernel::Unit;
-use cupola_ir::target::Target;
+use cupola_ir::target::{Aliasing, Target};
 use cupola_ir::{DType, Scalar};
 
 use crate::adapter::Adapter;
@@ -108,7 +108,7 @@ pub fn target(name: &str, device: &DeviceModel) -> Target {
         max_buffers: limits.storage_buffers as usize - 1,
         alignment: STORAGE_ALIGNMENT as usize,
         max_binding: limits.binding_size,
-        aliasing: false,
+        aliasing: Aliasing::Kernels,
         scatters_in_place: true,
         joins_in_turn: false,
         claim: match device.forms {

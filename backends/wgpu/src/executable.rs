@@ -19,6 +19,7 @@ use crate::emit::{self, Variant};
 use crate::error::Error;
 use crate::library::unit::LibraryUnit;
 use crate::library::{LibraryCall, LibraryProgram, Place, kernel_source};
+use crate::over;
 use crate::schedule;
 use crate::tune::Question;
 
@@ -39,8 +40,8 @@ struct PreparedKey {
     /// The set of buffers that are read alone while another argument writes to the same memory object; for library
     /// kernels whether there are any.
     shared: u64,
-    /// Whether a library kernel's result is the memory of its first operand, to be written over.
-    over: bool,
+    /// Arguments that are the memory of a result, and that result: of a library kernel its first operand alone.
+    over: Vec<(usize, usize)>,
     /// The arguments that need several bindings.
     divided: Vec<(usize, Windows)>,
 }
@@ -210,14 +211,16 @@ impl WgpuExecutable {
     fn key(&self, sizes: &[i64], arguments: &[BufferRange<'_>]) -> PreparedKey {
         let windows = arguments.iter().map(BufferRange::windows).enumerate();
         let over = match &self.work {
-            Work::Loops(_) => false,
+            Work::Loops(kernel) => over::pairs(kernel, arguments),
             Work::Library(library) => library_writes_over(library, arguments),
         };
         PreparedKey {
             sizes: sizes.to_vec(),
             shared: match &self.work {
                 Work::Loops(kernel) => shared_buffers(kernel, arguments),
-                Work::Library(library) => u64::from(library_shares(library, arguments, over)),
+                Work::Library(library) => {
+                    u64::from(library_shares(library, arguments, !over.is_empty()))
+                }
             },
             over,
             divided: windows.filter(|(_, w)| *w != Windows::ONE).collect(),
@@ -274,7 +277,7 @@ impl WgpuExecutable {
         let effort = Effort::of(&self.unit, sizes);
         let prepared = Arc::new(Prepared {
             instructions: effort.instructions,
-            most_bytes: match (&self.work, key.over) {
+            most_bytes: match (&self.work, !key.over.is_empty()) {
                 (Work::Loops(_), _) => f64::INFINITY,
                 (Work::Library(_), false) => effort.bytes,
                 // Updates are read and written, the data stay where they are.
@@ -299,8 +302,11 @@ impl WgpuExecutable {
         kernel: &Kernel,
         key: &PreparedKey,
     ) -> Result<Prepared, Error> {
+        let (kernel, arguments) = over::write_over(kernel, &key.over);
+        let shared = (arguments.iter().enumerate().take(64))
+            .fold(0, |all, (k, at)| all | (key.shared >> at.min(&63) & 1) << k);
         let bound =
-            schedule::bind(kernel, &key.sizes, &key.model(gpu)).map_err(|error| match error {
+            schedule::bind(&kernel, &key.sizes, &key.model(gpu)).map_err(|error| match error {
                 schedule::BindError::TooLarge { reach } => Error::Limit {
                     what: "an index of a kernel",
                     needed: u64::try_from(reach.unsigned_abs()).unwrap_or(u64::MAX),
@@ -311,7 +317,7 @@ impl WgpuExecutable {
                     reason: format!("size {at} is not given"),
                 },
             })?;
-        let mut places: Vec<Place> = (0..kernel.buffers.len()).map(Place::Argument).collect();
+        let mut places: Vec<Place> = arguments.into_iter().map(Place::Argument).collect();
         let mut scratch = Vec::new();
         if bound.partial_size > 0 {
             places.push(Place::Scratch(0));
@@ -321,7 +327,7 @@ impl WgpuExecutable {
         let mut steps = Vec::new();
         for &(part, groups) in &bound.launches {
             let variant = Variant {
-                shared: key.shared,
+                shared,
                 part,
                 ..bound.variant.clone()
             };
@@ -391,13 +397,14 @@ fn shared_buffers(kernel: &Kernel, ranges: &[BufferRange<'_>]) -> u64 {
     shared
 }
 
-/// Whether a library unit's result is the memory of its first operand, and the unit one that can write over it.
-fn library_writes_over(library: &LibraryUnit, ranges: &[BufferRange<'_>]) -> bool {
-    let result = library.written().first().and_then(|&at| ranges.get(at));
-    library.can_write_over()
-        && result
-            .zip(ranges.first())
-            .is_some_and(|(result, data)| result.same_range(data))
+/// A library unit's first operand and its result where they are one memory and the unit can write over it.
+fn library_writes_over(library: &LibraryUnit, ranges: &[BufferRange<'_>]) -> Vec<(usize, usize)> {
+    let over = |at: &usize| {
+        let result = ranges.get(*at).zip(ranges.first());
+        library.can_write_over() && result.is_some_and(|(result, data)| result.same_range(data))
+    };
+    let result = library.written().first().copied().filter(over);
+    result.map(|at| (0, at)).into_iter().collect()
 }
 
 /// Whether a library unit reads and writes one memory object, apart from a first operand that it writes `over`.
@@ -419,7 +426,7 @@ fn prepare_library(
     key: &PreparedKey,
 ) -> Result<Prepared, Error> {
     let model = key.model(gpu);
-    let mut program = match key.over {
+    let mut program = match !key.over.is_empty() {
         true => library.plan_over(&key.sizes)?,
         false => library.plan(&key.sizes, &model)?,
     };

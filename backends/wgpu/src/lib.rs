@@ -22,6 +22,7 @@ mod executable;
 mod forecast;
 mod known;
 pub mod library;
+mod over;
 pub mod peaks;
 mod queue;
 pub mod schedule;

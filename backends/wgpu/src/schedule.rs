@@ -4,8 +4,8 @@
 //! how far every index reaches. The same look also shows that 32 bits are enough for all of them.
 
 use cupola_ir::kernel::{
-    Access, AxisId, BufferDecl, Expr, ExprId, Extent, Index, IndexId, Kernel, Phase, Store,
-    StoreKind,
+    Access, AxisId, BufferDecl, BufferId, Expr, ExprId, Extent, Index, IndexId, Kernel, Phase,
+    Store, StoreKind,
 };
 
 use crate::canonical::canonical;
@@ -329,9 +329,7 @@ impl Sight<'_> {
     fn tiles(&self) -> Option<(usize, Vec<u32>)> {
         let inner = self.kernel.parallel.checked_sub(1)?;
         let elementwise = self.kernel.parallel == self.lens.len();
-        let rereads = |buffer: &BufferDecl| buffer.access == Access::ReadWrite;
-        if !elementwise || self.kernel.buffers.iter().any(rereads) || self.lens[inner] < TILE_WORTH
-        {
+        if !elementwise || self.rereads() || self.lens[inner] < TILE_WORTH {
             return None;
         }
         let most = (WORKGROUP_MEMORY / (TILE * TILE_PITCH * 8)) as usize;
@@ -345,14 +343,33 @@ impl Sight<'_> {
             })
     }
 
+    /// Whether a load may find what a store of the same launch wrote: a buffer is written and read, other than by whom writes
+    /// over an element and before that.
+    fn rereads(&self) -> bool {
+        let last = self.kernel.last_stores();
+        let reread = |(at, buffer): (usize, &BufferDecl)| {
+            let id = BufferId(at as u32);
+            let own = |store: &&Store| store.buffer == id && store.kind == StoreKind::Set;
+            let once = last.iter().filter(|store| store.buffer == id).count() == 1;
+            let over = |store: &Store| once && self.kernel.reads_only_at(id, store.index);
+            buffer.access == Access::ReadWrite && !last.iter().find(own).is_some_and(over)
+        };
+        self.kernel.buffers.iter().enumerate().any(reread)
+    }
+
     /// Whether an expression is a load that steps by one along `other` and by more than a few along `inner`.
     fn is_across(&self, expr: Expr, inner: usize, other: usize) -> bool {
         let Expr::Load {
-            index, guard: None, ..
+            buffer,
+            index,
+            guard: None,
         } = expr
         else {
             return false;
         };
+        if self.kernel.buffers[buffer.0 as usize].access != Access::Read {
+            return false;
+        }
         let affine = self.affine[index.0 as usize].as_ref();
         affine.is_some_and(|affine| {
             affine.factors[other] == 1 && affine.factors[inner].abs() > NEAR_STEP
@@ -481,11 +498,10 @@ impl Sight<'_> {
             return Ok(1);
         };
         let buffers = self.kernel.buffers.len() as u32 + 1 + u32::from(can_fault(self.kernel));
-        let rereads = |buffer: &BufferDecl| buffer.access == Access::ReadWrite;
         if groups == 0
             || groups >= wanted
             || buffers > device.limits.storage_buffers
-            || self.kernel.buffers.iter().any(rereads)
+            || self.rereads()
         {
             return Ok(1);
         }

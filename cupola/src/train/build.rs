@@ -44,29 +44,42 @@ pub(super) fn build(
         return Ok((model, step, rate));
     };
     let sizes = sizes(config);
-    let mut budget = all;
+    let needed = |step: &TrainStep| -> Result<u64> {
+        let plan = plan_memory(&step.graph, host, options, &sizes)?;
+        Ok(plan.bytes.total())
+    };
+    let mut too_much = needed(&step)?;
+    if too_much <= all {
+        return Ok((model, step, rate));
+    }
+    // What the backward pass keeps is one part of what is needed, which the plan alone knows: the most is looked for that
+    // it may keep.
+    let mut kept = 0;
     for round in 0..MOST_PLANS {
-        let needed = plan_memory(&step.graph, host, options, &sizes)?
-            .bytes
-            .total();
-        let over = needed.saturating_sub(all);
-        if over == 0 || budget == 0 {
-            break;
-        }
-        // What the backward pass keeps is one part of what is needed, which the plan alone knows: the less it yields,
-        // the more is asked of it.
-        budget = budget.saturating_sub(over << round);
+        let budget = kept + (too_much - kept) / 2;
+        let budget = if round == 0 { 0 } else { budget };
         what.memory = Some(Memory {
             budget,
             sizes: sizes.clone().into_iter().collect(),
         });
-        step = (model.net).train_step(model.loss, &optimiser, &what)?;
+        let next = (model.net).train_step(model.loss, &optimiser, &what)?;
+        let fits = needed(&next)? <= all;
+        match fits {
+            true => kept = budget,
+            false => too_much = budget,
+        }
+        if fits || round == 0 {
+            step = next;
+        }
+        if too_much == 0 {
+            break;
+        }
     }
     Ok((model, step, rate))
 }
 
 /// How often a step is planned to find one within a budget.
-const MOST_PLANS: u32 = 10;
+const MOST_PLANS: u32 = 8;
 
 /// Sizes of a step's symbols, where they are known.
 fn sizes(config: &Config) -> BTreeMap<String, i64> {

@@ -104,6 +104,7 @@ impl<'a> Layers<'a> {
                     heads: spec.size("heads", Some(0), self.words)?,
                     causal: spec.flag("causal", false)?,
                     bias: spec.flag("bias", true)?,
+                    dropout: spec.number("dropout", None, 0.0)?,
                 };
                 let name = self.name(spec);
                 self.net.self_attention(&name, x, &settings)
@@ -258,6 +259,7 @@ impl<'a> Layers<'a> {
         let heads = spec.size("heads", None, self.words)?;
         let causal = spec.flag("causal", true)?;
         let dropout = spec.number("dropout", None, 0.0)?;
+        let of_weights = spec.number("attention_dropout", None, 0.0)?;
         let factor = spec.count("factor", None)?.unwrap_or(4);
         let name = self.name(spec);
         let dims = self.net.graph.tensor(x).dims;
@@ -271,7 +273,7 @@ impl<'a> Layers<'a> {
             x = self.net.residual(x, |net, x| {
                 let h = net.layer_norm(&part("n1"), x, 1)?;
                 let h = net.linear(&part("qkv"), h, 3 * width)?;
-                let h = net.attention(&part("attention"), h, heads, causal)?;
+                let h = net.attention(&part("attention"), h, heads, causal, of_weights)?;
                 let h = net.linear(&part("o"), h, width)?;
                 if dropout > 0.0 {
                     net.dropout(h, dropout)

@@ -75,7 +75,9 @@ fn region_dims(region: &Graph, visit: &mut dyn FnMut(&crate::dim::Dim)) {
     }
 }
 
-/// Nodes needed by outputs, inputs and effects, each after what it depends on; otherwise in the present order.
+/// Nodes needed by outputs, inputs and effects, each after what it depends on; otherwise in the present order. Walking from
+/// the roots alone would put what a late node needs before everything that merely stands before that node, and values would
+/// be kept from there on.
 pub(super) fn live_in_order(graph: &Graph) -> Result<Vec<NodeId>> {
     let is_root = |op: &Op| match op {
         Op::Core(CoreOp::WriteState(_)) => true,
@@ -91,9 +93,9 @@ pub(super) fn live_in_order(graph: &Graph) -> Result<Vec<NodeId>> {
         .collect();
     roots.extend(graph.inputs.iter().map(|v| graph.value(*v).node));
     roots.extend(graph.outputs.iter().map(|(_, v)| graph.value(*v).node));
-    // Visiting roots in order of definition keeps the present order wherever it is already right.
-    roots.sort_unstable();
-    in_order(graph, &roots)
+    let mut live = in_order(graph, &roots)?;
+    live.sort_unstable();
+    in_order(graph, &live)
 }
 
 /// The roots and what they need, each node after what it depends on.

@@ -308,6 +308,32 @@ impl Kernel {
         ExprId(at as u32)
     }
 
+    /// The stores of the last phase, after which nothing is read.
+    pub fn last_stores(&self) -> &[Store] {
+        match self.phases.last() {
+            Some(Phase::Store { stores, .. }) => stores,
+            _ => &[],
+        }
+    }
+
+    /// Whether the buffer of a store may be the memory of another buffer: that one has as many elements of the same dtype,
+    /// and is read only at the element that is stored, by whom stores it.
+    pub fn writes_over(&self, store: &Store, read: BufferId) -> bool {
+        let at = |buffer: BufferId| &self.buffers[buffer.0 as usize];
+        let (x, y) = (at(read), at(store.buffer));
+        let fits = x.dtype == y.dtype && x.len == y.len && x.dtype.is_whole_byte();
+        let sets = store.kind == StoreKind::Set && store.guard.is_none();
+        fits && sets && store.buffer != read && self.reads_only_at(read, store.index)
+    }
+
+    /// Whether all loads of a buffer are at this index.
+    pub fn reads_only_at(&self, read: BufferId, at: IndexId) -> bool {
+        self.exprs.iter().all(|expr| match expr {
+            Expr::Load { buffer, index, .. } => *buffer != read || *index == at,
+            _ => true,
+        })
+    }
+
     /// A dimension as an extent; a symbolic one becomes a run-time size.
     pub fn extent(&mut self, dim: &Dim) -> Extent {
         extent_in(&mut self.sizes, dim)

@@ -65,6 +65,7 @@ pub fn rematerialise(
         graph,
         bindings,
         kept: crossing,
+        costs: FxHashMap::default(),
         fixed: graph
             .outputs()
             .iter()
@@ -76,7 +77,7 @@ pub fn rematerialise(
     let mut dropped = FxHashSet::default();
     while after > budget {
         let Some(v) = choice.cheapest()? else { break };
-        choice.kept.remove(&v);
+        choice.drop(v);
         dropped.insert(v);
         after -= choice.size_of(v)?;
     }
@@ -133,6 +134,16 @@ struct Choice<'a> {
     kept: FxHashSet<ValueId>,
     /// Values that have memory in any case.
     fixed: FxHashSet<ValueId>,
+    /// What computing kept values again takes, as far as it has been asked for.
+    costs: FxHashMap<ValueId, Cost>,
+}
+
+/// What computing a value again takes.
+struct Cost {
+    /// Operations, and accesses of memory; `None` where it cannot be done.
+    work: Option<u64>,
+    /// Kept values that it begins with.
+    from: FxHashSet<ValueId>,
 }
 
 impl Choice<'_> {
@@ -161,12 +172,18 @@ impl Choice<'_> {
 
     /// Of what can be spared that which costs the fewest operations for each byte; the later one of equals, so that chains
     /// shorten from their ends.
-    fn cheapest(&self) -> Result<Option<ValueId>> {
+    fn cheapest(&mut self) -> Result<Option<ValueId>> {
         let mut best: Option<(f64, ValueId)> = None;
         let mut kept: Vec<ValueId> = self.kept.difference(&self.fixed).copied().collect();
         kept.sort_unstable();
         for v in kept {
-            let Some(work) = self.work(v)? else { continue };
+            if !self.costs.contains_key(&v) {
+                let cost = self.cost(v)?;
+                self.costs.insert(v, cost);
+            }
+            let Some(work) = self.costs[&v].work else {
+                continue;
+            };
             let size = self.size_of(v)?;
             if size == 0 {
                 continue;
@@ -179,34 +196,48 @@ impl Choice<'_> {
         Ok(best.map(|(_, v)| v))
     }
 
+    /// Keeps a value no longer.
+    fn drop(&mut self, v: ValueId) {
+        self.kept.remove(&v);
+        self.costs.retain(|_, cost| !cost.from.contains(&v));
+    }
+
     /// Operations that computing a value again from what is kept takes, and a memory access for each byte that is made on
-    /// the way; `None` where that cannot be done.
-    fn work(&self, value: ValueId) -> Result<Option<u64>> {
+    /// the way.
+    fn cost(&self, value: ValueId) -> Result<Cost> {
         let mut seen = FxHashSet::default();
         let mut open = vec![self.graph.value(value).node];
-        let mut work = 0u64;
+        let mut cost = Cost {
+            work: Some(0),
+            from: FxHashSet::default(),
+        };
         while let Some(id) = open.pop() {
             if !seen.insert(id) {
                 continue;
             }
             let node = self.graph.node(id);
             if !repeats(&node.op) || seen.len() > MAX_CONE {
-                return Ok(None);
+                // More is to be computed again later, not less.
+                cost.work = None;
+                cost.from.clear();
+                return Ok(cost);
             }
-            work = work.saturating_add(self.number(&node_flops(self.graph, node))?);
+            let mut work = self.number(&node_flops(self.graph, node))?;
             if node.op.class() != OpClass::View {
                 for v in &node.results {
                     work = work.saturating_add(self.size_of(*v)?);
                 }
             }
+            cost.work = cost.work.map(|sum| sum.saturating_add(work));
             for v in &node.operands {
-                let def = self.graph.def(*v);
-                if !self.kept.contains(v) && !is_leaf(&def.op) {
+                if self.kept.contains(v) {
+                    cost.from.insert(*v);
+                } else if !is_leaf(&self.graph.def(*v).op) {
                     open.push(self.graph.value(*v).node);
                 }
             }
         }
-        Ok(Some(work))
+        Ok(cost)
     }
 }
 

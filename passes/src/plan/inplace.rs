@@ -14,8 +14,9 @@ use super::pack::{is_packed, owner};
 use super::{Plan, SlotId, Step, Storage};
 use crate::Context;
 use crate::lower::LoweredUnit;
-use cupola_ir::kernel::{Access, Expr, Kernel, Phase, Store, StoreKind, Unit};
+use cupola_ir::kernel::{Access, BufferId, Kernel, Store, Unit};
 use cupola_ir::ops::CoreOp;
+use cupola_ir::target::Aliasing;
 use cupola_ir::{Dim, Op};
 
 /// Turns results into aliases, step by step.
@@ -28,7 +29,7 @@ pub(super) fn reuse(plan: &mut Plan, units: &[LoweredUnit], context: &Context) {
         let placed = &units[*unit].placed;
         let target = context.target(placed.device);
         match &placed.unit {
-            Unit::Loops(kernel) if target.aliasing => {
+            Unit::Loops(kernel) if target.aliasing != Aliasing::None => {
                 let buffers = buffers.clone();
                 let own: Vec<usize> = (0..buffers.len()).collect();
                 known.reuse(plan, &Arguments(kernel, &own), &buffers, at);
@@ -41,7 +42,7 @@ pub(super) fn reuse(plan: &mut Plan, units: &[LoweredUnit], context: &Context) {
                     plan.overwritten.push(state);
                 }
             }
-            Unit::Library(call) if target.aliasing => {
+            Unit::Library(call) if target.aliasing == Aliasing::Units => {
                 let Some(kernel) = &call.epilogue else {
                     continue;
                 };
@@ -110,7 +111,7 @@ impl Known {
 
     /// Puts results of a launch over its operands.
     fn reuse(&mut self, plan: &mut Plan, of: &Arguments, buffers: &[SlotId], at: usize) {
-        for store in last_stores(of.0) {
+        for store in of.0.last_stores() {
             let Some((result, owner, offset)) = self.overwritten(plan, of, store, buffers, at)
             else {
                 continue;
@@ -134,9 +135,6 @@ impl Known {
     ) -> Option<(SlotId, SlotId, Dim)> {
         let written = arguments[store.buffer.0 as usize];
         let result = buffers[written];
-        if store.kind != StoreKind::Set || store.guard.is_some() {
-            return None;
-        }
         // A library kernel would have to keep what it sums elsewhere.
         let is_sum = (arguments.iter()).filter(|a| **a == written).count() > 1;
         let packed = is_packed(plan, result) && !is_sum;
@@ -153,8 +151,9 @@ impl Known {
                 _ => Dim::ZERO,
             };
             let free = dies || self.succeeds(plan, of, result, at);
-            (b != written && free && alone && is_over(kernel, store, k))
-                .then_some((result, of, offset))
+            let is_read = kernel.buffers[k].access == Access::Read;
+            let over = || is_read && kernel.writes_over(store, BufferId(k as u32));
+            (b != written && free && alone && over()).then_some((result, of, offset))
         })
     }
 
@@ -197,26 +196,4 @@ fn mentioned(step: &Step, mut each: impl FnMut(SlotId)) {
         Step::Bind { from, .. } | Step::WriteState { from, .. } => each(*from),
         Step::Require { .. } => {}
     }
-}
-
-/// The stores of the last phase, after which nothing is read.
-fn last_stores(kernel: &Kernel) -> &[Store] {
-    match kernel.phases.last() {
-        Some(Phase::Store { stores, .. }) => stores,
-        _ => &[],
-    }
-}
-
-/// Whether a kernel reads this buffer only at the element that it stores, and in elements as large.
-fn is_over(kernel: &Kernel, store: &Store, b: usize) -> bool {
-    let (x, y) = (&kernel.buffers[b], &kernel.buffers[store.buffer.0 as usize]);
-    let size = |dtype: cupola_ir::DType| dtype.is_whole_byte().then(|| dtype.size());
-    let fits = x.access == Access::Read
-        && x.len == y.len
-        && size(x.dtype).is_some_and(|s| size(y.dtype) == Some(s));
-    let own = |e: &Expr| match e {
-        Expr::Load { buffer, index, .. } => buffer.0 as usize != b || *index == store.index,
-        _ => true,
-    };
-    fits && kernel.exprs.iter().all(own)
 }

@@ -107,6 +107,20 @@ fn a_budget_is_kept_and_nothing_else_changes() {
 }
 
 #[test]
+fn what_is_computed_again_is_computed_late() {
+    let mut bindings = Bindings::default();
+    bindings.set(Sym::new("n"), 4096);
+    let (mut g, loss) = network();
+    let whole = memory(&g, 4096);
+    let kept = rematerialise(&mut g, loss, 0, &bindings).unwrap();
+    // What clears a graph up walks it from its results: copies must stay where they are used.
+    g.compact().unwrap();
+    let less = memory(&g, 4096);
+    assert!(kept.again > LAYERS, "{kept:?}");
+    assert!(less * 2 < whole, "{less} of {whole} bytes");
+}
+
+#[test]
 fn open_sizes_are_named() {
     let (mut g, loss) = network();
     let error = rematerialise(&mut g, loss, 0, &Bindings::default()).unwrap_err();

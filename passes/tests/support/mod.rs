@@ -5,7 +5,7 @@ pub mod kernels;
 pub mod reference;
 
 use cupola_ir::kernel::Unit;
-use cupola_ir::target::{Claim, Target};
+use cupola_ir::target::{Aliasing, Claim, Target};
 use cupola_ir::{Bindings, CoreOp, DType, Graph, Op, Scalar, Sym, TensorType};
 use cupola_passes::plan::{check_packing, check_plan, pack, slot_sizes};
 use cupola_passes::{Compiled, DeviceId, Level, MissCode, Options, SlotId, Step, Storage, compile};
@@ -57,7 +57,7 @@ pub fn target(claim: fn(&Op, &[&TensorType]) -> Claim) -> Target {
         max_buffers: 32,
         alignment: 64,
         max_binding: u64::MAX,
-        aliasing: true,
+        aliasing: Aliasing::Units,
         scatters_in_place: true,
         joins_in_turn: true,
         half_factors: false,
@@ -88,7 +88,7 @@ pub fn small_device(claim: fn(&Op, &[&TensorType]) -> Claim) -> Target {
         name: "device".into(),
         dtypes: vec![DType::F32, DType::I32, DType::U32, DType::Bool],
         max_buffers: 5,
-        aliasing: false,
+        aliasing: Aliasing::None,
         scatters_in_place: false,
         joins_in_turn: false,
         half_factors: false,

@@ -5,10 +5,10 @@ use crate::error::{Result, TrainError};
 use crate::init::Init;
 use crate::net::Net;
 use cupola_ir::composite::Attention;
-use cupola_ir::{Dim, Op, ValueId};
+use cupola_ir::{DType, Dim, Op, Scalar, ValueId};
 
 /// Settings of [`Net::self_attention`].
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct SelfAttention {
     /// Number of heads; divides the width.
     pub heads: usize,
@@ -16,6 +16,8 @@ pub struct SelfAttention {
     pub causal: bool,
     /// Whether there are biases.
     pub bias: bool,
+    /// Probability of dropout of the weights that values are summed with.
+    pub dropout: f64,
 }
 
 impl Net {
@@ -45,7 +47,7 @@ impl Net {
             let b = self.parameter(&format!("{name}.in_proj_bias"), &[3 * width], Init::ZEROS)?;
             qkv = self.add(qkv, b)?;
         }
-        let y = self.attention(name, qkv, a.heads, a.causal)?;
+        let y = self.attention(name, qkv, a.heads, a.causal, a.dropout)?;
         let out = format!("{name}.out_proj");
         if !a.bias {
             return self.linear_without_bias(&out, y, width);
@@ -57,16 +59,17 @@ impl Net {
     }
 
     /// Scaled dot-product attention of joined queries, keys and values `[batch, steps, 3 * width]` with several heads:
-    /// `[batch, steps, width]`.
+    /// `[batch, steps, width]`. With `dropout` the weights of the values are dropped in training, after they were normalised.
     ///
     /// # Errors
-    /// An operand of other than three axes; heads that do not divide the width.
+    /// An operand of other than three axes; heads that do not divide the width; a probability outside 0 to 1.
     pub fn attention(
         &mut self,
         name: &str,
         qkv: ValueId,
         heads: usize,
         causal: bool,
+        dropout: f64,
     ) -> Result<ValueId> {
         let joined = match self.graph.rank(qkv) {
             3 => known(&self.graph, name, qkv, 2)?,
@@ -94,8 +97,34 @@ impl Net {
             causal,
             softcap: 0.0,
         };
-        let y = g.one(Op::Composite(op.into()), &parts)?;
+        let mut y = g.one(Op::Composite(op.clone().into()), &parts)?;
+        if dropout != 0.0 {
+            let dropped = self.dropped_attention(&op, &parts, dropout)?;
+            self.switch(dropped, y);
+            y = dropped;
+        }
+        let g = &mut self.graph;
         let y = g.permute(y, &[0, 2, 1, 3])?;
         Ok(g.reshape(y, &[batch, steps, width.into()])?)
+    }
+
+    /// Attention in parts, with dropout between the softmax and the product with the values.
+    fn dropped_attention(&mut self, op: &Attention, qkv: &[ValueId], p: f64) -> Result<ValueId> {
+        let g = &mut self.graph;
+        let scores = g.matmul_nt(qkv[0], qkv[1])?;
+        let mut scores = g.scale(scores, op.scale)?;
+        if op.causal {
+            let plane = g.dims(scores)[2..].to_vec();
+            let row = g.iota(DType::I64, &plane, 0)?;
+            let column = g.iota(DType::I64, &plane, 1)?;
+            let seen = g.binary(Scalar::Le, column, row)?;
+            let low = g.number_like(f64::NEG_INFINITY, scores)?;
+            scores = g.select(seen, scores, low)?;
+        }
+        let weights = self.softmax(scores)?;
+        let weights = self.dropout(weights, p)?;
+        let g = &mut self.graph;
+        let weights = g.cast_like(weights, qkv[2])?;
+        Ok(g.matmul(weights, qkv[2])?)
     }
 }

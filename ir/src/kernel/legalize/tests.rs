@@ -5,7 +5,7 @@ use crate::kernel::{
     Access, AxisId, BufferDecl, BufferId, Extent, Index, Phase, Store, StoreKind, run_kernel,
     verify,
 };
-use crate::target::Claim;
+use crate::target::{Aliasing, Claim};
 
 /// A target with only what every target has, and perhaps fused multiplication.
 fn target(fma: bool) -> Target {
@@ -23,7 +23,7 @@ fn target(fma: bool) -> Target {
         max_buffers: 8,
         alignment: 1,
         max_binding: u64::MAX,
-        aliasing: true,
+        aliasing: Aliasing::Units,
         scatters_in_place: true,
         joins_in_turn: false,
         half_factors: false,
