@@ -232,6 +232,28 @@ fn runs_in_low_precision_and_of_other_losses_learn() {
 }
 
 #[test]
+fn norms_of_large_gradients_are_those_of_the_reference() {
+    let folder = Folder::new("train-norm");
+    let text = digits("steps = 1\nclip_norm = 1.0").replace("batch = 96", "batch = 2");
+    let config = folder.write(
+        "wide.toml",
+        &text.replace("linear:64", "linear:2000\", \"linear:2000"),
+    );
+    let norm = |device: &str| {
+        let checkpoints = folder.path(device);
+        let args = ["train", &config, "--device", device, "--json"];
+        let output = cupola(&[&args[..], &["--checkpoints", &checkpoints]].concat());
+        lines(&output)[0]["grad_norm"].as_f64().expect("a norm")
+    };
+    let (cpu, reference) = (norm("cpu"), norm("reference"));
+    // One sum of four million squares in a few parts of f32 is more than ten times as far away.
+    assert!(
+        (cpu - reference).abs() < 1e-6 * reference,
+        "{cpu} {reference}"
+    );
+}
+
+#[test]
 fn a_model_file_is_trained_further() {
     let folder = Folder::new("train-onnx");
     let samples = support::repository().join("examples/digits/samples");
