@@ -226,6 +226,9 @@ impl Build<'_> {
         if let Some(shards) = shards.as_ref().filter(|_| options.sync_batch_norm) {
             shards.agree(net, &mut graph)?;
         }
+        if let Some(shards) = &shards {
+            shards.agree_on_totals(net, &mut graph)?;
+        }
         let map = match options.autocast {
             Some(dtype) => autocast(&mut graph, dtype)?,
             None => vec![],

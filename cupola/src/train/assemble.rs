@@ -28,6 +28,8 @@ pub struct Assembled {
     pub kind: Target,
     /// The likeliest classes (i64), or the scores themselves.
     pub said: ValueId,
+    /// The class that counts for nothing, where targets are classes.
+    pub ignored: Option<i64>,
 }
 
 /// Builds the model that a configuration describes for samples like those of `data`.
@@ -152,15 +154,15 @@ fn with_loss(
         Target::Numbers => {}
     }
     let value = loss.append(&mut net, scores, wanted)?;
-    let said = match loss.target() {
-        Target::Numbers => y,
+    let (said, ignored) = match loss.target() {
+        Target::Numbers => (y, None),
         Target::Class => {
             let best = ArgReduce {
                 kind: ReduceKind::Max,
                 axis: given.rank() - 1,
                 last: false,
             };
-            net.graph.one(best, &[y])?
+            (net.graph.one(best, &[y])?, Some(loss.ignored()?))
         }
     };
     Ok(Assembled {
@@ -169,6 +171,7 @@ fn with_loss(
         net,
         loss: value,
         said,
+        ignored,
     })
 }
 

@@ -13,7 +13,7 @@ use std::sync::Arc;
 /// Results of an evaluation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Scores {
-    /// Mean loss over samples.
+    /// Mean loss over samples; of losses by class over the targets that count.
     pub loss: f64,
     /// What else was asked for, in that order.
     pub metrics: Vec<(Metric, f64)>,
@@ -30,6 +30,9 @@ impl Scores {
         }
     }
 }
+
+/// Output of evaluations: by how much the loss of a batch counts, where that is not its number of samples.
+const TOTAL: &str = "total";
 
 /// What is gathered over the batches.
 #[derive(Default)]
@@ -59,7 +62,9 @@ impl Gathered {
 /// # Errors
 /// What the graph's verifier finds.
 pub(super) fn graph_of(model: &Assembled) -> Result<Graph> {
-    let values = [("loss", model.loss), (SAID, model.said)];
+    let mut values = vec![("loss", model.loss), (SAID, model.said)];
+    // The loss is the last mean that was made.
+    values.extend(model.net.totals().last().map(|total| (TOTAL, *total)));
     let mut graph = model.net.eval_graph(&values)?;
     graph.retain_outputs(|i| i < values.len());
     Ok(graph)
@@ -123,19 +128,28 @@ pub(super) fn evaluate(
             let value = found.map(|(_, v)| v.to_host()).transpose()?;
             Ok(value.and_then(|v| v.as_tensor().cloned()))
         };
-        let loss = output("loss")?.and_then(|t| numbers(&t).first().copied());
-        all.loss.add(loss.unwrap_or(f64::NAN), batch.len as f64);
+        let number = |name: &str| -> Result<Option<f64>> {
+            Ok(output(name)?.and_then(|t| numbers(&t).first().copied()))
+        };
+        let total = number(TOTAL)?.unwrap_or(batch.len as f64);
+        // The mean over no targets is no number, and counts for nothing.
+        if total != 0.0 {
+            let loss = number("loss")?;
+            all.loss.add(loss.unwrap_or(f64::NAN), total);
+        }
         all.samples += batch.len;
         let (Some(said), Some(wanted)) = (output(SAID)?, batch.column("y")) else {
             continue;
         };
         match (said.to_vec::<i64>(), wanted.to_vec::<i64>()) {
-            (Some(said_classes), Some(labels)) => {
-                all.confusion.add(&said_classes, &labels);
-                if metrics.contains(&Metric::Bleu) {
-                    let width = wanted.shape().get(1).copied().unwrap_or(1).max(1);
-                    let rows = said_classes.chunks(width).zip(labels.chunks(width));
-                    rows.for_each(|(said, wanted)| all.bleu.add(said, wanted));
+            (Some(said), Some(labels)) => {
+                let width = wanted.shape().get(1).copied().unwrap_or(1).max(1);
+                for (said, labels) in said.chunks(width).zip(labels.chunks(width)) {
+                    let (said, labels) = counted(said, labels, model.ignored);
+                    all.confusion.add(&said, &labels);
+                    if metrics.contains(&Metric::Bleu) {
+                        all.bleu.add(&said, &labels);
+                    }
                 }
             }
             _ => {
@@ -149,6 +163,12 @@ pub(super) fn evaluate(
         metrics: metrics.iter().map(|m| (*m, all.value(*m))).collect(),
         samples: all.samples,
     })
+}
+
+/// What is said and what was to be said, without places where any class would do.
+fn counted(said: &[i64], labels: &[i64], ignored: Option<i64>) -> (Vec<i64>, Vec<i64>) {
+    let both = said.iter().copied().zip(labels.iter().copied());
+    both.filter(|(_, label)| ignored != Some(*label)).unzip()
 }
 
 /// All elements as f64.
