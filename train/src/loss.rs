@@ -48,13 +48,17 @@ impl Net {
     /// classes that count (NaN when none does); with numbers for each class over rows.
     ///
     /// # Errors
-    /// Extents that do not match, weights of another number than classes.
+    /// Extents that do not match, weights of another number than classes, a smoothing outside of 0 to 1.
     pub fn cross_entropy(
         &mut self,
         x: ValueId,
         target: ValueId,
         settings: &CrossEntropy,
     ) -> Result<ValueId> {
+        if !(0.0..=1.0).contains(&settings.smoothing) {
+            let what = format!("smoothing {} is outside 0 to 1", settings.smoothing);
+            return Err(TrainError::layer("cross_entropy", what));
+        }
         let g = &mut self.graph;
         let axis = usize::from(g.rank(x) > 1);
         let soft = g.dtype(target).is_float();

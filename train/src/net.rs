@@ -156,8 +156,10 @@ impl Net {
         }
         let shape = ty.const_shape();
         let initial = shape.and_then(|s| zeros(ty.dtype, &s));
-        let initial =
-            initial.ok_or_else(|| TrainError::layer(name, format!("no state of type {ty}")))?;
+        let initial = initial.ok_or_else(|| {
+            let what = format!("there is no memory for a state of type {ty}");
+            TrainError::layer(name, what)
+        })?;
         declare(&mut self.graph, name, ty, initial)
     }
 

@@ -41,10 +41,32 @@ struct Gathered {
     squares: Mean,
     confusion: Confusion,
     bleu: Bleu,
+    /// Whether that is asked for: it takes time.
+    has_bleu: bool,
     samples: usize,
 }
 
 impl Gathered {
+    /// Counts what is said and what was to be said.
+    fn compare(&mut self, said: &Tensor, wanted: &Tensor, ignored: Option<i64>) {
+        match (said.to_vec::<i64>(), wanted.to_vec::<i64>()) {
+            (Some(said), Some(labels)) => {
+                let width = wanted.shape().get(1).copied().unwrap_or(1).max(1);
+                for (said, labels) in said.chunks(width).zip(labels.chunks(width)) {
+                    let (said, labels) = counted(said, labels, ignored);
+                    self.confusion.add(&said, &labels);
+                    if self.has_bleu {
+                        self.bleu.add(&said, &labels);
+                    }
+                }
+            }
+            _ => {
+                let pairs = numbers(said).into_iter().zip(numbers(wanted));
+                pairs.for_each(|(a, b)| self.squares.add((a - b).powi(2), 1.0));
+            }
+        }
+    }
+
     fn value(&self, metric: Metric) -> f64 {
         match metric {
             Metric::Perplexity => self.loss.value().exp(),
@@ -116,7 +138,10 @@ pub(super) fn evaluate(
     };
     let loader = Loader::new(part, dealing, Position::default(), Some(1));
     let loader = loader.map_err(|_| cupola_runtime::RuntimeError::Lost)?;
-    let mut all = Gathered::default();
+    let mut all = Gathered {
+        has_bleu: metrics.contains(&Metric::Bleu),
+        ..Gathered::default()
+    };
     for batch in loader {
         let mut request = Request::new();
         for (name, tensor) in feed(&batch, &inputs, &model.target)? {
@@ -141,22 +166,7 @@ pub(super) fn evaluate(
         let (Some(said), Some(wanted)) = (output(SAID)?, batch.column("y")) else {
             continue;
         };
-        match (said.to_vec::<i64>(), wanted.to_vec::<i64>()) {
-            (Some(said), Some(labels)) => {
-                let width = wanted.shape().get(1).copied().unwrap_or(1).max(1);
-                for (said, labels) in said.chunks(width).zip(labels.chunks(width)) {
-                    let (said, labels) = counted(said, labels, model.ignored);
-                    all.confusion.add(&said, &labels);
-                    if metrics.contains(&Metric::Bleu) {
-                        all.bleu.add(&said, &labels);
-                    }
-                }
-            }
-            _ => {
-                let pairs = numbers(&said).into_iter().zip(numbers(wanted));
-                pairs.for_each(|(a, b)| all.squares.add((a - b).powi(2), 1.0));
-            }
-        }
+        all.compare(&said, wanted, model.ignored);
     }
     Ok(Scores {
         loss: all.loss.value(),

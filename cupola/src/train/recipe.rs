@@ -146,6 +146,8 @@ pub fn optimiser(text: &str) -> Result<(Optimiser, f64)> {
     }
     let rate = spec.number("lr", Some(0), 1e-3)?;
     spec.finish()?;
+    let checked = optimiser.check();
+    checked.map_err(|e| wrong(format!("'{spec}': {e}")))?;
     if rate < 0.0 {
         return Err(wrong(format!("'{spec}': a learning rate below 0")));
     }
@@ -196,7 +198,8 @@ impl Rates {
             0 => schedule,
             steps => Schedule::warmup(steps, schedule),
         };
-        schedule.check()?;
+        let checked = schedule.check();
+        checked.map_err(|e| wrong(format!("'{spec}': {e}")))?;
         Ok(Rates {
             schedule,
             by_epoch,
