@@ -204,10 +204,20 @@ def loss_of(config, scores, targets):
     return F.mse_loss(scores, targets)
 
 
-class Reference:
-    """A configuration's data and model in PyTorch."""
+def clip(parameters, most):
+    """clip_grad_norm_ with its norm summed in f64. PyTorch's own norm on a CPU, in f32, is 2.5e-3 short for the gradient of a matrix
+    of ten million elements, and the whole gradient's 1e-3, which the losses show after some clipped steps."""
+    grads = [p.grad for p in parameters if p.grad is not None]
+    norm = math.sqrt(sum((g.double() ** 2).sum().item() for g in grads))
+    for g in grads:
+        g.mul_(min(most / (norm + 1e-6), 1.0))
 
-    def __init__(self, config):
+
+class Reference:
+    """A configuration's data and model in PyTorch, in f32 or f64."""
+
+    def __init__(self, config, dtype=torch.float32):
+        self.dtype = dtype
         data = self.data = config["data"]
         self.config, self.x_y = config, read(data, data["files"])
         x, y, ids = self.x_y
@@ -220,7 +230,7 @@ class Reference:
         classes = 0 if data.get("kind") == "text" or y.dtype != np.int64 else int(y.max()) + 1
         shape = config["model"].get("input") or [data["length"]] if isinstance(x, list) else config["model"].get("input") or x.shape[1:]
         self.shape = config["model"].get("input")
-        self.model = Model(config["model"]["layers"], shape, kinds, classes, config.get("seed", 0))
+        self.model = Model(config["model"]["layers"], shape, kinds, classes, config.get("seed", 0)).to(dtype)
 
     def batches(self):
         """Batches of an epoch."""
@@ -228,13 +238,13 @@ class Reference:
         return len(self.rows) // size if self.config.get("drop_last") else -(-len(self.rows) // size)
 
     def batch(self, x_y, rows):
-        x, y = batch_of(*x_y[:2], rows, self.data)
+        x, y = (t.to(self.dtype) if t.is_floating_point() else t for t in batch_of(*x_y[:2], rows, self.data))
         return (x.reshape(len(x), *self.shape) if self.shape else x), y
 
     def train(self, rates, weights):
         """Losses of as many steps as there are rates."""
         for name, p in self.model.named_parameters():
-            p.data = weights[name].clone()
+            p.data = weights[name].to(self.dtype, copy=True)
         config, count, size = self.config, self.batches(), self.config.get("batch", 32)
         update = optimiser(config["optim"], list(self.model.parameters()))
         self.model.train()
@@ -249,7 +259,7 @@ class Reference:
             update.zero_grad()
             loss.backward()
             if "clip_norm" in config:
-                nn.utils.clip_grad_norm_(self.model.parameters(), config["clip_norm"])
+                clip(list(self.model.parameters()), config["clip_norm"])
             for group in update.param_groups:
                 group["lr"] = rate
             update.step()
@@ -294,7 +304,7 @@ def compare(path, args):
     given = {k: v for k, v in (("batch", args.batch), ("optim", args.optim)) if v}
     config.update(given)
     options = [word for key, value in given.items() for word in (f"--{key}", str(value))]
-    reference = Reference(config)
+    reference = Reference(config, torch.float64 if args.double else torch.float32)
     schedule = without_end(config, reference.batches())
     options += [] if schedule == config.get("schedule", "constant") else ["--schedule", schedule]
     steps = args.steps or config["epochs"] * reference.batches()
@@ -338,6 +348,7 @@ def main():
     parser.add_argument("--optim", help="optimiser, instead of the configuration's")
     parser.add_argument("--cupola", default="target/release/cupola", help="the program, perhaps behind others")
     parser.add_argument("--piece", type=int, default=1 << 40, help="steps of one process of ours; longer runs are resumed")
+    parser.add_argument("--double", action="store_true", help="PyTorch computes in f64: which of two that part is nearer to it?")
     parser.add_argument("--most", type=float, default=0.01)
     parser.add_argument("--store", help="folder to keep results in")
     parser.add_argument("--check", action="store_true")

@@ -1,17 +1,20 @@
 #!/usr/bin/env python3
 """Tries every row of the tables of docs/training.md: each loss, optimiser, schedule, layer, form of data and option trains three steps.
 
-    python3 scripts/try_training.py [--cupola target/release/cupola]
+    python3 scripts/try_training.py [--cupola target/release/cupola] [--tokenizer model.gguf]
 
-Needs nothing but Python; data are made up in a temporary folder. Prints what fails; status 1 if anything does.
+Needs nothing but Python; data are made up in a temporary folder. --tokenizer names a GGUF file or model folder for data.tokenizer. Prints what fails; status 1 if anything does.
 """
 import argparse
+import gzip
 import json
 import os
 import random
+import struct
 import subprocess
 import sys
 import tempfile
+import zlib
 
 CLASSES = 'files = ["table.csv"]\nclass_target = true'
 NUMBERS = 'files = ["numbers.csv"]'
@@ -31,7 +34,32 @@ def made_up(draw):
         "digits.csv": [",".join([*pixels(), str(i % 3)]) for i in range(24)],
         "topics.tab": [f"{draw.choice('ab')}\tthe {draw.choice(['cat', 'dog', 'cow'])} sat" for _ in range(40)],
     }
-    return {name: "\n".join(all) + "\n" for name, all in lines.items()}
+    files = {name: "\n".join(all) + "\n" for name, all in lines.items()}
+    files["topics.tsv"] = "class\ttext\nd\tstring\nclass\tmeta\n" + files["topics.tab"]
+    files |= {f"greys/{k}.json": json.dumps({"data": [round(draw.random(), 3) for _ in range(8 * 784)]}) for k in range(3)}
+    files |= {f"pictures/{'ab'[i % 2]}/{i}.png": picture(draw) for i in range(16)}
+    classes = [i % 3 for i in range(24)]
+    files["x-idx3-ubyte"] = struct.pack(">4B3I", 0, 0, 8, 3, 24, 6, 6) + draw.randbytes(24 * 36)
+    files["y-idx1-ubyte"] = struct.pack(">4BI", 0, 0, 8, 1, 24) + bytes(classes)
+    files |= {f"{name}.gz": gzip.compress(files[name]) for name in ("x-idx3-ubyte", "y-idx1-ubyte")}
+    files["x.npy"] = array("<f4", (24, 5), struct.pack("<120f", *(draw.random() for _ in range(120))))
+    files["y.npy"] = array("<i8", (24,), struct.pack("<24q", *classes))
+    files["z.npy"] = array("<f8", (24, 2), struct.pack("<48d", *(draw.random() for _ in range(48))))
+    return files
+
+
+def picture(draw):
+    """A PNG of 6 by 6 greys."""
+    part = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    rows = b"".join(b"\0" + draw.randbytes(6) for _ in range(6))
+    head = struct.pack(">2I5B", 6, 6, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + part(b"IHDR", head) + part(b"IDAT", zlib.compress(rows)) + part(b"IEND", b"")
+
+
+def array(kind, shape, data):
+    """A NumPy file."""
+    head = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", 118) + head.encode() + data
 
 
 def case(loss="ce", optim="adam:lr=1e-3", top="", data=CLASSES, layers=("linear:classes",), model="", more="", options=()):
@@ -39,8 +67,31 @@ def case(loss="ce", optim="adam:lr=1e-3", top="", data=CLASSES, layers=("linear:
     return text, options
 
 
-def cases():
+def forms():
+    """Every form of data."""
+    flat = ("flatten", "linear:classes")
+    yield case(data='files = ["greys"]', layers=flat)
+    yield case(data='files = ["greys"]\nkind = "digits-json"\nimage = [28, 28]', layers=flat)
+    yield case(data='files = ["digits.csv"]\nkind = "digits-csv"\nlabel_first = false', layers=flat)
+    yield case(data='files = ["x-idx3-ubyte", "y-idx1-ubyte"]', layers=flat)
+    yield case(data='files = ["x-idx3-ubyte.gz", "y-idx1-ubyte.gz"]\nkind = "idx"\nvalidation_files = ["x-idx3-ubyte", "y-idx1-ubyte"]', layers=flat)
+    yield case(data='files = ["pictures"]', layers=flat)
+    yield case(data='files = ["pictures"]\nkind = "images"\nimage = [3, 8, 8]\ntest_files = ["pictures"]', layers=("conv:2", *flat))
+    yield case(data='files = ["x.npy", "y.npy"]')
+    yield case("mse", data='files = ["x.npy", "z.npy"]\nkind = "npy"', layers=("linear:targets",))
+    yield case(data='files = ["topics.tsv"]', layers=("embedding:4", "lstm:4", "last", "linear:classes"))
+    yield case(data='files = ["topics.tab"]\nkind = "text"\nlength = 5', layers=("embedding:4", "gru:4", "linear:tokens"))
+    yield case(data=NUMBERS + '\nkind = "table"\nseparator = ","\ntarget = ["2"]', loss="mse", layers=("linear:1",))
+
+
+def cases(tokenizer):
     """Configurations with options of the command line."""
+    yield from forms()
+    if tokenizer:
+        cut = f'{TEXT}\ntokenizer = {json.dumps(tokenizer)}'
+        yield case(data=cut, layers=("embedding:4", "lstm:4", "linear:tokens"))
+        yield case(data=cut + '\nunits = "tokenizer"', layers=("embedding:4", "linear:tokens"))
+        yield case(data=f'{TOPICS}tokenizer = {json.dumps(tokenizer)}', layers=("embedding:4", "lstm:4", "last", "linear:classes"))
     yield from (case(loss) for loss in ("ce", "ce:smoothing=0.1,ignore=1"))
     yield case("nll:ignore=2", layers=("linear:classes", "log_softmax"))
     yield from (case(loss, data=NUMBERS, layers=("linear:1",)) for loss in ("mse", "l1", "huber:1", "smooth_l1:1", "bce"))
@@ -100,12 +151,16 @@ def cases():
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--cupola", default="target/release/cupola")
-    program = os.path.abspath(parser.parse_args().cupola)
+    parser.add_argument("--tokenizer")
+    args = parser.parse_args()
+    program, tokenizer = os.path.abspath(args.cupola), args.tokenizer and os.path.abspath(args.tokenizer)
     failed = count = 0
     with tempfile.TemporaryDirectory() as folder:
         for name, text in made_up(random.Random(1)).items():
-            with open(os.path.join(folder, name), "w") as f:
-                f.write(text)
+            path = os.path.join(folder, name)
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with open(path, "wb") as f:
+                f.write(text if isinstance(text, bytes) else text.encode())
 
         def run(what, *args):
             nonlocal failed, count
@@ -115,7 +170,7 @@ def main():
                 failed += 1
                 print(f"status {out.returncode}: {what}\n    {out.stderr.strip()}")
 
-        for text, options in cases():
+        for text, options in cases(tokenizer):
             with open(os.path.join(folder, "case.toml"), "w") as f:
                 f.write(text)
             run(f"{text}{' '.join(options)}", "train", "case.toml", *options)
@@ -129,6 +184,14 @@ def main():
             f.write(case("mse", data=NUMBERS, layers=("linear:1",))[0])
         run("a model to be trained further", "train", "case.toml", "--export", "model.onnx")
         run("a model file", "train", "model.onnx", "--data", "numbers.csv", *more)
+        with open(os.path.join(folder, "case.toml"), "w") as f:
+            f.write(case(data='files = ["pictures"]', layers=("conv:2,name=c", "relu", "flatten", "linear:classes"), model="input = [3, 32, 32]")[0])
+        run("a reader of pictures", "train", "case.toml", "--export", "reader.onnx")
+        more = ["--loss", "ce", "--optim", "adam:lr=1e-4", "--epochs", "1", "--batch", "4", "--validation", "0.25", "--metric", "accuracy", "--export", "tuned.onnx"]
+        run("pictures for a model file", "train", "reader.onnx", "--data", "pictures", *more)
+        with open(os.path.join(folder, "case.toml"), "w") as f:
+            f.write(case(data='files = ["pictures"]')[0].replace('layers = ["linear:classes"]', 'file = "reader.onnx"\noutput = "y"\nfreeze = ["c."]'))
+        run("a configuration of a model file", "train", "case.toml", "--export", "tuned.onnx")
     print(f"{count - failed} of {count} work")
     sys.exit(1 if failed else 0)
 

@@ -128,6 +128,64 @@ fn means_of_shards_are_those_of_the_batch() {
     assert!((local[5] - whole[5]).abs() > 1e-6 && local.iter().all(|l| l.is_finite()));
 }
 
+/// Digits of which the class 0 is not learnt, and which lie by class, so that whole shards have no target that counts.
+#[test]
+fn targets_that_are_ignored_count_in_no_shard() {
+    let folder = Folder::new("train-ignored");
+    let rows: Vec<String> = (0..40)
+        .map(|i| {
+            let class = if i % 8 < 4 { 0 } else { 1 + i % 2 };
+            format!(
+                "{},{},{class}",
+                (i as f32 * 0.3).sin(),
+                class as f32 - 0.1 * i as f32
+            )
+        })
+        .collect();
+    folder.write("rows.csv", &format!("a,b,y\n{}\n", rows.join("\n")));
+    let text = "loss = \"ce:ignore=0\"\noptim = \"adam:lr=0.02\"\nclip_norm = 0.5\nepochs = 3\nbatch = 8\nshuffle = false\n\
+         metrics = [\"accuracy\", \"perplexity\"]\n[data]\nfiles = [\"rows.csv\"]\nclass_target = true\n\
+         [validation]\nbatch = 3\n[model]\nlayers = [\"linear:8\", \"relu\", \"linear:classes\"]\n";
+    let config = folder.write("rows.toml", text);
+    let train = |name: &str, more: &[&str]| {
+        let checkpoints = folder.path(name);
+        let base = ["train", &config, "--deterministic", "--json"];
+        let base = [&base[..], &["--checkpoints", &checkpoints]].concat();
+        let output = cupola(&[&base[..], more].concat());
+        (losses(&output), tensors(&last(Path::new(&checkpoints))))
+    };
+    let whole = train("whole", &[]);
+    let one = train("one", &["--shards", "4"]);
+    assert_eq!(one.0.len(), 15);
+    for (a, b) in whole.0.iter().zip(&one.0) {
+        assert!(a.is_finite() && (a - b).abs() < 1e-5, "{whole:?} {one:?}");
+    }
+    for replicas in ["2", "4"] {
+        assert_eq!(
+            train(replicas, &["--shards", "4", "--replicas", replicas]),
+            one
+        );
+    }
+    // Of batches of three some have no target that counts, others one or three; one of forty has all.
+    let scores = |batch: &str| -> serde_json::Value {
+        let text = text.replace("batch = 3", batch);
+        let config = folder.write("other.toml", &text);
+        let checkpoints = folder.path(batch);
+        let args = ["train", &config, "--checkpoints", &checkpoints];
+        cupola(&args);
+        let data = folder.path("rows.csv");
+        let args = ["eval", &checkpoints, "--data", &data, "--json"];
+        serde_json::from_str(&cupola(&args)).expect("JSON")
+    };
+    let (small, large) = (scores("batch = 3"), scores("batch = 40"));
+    for key in ["loss", "accuracy", "perplexity"] {
+        let number = |line: &serde_json::Value| line[key].as_f64().expect(key);
+        let (small, large) = (number(&small), number(&large));
+        assert!((small - large).abs() < 1e-5, "{key}: {small} {large}");
+    }
+    assert!(large["accuracy"].as_f64().is_some_and(|a| a > 0.5));
+}
+
 #[test]
 fn a_trace_shows_buckets_beside_the_backward_pass() {
     let folder = Folder::new("train-trace");

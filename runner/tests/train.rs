@@ -232,6 +232,28 @@ fn runs_in_low_precision_and_of_other_losses_learn() {
 }
 
 #[test]
+fn norms_of_large_gradients_are_those_of_the_reference() {
+    let folder = Folder::new("train-norm");
+    let text = digits("steps = 1\nclip_norm = 1.0").replace("batch = 96", "batch = 2");
+    let config = folder.write(
+        "wide.toml",
+        &text.replace("linear:64", "linear:2000\", \"linear:2000"),
+    );
+    let norm = |device: &str| {
+        let checkpoints = folder.path(device);
+        let args = ["train", &config, "--device", device, "--json"];
+        let output = cupola(&[&args[..], &["--checkpoints", &checkpoints]].concat());
+        lines(&output)[0]["grad_norm"].as_f64().expect("a norm")
+    };
+    let (cpu, reference) = (norm("cpu"), norm("reference"));
+    // One sum of four million squares in a few parts of f32 is more than ten times as far away.
+    assert!(
+        (cpu - reference).abs() < 1e-6 * reference,
+        "{cpu} {reference}"
+    );
+}
+
+#[test]
 fn a_model_file_is_trained_further() {
     let folder = Folder::new("train-onnx");
     let samples = support::repository().join("examples/digits/samples");
@@ -321,6 +343,42 @@ fn wrong_configurations_are_one_line_and_a_status() {
         ("\"f1\"", "\"f2\"", 3, "metric 'f2' is none of accuracy"),
         ("batch = 96", "batch = 0", 3, "batch is 0"),
         ("ce:smoothing", "mse:smoothing", 3, "the last layer gives"),
+        ("smoothing=0.05", "smoothing=2", 3, "2 is outside 0 to 1"),
+        ("smoothing=0.05", "ignore=one", 3, "ignore is no whole"),
+        ("linear:64", "linear:99999999999", 3, "there is no memory"),
+        ("linear:64", "linear:0", 3, "nothing is left of the sample"),
+        ("adam:lr=2e-3", "adam:betas=2/0.9", 3, "betas are from 0"),
+        (
+            "cosine:warmup=5,steps=60",
+            "step:size=0",
+            3,
+            "'step:size=0': a",
+        ),
+        (
+            "seed = 3",
+            "seed = 3\nname = \"../up\"",
+            3,
+            "name is that of",
+        ),
+        (
+            "[model]",
+            "[model]\nfreeze = [\"fc9\"]",
+            3,
+            "begins with 'fc9'",
+        ),
+        ("[model]", "[model]\noutput = \"y\"", 3, "of a model.file"),
+        (
+            "test = 0.2",
+            "test = 0.2\nlength = 0",
+            3,
+            "data.length is 0",
+        ),
+        (
+            "test = 0.2",
+            "test = 0.2\nvocabulary = 2",
+            3,
+            "3 are the least",
+        ),
     ];
     for (from, to, status, what) in cases {
         assert!(sound.contains(from), "{from}");
@@ -341,6 +399,57 @@ fn wrong_configurations_are_one_line_and_a_status() {
         error.contains("bad.csv, line 2: field 2 is 'five'"),
         "{error}"
     );
+}
+
+#[test]
+fn layers_that_leave_nothing_and_labels_out_of_range_are_refused() {
+    let folder = Folder::new("train-range");
+    let text = "loss = \"ce\"\noptim = \"sgd:lr=0.1\"\nsteps = 1\n[data]\nfiles = [\"x.npy\", \"y.npy\"]\n[model]\nlayers = LAYERS\n";
+    let array = |name: &str, dtype: &str, shape: &str, bytes: &[u8]| {
+        let header =
+            format!("{{'descr': '{dtype}', 'fortran_order': False, 'shape': ({shape}), }}");
+        let header = format!("{header:117}\n");
+        let begin = [&b"\x93NUMPY\x01\x00\x76\x00"[..], header.as_bytes(), bytes].concat();
+        std::fs::write(folder.0.join(name), begin).expect("an array");
+    };
+    array("x.npy", "|u1", "3, 1, 8, 8", &[7; 192]);
+    let train = |labels: [i64; 3], layers: &str| {
+        let bytes: Vec<u8> = labels.iter().flat_map(|l| l.to_le_bytes()).collect();
+        array("y.npy", "<i8", "3,", &bytes);
+        let config = folder.write("range.toml", &text.replace("LAYERS", layers));
+        let out = support::run(&["train", &config]);
+        (out.status.code(), support::text(&out.stderr))
+    };
+    let plain = "[\"flatten\", \"linear:3\"]";
+    assert_eq!(train([0, 2, -100], plain).0, Some(0));
+    for (labels, layers, what) in [
+        (
+            [0, 2, -1],
+            plain,
+            "a target -1, which is none of the classes 0 to 2",
+        ),
+        ([0, 3, 1], plain, "3 scores for 4 classes"),
+        ([0, 1 << 50, 1], plain, "a target 1125899906842624"),
+        (
+            [0, 1, 2],
+            "[\"conv:4,kernel=9\", \"flatten\", \"linear:3\"]",
+            "nothing is left",
+        ),
+        (
+            [0, 1, 2],
+            "[\"max_pool:9\", \"flatten\", \"linear:3\"]",
+            "nothing is left",
+        ),
+        (
+            [0, 1, 2],
+            "[\"conv:0\", \"flatten\", \"linear:3\"]",
+            "nothing is left",
+        ),
+    ] {
+        let (status, error) = train(labels, layers);
+        assert_eq!(status, Some(3), "{error}");
+        assert!(error.contains(what), "{error}");
+    }
 }
 
 #[test]

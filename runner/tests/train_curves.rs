@@ -23,7 +23,7 @@ const EXAMPLES: [(&str, usize); 10] = [
     ("reuters", 20),
     ("attention", 40),
     ("gpt", 2),
-    ("lstm-lm", 2),
+    ("lstm-lm", 8),
     ("lstm-lm-deep", 0),
 ];
 

@@ -60,6 +60,9 @@ impl Init {
         let shape = shape.ok_or_else(|| wrong("its extents must be known"))?;
         let len = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
         let len = len.ok_or_else(|| wrong("too many elements"))?;
+        if !has_memory(len.saturating_add(1).saturating_mul(size_of::<f64>())) {
+            return Err(wrong("there is no memory to draw its values"));
+        }
         let values = match self {
             Init::Values(t) if t.shape() == shape => {
                 return convert::cast(t, ty.dtype, true).map_err(|e| wrong(&e));
@@ -68,7 +71,8 @@ impl Init {
                 return Err(wrong(&format!("initial values of shape {:?}", t.shape())));
             }
             Init::Constant(v) if *v == 0.0 => {
-                return zeros(ty.dtype, &shape).ok_or_else(|| wrong("no number type"));
+                let zeros = zeros(ty.dtype, &shape);
+                return zeros.ok_or_else(|| wrong("no number type, or no memory for it"));
             }
             Init::Constant(v) => vec![*v; len],
             Init::Uniform { bound } => {
@@ -90,9 +94,15 @@ impl Init {
     }
 }
 
-/// Zeros that take no memory before something is written to them, as far as the system has such memory.
+/// Whether the system would give this many bytes: where it does not, a vector of them ends the process.
+fn has_memory(size: usize) -> bool {
+    Vec::<u8>::new().try_reserve_exact(size).is_ok()
+}
+
+/// Zeros that take no memory before something is written to them, as far as the system has such memory; `None` where it has
+/// too little.
 pub(crate) fn zeros(dtype: DType, shape: &[usize]) -> Option<Tensor> {
-    let size = Tensor::size_of(dtype, shape)?;
+    let size = Tensor::size_of(dtype, shape).filter(|size| has_memory(*size))?;
     Tensor::new(dtype, shape.to_vec(), vec![0u8; size].into())
 }
 

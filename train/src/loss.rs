@@ -48,13 +48,17 @@ impl Net {
     /// classes that count (NaN when none does); with numbers for each class over rows.
     ///
     /// # Errors
-    /// Extents that do not match, weights of another number than classes.
+    /// Extents that do not match, weights of another number than classes, a smoothing outside of 0 to 1.
     pub fn cross_entropy(
         &mut self,
         x: ValueId,
         target: ValueId,
         settings: &CrossEntropy,
     ) -> Result<ValueId> {
+        if !(0.0..=1.0).contains(&settings.smoothing) {
+            let what = format!("smoothing {} is outside 0 to 1", settings.smoothing);
+            return Err(TrainError::layer("cross_entropy", what));
+        }
         let g = &mut self.graph;
         let axis = usize::from(g.rank(x) > 1);
         let soft = g.dtype(target).is_float();
@@ -74,7 +78,7 @@ impl Net {
         let rows = g.push(Op::Composite(op.into()), &operands)?[0];
         match soft {
             true => reduce(g, rows, settings.reduction),
-            false => mean_of_classes(g, rows, target, weight, settings),
+            false => self.mean_of_classes(rows, target, weight, settings),
         }
     }
 
@@ -105,7 +109,7 @@ impl Net {
         }
         let zero = g.number_like(0.0, rows)?;
         let rows = g.select(kept, rows, zero)?;
-        mean_of_classes(g, rows, classes, weight, settings)
+        self.mean_of_classes(rows, classes, weight, settings)
     }
 
     /// `(x - target)^2`; the mean is over all elements.
@@ -295,7 +299,39 @@ impl Net {
         let (hit, kept) = (g.cast(hit, DType::F32)?, g.cast(kept, DType::F32)?);
         let hits = reduce(g, hit, Reduction::Sum)?;
         let rows = reduce(g, kept, Reduction::Sum)?;
-        Ok(g.binary(Scalar::Div, hits, rows)?)
+        self.mean_of(hits, rows)
+    }
+
+    /// Reduces losses by class; the mean is over the weights of those that count.
+    fn mean_of_classes(
+        &mut self,
+        rows: ValueId,
+        classes: ValueId,
+        weight: Option<ValueId>,
+        settings: &CrossEntropy,
+    ) -> Result<ValueId> {
+        let g = &mut self.graph;
+        let sum = match settings.reduction {
+            Reduction::None | Reduction::Sum => return reduce(g, rows, settings.reduction),
+            Reduction::Mean => reduce(g, rows, Reduction::Sum)?,
+        };
+        let (index, kept) = counted(g, classes, settings.ignore)?;
+        let share = match weight {
+            Some(w) => {
+                let w = g.one(pick(0), &[w, index])?;
+                let zero = g.number_like(0.0, w)?;
+                g.select(kept, w, zero)?
+            }
+            None => g.cast_like(kept, sum)?,
+        };
+        let total = reduce(g, share, Reduction::Sum)?;
+        self.mean_of(sum, total)
+    }
+
+    /// A sum by a total, on which shards of a batch agree.
+    fn mean_of(&mut self, sum: ValueId, total: ValueId) -> Result<ValueId> {
+        self.totals.push(total);
+        Ok(self.graph.binary(Scalar::Div, sum, total)?)
     }
 }
 
@@ -362,29 +398,4 @@ fn class_weights(
     let w = g.constant(Tensor::vector(weight))?;
     let accum = g.accumulator(g.dtype(x));
     Ok(Some(g.cast(w, accum)?))
-}
-
-/// Reduces losses by class; the mean is over the weights of those that count.
-fn mean_of_classes(
-    g: &mut Graph,
-    rows: ValueId,
-    classes: ValueId,
-    weight: Option<ValueId>,
-    settings: &CrossEntropy,
-) -> Result<ValueId> {
-    let sum = match settings.reduction {
-        Reduction::None | Reduction::Sum => return reduce(g, rows, settings.reduction),
-        Reduction::Mean => reduce(g, rows, Reduction::Sum)?,
-    };
-    let (index, kept) = counted(g, classes, settings.ignore)?;
-    let share = match weight {
-        Some(w) => {
-            let w = g.one(pick(0), &[w, index])?;
-            let zero = g.number_like(0.0, w)?;
-            g.select(kept, w, zero)?
-        }
-        None => g.cast_like(kept, sum)?,
-    };
-    let total = reduce(g, share, Reduction::Sum)?;
-    Ok(g.binary(Scalar::Div, sum, total)?)
 }

@@ -52,6 +52,8 @@ pub struct Net {
     /// Means over the batch, and numbers of elements that they are over, that shards of it may agree on.
     pub(crate) batch_means: Vec<ValueId>,
     pub(crate) batch_counts: Vec<ValueId>,
+    /// Totals that means over targets are divided by.
+    pub(crate) totals: Vec<ValueId>,
     pub(crate) metrics: Vec<(String, ValueId)>,
     pub(crate) outputs: Vec<(String, ValueId)>,
     pub(crate) streams: u64,
@@ -154,8 +156,10 @@ impl Net {
         }
         let shape = ty.const_shape();
         let initial = shape.and_then(|s| zeros(ty.dtype, &s));
-        let initial =
-            initial.ok_or_else(|| TrainError::layer(name, format!("no state of type {ty}")))?;
+        let initial = initial.ok_or_else(|| {
+            let what = format!("there is no memory for a state of type {ty}");
+            TrainError::layer(name, what)
+        })?;
         declare(&mut self.graph, name, ty, initial)
     }
 
@@ -223,6 +227,13 @@ impl Net {
     /// All buffers in the order of their making.
     pub fn buffers(&self) -> &[Buffer] {
         &self.buffers
+    }
+
+    /// What a mean over targets is divided by, where targets may count differently or not at all (`ignore`, weights of classes):
+    /// float scalars in the order in which the losses and metrics were made. Several batches have the mean of their means
+    /// weighted by these.
+    pub fn totals(&self) -> &[ValueId] {
+        &self.totals
     }
 
     /// Number of trainable elements.

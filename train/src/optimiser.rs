@@ -200,21 +200,27 @@ impl Optimiser {
                     let what = "Nesterov's momentum needs a momentum and no dampening";
                     return Err(TrainError::Options(what.into()));
                 }
-                momentum >= 0.0 && dampening.is_finite()
+                match momentum >= 0.0 && dampening.is_finite() {
+                    true => Ok(()),
+                    false => Err("momentum is 0 or more, dampening a number"),
+                }
             }
             Rule::Adam { betas, epsilon, .. } => {
                 let part = |b: f64| (0.0..1.0).contains(&b);
-                part(betas.0) && part(betas.1) && epsilon >= 0.0
+                match part(betas.0) && part(betas.1) && epsilon >= 0.0 {
+                    true => Ok(()),
+                    false => Err("betas are from 0 to below 1, eps is 0 or more"),
+                }
             }
         };
         let decays = self.groups.iter().filter_map(|g| g.weight_decay);
         let decays = decays.chain([self.weight_decay]).all(|d| d >= 0.0);
-        match sound && decays && self.groups.iter().all(|g| g.rate >= 0.0) {
+        let others = match decays && self.groups.iter().all(|g| g.rate >= 0.0) {
             true => Ok(()),
-            false => Err(TrainError::Options(format!(
-                "settings out of range: {self:?}"
-            ))),
-        }
+            false => Err("weight_decay and the rates of groups are 0 or more"),
+        };
+        let checked = sound.and(others);
+        checked.map_err(|what: &str| TrainError::Options(what.into()))
     }
 
     /// Position of the group of a parameter.

@@ -228,8 +228,8 @@ impl Schedule {
             }
         };
         if counts.contains(&0) || numbers.iter().any(|n| !n.is_finite()) {
-            let what = format!("{self:?}: periods have at least one step and factors are finite");
-            return Err(TrainError::Options(what));
+            let what = "a schedule's periods have at least one step, and its factors are finite";
+            return Err(TrainError::Options(what.into()));
         }
         Ok(())
     }

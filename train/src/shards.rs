@@ -3,7 +3,8 @@
 //! A batch may be cut into shards, each computed by a copy of the program (a virtual replica) on its own samples. The loss of
 //! the batch is the sum of the shards' losses, each times the share of samples that the shard has; gradients are sums over
 //! shards, taken in one order whatever process computes which (see [`Collective`]). A shard without samples computes some
-//! with a share of 0, and changes nothing.
+//! with a share of 0, and changes nothing. A mean over targets that count (others are ignored) is divided by what the shards
+//! have together, and not by the shard's own number, which may be 0.
 
 use crate::error::Result;
 use crate::net::Net;
@@ -61,15 +62,33 @@ impl Shards {
             redirect(g, *mean, all);
         }
         for count in &net.batch_counts {
-            // Samples that stand in where a shard has none are not counted.
-            let none = g.number_like(0.0, self.share)?;
-            let has = g.binary(Scalar::Lt, none, self.share)?;
-            let none = g.number_like(0.0, *count)?;
-            let own = g.select(has, *count, none)?;
-            let all = self.sum(g, own)?;
+            let all = self.total(g, *count)?.0;
             redirect(g, *count, all);
         }
         Ok(g.sort()?)
+    }
+
+    /// Makes shards divide their sums over targets by what all have together. Since losses are weighed by the share of samples,
+    /// the divisor is that many times smaller.
+    pub fn agree_on_totals(&self, net: &Net, g: &mut Graph) -> Result<()> {
+        for total in &net.totals {
+            let (all, has) = self.total(g, *total)?;
+            let own = self.weigh(g, all)?;
+            // A shard without samples has no share to divide by; what it computes counts for nothing.
+            let one = g.number_like(1.0, own)?;
+            let own = g.select(has, own, one)?;
+            redirect(g, *total, own);
+        }
+        Ok(g.sort()?)
+    }
+
+    /// The sum over shards that have samples, and whether this one has some: samples that stand in are not counted.
+    fn total(&self, g: &mut Graph, x: ValueId) -> Result<(ValueId, ValueId)> {
+        let none = g.number_like(0.0, self.share)?;
+        let has = g.binary(Scalar::Lt, none, self.share)?;
+        let none = g.number_like(0.0, x)?;
+        let own = g.select(has, x, none)?;
+        Ok((self.sum(g, own)?, has))
     }
 }
 

@@ -522,3 +522,19 @@ fn gradients_through_statistics_of_all_shards_are_summed() {
     // Two statistics and their count forward, two backward, one parameter, the loss.
     assert_eq!(collectives, 7);
 }
+
+#[test]
+fn padding_rows_leave_no_trace_in_inference() {
+    let mut net = Net::new("padding");
+    let x = net.input("x", DType::I64, [Dim::sym("batch")]).unwrap();
+    let settings = cupola_train::layers::Embedding {
+        padding: Some(0),
+        ..cupola_train::layers::Embedding::new(4, 3)
+    };
+    let y = net.embedding("e", x, &settings).unwrap();
+    net.output("y", y);
+    let rows = Tensor::from_slice(&[4, 3], &[1.0f32; 12]).unwrap();
+    let graph = net.inference_graph(&|_| Some(rows.clone())).unwrap();
+    let ops: Vec<String> = graph.nodes().map(|(_, n)| n.op.name()).collect();
+    assert_eq!(ops, ["input", "const", "gather"]);
+}

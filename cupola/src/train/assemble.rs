@@ -28,6 +28,8 @@ pub struct Assembled {
     pub kind: Target,
     /// The likeliest classes (i64), or the scores themselves.
     pub said: ValueId,
+    /// The class that counts for nothing, where targets are classes.
+    pub ignored: Option<i64>,
 }
 
 /// Builds the model that a configuration describes for samples like those of `data`.
@@ -142,6 +144,7 @@ fn with_loss(
                 let what = format!("the last layer gives {classes} scores for {kinds} classes");
                 return Err(wrong(what));
             }
+            check_labels(data, classes.unwrap_or(kinds), loss.ignored()?)?;
             // Every step of a sequence is a row of its own.
             if asked.rank() > 1 {
                 scores = net.join_steps(y)?;
@@ -152,15 +155,15 @@ fn with_loss(
         Target::Numbers => {}
     }
     let value = loss.append(&mut net, scores, wanted)?;
-    let said = match loss.target() {
-        Target::Numbers => y,
+    let (said, ignored) = match loss.target() {
+        Target::Numbers => (y, None),
         Target::Class => {
             let best = ArgReduce {
                 kind: ReduceKind::Max,
                 axis: given.rank() - 1,
                 last: false,
             };
-            net.graph.one(best, &[y])?
+            (net.graph.one(best, &[y])?, Some(loss.ignored()?))
         }
     };
     Ok(Assembled {
@@ -169,7 +172,26 @@ fn with_loss(
         net,
         loss: value,
         said,
+        ignored,
     })
+}
+
+/// Refuses targets that are no class of the scores, and not left out either.
+fn check_labels(data: &Dataset, classes: i64, ignored: i64) -> Result<()> {
+    let Some(Column::Labels { values, .. }) = data.column("y") else {
+        return Ok(());
+    };
+    let mut each = values.iter();
+    match each.find(|v| **v != ignored && !(0..classes).contains(*v)) {
+        Some(label) => {
+            let what = format!(
+                "the data have a target {label}, which is none of the classes 0 to {} and not what the loss ignores ({ignored})",
+                classes - 1
+            );
+            Err(wrong(what))
+        }
+        None => Ok(()),
+    }
 }
 
 /// `[batch, extents..]` of an input, with the extents that are asked for or the data's own.
@@ -256,7 +278,7 @@ pub fn feed(
 fn fitted(name: &str, tensor: &Tensor, ty: &TensorType) -> Result<Tensor> {
     let unfit = || {
         let what = format!(
-            "samples of {:?} do not fit input '{name}' of {ty}",
+            "samples of {} do not fit input '{name}' of {ty}",
             tensor.ty()
         );
         wrong(what)

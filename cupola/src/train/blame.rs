@@ -26,7 +26,7 @@ pub fn first(
 ) -> Result<Option<String>> {
     for (at, inputs) in inputs.iter().enumerate() {
         if let Some((name, t)) = inputs.iter().find(|(_, t)| !is_finite(t)) {
-            let what = format!("input '{name}' {:?}, which the data hold", t.ty());
+            let what = format!("input '{name}' {}, which the data hold", t.ty());
             return Ok(Some(in_shard(team, at, &what)));
         }
     }

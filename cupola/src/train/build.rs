@@ -28,6 +28,11 @@ pub(super) fn build(
     config.check()?;
     let mut model = assemble(config, &parts.train.data)?;
     let freeze = &config.model.freeze;
+    let is_none = |f: &&String| (model.net.parameters().iter()).all(|p| !p.name.starts_with(*f));
+    if let Some(name) = freeze.iter().find(is_none) {
+        let what = format!("model.freeze: no parameter's name begins with '{name}'");
+        return Err(wrong(what));
+    }
     (model.net).freeze(|name| freeze.iter().any(|f| name.starts_with(f.as_str())));
     if let Some(path) = &config.model.weights {
         let weights = read_weights(path)?;
@@ -135,7 +140,8 @@ fn read_weights(path: &Path) -> Result<BTreeMap<String, Tensor>> {
     if !path.exists() {
         return Err(Error::Missing(format!("{} does not exist", path.display())));
     }
-    let file = SafeTensors::open(path)?;
+    let file = SafeTensors::open(path);
+    let file = file.map_err(|e| wrong(format!("{}: {e}", path.display())))?;
     let mut all = BTreeMap::new();
     for t in file.tensors() {
         if let Some(tensor) = Tensor::new(t.dtype, t.dims.clone(), t.data.clone()) {

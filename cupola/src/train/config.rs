@@ -339,6 +339,7 @@ impl Config {
                 && self.shards.is_none_or(usize::is_power_of_two),
             "replicas and shards must be powers of two",
         )?;
+        self.check_settings()?;
         self.metrics()?;
         let watched = self.validation.watch.as_deref().unwrap_or("loss");
         need(
@@ -348,6 +349,40 @@ impl Config {
         recipe::Loss::parse(&self.loss)?;
         recipe::optimiser(&self.optim)?;
         Ok(())
+    }
+
+    /// Refuses settings that mean nothing.
+    fn check_settings(&self) -> Result<()> {
+        let need = |is_there: bool, what: &str| match is_there {
+            true => Ok(()),
+            false => Err(wrong(what)),
+        };
+        let data = &self.data;
+        for (what, number) in [
+            ("data.length", data.length),
+            ("data.stride", data.stride),
+            ("validation.batch", self.validation.batch),
+            ("checkpoint.keep", Some(self.checkpoint.keep)),
+        ] {
+            need(number != Some(0), &format!("{what} is 0"))?;
+        }
+        need(
+            data.vocabulary.is_none_or(|most| most > 2),
+            "data.vocabulary leaves no token beside those that fill and that stand for others; 3 are the least",
+        )?;
+        need(
+            self.model.output.is_none() || self.model.file.is_some(),
+            "model.output is of a model.file; what layers give is the last one's",
+        )?;
+        let mut parts = Path::new(&self.name).components();
+        let is_name = matches!(
+            (parts.next(), parts.next()),
+            (None | Some(std::path::Component::Normal(_)), None)
+        );
+        need(
+            is_name,
+            "name is that of a folder, without others before it",
+        )
     }
 
     /// The metrics that are asked for.

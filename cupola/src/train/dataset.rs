@@ -308,6 +308,7 @@ fn guess(path: &Path) -> Result<Kind> {
         "npy" => Ok(Kind::Npy),
         "tab" | "tsv" => Ok(Kind::Classes),
         "txt" => Ok(Kind::Text),
+        _ if name.contains("idx") => Ok(Kind::Idx),
         _ => Err(wrong(format!(
             "{}: its form is not told by its name; data.kind says it",
             path.display()

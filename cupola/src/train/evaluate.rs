@@ -13,7 +13,7 @@ use std::sync::Arc;
 /// Results of an evaluation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Scores {
-    /// Mean loss over samples.
+    /// Mean loss over samples; of losses by class over the targets that count.
     pub loss: f64,
     /// What else was asked for, in that order.
     pub metrics: Vec<(Metric, f64)>,
@@ -31,6 +31,9 @@ impl Scores {
     }
 }
 
+/// Output of evaluations: by how much the loss of a batch counts, where that is not its number of samples.
+const TOTAL: &str = "total";
+
 /// What is gathered over the batches.
 #[derive(Default)]
 struct Gathered {
@@ -38,10 +41,32 @@ struct Gathered {
     squares: Mean,
     confusion: Confusion,
     bleu: Bleu,
+    /// Whether that is asked for: it takes time.
+    has_bleu: bool,
     samples: usize,
 }
 
 impl Gathered {
+    /// Counts what is said and what was to be said.
+    fn compare(&mut self, said: &Tensor, wanted: &Tensor, ignored: Option<i64>) {
+        match (said.to_vec::<i64>(), wanted.to_vec::<i64>()) {
+            (Some(said), Some(labels)) => {
+                let width = wanted.shape().get(1).copied().unwrap_or(1).max(1);
+                for (said, labels) in said.chunks(width).zip(labels.chunks(width)) {
+                    let (said, labels) = counted(said, labels, ignored);
+                    self.confusion.add(&said, &labels);
+                    if self.has_bleu {
+                        self.bleu.add(&said, &labels);
+                    }
+                }
+            }
+            _ => {
+                let pairs = numbers(said).into_iter().zip(numbers(wanted));
+                pairs.for_each(|(a, b)| self.squares.add((a - b).powi(2), 1.0));
+            }
+        }
+    }
+
     fn value(&self, metric: Metric) -> f64 {
         match metric {
             Metric::Perplexity => self.loss.value().exp(),
@@ -59,7 +84,9 @@ impl Gathered {
 /// # Errors
 /// What the graph's verifier finds.
 pub(super) fn graph_of(model: &Assembled) -> Result<Graph> {
-    let values = [("loss", model.loss), (SAID, model.said)];
+    let mut values = vec![("loss", model.loss), (SAID, model.said)];
+    // The loss is the last mean that was made.
+    values.extend(model.net.totals().last().map(|total| (TOTAL, *total)));
     let mut graph = model.net.eval_graph(&values)?;
     graph.retain_outputs(|i| i < values.len());
     Ok(graph)
@@ -111,7 +138,10 @@ pub(super) fn evaluate(
     };
     let loader = Loader::new(part, dealing, Position::default(), Some(1));
     let loader = loader.map_err(|_| cupola_runtime::RuntimeError::Lost)?;
-    let mut all = Gathered::default();
+    let mut all = Gathered {
+        has_bleu: metrics.contains(&Metric::Bleu),
+        ..Gathered::default()
+    };
     for batch in loader {
         let mut request = Request::new();
         for (name, tensor) in feed(&batch, &inputs, &model.target)? {
@@ -123,32 +153,32 @@ pub(super) fn evaluate(
             let value = found.map(|(_, v)| v.to_host()).transpose()?;
             Ok(value.and_then(|v| v.as_tensor().cloned()))
         };
-        let loss = output("loss")?.and_then(|t| numbers(&t).first().copied());
-        all.loss.add(loss.unwrap_or(f64::NAN), batch.len as f64);
+        let number = |name: &str| -> Result<Option<f64>> {
+            Ok(output(name)?.and_then(|t| numbers(&t).first().copied()))
+        };
+        let total = number(TOTAL)?.unwrap_or(batch.len as f64);
+        // The mean over no targets is no number, and counts for nothing.
+        if total != 0.0 {
+            let loss = number("loss")?;
+            all.loss.add(loss.unwrap_or(f64::NAN), total);
+        }
         all.samples += batch.len;
         let (Some(said), Some(wanted)) = (output(SAID)?, batch.column("y")) else {
             continue;
         };
-        match (said.to_vec::<i64>(), wanted.to_vec::<i64>()) {
-            (Some(said_classes), Some(labels)) => {
-                all.confusion.add(&said_classes, &labels);
-                if metrics.contains(&Metric::Bleu) {
-                    let width = wanted.shape().get(1).copied().unwrap_or(1).max(1);
-                    let rows = said_classes.chunks(width).zip(labels.chunks(width));
-                    rows.for_each(|(said, wanted)| all.bleu.add(said, wanted));
-                }
-            }
-            _ => {
-                let pairs = numbers(&said).into_iter().zip(numbers(wanted));
-                pairs.for_each(|(a, b)| all.squares.add((a - b).powi(2), 1.0));
-            }
-        }
+        all.compare(&said, wanted, model.ignored);
     }
     Ok(Scores {
         loss: all.loss.value(),
         metrics: metrics.iter().map(|m| (*m, all.value(*m))).collect(),
         samples: all.samples,
     })
+}
+
+/// What is said and what was to be said, without places where any class would do.
+fn counted(said: &[i64], labels: &[i64], ignored: Option<i64>) -> (Vec<i64>, Vec<i64>) {
+    let both = said.iter().copied().zip(labels.iter().copied());
+    both.filter(|(_, label)| ignored != Some(*label)).unzip()
 }
 
 /// All elements as f64.

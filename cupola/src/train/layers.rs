@@ -39,6 +39,12 @@ impl<'a> Layers<'a> {
             let layer = Spec::parse(text).and_then(|spec| {
                 let y = self.one(&spec, x)?;
                 spec.finish()?;
+                let ty = self.net.graph.tensor(y);
+                let empty = |d: &cupola_ir::Dim| d.as_const().is_some_and(|n| n <= 0);
+                if ty.dims.iter().any(empty) {
+                    let what = format!("'{spec}': nothing is left of the sample, but {ty}");
+                    return Err(TrainError::Options(what));
+                }
                 // Messages about the step find the layer by it.
                 let name = format!("layer {}, {}", i + 1, spec.name);
                 self.net.graph.set_name(y, &name);
@@ -176,14 +182,16 @@ impl<'a> Layers<'a> {
             }
             "embedding" => {
                 let width = spec.size("width", Some(0), self.words)?;
+                let tokens = self.words.iter().find(|w| w.0 == "tokens");
+                let tokens = tokens.map_or(0, |w| w.1);
                 let rows = match spec.text("rows", None) {
                     Some(_) => spec.size("rows", None, self.words)?,
-                    None => self
-                        .words
-                        .iter()
-                        .find(|w| w.0 == "tokens")
-                        .map_or(0, |w| w.1),
+                    None => tokens,
                 };
+                if rows < tokens {
+                    let what = format!("'{spec}': {rows} rows for {tokens} kinds of tokens");
+                    return Err(TrainError::Options(what));
+                }
                 let settings = Embedding {
                     padding: spec.count("padding", None)?,
                     ..Embedding::new(rows, width)

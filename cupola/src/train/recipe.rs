@@ -46,6 +46,21 @@ impl Loss {
         }
     }
 
+    /// The class that counts for nothing.
+    ///
+    /// # Errors
+    /// A setting that is no number.
+    pub fn ignored(&self) -> Result<i64> {
+        let spec = &self.spec;
+        match spec.text("ignore", None) {
+            Some(text) => {
+                let class = text.parse();
+                class.map_err(|_| wrong(format!("'{spec}': ignore is no whole number")))
+            }
+            None => Ok(CrossEntropy::default().ignore),
+        }
+    }
+
     /// Appends it; scores of every step of a sequence are compared one by one.
     ///
     /// # Errors
@@ -54,15 +69,11 @@ impl Loss {
         let spec = &self.spec;
         let loss = match spec.name.as_str() {
             name @ ("ce" | "nll") => {
-                let mut settings = CrossEntropy {
+                let settings = CrossEntropy {
                     smoothing: spec.number("smoothing", None, 0.0)?,
+                    ignore: self.ignored()?,
                     ..CrossEntropy::default()
                 };
-                if let Some(text) = spec.text("ignore", None) {
-                    let class = text.parse();
-                    settings.ignore =
-                        class.map_err(|_| wrong(format!("'{spec}': ignore is no whole number")))?;
-                }
                 match name {
                     "ce" => net.cross_entropy(x, target, &settings),
                     _ => net.nll(x, target, &settings),
@@ -135,6 +146,8 @@ pub fn optimiser(text: &str) -> Result<(Optimiser, f64)> {
     }
     let rate = spec.number("lr", Some(0), 1e-3)?;
     spec.finish()?;
+    let checked = optimiser.check();
+    checked.map_err(|e| wrong(format!("'{spec}': {e}")))?;
     if rate < 0.0 {
         return Err(wrong(format!("'{spec}': a learning rate below 0")));
     }
@@ -185,7 +198,8 @@ impl Rates {
             0 => schedule,
             steps => Schedule::warmup(steps, schedule),
         };
-        schedule.check()?;
+        let checked = schedule.check();
+        checked.map_err(|e| wrong(format!("'{spec}': {e}")))?;
         Ok(Rates {
             schedule,
             by_epoch,

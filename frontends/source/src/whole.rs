@@ -5,12 +5,13 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 /// A file under way, written beside the place where it is to appear. Dropped before [`WholeFile::finish`], it is
-/// removed, and what was there before stays.
+/// removed, and what was there before stays. A device or pipe of that name is written to itself: a file would replace it.
 #[derive(Debug)]
 pub struct WholeFile {
     file: BufWriter<File>,
     part: PathBuf,
     path: PathBuf,
+    is_stream: bool,
 }
 
 impl WholeFile {
@@ -19,13 +20,18 @@ impl WholeFile {
     /// # Errors
     /// A folder that is not there or may not be written to.
     pub fn create(path: &Path) -> io::Result<WholeFile> {
+        let found = std::fs::metadata(path);
+        let is_stream = found.is_ok_and(|found| !found.is_file() && !found.is_dir());
         let mut part = path.as_os_str().to_owned();
-        part.push(".part");
+        if !is_stream {
+            part.push(".part");
+        }
         let part = PathBuf::from(part);
         Ok(WholeFile {
             file: BufWriter::new(File::create(&part)?),
             part,
             path: path.to_owned(),
+            is_stream,
         })
     }
 
@@ -35,7 +41,14 @@ impl WholeFile {
     /// A full disk, a name that is a folder's.
     pub fn finish(mut self) -> io::Result<()> {
         self.file.flush()?;
-        std::fs::rename(&self.part, &self.path)
+        self.appear()
+    }
+
+    fn appear(&self) -> io::Result<()> {
+        match self.is_stream {
+            true => Ok(()),
+            false => std::fs::rename(&self.part, &self.path),
+        }
     }
 
     /// As [`WholeFile::finish`], once all bytes are where a loss of power does not reach them: for what replaces the
@@ -45,8 +58,10 @@ impl WholeFile {
     /// As [`WholeFile::finish`].
     pub fn finish_durably(mut self) -> io::Result<()> {
         self.file.flush()?;
-        self.file.get_ref().sync_data()?;
-        std::fs::rename(&self.part, &self.path)
+        if !self.is_stream {
+            self.file.get_ref().sync_data()?;
+        }
+        self.appear()
     }
 
     /// Another handle of the file, for writers that want to own one. What is written through it and through `self`
@@ -71,8 +86,10 @@ impl Write for WholeFile {
 
 impl Drop for WholeFile {
     fn drop(&mut self) {
-        // Not there any more once the file has its name.
-        let _ = std::fs::remove_file(&self.part);
+        if !self.is_stream {
+            // Not there any more once the file has its name.
+            let _ = std::fs::remove_file(&self.part);
+        }
     }
 }
 
@@ -112,6 +129,21 @@ mod tests {
         file.finish_durably().expect("room");
         assert!(!part.exists());
         assert_eq!(read().as_deref(), Some(&b"three"[..]));
+        let _ = std::fs::remove_file(&path);
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn what_is_no_file_is_not_replaced() {
+        use std::os::unix::fs::FileTypeExt;
+        let name = format!("cupola-socket-{}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        let _ = std::fs::remove_file(&path);
+        let socket = std::os::unix::net::UnixListener::bind(&path).expect("a socket");
+        assert!(write_atomically(&path, |f| f.write_all(b"gone")).is_err());
+        let found = std::fs::metadata(&path).expect("a socket");
+        assert!(found.file_type().is_socket());
+        drop(socket);
         let _ = std::fs::remove_file(&path);
     }
 }

@@ -57,7 +57,8 @@ pub fn npy(files: &ArrayFiles, readers: &Readers) -> Result<Dataset> {
     let mut set = Dataset::pair(x, y)?;
     if let Some(Column::Labels { values, .. }) = set.column("y") {
         let most = values.iter().copied().max().unwrap_or(-1);
-        if (0..100_000).contains(&most) && values.iter().all(|v| *v >= 0) {
+        // Those below 0 may be what a loss leaves out.
+        if (0..100_000).contains(&most) {
             set.classes = (0..=most).map(|c| c.to_string()).collect();
         }
     }

@@ -111,6 +111,9 @@ impl Net {
         let last = self.graph.rank(index);
         let pads = self.graph.unsqueeze(pads, &[last])?;
         let still = self.stop_gradient(y)?;
-        Ok(self.graph.select(pads, still, y)?)
+        let learnt = self.graph.select(pads, still, y)?;
+        // The difference is one of gradients.
+        self.switch(learnt, y);
+        Ok(learnt)
     }
 }

@@ -27,6 +27,10 @@ impl Exporter<'_> {
             CompositeOp::LayerNorm(p) => layer_norm(graph, node, p),
             CompositeOp::Conv(p) => conv(graph, node, p),
             CompositeOp::ConvTranspose(p) => conv_transpose(graph, node, p),
+            CompositeOp::Recurrent(p) => match self.recurrent(graph, node, p, operands)? {
+                Some(results) => return Ok(results),
+                None => None,
+            },
             _ => None,
         };
         if let Some((op, attributes)) = own {

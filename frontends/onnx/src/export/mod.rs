@@ -9,12 +9,13 @@
 //! in sorts and arg-reductions, and the smallest allowed value of a run-time size.
 //!
 //! Reading order: this file, `dims.rs`, then the families `scalar.rs`, `tensor.rs`, `index.rs`,
-//! `control.rs`, `composite.rs`.
+//! `control.rs`, `composite.rs`, `layers.rs`.
 
 mod composite;
 mod control;
 mod dims;
 mod index;
+mod layers;
 mod scalar;
 mod tensor;
 
@@ -98,13 +99,16 @@ struct Exporter<'w> {
     numbers: HashMap<(u64, DType), String>,
     /// Nodes of the ONNX graph that is being filled.
     nodes: Vec<NodeProto>,
-    /// Names of the values of the graph that is being exported.
+    /// Names of the values of the graph that is being exported, and how often each is used.
     values: HashMap<ValueId, String>,
+    uses: Vec<usize>,
     /// How symbols get their values here, and extents that have been computed already.
     symbols: HashMap<Sym, Binding>,
     extents: HashMap<Dim, String>,
-    /// For results of `Expand`: what was expanded.
+    /// For results of `Expand`, and of views that only add axes before all others: what was expanded.
     expanded: HashMap<String, String>,
+    /// Names that initializers get where those that have them now are not kept.
+    wishes: HashMap<String, String>,
 }
 
 impl<'w> Exporter<'w> {
@@ -123,6 +127,8 @@ impl<'w> Exporter<'w> {
             symbols: HashMap::new(),
             extents: HashMap::new(),
             expanded: HashMap::new(),
+            uses: Vec::new(),
+            wishes: HashMap::new(),
         }
     }
 
@@ -227,6 +233,13 @@ impl<'w> Exporter<'w> {
     }
 
     fn region_nodes(&mut self, graph: &Graph) -> Result<()> {
+        let outer = std::mem::replace(&mut self.uses, uses(graph));
+        let exported = self.each_node(graph);
+        self.uses = outer;
+        exported
+    }
+
+    fn each_node(&mut self, graph: &Graph) -> Result<()> {
         for (_, node) in graph.nodes() {
             let operands: Vec<String> = node
                 .operands
@@ -283,10 +296,16 @@ impl<'w> Exporter<'w> {
                 self.bind_shape(&p.ty, &name);
                 one(name)
             }
-            CoreOp::Const(p) => one(self.constant("constant", &p.value)?),
+            CoreOp::Const(p) => {
+                let name = graph.value(node.results[0]).name.as_deref();
+                one(self.constant(name.unwrap_or("constant"), &p.value)?)
+            }
             CoreOp::Iota(p) => one(self.iota(p)?),
             CoreOp::Dims(p) => one(self.shape(&p.dims)?),
             CoreOp::Map(p) => {
+                if let Some(made) = self.layer(graph, node, p.f, operands) {
+                    return one(made);
+                }
                 let operands = self.unexpanded(operands);
                 one(self.map(p.f, first(0).dtype, &borrowed(&operands))?)
             }
@@ -295,7 +314,16 @@ impl<'w> Exporter<'w> {
             }
             CoreOp::Bitcast(p) if p.to == first(0).dtype => one(operands[0].to_owned()),
             CoreOp::Bitcast(p) => one(self.bitcast(operands[0], p.to)?),
-            CoreOp::Reshape(p) => one(self.reshape(operands[0], &p.dims)?),
+            CoreOp::Reshape(p) => {
+                let reshaped = self.reshape(operands[0], &p.dims)?;
+                let more = p.dims.len().saturating_sub(first(0).rank());
+                let ones = p.dims.iter().take(more).all(|dim| dim.is(1));
+                if ones && p.dims[more..] == first(0).dims[..] {
+                    let source = operands[0].to_owned();
+                    self.expanded.insert(reshaped.clone(), source);
+                }
+                one(reshaped)
+            }
             CoreOp::Permute(p) => one(self.permute(operands[0], &p.perm)),
             CoreOp::Broadcast(p) => one(self.expand(operands[0], &p.dims)?),
             CoreOp::Slice(p) => one(self.slice(operands[0], &first(0).dims, p)?),
@@ -405,8 +433,39 @@ impl<'w> Exporter<'w> {
             .map(|(name, _)| name.to_string())
             .collect();
         prune(&mut self.nodes, &mut self.initializers, kept);
+        self.grant();
         Ok(infos)
     }
+
+    /// Gives initializers the names that they wish for and nothing has.
+    fn grant(&mut self) {
+        let mut taken: HashSet<String> = self.inputs.iter().map(|i| i.name().to_owned()).collect();
+        taken.extend(self.initializers.iter().map(|t| t.name().to_owned()));
+        taken.extend(self.nodes.iter().flat_map(|node| node.output.clone()));
+        let mut names = HashMap::new();
+        for tensor in &mut self.initializers {
+            if let Some(wish) = self.wishes.get(tensor.name())
+                && taken.insert(wish.clone())
+            {
+                names.insert(tensor.name().to_owned(), wish.clone());
+                tensor.name = Some(wish.clone());
+            }
+        }
+        rename(&mut self.nodes, &names);
+    }
+}
+
+/// How often each value is used, outputs included.
+fn uses(graph: &Graph) -> Vec<usize> {
+    let mut uses = vec![];
+    let nodes = graph.nodes().flat_map(|(_, node)| &node.operands);
+    for v in nodes.chain(graph.outputs().iter().map(|(_, v)| v)) {
+        if uses.len() <= v.index() {
+            uses.resize(v.index() + 1, 0);
+        }
+        uses[v.index()] += 1;
+    }
+    uses
 }
 
 fn rename(nodes: &mut [NodeProto], names: &HashMap<String, String>) {

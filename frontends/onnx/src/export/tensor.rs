@@ -42,7 +42,13 @@ impl Exporter<'_> {
     /// Operands of an elementwise operator without the expansions that the operator does itself:
     /// those that leave another operand with the full extents.
     pub(super) fn unexpanded(&self, operands: &[&str]) -> Vec<String> {
-        let source = |name: &str| self.expanded.get(name);
+        let source = |name: &str| {
+            let mut found = self.expanded.get(name)?;
+            while let Some(source) = self.expanded.get(found) {
+                found = source;
+            }
+            Some(found)
+        };
         // Of operands that are all expanded the first stays.
         let stays = operands
             .iter()

@@ -207,7 +207,16 @@ pub fn profile(
 /// A picture as bytes `[channels, height, width]`.
 fn picture(path: &Path, extents: [usize; 3]) -> Result<Tensor, String> {
     let ty = ValueType::from(TensorType::new(DType::U8, extents));
-    inputs::image_input(path, "x", &ty, &BTreeMap::new()).map_err(|e| e.message)
+    inputs::image_input(path, "x", &ty, &BTreeMap::new()).map_err(|e| without_path(e.message, path))
+}
+
+/// A message whose reader says the path too.
+fn without_path(message: String, path: &Path) -> String {
+    let begin = format!("{}: ", path.display());
+    message
+        .strip_prefix(&begin)
+        .map(str::to_owned)
+        .unwrap_or(message)
 }
 
 /// Calls with what reads pictures, arrays and tokens.
@@ -215,7 +224,7 @@ fn with_readers<T>(
     tokenizer: Option<&Path>,
     then: impl FnOnce(&Readers) -> cupola::Result<T>,
 ) -> Outcome<T> {
-    let array = |path: &Path| npy::read(path).map_err(|e| e.message);
+    let array = |path: &Path| npy::read(path).map_err(|e| without_path(e.message, path));
     let tokenizer = tokenizer.map(cupola::language::tokenizer).transpose()?;
     let encode = |text: &str| match &tokenizer {
         Some(t) => t.encode(text, false, false).map_err(|e| e.to_string()),

@@ -213,10 +213,12 @@ impl Watch {
             document["test"] = scores_json(scores, step);
         }
         self.line(&document);
-        let loss = self.shown.map_or(f64::NAN, |s| s.0);
-        self.say(&format!(
-            "{how}: step {step}, loss {loss:.6}, {seconds:.1} s, {speed:.0} samples/s"
-        ));
+        self.say(&match self.shown {
+            Some((loss, ..)) => {
+                format!("{how}: step {step}, loss {loss:.6}, {seconds:.1} s, {speed:.0} samples/s")
+            }
+            None => format!("{how}: no step was left to do"),
+        });
         if let Some(scores) = test {
             self.say(&format!(
                 "test, {} samples: {}",
