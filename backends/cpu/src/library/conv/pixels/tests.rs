@@ -123,6 +123,15 @@ fn more_cases() -> Vec<Case> {
     all.extend([
         wide(1, 19, 70, 7, 9, [same, same]),
         wide(1, 33, 32, 5, 31, [Taps::ONE, Taps::ONE]),
+        // Whole lines of taps in the padding.
+        wide(
+            1,
+            17,
+            20,
+            4,
+            12,
+            [taps(4, 1, 1, [3, 3]), taps(3, 1, 1, [2, 2])],
+        ),
         wide(
             3,
             8,
