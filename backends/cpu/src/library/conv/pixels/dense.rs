@@ -271,6 +271,18 @@ unsafe fn task(
     let group_weights = group * strips.padded(job.outputs) * inner;
     let first_channel = group * job.outputs;
     let columns = panels.start * width..(panels.end * width).min(job.outputs);
+    let channel = first_channel + columns.start;
+    // Sums that only the epilogue sees are this task's own.
+    let own = (job.output.is_null())
+        .then(|| cx.scratch.take::<f32>(pixels.len() * columns.len()))
+        .transpose()?;
+    let (sums, stride, base) = match &own {
+        Some(own) => {
+            let (start, stride) = (own.as_ptr::<f32>(), columns.len());
+            (start.wrapping_sub(pixels.start * stride), stride, 0)
+        }
+        None => (job.output, job.stride, channel),
+    };
     for (offset, padded) in strips.of(columns.len()) {
         let column = columns.start + offset;
         for (first, rows) in tiles {
@@ -281,9 +293,9 @@ unsafe fn task(
                 inputs: job.inputs,
                 weights: job.weights.wrapping_add(group_weights + column * inner),
                 reading: job.reading,
-                output: job.output,
-                place: first * job.stride + first_channel + column,
-                stride: job.stride,
+                output: sums,
+                place: first * stride + base + offset,
+                stride,
                 channel: first_channel + column,
                 cols: (job.outputs - column).min(padded),
                 padded,
@@ -293,8 +305,9 @@ unsafe fn task(
             unsafe { tile.run(cx.isa, rows) };
         }
     }
-    let channel = first_channel + columns.start;
-    job.finish(pixels.start, pixels.len(), channel, columns.len());
+    let start = sums.wrapping_add(pixels.start * stride + base);
+    let rows = [pixels.start, pixels.len()];
+    job.finish_at((start, stride), rows, [channel, columns.len()]);
     Ok(())
 }
 
