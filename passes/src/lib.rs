@@ -1,7 +1,7 @@
 //! Cupola's passes: graph to graph to kernels to plan.
 //!
 //! [`compile`] walks one constant table, [`PIPELINE`]; every entry is a plain function over [`Work`]. Reading order is
-//! that of the table: `raise`, `merge`, `decompose`, `sink`, `layout`, `precision`, `narrow`, `split`, `bucket`, `place`, `fuse`, `lower`, `plan`.
+//! that of the table: `raise`, `merge`, `decompose`, `sink`, `layout`, `precision`, `narrow`, `stage`, `split`, `bucket`, `place`, `fuse`, `lower`, `plan`.
 
 mod alias;
 mod autocast;
@@ -25,6 +25,7 @@ mod region;
 mod simplify;
 mod sink;
 mod split;
+mod stage;
 
 pub use autocast::autocast;
 pub use error::{PassError, Result};
@@ -196,6 +197,7 @@ const PIPELINE: &[(&str, Level, Pass)] = &[
     ("clean", Level::Separate, simplify::run),
     ("precision", Level::Separate, precision::run),
     ("narrow", Level::Fuse, narrow::run),
+    ("stage", Level::Fuse, stage::run),
     ("split", Level::Separate, split::run),
     ("bucket", Level::Fuse, bucket::run),
     ("place", Level::Separate, place::run),

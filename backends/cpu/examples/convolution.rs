@@ -57,7 +57,7 @@ fn main() {
         let input = View::dense("x", &x, [1, inputs, 1, extent, extent]).expect("fits");
         let weights =
             View::dense("w", &w, [outputs, inputs / groups, 1, kernel, kernel]).expect("fits");
-        let packed = PackedWeights::new(isa, weights, groups, &usage).expect("memory");
+        let packed = PackedWeights::new(&cx, weights, groups).expect("memory");
         let mut run = || {
             let output = ConvOutput::Store(
                 ViewMut::dense("y", &mut y, [1, outputs, 1, rows, cols]).expect("fits"),

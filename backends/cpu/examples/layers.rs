@@ -125,8 +125,7 @@ fn lstm(cx: &Context, steps: usize, batch: usize, hidden: usize) {
         numbers(steps * batch * hidden),
     );
     let matrix = View::dense("r", weights.as_slice::<f32>(), [4 * hidden, hidden]).expect("fits");
-    let packed = PackedRecurrent::new(cx.isa, &cell, Weights::F32(matrix), &Usage::unlimited())
-        .expect("memory");
+    let packed = PackedRecurrent::new(cx, &cell, Weights::F32(matrix)).expect("memory");
     let layer = Recurrent {
         cell,
         clip: None,

@@ -40,7 +40,7 @@ fn measure<T: Number>(cx: &Context, rows: usize, cols: usize, inner: usize, one:
     let mut out = Buffer::zeroed_for::<Sum<T>>(rows * cols, &usage).expect("memory");
     let left = View::dense("left", left.as_slice::<T>(), [1, 1, rows, inner]).expect("fits");
     let matrix = View::dense("right", right.as_slice::<T>(), [inner, cols]).expect("fits");
-    let packed = PackedRight::new(cx.isa, matrix, &usage).expect("memory");
+    let packed = PackedRight::new(cx, matrix).expect("memory");
     [Right::View(matrix.batched()), Right::Packed(&packed)].map(|right| {
         rate(rows, cols, inner, || {
             let view = ViewMut::dense("out", out.as_mut_slice(), [1, 1, rows, cols]).expect("fits");
@@ -50,7 +50,6 @@ fn measure<T: Number>(cx: &Context, rows: usize, cols: usize, inner: usize, one:
 }
 
 fn measure_bytes(cx: &Context, rows: usize, cols: usize, inner: usize) -> [f64; 2] {
-    let usage = Usage::unlimited();
     let (left, right) = (vec![3u8; rows * inner], vec![5u8; inner * cols]);
     let mut out = vec![0i32; rows * cols];
     let bytes = |data, shape, signed, point| Bytes {
@@ -60,7 +59,7 @@ fn measure_bytes(cx: &Context, rows: usize, cols: usize, inner: usize) -> [f64; 
     };
     let left = bytes(&left, [rows, inner], false, 3).batched();
     let right = bytes(&right, [inner, cols], true, 0);
-    let packed = PackedBytesRight::new(cx.isa, &right, &usage).expect("memory");
+    let packed = PackedBytesRight::new(cx, &right).expect("memory");
     [
         BytesRight::View(right.batched()),
         BytesRight::Packed(&packed),

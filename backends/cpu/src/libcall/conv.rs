@@ -123,13 +123,12 @@ pub(super) fn prepare(
         return Ok(None);
     };
     let (w, _copy) = usable(cx, w, 0)?;
-    let (isa, usage) = (cx.isa, cx.scratch.usage());
     Ok(Some(match w.dtype {
         DType::I8 | DType::U8 => Packed::Bytes(pack_bytes(cx, &w, ZeroPoints::One(0), p.groups)?),
-        DType::F32 => Packed::F32(PackedWeights::new(isa, view(&w), p.groups, usage)?),
-        DType::F64 => Packed::F64(PackedWeights::new(isa, view(&w), p.groups, usage)?),
-        DType::F16 => Packed::F16(PackedWeights::new(isa, view(&w), p.groups, usage)?),
-        DType::BF16 => Packed::BF16(PackedWeights::new(isa, view(&w), p.groups, usage)?),
+        DType::F32 => Packed::F32(PackedWeights::new(cx, view(&w), p.groups)?),
+        DType::F64 => Packed::F64(PackedWeights::new(cx, view(&w), p.groups)?),
+        DType::F16 => Packed::F16(PackedWeights::new(cx, view(&w), p.groups)?),
+        DType::BF16 => Packed::BF16(PackedWeights::new(cx, view(&w), p.groups)?),
         _ => return Ok(None),
     }))
 }
@@ -160,7 +159,7 @@ fn pack_bytes(
         signed: w.dtype == DType::I8,
         zero,
     };
-    PackedByteWeights::new(cx.isa, &weights, groups, cx.scratch.usage())
+    PackedByteWeights::new(cx, &weights, groups)
 }
 
 /// The taps of a convolution's spatial axes: strides and dilations, padding before and after.

@@ -170,15 +170,14 @@ impl Source<'_> {
     }
 
     fn numbers<T: Number>(&self) -> crate::Result<Panels> {
-        let (isa, usage) = (self.cx.isa, self.cx.scratch.usage());
         Ok(match self.side {
             Side::Left => {
-                let packed = PackedLeft::<T>::new(isa, self.view(), usage)?;
+                let packed = PackedLeft::<T>::new(self.cx, self.view())?;
                 let size = packed.size();
                 (Box::new(packed), size)
             }
             Side::Right => {
-                let packed = PackedRight::<T>::new(isa, self.view(), usage)?;
+                let packed = PackedRight::<T>::new(self.cx, self.view())?;
                 let size = packed.size();
                 (Box::new(packed), size)
             }
@@ -186,14 +185,12 @@ impl Source<'_> {
     }
 
     fn narrow<T: Half>(&self) -> crate::Result<Panels> {
-        let (isa, usage) = (self.cx.isa, self.cx.scratch.usage());
-        let packed = PackedRight::<f32>::narrow::<T>(isa, self.view(), usage)?;
+        let packed = PackedRight::<f32>::narrow::<T>(self.cx, self.view())?;
         let size = packed.size();
         Ok((Box::new(packed), size))
     }
 
     fn bytes(&self) -> crate::Result<Panels> {
-        let (isa, usage) = (self.cx.isa, self.cx.scratch.usage());
         let source = Bytes {
             view: self.view(),
             signed: self.dtype == DType::I8,
@@ -201,12 +198,12 @@ impl Source<'_> {
         };
         Ok(match self.side {
             Side::Left => {
-                let packed = PackedBytesLeft::new(isa, &source, usage)?;
+                let packed = PackedBytesLeft::new(self.cx, &source)?;
                 let size = packed.size();
                 (Box::new(packed), size)
             }
             Side::Right => {
-                let packed = PackedBytesRight::new(isa, &source, usage)?;
+                let packed = PackedBytesRight::new(self.cx, &source)?;
                 let size = packed.size();
                 (Box::new(packed), size)
             }

@@ -1,11 +1,11 @@
 //! Convolutions of channels-last images.
 
-use super::conv::{Raw, five, taps, usable, view, window};
+use super::conv::{five, taps, usable, view, window};
 use super::operand::{Extents, Operand};
 use super::tail::tail;
 use super::{Call, Failure, Prepared, whole_size};
 use crate::library::conv::pixels::{
-    Convolution, Expected, Finish, PixelInput, PixelWeights, Tail, convolve_pixels,
+    Convolution, Expected, Finish, PixelInput, PixelOutput, PixelWeights, Tail, convolve_pixels,
 };
 use crate::library::gemm::Finished;
 use crate::library::gemm::numbers::Multiply;
@@ -202,7 +202,6 @@ pub(crate) fn run(call: &Call, p: &ConvChannelsLast) -> Result<(), Failure> {
         if result.dtype == DType::F32 {
             return run_into(call, &convolution, result.start);
         }
-        let raw = call.cx.scratch.take::<f32>(result.len())?;
         let (isa, to) = (call.cx.isa, Shared(result.start.cast::<bf16>()));
         let round = |part: Finished<f32>| {
             for row in 0..part.rows {
@@ -213,18 +212,28 @@ pub(crate) fn run(call: &Call, p: &ConvChannelsLast) -> Result<(), Failure> {
             }
         };
         convolution.finish = Finish::Epilogue(&round);
-        return run_into(call, &convolution, raw.as_ptr());
+        return Ok(convolve_pixels(
+            &call.cx,
+            &convolution,
+            PixelOutput::Discard,
+        )?);
     };
     if let (DType::F32, Some((tail, bias))) = (result.dtype, tail(call, code)) {
         let bias = (!bias.is_empty()).then_some(&bias[..]);
         convolution.finish = Finish::Tail(Tail { bias, ..tail });
         return run_into(call, &convolution, result.start);
     }
-    let raw = Raw::new(call, DType::F32)?;
     let finish =
         |part: Finished<f32>| code.finish(&part, |row| (part.row + row) * channels + part.col);
     convolution.finish = Finish::Epilogue(&finish);
-    run_into(call, &convolution, raw.start)
+    match result.dtype == DType::F32 && !code.reads_result() {
+        true => run_into(call, &convolution, result.start),
+        false => Ok(convolve_pixels(
+            &call.cx,
+            &convolution,
+            PixelOutput::Discard,
+        )?),
+    }
 }
 
 /// Whether images in bf16 can be read as words of two channels.
@@ -254,8 +263,9 @@ fn words(x: &Operand) -> Operand {
 
 fn run_into(call: &Call, convolution: &Convolution, to: *mut u8) -> Result<(), Failure> {
     let (dims, strides) = five_last(&call.results[0]);
-    // SAFETY: the result (or scratch memory of its length) is dense and this call has it alone.
+    // SAFETY: the result is dense and this call has it alone.
     let output = unsafe { ViewMut::from_raw(to.cast(), dims, strides) };
+    let output = PixelOutput::Store(output);
     Ok(convolve_pixels(&call.cx, convolution, output)?)
 }
 

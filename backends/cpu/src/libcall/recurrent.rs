@@ -126,12 +126,11 @@ pub(super) fn prepare(
     let (Some(w), Some(r)) = (roles.w, roles.r) else {
         return Ok(None);
     };
-    let (isa, usage) = (cx.isa, cx.scratch.usage());
     let input = match few(w.dims[0]) || w.dims[1] == 0 {
         true => None,
-        false => Some(weights(w).pack(isa, usage)?),
+        false => Some(weights(w).pack(cx)?),
     };
-    let recurrent = PackedRecurrent::new(isa, &cell(p, None, &[]), weights(r), usage)?;
+    let recurrent = PackedRecurrent::new(cx, &cell(p, None, &[]), weights(r))?;
     Ok(Some(Packed { input, recurrent }))
 }
 
@@ -247,12 +246,11 @@ pub(crate) fn run(call: &Call, p: &Recurrent) -> Result<(), Failure> {
     let e = extents(p, &o)?;
     let (bias, reset_bias) = biases(p, &o, &e);
     let cell = cell(p, o.p.map(vector), &reset_bias);
-    let (isa, usage) = (call.cx.isa, call.cx.scratch.usage());
     let own;
     let (input, recurrent) = match call.prepared {
         Some(Prepared::Recurrent(packed)) => (packed.input.as_ref(), &packed.recurrent),
         _ => {
-            own = PackedRecurrent::new(isa, &cell, weights(o.r), usage)?;
+            own = PackedRecurrent::new(&call.cx, &cell, weights(o.r))?;
             (None, &own)
         }
     };

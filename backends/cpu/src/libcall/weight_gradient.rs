@@ -5,7 +5,7 @@ use super::conv::{taps_of, window};
 use super::operand::{Extents, Operand, copy_elements};
 use super::pixels::five_last;
 use super::{Call, Failure, whole_size};
-use crate::library::gemm::{Left, Number, Output, Right, Windows, multiply};
+use crate::library::gemm::{Left, Number, Output, Right, Windows, multiply, multiply_windows};
 use crate::library::view::Element;
 use crate::library::window::Window;
 use crate::library::{Context, View, ViewMut};
@@ -66,7 +66,7 @@ pub(crate) fn run(call: &Call, p: &ConvWeightGradient) -> Result<(), Failure> {
         DType::F64 => gradient.run::<f64>(),
         DType::F16 => gradient.run::<f16>(),
         DType::BF16 => gradient.run::<bf16>(),
-        _ => gradient.run::<f32>(),
+        _ => gradient.floats(),
     }
 }
 
@@ -169,6 +169,30 @@ struct Gradient<'a> {
 }
 
 impl Gradient<'_> {
+    /// Of f32: where windows can be read in place, they are.
+    fn floats(&self) -> Result<(), Failure> {
+        if self.groups != 1 {
+            return self.run::<f32>();
+        }
+        let result = &self.call.results[0];
+        let last = result.dims.len() - 1;
+        let (inputs, outputs) = (result.dims[last - 1], result.dims[last]);
+        let windows = self.windows(0, inputs);
+        let rows = self.columns(0, outputs);
+        let shape = [self.window.volume() * inputs, outputs];
+        // SAFETY: the result is dense, and this call has it alone; the rows are those of the view.
+        let (rows, mut output) = unsafe {
+            (
+                View::from_raw(rows.as_ptr(), [rows.shape()[2], outputs], [outputs, 1]),
+                ViewMut::from_raw(result.start.cast(), shape, [outputs, 1]),
+            )
+        };
+        match multiply_windows(&self.call.cx, &windows, &rows, &mut output)? {
+            true => Ok(()),
+            false => self.run::<f32>(),
+        }
+    }
+
     fn run<T: Number>(&self) -> Result<(), Failure> {
         let result = &self.call.results[0];
         let last = result.dims.len() - 1;

@@ -262,6 +262,22 @@ impl Lower<'_> {
             Lanes::Uniform(x) => (x, Pattern::Dense, 1),
             Lanes::Affine(x, Stride::Const(1)) => (x, Pattern::Dense, self.lanes()),
             Lanes::Affine(x, Stride::Run(s)) => (x, Pattern::Strided(s), self.lanes()),
+            Lanes::Affine(x, Stride::Const(s)) => {
+                // From the first element's address all others are at distances that instructions hold.
+                let steps = (0..i64::from(self.lanes())).map(|k| self.b.index(k.wrapping_mul(s)));
+                let steps: Box<[Reg]> = steps.collect();
+                let (base, moving) = self.base(id, x, start, size);
+                let base = match moving {
+                    None => base,
+                    Some(offset) => self.beyond(base, offset, size),
+                };
+                let place = Place {
+                    base,
+                    index: None,
+                    pattern: Pattern::Each(steps),
+                };
+                return (place, self.lanes());
+            }
             other => {
                 let all = self.each(&other);
                 let place = Place {
@@ -272,21 +288,30 @@ impl Lower<'_> {
                 return (place, self.lanes());
             }
         };
-        let (fixed, moving) = self.split(id, first);
-        let base = match fixed {
-            None => start,
-            Some(offset) => {
-                let bytes = self.b.index(size);
-                let bytes = self.b.mul(offset, bytes);
-                self.b.add(start, bytes)
-            }
-        };
+        let (base, index) = self.base(id, first, start, size);
         let place = Place {
             base,
-            index: moving,
+            index,
             pattern,
         };
         (place, lanes)
+    }
+
+    /// The address that an index is counted from, as far as that is known outside the innermost loop, and what is left of the
+    /// index.
+    fn base(&mut self, id: IndexId, first: Reg, start: Reg, size: i64) -> (Reg, Option<Reg>) {
+        let (fixed, moving) = self.split(id, first);
+        match fixed {
+            None => (start, moving),
+            Some(offset) => (self.beyond(start, offset, size), moving),
+        }
+    }
+
+    /// An address so many elements further.
+    fn beyond(&mut self, start: Reg, offset: Reg, size: i64) -> Reg {
+        let bytes = self.b.index(size);
+        let bytes = self.b.mul(offset, bytes);
+        self.b.add(start, bytes)
     }
 
     /// Splits an index into a part that is known outside the innermost loop and the rest.

@@ -13,7 +13,6 @@ use crate::library::gemm::{
 };
 use crate::library::view::{Shared, View, ViewMut, mismatch};
 use crate::library::window::Window;
-use crate::memory::Usage;
 
 /// The input of a convolution of bytes.
 #[derive(Debug, Clone, Copy)]
@@ -59,11 +58,11 @@ impl PackedByteWeights {
     /// Packs the weights of a convolution of so many groups. Errors: extents or zero points that do not agree, weights that are
     /// not dense, out of memory.
     pub fn new(
-        isa: Isa,
+        cx: &Context,
         weights: &ByteWeights<'_>,
         groups: usize,
-        usage: &Usage,
     ) -> Result<PackedByteWeights> {
+        let isa = cx.isa;
         let shape = weights.view.shape();
         let [outputs, inputs, taps @ ..] = shape;
         if groups == 0 || !outputs.is_multiple_of(groups) {
@@ -94,8 +93,8 @@ impl PackedByteWeights {
                 },
             };
             Ok(match isa.vnni() && whole_words {
-                true => Group::Planes(PlaneWeights::new(isa, &bytes, volume, usage)?),
-                false => Group::Patches(PackedBytesLeft::new(isa, &bytes, usage)?),
+                true => Group::Planes(PlaneWeights::new(isa, &bytes, volume, cx.scratch.usage())?),
+                false => Group::Patches(PackedBytesLeft::new(cx, &bytes)?),
             })
         };
         Ok(PackedByteWeights {

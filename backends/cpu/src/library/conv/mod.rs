@@ -34,7 +34,6 @@ use crate::library::gemm::tile::{TileSet, Tiles};
 use crate::library::gemm::{Epilogue, Finished, Number, Sum};
 use crate::library::view::{Shared, View, ViewMut, mismatch};
 use crate::library::window::Window;
-use crate::memory::Usage;
 use patches::{Patches, pack_patches};
 
 /// Weights, `[out_channels, in_channels / groups, depth, height, width]` (transposed convolution:
@@ -158,13 +157,9 @@ pub(crate) struct Extents {
 }
 
 impl<T: Convolve> PackedWeights<T> {
-    /// Packs dense weights for `groups` groups, for use on `isa`. Errors: channels that the groups do not divide, out of memory.
-    pub fn new(
-        isa: Isa,
-        weights: View<'_, T, 5>,
-        groups: usize,
-        usage: &Usage,
-    ) -> Result<PackedWeights<T>> {
+    /// Packs dense weights for `groups` groups, for use at the context's level. Errors: channels that the groups do not divide, out of memory.
+    pub fn new(cx: &Context, weights: View<'_, T, 5>, groups: usize) -> Result<PackedWeights<T>> {
+        let isa = cx.isa;
         let shape = weights.shape();
         check_dense("weights", shape, weights.strides(), 1)?;
         if groups == 0 || !shape[0].is_multiple_of(groups) {
@@ -186,13 +181,7 @@ impl<T: Convolve> PackedWeights<T> {
             for group in 0..groups {
                 let source = weight_matrix(&weights, group * outputs, inner);
                 let packer = |panel: &Panel<Sum<T>>| T::pack_matrix(isa, &source, panel);
-                packed.push(pack_left_with(
-                    &T::tiles(isa),
-                    outputs,
-                    inner,
-                    packer,
-                    usage,
-                )?);
+                packed.push(pack_left_with(&T::tiles(isa), outputs, inner, packer, cx)?);
             }
         }
         Ok(PackedWeights {

@@ -173,8 +173,7 @@ fn check_case<T: Sample>(cx: &Context, case: &Case) {
         [out_channels, case.inputs, kernel_z, kernel_y, kernel_x],
     )
     .expect("fits");
-    let packed =
-        PackedWeights::new(cx.isa, weights, case.groups, &Usage::unlimited()).expect("memory");
+    let packed = PackedWeights::new(cx, weights, case.groups).expect("memory");
     let [out_z, out_y, out_x] = window.output();
     let shape = [case.batch, out_channels, out_z, out_y, out_x];
     let len = shape.iter().product();
@@ -439,7 +438,7 @@ fn bytes() {
                     }
                 }
             };
-            let packed = PackedByteWeights::new(cx.isa, &weights, case.groups, &Usage::unlimited());
+            let packed = PackedByteWeights::new(cx, &weights, case.groups);
             let packed = packed.expect("memory");
             convolve_bytes(cx, &window, &input, &packed, output, Some(&negate)).expect("agrees");
             for (index, &got) in got.iter().enumerate() {

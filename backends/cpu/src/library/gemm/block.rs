@@ -260,7 +260,23 @@ pub(super) fn is_resident<A>(rows: usize, words: usize) -> bool {
 /// two threads of Zen 4: 4 take 5 to 20 % more time for 768 to 1,056 rows and columns, 8 up to 3 %, and 32 no less.
 const TASKS: usize = 16;
 /// Tasks for each thread that will do where they are ranges of right panels, read once.
-const LEAST_TASKS: usize = 4;
+pub(super) const LEAST_TASKS: usize = 4;
+
+/// Into how many groups of right panels a block is divided, each packed by who uses it: they and what they are made of stay in the
+/// second-level cache.
+pub(super) fn own_column_groups<A, B, C>(
+    tiles: &TileSet<A, B, C>,
+    block: &Block,
+    right_panels: usize,
+    threads: usize,
+) -> usize {
+    let panel = (block.words * tiles.panel_cols() * size_of::<B>()).max(1);
+    let groups = right_panels.div_ceil((caches().l2 / 8 / panel).max(1));
+    match threads {
+        1 => groups,
+        _ => groups.max(TASKS * threads).min(right_panels),
+    }
+}
 
 /// Into how many groups of left and right panels a block is divided.
 pub(super) fn task_grid<A, B, C>(

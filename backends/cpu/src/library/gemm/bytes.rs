@@ -18,7 +18,7 @@ use crate::error::Result;
 use crate::isa::Isa;
 use crate::library::Context;
 use crate::library::view::{Shared, View, ViewMut, mismatch};
-use crate::memory::{Buffer, Usage};
+use crate::memory::Buffer;
 
 /// The numbers that stand for zero.
 #[derive(Debug, Clone, Copy)]
@@ -208,11 +208,11 @@ impl Operand<'_> {
 }
 
 impl PackedBytesLeft {
-    /// Packs `source`, `[rows, inner]`, for use on `isa`. Errors: zero points that do not fit, out of memory.
-    pub fn new(isa: Isa, source: &Bytes<'_, 2>, usage: &Usage) -> Result<PackedBytesLeft> {
+    /// Packs `source`, `[rows, inner]`, for use at the context's level. Errors: zero points that do not fit, out of memory.
+    pub fn new(cx: &Context, source: &Bytes<'_, 2>) -> Result<PackedBytesLeft> {
         let [rows, _] = source.view.shape();
         let operand = operand(&source.batched(), 0, Side::Left);
-        PackedBytes::new(isa, &operand, rows, usage).map(PackedBytesLeft)
+        PackedBytes::new(cx, &operand, rows).map(PackedBytesLeft)
     }
 
     /// Bytes taken.
@@ -222,11 +222,11 @@ impl PackedBytesLeft {
 }
 
 impl PackedBytesRight {
-    /// Packs `source`, `[inner, cols]`, for use on `isa`. Errors: zero points that do not fit, out of memory.
-    pub fn new(isa: Isa, source: &Bytes<'_, 2>, usage: &Usage) -> Result<PackedBytesRight> {
+    /// Packs `source`, `[inner, cols]`, for use at the context's level. Errors: zero points that do not fit, out of memory.
+    pub fn new(cx: &Context, source: &Bytes<'_, 2>) -> Result<PackedBytesRight> {
         let [_, cols] = source.view.shape();
         let operand = operand(&source.batched(), 0, Side::Right);
-        PackedBytes::new(isa, &operand, cols, usage).map(PackedBytesRight)
+        PackedBytes::new(cx, &operand, cols).map(PackedBytesRight)
     }
 
     /// Bytes taken.
@@ -236,30 +236,27 @@ impl PackedBytesRight {
 }
 
 impl PackedBytes {
-    fn new(isa: Isa, operand: &Operand, across: usize, usage: &Usage) -> Result<PackedBytes> {
+    fn new(cx: &Context, operand: &Operand, across: usize) -> Result<PackedBytes> {
+        let isa = cx.isa;
         operand
             .zero_points
             .check("zero points of a packed operand", across)?;
         let words = operand.source.inner.div_ceil(group(isa));
         let packer = |panel: &Panel<u32>| operand.pack(isa, panel);
         let packed = match (operand.side, isa.vnni()) {
-            (Side::Left, true) => {
-                pack_left_with(&ByteQuads::set(isa), across, words, packer, usage)?
-            }
-            (Side::Left, false) => {
-                pack_left_with(&BytePairs::set(isa), across, words, packer, usage)?
-            }
+            (Side::Left, true) => pack_left_with(&ByteQuads::set(isa), across, words, packer, cx)?,
+            (Side::Left, false) => pack_left_with(&BytePairs::set(isa), across, words, packer, cx)?,
             (Side::Right, true) => {
-                pack_right_with(&ByteQuads::set(isa), across, words, packer, usage)?
+                pack_right_with(&ByteQuads::set(isa), across, words, packer, cx)?
             }
             (Side::Right, false) => {
-                pack_right_with(&BytePairs::set(isa), across, words, packer, usage)?
+                pack_right_with(&BytePairs::set(isa), across, words, packer, cx)?
             }
         };
         let mut correction = operand.correction(isa, false);
         if isa.vnni() {
             let form = ("sums", across, operand.source.inner);
-            let sums = Buffer::made(across * size_of::<i32>(), usage, form, |to| {
+            let sums = Buffer::made(across * size_of::<i32>(), cx.scratch.usage(), form, |to| {
                 // SAFETY: the buffer has room for as many numbers, and nobody else knows it yet.
                 let sums = unsafe { std::slice::from_raw_parts_mut(to.as_ptr().cast(), across) };
                 operand.sum(isa, &correction.points, sums);

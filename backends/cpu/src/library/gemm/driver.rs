@@ -3,12 +3,19 @@
 //! For each block of the inner dimension, a first region packs what is not packed yet and a second one computes tasks, each a
 //! range of left panels by a range of right panels. Where the left panels fit into a part of the second-level cache, the right
 //! panels are read once, each fetched ahead; else one left panel stays in the first-level cache while the right panels, which
-//! together fit into half of the second-level cache, pass by. Where only the left operand is to be packed, threads own rows
-//! instead (`own_rows`). The result of every element is the same sequence of operations however the work is divided.
+//! together fit into half of the second-level cache, pass by. Where few rows meet a large right operand, tasks pack the right panels
+//! that they use; where only the left operand is to be packed, threads own rows instead (`own_rows`); where the inner dimension is
+//! much longer than the others, it is cut (`deep`). The result of every element is the same sequence of operations however the work is divided.
+
+use std::ops::Range;
 
 use bytemuck::Pod;
 
-use super::block::{Block, BlockWork, Panels, RowPanels, share, task_grid};
+use super::block::{
+    Block, BlockWork, LEAST_TASKS, Panels, RowPanels, is_resident, own_column_groups, share,
+    task_grid,
+};
+use super::deep::Deep;
 use super::own_rows::OwnRows;
 use super::pack::Panel;
 use super::packed::Packed;
@@ -153,24 +160,52 @@ impl<A: Pod + Send + Sync, B: Pod + Send + Sync, C: Pod + Send + Sync> Product<'
         if self.rows == 0 || self.cols == 0 {
             return Ok(());
         }
+        if let Some(deep) = Deep::of(self, cx, tiles) {
+            // SAFETY: passed on.
+            return unsafe { deep.run() };
+        }
         if let Some(own) = OwnRows::of(self, cx, tiles) {
             // SAFETY: passed on.
             return unsafe { own.run() };
         }
+        let threads = cx.pool.threads();
+        // SAFETY: passed on.
+        unsafe { self.blocks(cx, tiles, 0..self.inner, threads) }
+    }
+
+    /// Computes the product over a range of words that begins with a block of the inner dimension, on so many threads. The
+    /// epilogue is called where the range ends with the last.
+    ///
+    /// # Safety
+    /// As [`Product::run`].
+    pub(super) unsafe fn blocks(
+        &self,
+        cx: &Context,
+        tiles: &TileSet<A, B, C>,
+        range: Range<usize>,
+        threads: usize,
+    ) -> Result<()> {
         let height = panel_rows(tiles, self.rows);
         let row_block = self.rows.min(ROW_BLOCK / height * height);
+        let inner_block = inner_block(self.inner);
+        let own_columns = self.has_own_columns(tiles, row_block, inner_block, threads);
         let col_limit = match self.target {
             Target::Discard => (DISCARD_BLOCK / row_block).clamp(tiles.panel_cols(), COL_BLOCK),
+            _ if own_columns => self.cols.next_multiple_of(tiles.panel_cols()),
             _ => COL_BLOCK,
         };
         let col_block = self
             .cols
             .min(col_limit / tiles.panel_cols() * tiles.panel_cols());
-        let inner_block = inner_block(self.inner);
-        let scratch = Scratches::take(self, cx, tiles, height, row_block, col_block)?;
+        let way = Way {
+            height,
+            threads,
+            own_columns,
+        };
+        let scratch = Scratches::take(self, cx, tiles, &way, row_block, col_block)?;
         for col in (0..self.cols).step_by(col_block) {
             for row in (0..self.rows).step_by(row_block) {
-                for start in (0..self.inner.max(1)).step_by(inner_block) {
+                for start in (range.start..range.end.max(range.start + 1)).step_by(inner_block) {
                     let words = inner_block.min(self.inner - start);
                     let block = Block {
                         row,
@@ -181,34 +216,56 @@ impl<A: Pod + Send + Sync, B: Pod + Send + Sync, C: Pod + Send + Sync> Product<'
                         words,
                         last: start + words == self.inner,
                     };
+                    let adds = start > range.start || matches!(self.target, Target::Add { .. });
                     // SAFETY: passed on; the block lies inside the product, for which the scratch buffers were sized.
-                    unsafe { self.run_block(cx, tiles, height, &block, &scratch) };
+                    unsafe { self.run_block(cx, tiles, &way, &block, &scratch, adds)? };
                 }
             }
         }
         Ok(())
     }
 
+    /// Whether tasks pack the columns that they multiply: where the right operand is large, and all left panels of a block stay
+    /// in the second-level cache beside the few right ones that a task needs at a time.
+    fn has_own_columns(
+        &self,
+        tiles: &TileSet<A, B, C>,
+        rows: usize,
+        words: usize,
+        threads: usize,
+    ) -> bool {
+        let packs = match self.right {
+            Right::Packed(_) => false,
+            Right::Pack(_) => true,
+            Right::Rows { .. } => !self.reads_rows(),
+        };
+        let panels = self.cols.div_ceil(tiles.panel_cols());
+        let size = words.saturating_mul(self.cols) * size_of::<B>();
+        packs
+            && is_resident::<A>(rows, words)
+            && panels >= LEAST_TASKS * threads
+            && size > caches().l2 / 4
+    }
+
     unsafe fn run_block(
         &self,
         cx: &Context,
         tiles: &TileSet<A, B, C>,
-        height: usize,
+        way: &Way,
         block: &Block,
         scratch: &Scratches<'_, A, B, C>,
-    ) {
-        let left_panels = block.rows.div_ceil(height);
+        adds: bool,
+    ) -> Result<()> {
+        let left_panels = block.rows.div_ceil(way.height);
         let right_panels = block.cols.div_ceil(tiles.panel_cols());
         let steps = block.rows * block.cols * block.words.max(1);
-        let threads = if steps < SERIAL_STEPS {
-            1
-        } else {
-            cx.pool.threads()
-        };
+        let threads = if steps < SERIAL_STEPS { 1 } else { way.threads };
         // SAFETY: passed on.
-        let panels = unsafe { self.pack(cx, tiles, height, block, scratch, threads) };
-        let (row_groups, col_groups) =
-            task_grid(tiles, block, left_panels, right_panels, threads, &panels);
+        let panels = unsafe { self.pack(cx, tiles, way, block, scratch, threads) };
+        let (row_groups, col_groups) = match way.own_columns {
+            true => (1, own_column_groups(tiles, block, right_panels, threads)),
+            false => task_grid(tiles, block, left_panels, right_panels, threads, &panels),
+        };
         let (to, row_stride) = match self.target {
             Target::Store { to, row_stride } | Target::Add { to, row_stride } => (
                 Shared(to.get().wrapping_add(block.row * row_stride + block.col)),
@@ -224,42 +281,77 @@ impl<A: Pod + Send + Sync, B: Pod + Send + Sync, C: Pod + Send + Sync> Product<'
                 block.cols,
             ),
         };
-        let work = BlockWork {
-            product: self,
-            tiles,
-            rows: RowPanels::of_height(block.rows, height),
-            block,
-            panels: &panels,
-            to,
-            row_stride,
-            add: block.start > 0 || matches!(self.target, Target::Add { .. }),
-        };
         let task = |index: usize| {
             let (row_group, col_group) = (index / col_groups, index % col_groups);
             let left_range = share(left_panels, row_groups, row_group);
             let right_range = share(right_panels, col_groups, col_group);
+            let mut panels = panels;
+            let _own;
+            if way.own_columns {
+                let panel = tiles.panel_cols() * block.words;
+                let own = cx.scratch.take::<B>(right_range.len() * panel)?;
+                let to = own.as_ptr::<B>().wrapping_sub(right_range.start * panel);
+                self.pack_right(tiles, block, right_range.clone(), to);
+                (panels.right, panels.right_next) = (Shared(to), Shared(own.as_ptr()));
+                _own = own;
+            }
+            let work = BlockWork {
+                product: self,
+                tiles,
+                rows: RowPanels::of_height(block.rows, way.height),
+                block,
+                panels: &panels,
+                to,
+                row_stride,
+                add: adds,
+            };
             // SAFETY: the panels were packed above; tasks write disjoint parts of the target.
             unsafe { work.task(left_range, right_range) };
+            Ok(())
         };
         let tasks = row_groups * col_groups;
         if threads == 1 {
-            (0..tasks).for_each(task);
+            (0..tasks).try_for_each(task)
         } else {
-            cx.pool.run(tasks, task);
+            cx.try_run(tasks, task)
         }
     }
 
-    /// Packs what the block needs and is not packed yet, and tells where everything is.
+    /// Packs right panels of a block into `to`, where panel 0 of the block would lie.
+    fn pack_right(
+        &self,
+        tiles: &TileSet<A, B, C>,
+        block: &Block,
+        panels: Range<usize>,
+        to: *mut B,
+    ) {
+        let (Right::Pack(packer) | Right::Rows { packer, .. }) = self.right else {
+            return;
+        };
+        let width = tiles.panel_cols();
+        for panel in panels {
+            packer(&Panel {
+                first: block.col + panel * width,
+                count: width.min(block.cols - panel * width),
+                height: width,
+                start: block.start,
+                words: block.words,
+                to: to.wrapping_add(panel * width * block.words),
+            });
+        }
+    }
+
+    /// Packs what the block needs and neither is packed yet nor will be by tasks, and tells where everything is.
     unsafe fn pack(
         &self,
         cx: &Context,
         tiles: &TileSet<A, B, C>,
-        height: usize,
+        way: &Way,
         block: &Block,
         scratch: &Scratches<'_, A, B, C>,
         threads: usize,
     ) -> Panels<A, B> {
-        let width = tiles.panel_cols();
+        let (width, height) = (tiles.panel_cols(), way.height);
         let right_panels = block.cols.div_ceil(width);
         let left_panels = block.rows.div_ceil(height);
         let (left, left_packer) = match self.left {
@@ -287,33 +379,23 @@ impl<A: Pod + Send + Sync, B: Pod + Send + Sync, C: Pod + Send + Sync> Product<'
             sliced: false,
         };
         // Panels from `right_first` on are packed here.
-        let (right_packer, right_first) = match self.right {
+        let right_first = match self.right {
             Right::Packed(packed) => {
                 panels.right = Shared(packed.panels(block.start, block.words, block.col));
-                (None, right_panels)
+                right_panels
             }
-            Right::Rows {
-                from,
-                stride,
-                packer,
-            } if self.reads_rows() => {
+            Right::Rows { from, stride, .. } if self.reads_rows() => {
                 panels.right = Shared(from.get().wrapping_add(block.start * stride + block.col));
                 (panels.right_panel, panels.right_row) = (width, stride);
                 panels.sliced = self.rows <= IN_PLACE_ROWS;
                 let ragged = !block.cols.is_multiple_of(width);
                 panels.right_last = ragged.then_some(Shared(scratch_right));
-                (
-                    Some(packer),
-                    if ragged {
-                        right_panels - 1
-                    } else {
-                        right_panels
-                    },
-                )
+                right_panels - usize::from(ragged)
             }
-            Right::Rows { packer, .. } | Right::Pack(packer) => (Some(packer), 0),
+            Right::Rows { .. } | Right::Pack(_) if way.own_columns => right_panels,
+            Right::Rows { .. } | Right::Pack(_) => 0,
         };
-        let right_to = Shared(scratch_right);
+        let right_to = Shared(scratch_right.wrapping_sub(right_first * width * block.words));
         let pack_left = |panel: usize| {
             let Some(packer) = left_packer else { return };
             let count = height.min(block.rows - panel * height);
@@ -326,19 +408,6 @@ impl<A: Pod + Send + Sync, B: Pod + Send + Sync, C: Pod + Send + Sync> Product<'
                 to: panels.left.get().wrapping_add(panel * height * block.words),
             });
         };
-        let pack_right = |panel: usize| {
-            let Some(packer) = right_packer else { return };
-            packer(&Panel {
-                first: block.col + panel * width,
-                count: width.min(block.cols - panel * width),
-                height: width,
-                start: block.start,
-                words: block.words,
-                to: right_to
-                    .get()
-                    .wrapping_add((panel - right_first) * width * block.words),
-            });
-        };
         let left_count = if left_packer.is_some() {
             left_panels
         } else {
@@ -347,7 +416,10 @@ impl<A: Pod + Send + Sync, B: Pod + Send + Sync, C: Pod + Send + Sync> Product<'
         let right_count = right_panels - right_first;
         let pack = |index: usize| match index.checked_sub(left_count) {
             None => pack_left(index),
-            Some(index) => pack_right(right_first + index),
+            Some(index) => {
+                let panel = right_first + index;
+                self.pack_right(tiles, block, panel..panel + 1, right_to.get());
+            }
         };
         let small = (left_count * height + right_count * width) * block.words < PACK_SERIAL_WORDS;
         if threads == 1 || small {
@@ -370,7 +442,16 @@ impl<A: Pod + Send + Sync, B: Pod + Send + Sync, C: Pod + Send + Sync> Product<'
 }
 
 /// Words below which packing is not divided among threads (about 2 us).
-const PACK_SERIAL_WORDS: usize = 16 << 10;
+pub(super) const PACK_SERIAL_WORDS: usize = 16 << 10;
+
+/// How a product is computed.
+struct Way {
+    /// Rows of each left panel but the last.
+    height: usize,
+    threads: usize,
+    /// Tasks pack the right panels that they use.
+    own_columns: bool,
+}
 
 /// Temporary memory of one product.
 struct Scratches<'a, A, B, C> {
@@ -385,14 +466,15 @@ impl<'a, A: Pod + Send + Sync, B: Pod + Send + Sync, C: Pod + Send + Sync> Scrat
         product: &Product<'_, A, B, C>,
         cx: &Context<'a>,
         tiles: &TileSet<A, B, C>,
-        height: usize,
+        way: &Way,
         row_block: usize,
         col_block: usize,
     ) -> Result<Self> {
         let words = inner_block(product.inner).min(product.inner);
-        let left_len = row_block.next_multiple_of(height) * words;
+        let left_len = row_block.next_multiple_of(way.height) * words;
         let right_cols = match product.right {
             Right::Packed(_) => 0,
+            _ if way.own_columns => 0,
             Right::Rows { .. } if product.reads_rows() => tiles.panel_cols(),
             _ => col_block.next_multiple_of(tiles.panel_cols()),
         };
@@ -410,5 +492,47 @@ impl<'a, A: Pod + Send + Sync, B: Pod + Send + Sync, C: Pod + Send + Sync> Scrat
                 .transpose()?,
             types: std::marker::PhantomData,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::library::gemm::{Left, Output, Right, multiply};
+    use crate::library::testing::{Rng, contexts};
+    use crate::library::view::{View, ViewMut};
+
+    /// Few rows by a right operand that is larger than any second-level cache's quarter, in two blocks of words: tasks pack their
+    /// columns. Sums of small whole numbers have no rounding.
+    #[test]
+    fn tasks_pack_their_own_columns() {
+        let [rows, inner, cols] = [17, 403, 3_001];
+        let mut rng = Rng::new(7);
+        let mut numbers =
+            |len: usize| -> Vec<f32> { (0..len).map(|_| rng.below(7) as f32 - 3.0).collect() };
+        let (left, right) = (numbers(rows * inner), numbers(inner * cols));
+        let mut transposed = vec![0f32; inner * cols];
+        let mut want = vec![0f32; rows * cols];
+        for k in 0..inner {
+            for col in 0..cols {
+                transposed[col * inner + k] = right[k * cols + col];
+                for row in 0..rows {
+                    want[row * cols + col] += left[row * inner + k] * right[k * cols + col];
+                }
+            }
+        }
+        let left = View::dense("left", &left, [1, 1, rows, inner]).expect("fits");
+        let shape = [1, 1, inner, cols];
+        let plain = View::dense("right", &right, shape).expect("fits");
+        // SAFETY: the same elements, columns first.
+        let turned = unsafe { View::from_raw(transposed.as_ptr(), shape, [0, 0, 1, inner]) };
+        contexts(|cx| {
+            for right in [plain, turned] {
+                let mut out = vec![0f32; rows * cols];
+                let view = ViewMut::dense("out", &mut out, [1, 1, rows, cols]).expect("fits");
+                let output = Output::Store(view);
+                multiply(cx, Left::View(left), Right::View(right), output, None).expect("agrees");
+                assert!(out == want, "{:?}", cx.isa);
+            }
+        });
     }
 }

@@ -14,7 +14,7 @@ use std::marker::PhantomData;
 
 use half::{bf16, f16};
 
-use super::tile::{Dot, LEFT_ROW, Tile, TileSet, Tiles, run_tile, tile_set};
+use super::tile::{Dot, LEFT_ROW, Tile, TileSet, Tiles, add_all, run_tile, tile_set};
 use crate::isa::{Isa, Level};
 use crate::library::simd::{Baseline, Float, Simd};
 #[cfg(target_arch = "x86_64")]

@@ -4,15 +4,17 @@
 //! 2^64, 8-bit integers with zero points in i32 ([`multiply_bytes`]). The result does not depend on the number of threads.
 //!
 //! Reading order: `tile` (the register tile), `formats` (number formats by level), `pack`, `packed`, `windows`, `driver` (blocking and
-//! threads), `block` (the order of tiles), `own_rows` (packed right operands), `numbers`, `dots` (without packing), this file
+//! threads), `block` (the order of tiles), `own_rows` (packed right operands), `deep` (long inner dimensions), `lines` (windows in place), `numbers`, `dots` (without packing), this file
 //! (operands and batches), `bytes` and `correction` (8-bit integers), `quantised` (block-quantised weights).
 
 mod block;
 mod bytes;
 pub(crate) mod correction;
+mod deep;
 mod dots;
 pub(crate) mod driver;
 pub(crate) mod formats;
+mod lines;
 pub(crate) mod numbers;
 mod own_rows;
 pub(crate) mod pack;
@@ -34,6 +36,7 @@ pub use bytes::{
 };
 pub use dots::few;
 pub use driver::{Epilogue, Finished};
+pub use lines::multiply_windows;
 pub use quantised::{Activations, BlockNumber, BlockOutput, PackedBlocks, multiply_blocks};
 pub use windows::Windows;
 
@@ -41,7 +44,6 @@ use crate::error::Result;
 use crate::isa::Isa;
 use crate::library::Context;
 use crate::library::view::{Element, Shared, View, ViewMut, mismatch};
-use crate::memory::Usage;
 use driver::Target;
 use numbers::Multiply;
 use pack::Strided;
@@ -143,13 +145,13 @@ impl AnyPacked {
 }
 
 impl<T: Number> PackedLeft<T> {
-    /// Packs `source`, `[rows, inner]`, for use on `isa`. Error: out of memory.
-    pub fn new(isa: Isa, source: View<'_, T, 2>, usage: &Usage) -> Result<PackedLeft<T>> {
+    /// Packs `source`, `[rows, inner]`, for use at the context's level. Error: out of memory.
+    pub fn new(cx: &Context, source: View<'_, T, 2>) -> Result<PackedLeft<T>> {
         let [rows, inner] = source.shape();
-        let panels = T::pack_left(isa, &left_of(&source.batched(), 0), rows, usage)?;
+        let panels = T::pack_left(cx, &left_of(&source.batched(), 0), rows)?;
         Ok(PackedLeft {
             panels,
-            isa,
+            isa: cx.isa,
             rows,
             inner,
             number: PhantomData,
@@ -163,9 +165,9 @@ impl<T: Number> PackedLeft<T> {
 }
 
 impl<T: Number> PackedRight<T> {
-    /// Packs `source`, `[inner, cols]`, for use on `isa`. Error: out of memory.
-    pub fn new(isa: Isa, source: View<'_, T, 2>, usage: &Usage) -> Result<PackedRight<T>> {
-        PackedRight::by(isa, source, usage, T::pack_right)
+    /// Packs `source`, `[inner, cols]`, for use at the context's level. Error: out of memory.
+    pub fn new(cx: &Context, source: View<'_, T, 2>) -> Result<PackedRight<T>> {
+        PackedRight::by(cx, source, T::pack_right)
     }
 
     /// Bytes taken.
@@ -176,27 +178,22 @@ impl<T: Number> PackedRight<T> {
 
 impl PackedRight<f32> {
     /// Packs `source`, `[inner, cols]`, as it is, to be widened when it is multiplied by f32. Error: out of memory.
-    pub fn narrow<T: Half>(
-        isa: Isa,
-        source: View<'_, T, 2>,
-        usage: &Usage,
-    ) -> Result<PackedRight<f32>> {
-        PackedRight::by(isa, source, usage, T::pack_narrow)
+    pub fn narrow<T: Half>(cx: &Context, source: View<'_, T, 2>) -> Result<PackedRight<f32>> {
+        PackedRight::by(cx, source, T::pack_narrow)
     }
 }
 
 impl<T> PackedRight<T> {
     /// Packs elements of `E` by `pack`, to be multiplied by `T`.
     fn by<E: Element>(
-        isa: Isa,
+        cx: &Context,
         source: View<'_, E, 2>,
-        usage: &Usage,
-        pack: impl Fn(Isa, &Strided<E>, usize, &Usage) -> Result<AnyPacked>,
+        pack: impl Fn(&Context, &Strided<E>, usize) -> Result<AnyPacked>,
     ) -> Result<PackedRight<T>> {
         let [inner, cols] = source.shape();
         Ok(PackedRight {
-            panels: pack(isa, &right_of(&source.batched(), 0), cols, usage)?,
-            isa,
+            panels: pack(cx, &right_of(&source.batched(), 0), cols)?,
+            isa: cx.isa,
             inner,
             cols,
             number: PhantomData,

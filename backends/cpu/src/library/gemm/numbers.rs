@@ -16,20 +16,13 @@ use crate::isa::Isa;
 use crate::library::Context;
 use crate::library::simd::{Float, Kernel, Simd, dispatch};
 use crate::library::view::{Element, Shared};
-use crate::memory::Usage;
 
 /// How one number type is multiplied.
 #[allow(private_interfaces, reason = "sealed: callable in this module only")]
 pub trait Multiply: Sized + 'static {
     type Sum: Element;
-    fn pack_left(isa: Isa, source: &Strided<Self>, rows: usize, usage: &Usage)
-    -> Result<AnyPacked>;
-    fn pack_right(
-        isa: Isa,
-        source: &Strided<Self>,
-        cols: usize,
-        usage: &Usage,
-    ) -> Result<AnyPacked>;
+    fn pack_left(cx: &Context, source: &Strided<Self>, rows: usize) -> Result<AnyPacked>;
+    fn pack_right(cx: &Context, source: &Strided<Self>, cols: usize) -> Result<AnyPacked>;
     /// # Safety
     /// Operands and target are valid for the sizes of the matrix.
     unsafe fn multiply(cx: &Context, matrix: &Matrix<Self>) -> Result<()>
@@ -45,8 +38,8 @@ pub(crate) fn pack_left_with<A: Pod, B, C>(
     tiles: &TileSet<A, B, C>,
     rows: usize,
     words: usize,
-    packer: impl Fn(&Panel<A>),
-    usage: &Usage,
+    packer: impl Fn(&Panel<A>) + Sync,
+    cx: &Context,
 ) -> Result<Packed<A>> {
     let height = driver::panel_rows(tiles, rows);
     Packed::new(
@@ -55,7 +48,7 @@ pub(crate) fn pack_left_with<A: Pod, B, C>(
         height,
         |count| tiles.tile_rows(count),
         packer,
-        usage,
+        cx,
     )
 }
 
@@ -64,11 +57,11 @@ pub(super) fn pack_right_with<A, B: Pod, C>(
     tiles: &TileSet<A, B, C>,
     cols: usize,
     words: usize,
-    packer: impl Fn(&Panel<B>),
-    usage: &Usage,
+    packer: impl Fn(&Panel<B>) + Sync,
+    cx: &Context,
 ) -> Result<Packed<B>> {
     let width = tiles.panel_cols();
-    Packed::new(cols, words, width, |_| width, packer, usage)
+    Packed::new(cols, words, width, |_| width, packer, cx)
 }
 
 /// Runs the driver for format `F`, whose accumulators have the layout of `T`'s.
@@ -108,13 +101,15 @@ macro_rules! plain_numbers {
         $(#[allow(private_interfaces, reason = "sealed: callable in this module only")]
         impl Multiply for $t {
             type Sum = $t;
-            fn pack_left(isa: Isa, source: &Strided<$t>, rows: usize, usage: &Usage) -> Result<AnyPacked> {
+            fn pack_left(cx: &Context, source: &Strided<$t>, rows: usize) -> Result<AnyPacked> {
+                let isa = cx.isa;
                 let packer = |panel: &Panel<$word>| $pack(isa, source, panel);
-                pack_left_with(&<$format>::set(isa), rows, source.inner, packer, usage).map(AnyPacked::$packed)
+                pack_left_with(&<$format>::set(isa), rows, source.inner, packer, cx).map(AnyPacked::$packed)
             }
-            fn pack_right(isa: Isa, source: &Strided<$t>, cols: usize, usage: &Usage) -> Result<AnyPacked> {
+            fn pack_right(cx: &Context, source: &Strided<$t>, cols: usize) -> Result<AnyPacked> {
+                let isa = cx.isa;
                 let packer = |panel: &Panel<$word>| $pack(isa, source, panel);
-                pack_right_with(&<$format>::set(isa), cols, source.inner, packer, usage).map(AnyPacked::$packed)
+                pack_right_with(&<$format>::set(isa), cols, source.inner, packer, cx).map(AnyPacked::$packed)
             }
             unsafe fn multiply(cx: &Context, matrix: &Matrix<$t>) -> Result<()> {
                 // SAFETY: passed on.
@@ -257,12 +252,7 @@ plain_numbers! {
 /// Packing of 16-bit floats that f32 is multiplied by.
 #[allow(private_interfaces, reason = "sealed: callable in this module only")]
 pub trait Narrow: Sized {
-    fn pack_narrow(
-        isa: Isa,
-        source: &Strided<Self>,
-        cols: usize,
-        usage: &Usage,
-    ) -> Result<AnyPacked>;
+    fn pack_narrow(cx: &Context, source: &Strided<Self>, cols: usize) -> Result<AnyPacked>;
 }
 
 /// An operand of 16-bit floats, in memory as such or as f32.
@@ -327,29 +317,32 @@ macro_rules! half_numbers {
     ($($t:ty: $packed:ident, pairs on $pairs:expr;)*) => {
         $(#[allow(private_interfaces, reason = "sealed: callable in this module only")]
         impl Narrow for $t {
-            fn pack_narrow(isa: Isa, source: &Strided<$t>, cols: usize, usage: &Usage) -> Result<AnyPacked> {
+            fn pack_narrow(cx: &Context, source: &Strided<$t>, cols: usize) -> Result<AnyPacked> {
+                let isa = cx.isa;
                 let packer = |panel: &Panel<$t>| pack_same(isa, source, panel);
-                pack_right_with(&<Floats<$t>>::set(isa), cols, source.inner, packer, usage).map(AnyPacked::$packed)
+                pack_right_with(&<Floats<$t>>::set(isa), cols, source.inner, packer, cx).map(AnyPacked::$packed)
             }
         }
         #[allow(private_interfaces, reason = "sealed: callable in this module only")]
         impl Multiply for $t {
             type Sum = f32;
-            fn pack_left(isa: Isa, source: &Strided<$t>, rows: usize, usage: &Usage) -> Result<AnyPacked> {
+            fn pack_left(cx: &Context, source: &Strided<$t>, rows: usize) -> Result<AnyPacked> {
+                let isa = cx.isa;
                 let left = Halves::Own(source);
                 if $pairs(isa) {
                     let packer = |panel: &Panel<u32>| left.pack_pairs(isa, panel);
-                    return pack_left_with(&<BrainPairs>::set(isa), rows, source.inner.div_ceil(2), packer, usage).map(AnyPacked::Words);
+                    return pack_left_with(&<BrainPairs>::set(isa), rows, source.inner.div_ceil(2), packer, cx).map(AnyPacked::Words);
                 }
                 let packer = |panel: &Panel<f32>| left.pack_floats(isa, panel);
-                pack_left_with(&<Floats<f32>>::set(isa), rows, source.inner, packer, usage).map(AnyPacked::F32)
+                pack_left_with(&<Floats<f32>>::set(isa), rows, source.inner, packer, cx).map(AnyPacked::F32)
             }
-            fn pack_right(isa: Isa, source: &Strided<$t>, cols: usize, usage: &Usage) -> Result<AnyPacked> {
+            fn pack_right(cx: &Context, source: &Strided<$t>, cols: usize) -> Result<AnyPacked> {
+                let isa = cx.isa;
                 if $pairs(isa) {
                     let packer = |panel: &Panel<u32>| Halves::Own(source).pack_pairs(isa, panel);
-                    return pack_right_with(&<BrainPairs>::set(isa), cols, source.inner.div_ceil(2), packer, usage).map(AnyPacked::Words);
+                    return pack_right_with(&<BrainPairs>::set(isa), cols, source.inner.div_ceil(2), packer, cx).map(AnyPacked::Words);
                 }
-                Self::pack_narrow(isa, source, cols, usage)
+                Self::pack_narrow(cx, source, cols)
             }
             unsafe fn multiply(cx: &Context, matrix: &Matrix<$t>) -> Result<()> {
                 // SAFETY: passed on.

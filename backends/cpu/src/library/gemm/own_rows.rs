@@ -314,7 +314,6 @@ mod tests {
     use crate::library::gemm::{Finished, Left, Number, Output, PackedRight, Right, Sum, multiply};
     use crate::library::testing::{Rng, contexts};
     use crate::library::view::{View, ViewMut};
-    use crate::memory::Usage;
 
     /// Odd rows in several groups, several blocks of words, several ranges of right panels.
     const SHAPE: [usize; 3] = [367, 901, 421];
@@ -332,7 +331,7 @@ mod tests {
             let right = numbers(&mut rng, inner * cols, number);
             let left = Left::View(View::dense("left", &left, [1, 1, rows, inner]).expect("fits"));
             let right = View::dense("right", &right, [inner, cols]).expect("fits");
-            let packed = PackedRight::new(cx.isa, right, &Usage::unlimited()).expect("memory");
+            let packed = PackedRight::new(cx, right).expect("memory");
             let product = |right, adds| {
                 let mut out = vec![1f32; rows * cols];
                 let view = ViewMut::dense("out", &mut out, [1, 1, rows, cols]).expect("fits");

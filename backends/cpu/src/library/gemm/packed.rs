@@ -2,10 +2,11 @@
 
 use bytemuck::Pod;
 
-use super::driver::inner_block;
+use super::driver::{PACK_SERIAL_WORDS, inner_block};
 use super::pack::Panel;
 use crate::error::Result;
-use crate::memory::{Buffer, Usage};
+use crate::library::Context;
+use crate::memory::Buffer;
 
 /// All panels of one operand: for each block of the inner dimension, for each panel, its words.
 #[derive(Debug)]
@@ -25,9 +26,9 @@ impl<W: Pod> Packed<W> {
         across: usize,
         inner: usize,
         height: usize,
-        last_height: impl Fn(usize) -> usize,
-        packer: impl Fn(&Panel<W>),
-        usage: &Usage,
+        last_height: impl Fn(usize) -> usize + Sync,
+        packer: impl Fn(&Panel<W>) + Sync,
+        cx: &Context,
     ) -> Result<Packed<W>> {
         let full = across / height;
         let rest = across % height;
@@ -35,25 +36,28 @@ impl<W: Pod> Packed<W> {
         let len = places.saturating_mul(inner);
         let form = (std::any::type_name::<W>(), across, inner, height, places);
         let size = len.saturating_mul(size_of::<W>());
-        let words = Buffer::made(size, usage, form, |buffer| {
-            let block = inner_block(inner);
-            for start in (0..inner).step_by(block) {
-                let words = block.min(inner - start);
-                for first in (0..across).step_by(height) {
-                    let count = height.min(across - first);
-                    packer(&Panel {
-                        first,
-                        count,
-                        height: match count < height {
-                            true => last_height(count),
-                            false => height,
-                        },
-                        start,
-                        words,
-                        to: panels(buffer, places, [start, words, first]),
-                    });
-                }
-            }
+        let (block, count) = (inner_block(inner), across.div_ceil(height));
+        let words = Buffer::made(size, cx.scratch.usage(), form, |buffer| {
+            let grain = (PACK_SERIAL_WORDS / (height * block)).max(1);
+            cx.pool
+                .run_ranges(inner.div_ceil(block) * count, grain, |range| {
+                    for index in range {
+                        let (start, first) = (index / count * block, index % count * height);
+                        let words = block.min(inner - start);
+                        let count = height.min(across - first);
+                        packer(&Panel {
+                            first,
+                            count,
+                            height: match count < height {
+                                true => last_height(count),
+                                false => height,
+                            },
+                            start,
+                            words,
+                            to: panels(buffer, places, [start, words, first]),
+                        });
+                    }
+                });
         })?;
         Ok(Packed {
             words,

@@ -141,9 +141,8 @@ fn check<T: Sample>(cx: &Context, extents: Extents, seed: u64) {
             start,
         )
     };
-    let usage = Usage::unlimited();
-    let packed_left = PackedLeft::new(cx.isa, left, &usage).expect("memory");
-    let packed_right = PackedRight::new(cx.isa, right, &usage).expect("memory");
+    let packed_left = PackedLeft::new(cx, left).expect("memory");
+    let packed_right = PackedRight::new(cx, right).expect("memory");
     let row_stride = cols + 5;
     let zero = bytemuck::Zeroable::zeroed();
     for (choice, add) in [(0, false), (1, true), (2, false), (3, true)] {
@@ -417,12 +416,9 @@ fn disagreement_is_an_error() {
         );
         let foreign = Isa::available().into_iter().find(|&isa| isa != cx.isa);
         if let Some(isa) = foreign {
-            let packed = PackedRight::new(
-                isa,
-                View::dense("x", &data, [3, 4]).expect("fits"),
-                &Usage::unlimited(),
-            );
-            let packed = packed.expect("memory");
+            let other = Context { isa, ..*cx };
+            let right = View::dense("x", &data, [3, 4]).expect("fits");
+            let packed = PackedRight::new(&other, right).expect("memory");
             let error = multiply(
                 cx,
                 Left::View(view([1, 1, 4, 3])),
@@ -469,9 +465,8 @@ fn check_bytes(cx: &Context, extents: Extents, seed: u64, left_signed: bool, rig
             i32::from(byte)
         }
     };
-    let usage = Usage::unlimited();
-    let packed_left = PackedBytesLeft::new(cx.isa, &left, &usage).expect("memory");
-    let packed_right = PackedBytesRight::new(cx.isa, &right, &usage).expect("memory");
+    let packed_left = PackedBytesLeft::new(cx, &left).expect("memory");
+    let packed_right = PackedBytesRight::new(cx, &right).expect("memory");
     for choice in 0..4 {
         let lhs = if choice & 1 == 0 {
             BytesLeft::View(left.batched())
@@ -542,7 +537,7 @@ fn check_wide<T: Sample<Sum = f32> + crate::library::simd::Float>(
     let narrow = View::new("left", &narrow, [rows, inner], strides).expect("fits");
     let right: Vec<T> = (0..inner * cols).map(|_| T::sample(&mut rng)).collect();
     let right = View::dense("right", &right, [inner, cols]).expect("fits");
-    let packed = PackedRight::new(cx.isa, right, &Usage::unlimited()).expect("memory");
+    let packed = PackedRight::new(cx, right).expect("memory");
     for rhs in [Right::View(right.batched()), Right::Packed(&packed)] {
         let mut out = vec![f32::NAN; rows * cols];
         let output = ViewMut::dense("out", &mut out, [rows, cols]).expect("fits");
@@ -593,7 +588,7 @@ fn levels_and_threads_give_the_same_bits() {
                 }
                 let left = View::dense("left", &left, [rows, inner]).expect("fits");
                 let right = View::new("right", &right, [inner, cols], right_strides).expect("fits");
-                let packed = PackedRight::new(cx.isa, right, &Usage::unlimited()).expect("memory");
+                let packed = PackedRight::new(cx, right).expect("memory");
                 let mut all = vec![];
                 for rhs in [Right::View(right.batched()), Right::Packed(&packed)] {
                     let mut out = vec![f32::NAN; rows * cols];
@@ -620,9 +615,8 @@ fn check_narrow<T: Half + crate::library::simd::Float>(cx: &Context, extents: Ex
     let narrow = View::new("right", &narrow, [inner, cols], strides).expect("fits");
     let left = rng.floats(rows * inner);
     let left = View::dense("left", &left, [rows, inner]).expect("fits");
-    let usage = Usage::unlimited();
-    let packed = PackedRight::<f32>::narrow(cx.isa, narrow, &usage).expect("memory");
-    let packed_left = PackedLeft::new(cx.isa, left, &usage).expect("memory");
+    let packed = PackedRight::<f32>::narrow(cx, narrow).expect("memory");
+    let packed_left = PackedLeft::new(cx, left).expect("memory");
     for lhs in [Left::View(left.batched()), Left::Packed(&packed_left)] {
         let mut out = vec![f32::NAN; rows * cols];
         let view = ViewMut::dense("out", &mut out, [rows, cols]).expect("fits");

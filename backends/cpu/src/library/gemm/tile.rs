@@ -87,6 +87,12 @@ pub(crate) struct Ahead<B> {
 /// The pointers of the tile must be valid as its fields say, and the processor must have the features of the set.
 pub(crate) type TileFn<A, B, C> = unsafe fn(&Tile<A, B, C>);
 
+/// Adds `len` accumulators to others, `(to, from, len)`.
+///
+/// # Safety
+/// Both must exist, and the processor must have the features of the set.
+pub(crate) type AddFn<C> = unsafe fn(*mut C, *const C, usize);
+
 /// The tile shapes of one format on one level.
 #[derive(Debug)]
 pub(crate) struct TileSet<A: 'static, B: 'static, C: 'static> {
@@ -96,6 +102,8 @@ pub(crate) struct TileSet<A: 'static, B: 'static, C: 'static> {
     pub narrow: &'static [TileFn<A, B, C>],
     /// The same, two vectors wide.
     pub wide: &'static [TileFn<A, B, C>],
+    /// Adds accumulators.
+    pub add: AddFn<C>,
 }
 
 impl<A, B, C> Clone for TileSet<A, B, C> {
@@ -236,6 +244,28 @@ pub(crate) unsafe fn run_tile<
     }
 }
 
+/// Adds `len` accumulators to others.
+///
+/// # Safety
+/// As [`AddFn`].
+#[inline(always)]
+pub(crate) unsafe fn add_all<D: Dot>(d: D, to: *mut D::C, from: *const D::C, len: usize) {
+    let whole = len / D::LANES * D::LANES;
+    // SAFETY: the caller's contract.
+    unsafe {
+        for at in (0..whole).step_by(D::LANES) {
+            let sum = d.add(d.load(to.add(at)), d.load(from.add(at)));
+            d.store(to.add(at), sum);
+        }
+        let rest = len - whole;
+        if rest > 0 {
+            let (to, from) = (to.add(whole), from.add(whole));
+            let sum = d.add(d.load_first(to, rest), d.load_first(from, rest));
+            d.store_first(to, rest, sum);
+        }
+    }
+}
+
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
@@ -294,10 +324,16 @@ macro_rules! tile_set {
             // SAFETY: the caller's contract; the features are those of this function.
             unsafe { run_tile::<$dot, R, V, $row, $step>($token, tile) }
         }
+        $(#[target_feature(enable = $feature)])?
+        unsafe fn add(to: *mut <$dot as Dot>::C, from: *const <$dot as Dot>::C, len: usize) {
+            // SAFETY: as above.
+            unsafe { add_all::<$dot>($token, to, from, len) }
+        }
         TileSet {
             lanes: <$dot as Dot>::LANES,
             narrow: &[$(code::<$rows, 1>),*],
             wide: &[$(code::<$rows, 2>),*],
+            add,
         }
     }};
 }

@@ -68,19 +68,49 @@ impl<'a, T: Element> Windows<'a, T> {
         self.images * self.counts.iter().product::<usize>()
     }
 
+    /// Channels of a tap.
+    pub(super) fn channels(&self) -> usize {
+        self.channels
+    }
+
+    /// The first element of all images.
+    pub(super) fn start(&self) -> *const T {
+        self.from
+    }
+
+    /// Windows of a line, which are neighbours along the last dimension.
+    pub(super) fn line(&self) -> usize {
+        self.counts[2]
+    }
+
+    /// Elements from one window of a line to the next.
+    pub(super) fn step(&self) -> usize {
+        self.window.stride[2] * self.steps[2]
+    }
+
+    /// Elements from the first one to where a line of windows, counted over all images, begins.
+    pub(super) fn line_start(&self, line: usize) -> usize {
+        let mut place = [0];
+        self.places(line * self.counts[2], &mut place);
+        place[0]
+    }
+
+    /// Elements from the first one of a window to a tap.
+    pub(super) fn tap(&self, tap: usize) -> usize {
+        let [_, high, wide] = self.window.kernel;
+        let taps = [tap / (high * wide), tap / wide % high, tap % wide];
+        (0..3)
+            .map(|d| taps[d] * self.window.dilation[d] * self.steps[d])
+            .sum()
+    }
+
     /// The runs of a panel's rows.
     fn runs(&self, first: usize, count: usize) -> impl Iterator<Item = Run> {
         // A vector holds the rows of any panel, so that runs fit into one, and the last one's zeros fill the panel.
-        let Window {
-            kernel: [_, high, wide],
-            dilation,
-            ..
-        } = *self.window;
-        let steps = self.steps;
         let channels = self.channels;
         // Taps along the last dimension may be neighbours too.
-        let run = match dilation[2] * steps[2] == channels {
-            true => wide * channels,
+        let run = match self.window.dilation[2] * self.steps[2] == channels {
+            true => self.window.kernel[2] * channels,
             false => channels,
         };
         let mut lane = 0;
@@ -88,13 +118,11 @@ impl<'a, T: Element> Windows<'a, T> {
             let row = first + lane;
             let len = (count - lane).min(run - row % run);
             let (tap, channel) = (row / channels, row % channels);
-            let taps = [tap / (high * wide), tap / wide % high, tap % wide];
-            let offset: usize = (0..3).map(|d| taps[d] * dilation[d] * steps[d]).sum();
             lane += len;
-            (len > 0).then_some(Run {
+            (len > 0).then(|| Run {
                 lane: lane - len,
                 len,
-                offset: offset + channel,
+                offset: self.tap(tap) + channel,
             })
         })
     }

@@ -13,11 +13,10 @@ mod weights;
 mod tests;
 
 use crate::error::Result;
-use crate::isa::Isa;
 use crate::library::Context;
 use crate::library::simd::dispatch;
 use crate::library::view::{Shared, View, ViewMut, mismatch};
-use crate::memory::{Lent, Usage};
+use crate::memory::Lent;
 use cell::{Step, Update};
 pub use weights::{Factor, PackedWeights, Weights};
 
@@ -104,14 +103,9 @@ pub struct PackedRecurrent {
 }
 
 impl PackedRecurrent {
-    /// Packs `weights`, `[gates * hidden, hidden]`, for `cell` on `isa`. Errors: a shape that does not fit the cell, out of
-    /// memory.
-    pub fn new(
-        isa: Isa,
-        cell: &Cell<'_>,
-        weights: Weights<'_>,
-        usage: &Usage,
-    ) -> Result<PackedRecurrent> {
+    /// Packs `weights`, `[gates * hidden, hidden]`, for `cell` at the context's level. Errors: a shape that does not fit the cell, out
+    /// of memory.
+    pub fn new(cx: &Context, cell: &Cell<'_>, weights: Weights<'_>) -> Result<PackedRecurrent> {
         let [rows, hidden] = weights.shape();
         if rows != cell.gates() * hidden {
             return Err(mismatch(
@@ -131,7 +125,7 @@ impl PackedRecurrent {
         } else {
             rows
         };
-        let part = |first, count| weights.pack_rows(isa, first, count, usage);
+        let part = |first, count| weights.pack_rows(cx, first, count);
         let hidden_gate = if split < rows {
             Some(part(split, rows - split)?)
         } else {

@@ -61,8 +61,7 @@ fn check(cx: &Context, case: &Case<'_>, batch: usize, hidden: usize) {
         .collect();
     let (first_h, first_c) = (rng.floats(batch * hidden), rng.floats(batch * hidden));
     let view = View::dense("r", &weights, [gates * hidden, hidden]).expect("fits");
-    let packed = PackedRecurrent::new(cx.isa, &case.cell, Weights::F32(view), &Usage::unlimited())
-        .expect("memory");
+    let packed = PackedRecurrent::new(cx, &case.cell, Weights::F32(view)).expect("memory");
     let lens = case.lens.as_ref().map(|lens| lens[..batch].to_vec());
     let initial = |data| View::dense("first", data, [batch, hidden]).expect("fits");
     let layer = Recurrent {
@@ -273,17 +272,14 @@ fn activations() {
 #[test]
 fn nothing_to_do_and_disagreement() {
     contexts(|cx| {
-        let usage = Usage::unlimited();
         let cell = Cell::Rnn {
             gate: Activation::Tanh,
         };
         let view = |data, shape| View::dense("r", data, shape).expect("fits");
         let data = [0.5f32; 24];
-        let packed = PackedRecurrent::new(cx.isa, &cell, Weights::F32(view(&data, [2, 2])), &usage)
-            .expect("memory");
-        assert!(
-            PackedRecurrent::new(cx.isa, &cell, Weights::F32(view(&data, [4, 2])), &usage).is_err()
-        );
+        let packed =
+            PackedRecurrent::new(cx, &cell, Weights::F32(view(&data, [2, 2]))).expect("memory");
+        assert!(PackedRecurrent::new(cx, &cell, Weights::F32(view(&data, [4, 2]))).is_err());
         let layer = |inputs, lens| Recurrent {
             cell,
             clip: None,

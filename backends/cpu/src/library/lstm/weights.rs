@@ -3,11 +3,9 @@
 use half::bf16;
 
 use crate::error::Result;
-use crate::isa::Isa;
 use crate::library::Context;
 use crate::library::gemm::{Epilogue, Left, Output, PackedRight, Right, multiply};
 use crate::library::view::{Element, View, ViewMut};
-use crate::memory::Usage;
 
 /// Weights in memory, `[rows, inner]`: a product has one column for each of their rows.
 #[derive(Debug, Clone, Copy)]
@@ -42,27 +40,26 @@ impl Weights<'_> {
     /// In debug builds, when there are not so many rows.
     pub(super) fn pack_rows(
         &self,
-        isa: Isa,
+        cx: &Context,
         first: usize,
         count: usize,
-        usage: &Usage,
     ) -> Result<PackedWeights> {
         debug_assert!(first + count <= self.shape()[0]);
         Ok(match self {
             Weights::F32(view) => {
                 let columns = columns(view, first, count);
-                PackedWeights::F32(PackedRight::new(isa, columns, usage)?)
+                PackedWeights::F32(PackedRight::new(cx, columns)?)
             }
             Weights::Bf16(view) => {
                 let columns = columns(view, first, count);
-                PackedWeights::Bf16(PackedRight::new(isa, columns, usage)?)
+                PackedWeights::Bf16(PackedRight::new(cx, columns)?)
             }
         })
     }
 
     /// Packs all rows. Error: out of memory.
-    pub fn pack(&self, isa: Isa, usage: &Usage) -> Result<PackedWeights> {
-        self.pack_rows(isa, 0, self.shape()[0], usage)
+    pub fn pack(&self, cx: &Context) -> Result<PackedWeights> {
+        self.pack_rows(cx, 0, self.shape()[0])
     }
 
     /// As the right operand of a product.

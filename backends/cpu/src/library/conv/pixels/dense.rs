@@ -153,6 +153,20 @@ pub(super) unsafe fn pack<T: Weight>(
     });
 }
 
+/// How much longer a line of taps in the padding may take, for tiles to keep within lines of pixels: beside its pixels, a tile
+/// costs about two more.
+const LEAST_GAIN: f64 = 0.98;
+
+/// Pixels that tiles keep within: a line, where whole lines of taps lie in the padding often enough that skipping them pays for
+/// tiles of fewer pixels; `None` where any pixels may share a tile.
+fn tile_line(job: &Job, most: usize) -> Option<usize> {
+    let line = job.pixels.line();
+    let cost = |rows: f64| (rows + 2.0) / rows;
+    let rows = line as f64 / line.div_ceil(most).max(1) as f64;
+    let gain = job.pixels.lines_inside() * cost(rows) / cost(most as f64);
+    (gain < LEAST_GAIN).then_some(line)
+}
+
 /// How the work is divided.
 struct Grid {
     /// Ranges of pixels.
@@ -207,14 +221,24 @@ pub(super) fn share(count: usize, parts: usize, index: usize) -> std::ops::Range
 /// # Safety
 /// The addresses of the job must be valid for its extents.
 pub(super) unsafe fn run(cx: &Context, job: &Job) -> Result<()> {
-    let grid = grid(cx, job);
+    let mut grid = grid(cx, job);
+    let line = tile_line(job, max_rows(cx.isa));
+    let unit = line.unwrap_or(1);
+    let units = job.count / unit;
+    grid.blocks = grid.blocks.min(units);
     let tasks = job.groups * grid.blocks * grid.columns;
     let one = |index: usize| {
         let (rest, column) = (index / grid.columns, index % grid.columns);
         let (group, block) = (rest / grid.blocks, rest % grid.blocks);
         let panels = share(grid.panels, grid.columns, column);
+        let pixels = share(units, grid.blocks, block);
+        let tiles = Tiles::new(
+            pixels.start * unit..pixels.end * unit,
+            line,
+            max_rows(cx.isa),
+        );
         // SAFETY: passed on.
-        unsafe { task(cx, job, group, share(job.count, grid.blocks, block), panels) }
+        unsafe { task(cx, job, group, tiles, panels) }
     };
     if cx.pool.threads() == 1 {
         (0..tasks).try_for_each(one)
@@ -228,11 +252,11 @@ unsafe fn task(
     cx: &Context,
     job: &Job,
     group: usize,
-    pixels: std::ops::Range<usize>,
+    tiles: Tiles,
     panels: std::ops::Range<usize>,
 ) -> Result<()> {
     let taps = job.pixels.taps();
-    let tiles = Tiles::new(pixels.clone(), max_rows(cx.isa));
+    let pixels = tiles.first..tiles.end;
     let table = cx.scratch.take::<usize>(pixels.len() * taps)?;
     let table = table.as_ptr::<*const f32>();
     let mut at = job.pixels.place(pixels.start);
@@ -247,18 +271,31 @@ unsafe fn task(
     let group_weights = group * strips.padded(job.outputs) * inner;
     let first_channel = group * job.outputs;
     let columns = panels.start * width..(panels.end * width).min(job.outputs);
+    let channel = first_channel + columns.start;
+    // Sums that only the epilogue sees are this task's own.
+    let own = (job.output.is_null())
+        .then(|| cx.scratch.take::<f32>(pixels.len() * columns.len()))
+        .transpose()?;
+    let (sums, stride, base) = match &own {
+        Some(own) => {
+            let (start, stride) = (own.as_ptr::<f32>(), columns.len());
+            (start.wrapping_sub(pixels.start * stride), stride, 0)
+        }
+        None => (job.output, job.stride, channel),
+    };
     for (offset, padded) in strips.of(columns.len()) {
         let column = columns.start + offset;
         for (first, rows) in tiles {
             let tile = Tile {
                 pixels: table.wrapping_add((first - pixels.start) * taps),
+                zeros: job.pixels.zeros(),
                 taps,
                 inputs: job.inputs,
                 weights: job.weights.wrapping_add(group_weights + column * inner),
                 reading: job.reading,
-                output: job.output,
-                place: first * job.stride + first_channel + column,
-                stride: job.stride,
+                output: sums,
+                place: first * stride + base + offset,
+                stride,
                 channel: first_channel + column,
                 cols: (job.outputs - column).min(padded),
                 padded,
@@ -268,29 +305,38 @@ unsafe fn task(
             unsafe { tile.run(cx.isa, rows) };
         }
     }
-    let channel = first_channel + columns.start;
-    job.finish(pixels.start, pixels.len(), channel, columns.len());
+    let start = sums.wrapping_add(pixels.start * stride + base);
+    let rows = [pixels.start, pixels.len()];
+    job.finish_at((start, stride), rows, [channel, columns.len()]);
     Ok(())
 }
 
-/// Ranges of pixels, at most so many at a time, of lengths that differ by one at most: the first pixel and their number.
+/// Ranges of pixels, at most so many at a time: the first pixel and their number. Those of a line (or of all, where there are no
+/// lines) differ by one at most.
 #[derive(Clone, Copy)]
 struct Tiles {
     first: usize,
     end: usize,
+    /// Pixels of the line that are left.
+    left: usize,
+    line: usize,
     rows: usize,
-    /// Tiles that are longer by one.
+    /// Tiles of a line that are longer by one.
     longer: usize,
 }
 
 impl Tiles {
-    fn new(pixels: std::ops::Range<usize>, most: usize) -> Tiles {
-        let count = pixels.len().div_ceil(most).max(1);
+    /// Of pixels that are whole lines of so many, if lines count.
+    fn new(pixels: std::ops::Range<usize>, line: Option<usize>, most: usize) -> Tiles {
+        let line = line.unwrap_or(pixels.len());
+        let count = line.div_ceil(most).max(1);
         Tiles {
             first: pixels.start,
             end: pixels.end,
-            rows: pixels.len() / count,
-            longer: pixels.len() % count,
+            left: line,
+            line,
+            rows: line / count,
+            longer: line % count,
         }
     }
 }
@@ -302,10 +348,14 @@ impl Iterator for Tiles {
         if self.first == self.end {
             return None;
         }
-        let rows = self.rows + usize::from(self.longer > 0);
-        self.longer = self.longer.saturating_sub(1);
+        let longer = self.line - self.left < self.longer * (self.rows + 1);
+        let rows = self.rows + usize::from(longer);
         let first = self.first;
         self.first += rows;
+        self.left -= rows;
+        if self.left == 0 {
+            self.left = self.line;
+        }
         Some((first, rows))
     }
 }
@@ -315,6 +365,8 @@ impl Iterator for Tiles {
 pub(super) struct Tile {
     /// For each tap, the address of each pixel.
     pub pixels: *const *const f32,
+    /// The address of a pixel in the padding; null where there is none.
+    pub zeros: *const f32,
     pub taps: usize,
     /// Words of a pixel.
     pub inputs: usize,
@@ -404,6 +456,10 @@ impl<const R: usize, const V: usize> WordKernel for Rows<R, V> {
             // of them.
             unsafe {
                 let pixels: [*const f32; R] = *tile.pixels.add(tap * R).cast();
+                if pixels.iter().all(|pixel| *pixel == tile.zeros) {
+                    weights = weights.add(tile.inputs * V * S::LANES);
+                    continue;
+                }
                 for input in 0..tile.inputs {
                     for v in 0..V {
                         prefetch(weights.wrapping_add((AHEAD * V + v) * S::LANES));

@@ -106,6 +106,15 @@ impl<'a> PixelInput<'a> {
     }
 }
 
+/// Where results go, `[batch, depth, height, width, out_channels]`.
+#[derive(Debug)]
+pub enum PixelOutput<'a> {
+    /// Dense.
+    Store(ViewMut<'a, f32, 5>),
+    /// Nowhere: the epilogue takes what it needs of the sums.
+    Discard,
+}
+
 /// A convolution's operands.
 #[derive(Clone, Copy)]
 pub struct Convolution<'a> {
@@ -168,7 +177,8 @@ impl Form {
     /// What weights of this form multiply.
     fn reading<T: Weight>(self, isa: Isa, inputs: usize, groups: usize) -> Reading {
         let reading = T::reading(isa);
-        let divides = groups == 1 || reading.fills(inputs);
+        // A word of one channel would be half empty.
+        let divides = groups == 1 && inputs > 1 || reading.fills(inputs);
         match self {
             Form::Panels | Form::Tiles(_) if divides => reading,
             _ => T::WIDE,
@@ -290,7 +300,7 @@ struct Job<'a> {
     groups: usize,
     weights: *const f32,
     reading: Reading,
-    /// Dense, `[pixels, channels]`.
+    /// Dense, `[pixels, channels]`; null where tasks keep sums for themselves, which only [`dense`] does.
     output: *mut f32,
     /// Elements between output pixels: all channels.
     stride: usize,
@@ -407,13 +417,24 @@ unsafe fn store<S: Simd>(s: S, to: *mut f32, len: usize, v: S::F) {
 impl Job<'_> {
     /// Hands finished pixels to the epilogue: `rows` of them from `first` on, `cols` channels from `col` on.
     fn finish(&self, first: usize, rows: usize, col: usize, cols: usize) {
+        let start = self.output.wrapping_add(first * self.stride + col);
+        self.finish_at((start, self.stride), [first, rows], [col, cols]);
+    }
+
+    /// As [`Job::finish`], of sums that begin at an address and whose rows are so far apart.
+    fn finish_at(
+        &self,
+        (start, row_stride): (*mut f32, usize),
+        [first, rows]: [usize; 2],
+        [col, cols]: [usize; 2],
+    ) {
         let Some(epilogue) = self.epilogue else {
             return;
         };
         let whole = cols == self.stride;
         let part = Finished {
-            start: self.output.wrapping_add(first * self.stride + col),
-            row_stride: self.stride,
+            start,
+            row_stride,
             batch: 0,
             row: first,
             rows: if whole { 1 } else { rows },
@@ -426,13 +447,13 @@ impl Job<'_> {
     }
 }
 
-/// Computes a convolution into `output`, `[batch, depth, height, width, out_channels]`, dense.
+/// Computes a convolution into `output`.
 ///
 /// Errors: extents that do not agree, weights packed for another level, operands that are not laid out as said, out of memory.
 pub fn convolve_pixels(
     cx: &Context,
     convolution: &Convolution,
-    output: ViewMut<'_, f32, 5>,
+    output: PixelOutput<'_>,
 ) -> Result<()> {
     let Convolution {
         window,
@@ -462,6 +483,15 @@ pub fn convolve_pixels(
         Finish::Tail(tail) => (tail, None),
         Finish::Epilogue(epilogue) => (Tail::NONE, Some(epilogue)),
     };
+    let passing;
+    let output = match &output {
+        PixelOutput::Store(view) => view.as_ptr(),
+        PixelOutput::Discard if weights.form == Form::Panels => std::ptr::null_mut(),
+        PixelOutput::Discard => {
+            passing = cx.scratch.take::<f32>(count.saturating_mul(outputs))?;
+            passing.as_ptr()
+        }
+    };
     let job = Job {
         pixels: Pixels::new(taps, windows, &image, zeros.as_ptr()),
         count,
@@ -470,7 +500,7 @@ pub fn convolve_pixels(
         groups: weights.groups,
         weights: weights.as_ptr(),
         reading: weights.reading,
-        output: output.as_ptr(),
+        output,
         stride: outputs,
         tail: RawTail::new(&tail),
         epilogue,
@@ -487,7 +517,7 @@ pub fn convolve_pixels(
     }
 }
 
-fn check(cx: &Context, convolution: &Convolution, output: &ViewMut<'_, f32, 5>) -> Result<()> {
+fn check(cx: &Context, convolution: &Convolution, output: &PixelOutput<'_>) -> Result<()> {
     let Convolution {
         window,
         input,
@@ -527,10 +557,12 @@ fn check(cx: &Context, convolution: &Convolution, output: &ViewMut<'_, f32, 5>) 
     }
     let [depth, height, width] = window.output();
     let wanted = [batch, depth, height, width, outputs];
-    if output.shape() != wanted {
-        return Err(mismatch("output of a convolution", output.shape(), wanted));
+    if let PixelOutput::Store(output) = output {
+        if output.shape() != wanted {
+            return Err(mismatch("output of a convolution", output.shape(), wanted));
+        }
+        check_dense("output of a convolution", wanted, output.strides(), 1)?;
     }
-    check_dense("output of a convolution", wanted, output.strides(), 1)?;
     match finish {
         Finish::Tail(Tail { bias: Some(b), .. }) if b.len() < outputs => {
             Err(mismatch("elements of a bias", b.len(), outputs))

@@ -102,6 +102,29 @@ impl<'a> Pixels<'a> {
         self.taps.len()
     }
 
+    /// Windows of a line.
+    pub fn line(&self) -> usize {
+        self.windows[2]
+    }
+
+    /// Stands for a pixel in the padding.
+    pub fn zeros(&self) -> *const f32 {
+        self.zeros
+    }
+
+    /// Of all lines of taps of all lines of windows, the share that lies in the input; 1 without any.
+    pub fn lines_inside(&self) -> f64 {
+        let share = |d: usize| {
+            let inside = (0..self.windows[d]).map(|at| self.window.inside(d, at).len());
+            let all = self.windows[d] * self.window.kernel[d];
+            match all {
+                0 => 1.0,
+                _ => inside.sum::<usize>() as f64 / all as f64,
+            }
+        };
+        share(0) * share(1)
+    }
+
     /// Distances in a line.
     pub fn steps(&self) -> Steps {
         let window = self.window;

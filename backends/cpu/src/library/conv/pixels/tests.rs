@@ -6,6 +6,7 @@ use crate::isa::Level;
 use crate::library::testing::{Rng, contexts};
 use crate::library::window::Taps;
 use half::bf16;
+use std::sync::Mutex;
 
 /// A case with its operands, images channels first and last.
 struct Images {
@@ -74,6 +75,11 @@ impl Images {
     }
 
     fn run_with(&self, cx: &Context, weights: &PixelWeights, finish: Finish, y: &mut [f32]) {
+        let output = ViewMut::dense("output", y, self.shapes[1]).expect("fits");
+        self.run_into(cx, weights, finish, PixelOutput::Store(output));
+    }
+
+    fn run_into(&self, cx: &Context, weights: &PixelWeights, finish: Finish, output: PixelOutput) {
         let convolution = Convolution {
             window: &self.window,
             input: PixelInput::Floats(
@@ -82,7 +88,6 @@ impl Images {
             weights,
             finish,
         };
-        let output = ViewMut::dense("output", y, self.shapes[1]).expect("fits");
         convolve_pixels(cx, &convolution, output).expect("runs");
     }
 
@@ -123,6 +128,15 @@ fn more_cases() -> Vec<Case> {
     all.extend([
         wide(1, 19, 70, 7, 9, [same, same]),
         wide(1, 33, 32, 5, 31, [Taps::ONE, Taps::ONE]),
+        // Whole lines of taps in the padding.
+        wide(
+            1,
+            17,
+            20,
+            4,
+            12,
+            [taps(4, 1, 1, [3, 3]), taps(3, 1, 1, [2, 2])],
+        ),
         wide(
             3,
             8,
@@ -213,6 +227,24 @@ fn agrees_with_plain_loops() {
             images.run(cx, &case, Finish::Epilogue(&doubled), &mut y);
             for (&found, &wanted) in y.iter().zip(&wanted) {
                 close(found, 2.0 * wanted, "with an epilogue", &case);
+            }
+            let seen = Mutex::new(vec![f32::NAN; y.len()]);
+            let take = |part: Finished<f32>| {
+                let mut seen = seen.lock().expect("no panic");
+                for row in 0..part.rows {
+                    for col in 0..part.cols {
+                        let at = (part.row + row) * channels + part.col + col;
+                        assert!(seen[at].is_nan(), "{at} twice");
+                        // SAFETY: the part is this call's own.
+                        seen[at] = unsafe { *part.start.add(row * part.row_stride + col) };
+                    }
+                }
+            };
+            let weights = images.weights(cx, &case, true);
+            let finish = Finish::Epilogue(&take);
+            images.run_into(cx, &weights, finish, PixelOutput::Discard);
+            for (&found, &wanted) in seen.lock().expect("no panic").iter().zip(&wanted) {
+                close(found, wanted, "for an epilogue alone", &case);
             }
         });
     }
@@ -364,7 +396,10 @@ fn refuses_what_does_not_fit() {
                 finish: Finish::Tail(Tail::NONE),
             };
             let output = ViewMut::dense("output", &mut y, [1, 1, 2, 2, 6]).expect("fits");
-            assert_eq!(convolve_pixels(cx, &convolution, output).is_ok(), fits);
+            assert_eq!(
+                convolve_pixels(cx, &convolution, PixelOutput::Store(output)).is_ok(),
+                fits
+            );
         }
     });
 }

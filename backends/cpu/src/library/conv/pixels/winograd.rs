@@ -371,6 +371,7 @@ impl Plan<'_> {
                 let row = place * count + rows.start;
                 let tile = Tile {
                     pixels: table.wrapping_add(row),
+                    zeros: std::ptr::null(),
                     taps: 1,
                     inputs: self.words,
                     weights: weights.wrapping_add(place * self.words * columns),
