@@ -107,11 +107,14 @@ fn gradients(
 ) -> Vec<Vec<u8>> {
     let (mut buffers, mut views) = (vec![], vec![]);
     for (at, t) in operands.iter().enumerate() {
-        let (bytes, view) = match at {
-            5 => stored(t, &(0..t.shape().len()).collect::<Vec<_>>()),
-            _ => stored(t, &order),
-        };
         let read = if at == 5 { t.dtype() } else { read };
+        // Numbers of a mask may be of another type in memory too.
+        let t = match (at, t.dtype()) {
+            (5, DType::F32) if order[1] == 2 => rounded(t, DType::BF16),
+            _ => t.clone(),
+        };
+        let own: Vec<usize> = (0..t.shape().len()).collect();
+        let (bytes, view) = stored(&t, if at == 5 { &own } else { &order });
         buffers.push(bytes);
         views.push(View { read, ..view });
     }

@@ -69,6 +69,8 @@ struct Inputs<'a> {
     /// Those of floats: q, k and v first.
     operands: &'a [Operand],
     mask: Option<Mask<'a>>,
+    /// What the mask is a view of, where it was converted.
+    _copy: Option<Lent<'a>>,
 }
 
 impl<'a> Inputs<'a> {
@@ -83,11 +85,22 @@ impl<'a> Inputs<'a> {
             )));
         }
         let scores = [q.dims[0], heads, q.dims[2], k.dims[2]];
-        let mask = match mask.first() {
-            Some(m) => Some(mask_view(m, scores)?),
-            None => None,
-        };
-        Ok(Inputs { p, operands, mask })
+        let (mut view, mut copy) = (None, None);
+        if let Some(m) = mask.first() {
+            if m.dtype == m.read {
+                view = Some(mask_view(m, scores)?);
+            } else {
+                let (converted, memory) = m.converted(&call.cx, m.dims.len())?;
+                view = Some(mask_view(&converted, scores)?);
+                copy = Some(memory);
+            }
+        }
+        Ok(Inputs {
+            p,
+            operands,
+            mask: view,
+            _copy: copy,
+        })
     }
 
     /// Runs attention in which queries, keys and values count as `R`, however they are stored.
