@@ -3,6 +3,7 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
+use super::buffers::{Buffers, Strip};
 use super::vectors::{Dots, Measure, Steepness, Weigh, Write};
 use super::{BLOCK_KEYS, BLOCK_ROWS, OneHead};
 use crate::isa::Isa;
@@ -12,160 +13,9 @@ use crate::library::attention::vectors::Softmax;
 use crate::library::attention::words::Words;
 use crate::library::gemm::formats::FloatWords;
 use crate::library::gemm::pack::{Panel, Strided};
-use crate::library::gemm::tile::{LEFT_ROW, Tile, TileSet};
+use crate::library::gemm::tile::{LEFT_ROW, TileSet};
 use crate::library::simd::{Float, dispatch};
 use crate::library::view::{Shared, View};
-
-/// Numbers in each temporary buffer of a task, in the order of [`Buffers`].
-#[derive(Clone, Copy)]
-pub(super) struct Sizes([usize; 14]);
-
-impl Sizes {
-    pub fn of<W: Words>(isa: Isa, extents: &Extents) -> Sizes {
-        let tiles = W::packed(isa);
-        let (height, width) = (tiles.max_rows(), tiles.panel_cols());
-        let Extents {
-            keys,
-            rows,
-            depth,
-            value_depth,
-            ..
-        } = *extents;
-        let (words, value_words) = (depth.div_ceil(W::GROUP), value_depth.div_ceil(W::GROUP));
-        let rows = rows.min(BLOCK_ROWS);
-        let (tall, row_words) = (rows.next_multiple_of(height), rows.div_ceil(W::GROUP));
-        let tile = height * LEFT_ROW;
-        let sizes = [
-            keys.next_multiple_of(width) * words,
-            keys.next_multiple_of(width) * value_words,
-            keys.next_multiple_of(W::GROUP) / W::GROUP * depth.next_multiple_of(width),
-            tall * words,
-            tall * value_words,
-            row_words * depth.next_multiple_of(width),
-            row_words * value_depth.next_multiple_of(width),
-            (row_words + height) * LEFT_ROW,
-            (row_words + height) * LEFT_ROW,
-            tile,
-            tile,
-            tile,
-            rows * depth,
-            3 * rows,
-        ];
-        Sizes(sizes.map(|size| size.next_multiple_of(16)))
-    }
-
-    pub fn total(&self) -> usize {
-        self.0.iter().sum()
-    }
-}
-
-/// Temporary memory of a task.
-#[derive(Clone, Copy)]
-pub(super) struct Buffers {
-    /// Right panels of keys and of values, for products that sum over the depth.
-    keys: *mut f32,
-    values: *mut f32,
-    /// Right panels of keys for products that sum over them, one block of keys after the other.
-    key_rows: *mut f32,
-    /// Left panels of queries and cotangents of a block.
-    query: *mut f32,
-    cotangent: *mut f32,
-    /// Right panels of them, for products that sum over rows.
-    query_rows: *mut f32,
-    cotangent_rows: *mut f32,
-    /// Weights and gradients of scores of a block of rows by a block of keys, for tiles over columns.
-    weights: *mut f32,
-    slopes: *mut f32,
-    /// Of one tile: scores, products of cotangent and values, slopes of the soft limit; rows [`LEFT_ROW`] apart.
-    scores: *mut f32,
-    products: *mut f32,
-    steepness: *mut f32,
-    /// Sums of a block's rows.
-    sums: *mut f32,
-    /// Of each row: the largest score, the sum of exponentials or its inverse, the sum of cotangent times result.
-    largest: *mut f32,
-}
-
-impl Buffers {
-    pub fn new(start: *mut f32, sizes: &Sizes) -> Buffers {
-        let mut next = start;
-        let [
-            keys,
-            values,
-            key_rows,
-            query,
-            cotangent,
-            query_rows,
-            cotangent_rows,
-            weights,
-            slopes,
-            scores,
-            products,
-            steepness,
-            sums,
-            largest,
-        ] = sizes.0.map(|size| {
-            let start = next;
-            next = next.wrapping_add(size);
-            start
-        });
-        Buffers {
-            keys,
-            values,
-            key_rows,
-            query,
-            cotangent,
-            query_rows,
-            cotangent_rows,
-            weights,
-            slopes,
-            scores,
-            products,
-            steepness,
-            sums,
-            largest,
-        }
-    }
-}
-
-/// A left operand of rows by right panels.
-struct Strip<W> {
-    a: *const W,
-    /// The first panel, and how far panels are apart.
-    b: *const W,
-    panel: usize,
-    inner: usize,
-    c: *mut f32,
-    c_stride: usize,
-    rows: usize,
-    cols: usize,
-    add: bool,
-}
-
-impl<W> Strip<W> {
-    /// # Safety
-    /// As [`crate::library::gemm::tile::TileFn`], for every panel.
-    unsafe fn multiply(&self, tiles: &TileSet<W, W, f32>, tile_rows: usize) {
-        let width = tiles.panel_cols();
-        for col in (0..self.cols).step_by(width) {
-            let cols = width.min(self.cols - col);
-            let tile = Tile {
-                inner: self.inner,
-                a: self.a,
-                b: self.b.wrapping_add(col / width * self.panel),
-                b_stride: width,
-                c: self.c.wrapping_add(col),
-                c_stride: self.c_stride,
-                rows: self.rows,
-                cols,
-                add: self.add,
-                ahead: None,
-            };
-            // SAFETY: the caller's contract.
-            unsafe { tiles.code(tile_rows, cols)(&tile) };
-        }
-    }
-}
 
 /// What a block of rows works with.
 struct BlockWork<'a, T, O, W: Words> {

@@ -8,9 +8,10 @@
 //! Sums over rows are taken in the order of the rows, in parts that depend on the shapes only, so the result does not depend
 //! on the number of threads.
 //!
-//! Reading order: this file (contract and division of work), `block` (one block of rows), `vectors`.
+//! Reading order: this file (contract and division of work), `buffers`, `block` (one block of rows), `vectors`.
 
 mod block;
+mod buffers;
 mod vectors;
 
 use super::block::BLOCK_KEYS;
@@ -21,7 +22,7 @@ use crate::library::Context;
 use crate::library::gemm::formats::FloatWords;
 use crate::library::simd::{Float, dispatch};
 use crate::library::view::{Shared, View, ViewMut, mismatch};
-use block::{Buffers, Sizes};
+use buffers::{Buffers, Sizes};
 use half::bf16;
 use vectors::Write;
 
@@ -120,13 +121,7 @@ impl<T: FloatWords, O: Float> Heads<'_, T, O> {
                 Some(partial) => partial.as_ptr::<f32>().wrapping_add(index * sum_len),
                 None => own,
             };
-            let one = OneHead {
-                all: self,
-                batch: head / kv_heads,
-                kv_head: head % kv_heads,
-                key_sums: sums,
-                value_sums: sums.wrapping_add(keys * depth),
-            };
+            let one = self.head(head, sums);
             let range = part * blocks / parts..(part + 1) * blocks / parts;
             // SAFETY: the buffers have the sizes of these extents, and the sums are this task's alone.
             unsafe {
@@ -140,19 +135,29 @@ impl<T: FloatWords, O: Float> Heads<'_, T, O> {
         if let Some(partial) = &partial {
             cx.pool.run(heads_of_keys, |head| {
                 let sums = partial.as_ptr::<f32>();
-                let sums = sums.wrapping_add(head * parts * sum_len);
-                let one = OneHead {
-                    all: self,
-                    batch: head / kv_heads,
-                    kv_head: head % kv_heads,
-                    key_sums: sums,
-                    value_sums: sums.wrapping_add(keys * depth),
-                };
+                let one = self.head(head, sums.wrapping_add(head * parts * sum_len));
                 // SAFETY: all parts are there, and nobody else has this head's.
                 unsafe { one.write(cx, parts, sum_len) };
             });
         }
         Ok(())
+    }
+
+    /// A head by number, with the place of its sums.
+    fn head(&self, index: usize, sums: *mut f32) -> OneHead<'_, T, O> {
+        let Extents {
+            kv_heads,
+            keys,
+            depth,
+            ..
+        } = self.extents;
+        OneHead {
+            all: self,
+            batch: index / kv_heads,
+            kv_head: index % kv_heads,
+            key_sums: sums,
+            value_sums: sums.wrapping_add(keys * depth),
+        }
     }
 }
 
