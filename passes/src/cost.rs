@@ -36,6 +36,13 @@ pub fn node_flops(graph: &Graph, node: &Node) -> Dim {
                 let values = result() * graph.dim(v, 2);
                 two * (scores + values)
             }
+            // Scores, gradients of scores, and one product for each operand.
+            CompositeOp::AttentionGradient(_) => {
+                let (q, k, dy) = (node.operands[0], node.operands[1], node.operands[4]);
+                let keys = graph.dim(k, 2);
+                let (by_depth, by_values) = (len(&q) * keys.clone(), len(&dy) * keys);
+                two * (by_depth * Dim::from(3usize) + by_values * Dim::from(2usize))
+            }
             _ => expanded_flops(graph, node, op),
         },
         Op::Host(_) => Dim::ZERO,

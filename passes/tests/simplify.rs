@@ -107,6 +107,30 @@ fn views_of_views_are_one_view() {
 }
 
 #[test]
+fn heads_are_joined_before_they_are_merged() {
+    let heads = |g: &mut Graph, name: &str, count: i64, depth: i64| {
+        let x = input(g, name, DType::F32, &[count, 3, depth]);
+        let y = g.permute(x, &[1, 0, 2]).unwrap();
+        let merged = [3i64.into(), (count * depth).into()];
+        g.reshape(y, &merged).unwrap()
+    };
+    let joined = ["permute", "permute", "concat", "reshape"];
+    let merged = ["permute", "reshape", "permute", "reshape", "concat"];
+    for (depths, remain) in [([4, 4], &joined[..]), ([4, 2], &merged[..])] {
+        let mut g = Graph::new("heads");
+        let a = heads(&mut g, "a", 2, depths[0]);
+        let b = heads(&mut g, "b", 5, depths[1]);
+        let y = g.concat(&[a, b], 1).unwrap();
+        g.output("y", y);
+        assert_eq!(ops(&g), remain);
+        let mut rng = Rng(9);
+        let mut given = |count, depth: i64| rng.tensor(DType::F32, &[count, 3, depth as usize]);
+        let inputs = [given(2, depths[0]), given(5, depths[1])];
+        check(&g, &target(nothing), &inputs, &[]);
+    }
+}
+
+#[test]
 fn exact_conversions_cancel() {
     let mut g = Graph::new("casts");
     let h = input(&mut g, "h", DType::F16, &[4]);

@@ -21,8 +21,9 @@ impl CompositeDef for Gelu {
         1..=1
     }
 
+    /// In f32 at least, rounded once.
     fn decompose(&self, g: &mut Graph, operands: &[ValueId]) -> Result<Vec<ValueId>> {
-        let x = operands[0];
+        let x = g.widen(operands[0])?;
         let inner = if self.tanh {
             let cube = g.binary(Scalar::Mul, x, x)?;
             let cube = g.binary(Scalar::Mul, cube, x)?;
@@ -37,7 +38,8 @@ impl CompositeDef for Gelu {
         let one = g.number_like(1.0, x)?;
         let gate = g.binary(Scalar::Add, inner, one)?;
         let half = g.scale(x, 0.5)?;
-        Ok(vec![g.binary(Scalar::Mul, half, gate)?])
+        let y = g.binary(Scalar::Mul, half, gate)?;
+        Ok(vec![g.cast_like(y, operands[0])?])
     }
 
     /// The slope in f32 at least: its parts cancel for negative x.
@@ -102,11 +104,14 @@ impl CompositeDef for Swish {
         1..=1
     }
 
+    /// In f32 at least, rounded once.
     fn decompose(&self, g: &mut Graph, operands: &[ValueId]) -> Result<Vec<ValueId>> {
         let [x] = *operands else {
             return Err(IrError::op("composite.swish", "takes one operand"));
         };
-        Ok(vec![swish(g, x, self.alpha)?])
+        let wide = g.widen(x)?;
+        let y = swish(g, wide, self.alpha)?;
+        Ok(vec![g.cast_like(y, x)?])
     }
 
     /// One sigmoid, and the slope in f32 at least.

@@ -1,11 +1,12 @@
 //! Scaled dot-product attention.
 
 use super::CompositeDef;
-use super::gradient::{Rule, sum_to};
+use super::attention_gradient::{AttentionGradient, Known};
+use super::gradient::Rule;
 use crate::attr::payload;
 use crate::error::{IrError, Result};
 use crate::graph::{Graph, ValueId};
-use crate::ops::{Contract, ReduceKind};
+use crate::ops::{Op, ReduceKind};
 use crate::scalar::Scalar;
 use crate::{DType, Dim};
 
@@ -86,9 +87,8 @@ impl CompositeDef for Attention {
         let out = g.matmul(p, vw)?;
         Ok(vec![g.cast_like(out, q)?])
     }
-    /// From scores that are computed again: `p = softmax(s)`, `dv = p^T dy`, `ds = p (dy v^T - sum(dy y))`, `dq = ds k`,
-    /// `dk = ds^T q`, all but the softmax in products of the operands' own type. Heads that share keys are rows of one
-    /// product.
+
+    /// By [`AttentionGradient`]; where only some of the gradients are wanted, or that of the mask, by what that is made of.
     fn vjp(
         &self,
         g: &mut Graph,
@@ -98,14 +98,38 @@ impl CompositeDef for Attention {
         wanted: &[bool],
     ) -> Rule {
         let dy = cotangents[0]?;
-        self.gradients(g, operands, results[0], dy, wanted)
-            .transpose()
+        let [q, k, v, mask @ ..] = operands else {
+            return None;
+        };
+        let known = Known {
+            q: *q,
+            k: *k,
+            v: *v,
+            y: results[0],
+            dy,
+            mask: mask.first().copied(),
+        };
+        if wanted == [true; 3] || wanted == [true, true, true, false] {
+            let gradient = AttentionGradient {
+                scale: self.scale,
+                causal: self.causal,
+                softcap: self.softcap,
+            };
+            let all = known.operands();
+            let grads = g.push(Op::Composite(gradient.into()), &all);
+            return Some(grads.map(|grads| {
+                let mut grads: Vec<Option<ValueId>> = grads.into_iter().map(Some).collect();
+                grads.resize(operands.len(), None);
+                grads
+            }));
+        }
+        self.gradients(g, &known, wanted).transpose()
     }
 }
 
 impl Attention {
     /// Scores under their soft limit.
-    fn capped(&self, g: &mut Graph, scores: ValueId) -> Result<ValueId> {
+    pub(super) fn capped(&self, g: &mut Graph, scores: ValueId) -> Result<ValueId> {
         if self.softcap == 0.0 {
             return Ok(scores);
         }
@@ -115,7 +139,12 @@ impl Attention {
     }
 
     /// Scores with -inf where a query does not see a key.
-    fn masked(&self, g: &mut Graph, scores: ValueId, mask: Option<ValueId>) -> Result<ValueId> {
+    pub(super) fn masked(
+        &self,
+        g: &mut Graph,
+        scores: ValueId,
+        mask: Option<ValueId>,
+    ) -> Result<ValueId> {
         let mut scores = scores;
         let low = g.number_like(f64::NEG_INFINITY, scores)?;
         if let Some(mask) = mask {
@@ -139,67 +168,10 @@ impl Attention {
         }
         Ok(scores)
     }
-
-    fn gradients(
-        &self,
-        g: &mut Graph,
-        operands: &[ValueId],
-        y: ValueId,
-        dy: ValueId,
-        wanted: &[bool],
-    ) -> Result<Option<Vec<Option<ValueId>>>> {
-        let [q, k, v, mask @ ..] = operands else {
-            return Ok(None);
-        };
-        let (q, k, v, mask) = (*q, *k, *v, mask.first().copied());
-        let heads = Heads::of(g, q, k);
-        let wide = g.accumulator(g.dtype(q));
-        let raw = heads.product(g, q, k, Sum::Features, wide)?;
-        let raw = g.scale(raw, self.scale)?;
-        let capped = self.capped(g, raw)?;
-        let scores = self.masked(g, capped, mask)?;
-        let p = weights(g, scores)?;
-        let dp = heads.product(g, dy, v, Sum::Features, wide)?;
-        let own = {
-            let (y, dy) = (g.cast(y, wide)?, g.cast(dy, wide)?);
-            let part = g.binary(Scalar::Mul, y, dy)?;
-            g.reduce_keep(ReduceKind::Sum, part, &[3])?
-        };
-        let centred = g.binary(Scalar::Sub, dp, own)?;
-        let ds = g.binary(Scalar::Mul, p, centred)?;
-        let mut grads = vec![None; operands.len()];
-        if let (Some(mask), Some(true)) = (mask, wanted.get(3)) {
-            let dims = g.dims(mask);
-            let Some(sum) = sum_to(g, ds, &dims)? else {
-                return Ok(None);
-            };
-            grads[3] = Some(g.cast_like(sum, mask)?);
-        }
-        let mut ds = ds;
-        if self.softcap != 0.0 {
-            let share = g.scale(capped, 1.0 / self.softcap)?;
-            let share = g.binary(Scalar::Mul, share, share)?;
-            let one = g.number_like(1.0, share)?;
-            let slope = g.binary(Scalar::Sub, one, share)?;
-            ds = g.binary(Scalar::Mul, ds, slope)?;
-        }
-        let ds = g.scale(ds, self.scale)?;
-        let (ds, p) = (g.cast_like(ds, q)?, g.cast_like(p, q)?);
-        if wanted[0] {
-            grads[0] = Some(heads.product(g, ds, k, Sum::Keys, g.dtype(q))?);
-        }
-        if wanted[1] {
-            grads[1] = Some(heads.product(g, ds, q, Sum::Queries, g.dtype(k))?);
-        }
-        if wanted[2] {
-            grads[2] = Some(heads.product(g, p, dy, Sum::Queries, g.dtype(v))?);
-        }
-        Ok(Some(grads))
-    }
 }
 
 /// Softmax over the keys; 0 for a query that sees none.
-fn weights(g: &mut Graph, scores: ValueId) -> Result<ValueId> {
+pub(super) fn weights(g: &mut Graph, scores: ValueId) -> Result<ValueId> {
     let low = g.number_like(f64::NEG_INFINITY, scores)?;
     let max = g.reduce_keep(ReduceKind::Max, scores, &[3])?;
     // A row without any key has maximum -inf; 0 keeps exp(-inf - 0) = 0 there.
@@ -212,76 +184,4 @@ fn weights(g: &mut Graph, scores: ValueId) -> Result<ValueId> {
     let one = g.number_like(1.0, sum)?;
     let sum = g.select(none, one, sum)?;
     g.binary(Scalar::Div, e, sum)
-}
-
-/// What a product of the gradient sums over.
-#[derive(Clone, Copy, PartialEq)]
-enum Sum {
-    /// `[queries, d] x [keys, d]` to `[queries, keys]`.
-    Features,
-    /// `[queries, keys] x [keys, d]` to `[queries, d]`.
-    Keys,
-    /// `[queries, keys] x [queries, d]` to `[keys, d]`, over all heads that share the keys.
-    Queries,
-}
-
-/// Heads, and how many share keys.
-struct Heads {
-    heads: Dim,
-    kv_heads: Dim,
-    group: Dim,
-}
-
-impl Heads {
-    fn of(g: &Graph, q: ValueId, k: ValueId) -> Heads {
-        let (heads, kv_heads) = (g.dim(q, 1), g.dim(k, 1));
-        let group = heads.floor_div(&kv_heads);
-        Heads {
-            heads,
-            kv_heads,
-            group,
-        }
-    }
-
-    /// `[batch, heads, rows, cols]` as `[batch, kv_heads, group, rows, cols]`.
-    fn split(&self, g: &mut Graph, x: ValueId) -> Result<ValueId> {
-        let d = g.dims(x);
-        let (kv_heads, group) = (self.kv_heads.clone(), self.group.clone());
-        let dims = [d[0].clone(), kv_heads, group, d[2].clone(), d[3].clone()];
-        g.reshape(x, &dims)
-    }
-
-    /// One of the gradient's products; the left operand has a row for each query of each head, the right one is of keys or,
-    /// for sums over queries, of queries. Operands of other floats take the right one's type.
-    fn product(
-        &self,
-        g: &mut Graph,
-        l: ValueId,
-        r: ValueId,
-        sum: Sum,
-        out: DType,
-    ) -> Result<ValueId> {
-        let l = g.cast_like(l, r)?;
-        let l = self.split(g, l)?;
-        let (r, l_sum, r_sum) = match sum {
-            Sum::Features => (r, vec![4], vec![3]),
-            Sum::Keys => (r, vec![4], vec![2]),
-            Sum::Queries => (self.split(g, r)?, vec![2, 3], vec![2, 3]),
-        };
-        let contract = Contract {
-            lhs_batch: vec![0, 1],
-            rhs_batch: vec![0, 1],
-            lhs_contract: l_sum,
-            rhs_contract: r_sum,
-            accum: g.accumulator(g.dtype(r)),
-            out,
-        };
-        let y = g.one(contract, &[l, r])?;
-        if sum == Sum::Queries {
-            return Ok(y);
-        }
-        let d = g.dims(y);
-        let dims = [d[0].clone(), self.heads.clone(), d[3].clone(), d[4].clone()];
-        g.reshape(y, &dims)
-    }
 }

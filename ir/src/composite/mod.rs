@@ -6,6 +6,7 @@
 
 pub mod activation;
 pub mod attention;
+pub mod attention_gradient;
 pub mod conv;
 pub mod conv_gradient;
 mod gradient;
@@ -19,6 +20,7 @@ pub mod softmax;
 
 pub use activation::*;
 pub use attention::*;
+pub use attention_gradient::*;
 pub use conv::*;
 pub use conv_gradient::*;
 pub use integer::*;
@@ -106,6 +108,8 @@ op_family! {
         Rope = "rope",
         /// Scaled dot-product attention.
         Attention = "attention",
+        /// The gradient of attention.
+        AttentionGradient = "attention_gradient",
         /// Attention of single queries over keys and values in pages.
         PagedAttention = "paged_attention",
         /// Convolution.
@@ -141,6 +145,7 @@ impl CompositeOp {
             CompositeOp::Swiglu(p) => p,
             CompositeOp::Rope(p) => p,
             CompositeOp::Attention(p) => p,
+            CompositeOp::AttentionGradient(p) => p,
             CompositeOp::PagedAttention(p) => p,
             CompositeOp::Conv(p) => p,
             CompositeOp::ConvChannelsLast(p) => p,

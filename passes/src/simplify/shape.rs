@@ -172,7 +172,34 @@ pub(super) fn join(graph: &mut Graph, id: NodeId) -> Rewrite {
     if flat.len() < parts.len() && !flat.is_empty() {
         return done(graph.concat(&flat, axis)?);
     }
+    if let Some(apart) = before_merging(graph, &parts, axis) {
+        let dims = graph.dims(graph.node(id).results[0]);
+        let joined = graph.concat(&apart, axis)?;
+        return done(graph.reshape(joined, &dims)?);
+    }
     Ok(None)
+}
+
+/// What parts were when the axis that joins them was two, the second the same for all: heads that were moved to their place.
+/// Joined like that, they are copied in runs of the second axis.
+fn before_merging(graph: &Graph, parts: &[ValueId], axis: usize) -> Option<Vec<ValueId>> {
+    let mut inner = None;
+    let each = parts.iter().map(|v| {
+        let Op::Core(CoreOp::Reshape(_)) = graph.op_of(*v) else {
+            return None;
+        };
+        let whole = graph.def(*v).operands[0];
+        let Op::Core(CoreOp::Permute(_)) = graph.op_of(whole) else {
+            return None;
+        };
+        let (own, merged) = (graph.dims(whole), graph.dims(*v));
+        let same = own.len() == merged.len() + 1
+            && own[..axis] == merged[..axis]
+            && own[axis + 2..] == merged[axis + 1..]
+            && *inner.get_or_insert_with(|| own[axis + 1].clone()) == own[axis + 1];
+        same.then_some(whole)
+    });
+    each.collect()
 }
 
 pub(super) fn reduce(graph: &mut Graph, id: NodeId) -> Rewrite {

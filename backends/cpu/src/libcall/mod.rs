@@ -62,6 +62,9 @@ pub(crate) fn claim(op: &Op, operands: &[&TensorType]) -> Claim {
             (weight_gradient::refusal(p, operands), true, false)
         }
         Op::Composite(C::Attention(_)) => (attention::refusal(operands), true, false),
+        Op::Composite(C::AttentionGradient(_)) => {
+            (attention::gradient_refusal(operands), true, false)
+        }
         Op::Composite(C::PagedAttention(_)) => (paged::refusal(operands), true, false),
         Op::Composite(C::Recurrent(p)) => (recurrent::refusal(p, operands), false, false),
         Op::Composite(C::Softmax(p)) => {
@@ -86,7 +89,9 @@ pub(crate) fn claim(op: &Op, operands: &[&TensorType]) -> Claim {
             converts: matches!(
                 op,
                 Op::Core(O::Contract(_))
-                    | Op::Composite(C::Attention(_) | C::ConvWeightGradient(_))
+                    | Op::Composite(
+                        C::Attention(_) | C::AttentionGradient(_) | C::ConvWeightGradient(_)
+                    )
             ),
         },
     }
@@ -349,6 +354,7 @@ impl Call<'_> {
             Op::Core(CoreOp::Scatter(p)) => scatter::run(self, p),
             Op::Core(CoreOp::Sort(p)) => sort::run(self, p),
             Op::Composite(CompositeOp::Attention(p)) => attention::run(self, p),
+            Op::Composite(CompositeOp::AttentionGradient(p)) => attention::run_gradient(self, p),
             Op::Composite(CompositeOp::PagedAttention(p)) => paged::run(self, p),
             Op::Core(CoreOp::Gather(p)) => decode::gather(self, p),
             Op::Core(CoreOp::Cast(_)) => decode::cast(self),

@@ -7,9 +7,10 @@
 //! so the result depends neither on the number of threads nor on the width of vectors (as long as they multiply and add alike).
 //!
 //! Reading order: this file (contract and division of work), `rows` (where keys and values are), `block` (one block of rows),
-//! `words`, `vectors`.
+//! `words`, `vectors`, `gradient`.
 
 mod block;
+mod gradient;
 mod rows;
 mod vectors;
 mod words;
@@ -25,6 +26,7 @@ use crate::library::simd::loops::for_each_vector;
 use crate::library::simd::{Float, Kernel, Simd, dispatch};
 use crate::library::view::{Shared, View, ViewMut, mismatch};
 use block::{Part, RowBlock};
+pub use gradient::{Cotangents, Gradient, differentiate};
 use half::bf16;
 pub use rows::{PageStart, Pages, Rows, Scales};
 

@@ -215,8 +215,11 @@ impl<T: FloatWords> Softmax<'_, T> {
     }
 
     /// Scales the scores of one row, applies softcap, mask and band, and returns the largest of each lane. NaN is passed over.
+    ///
+    /// # Safety
+    /// The row has room for a score of each key of the tile.
     #[inline(always)]
-    unsafe fn adjust<S: Simd>(&self, s: S, row: usize, scores: *mut f32) -> S::F {
+    pub(super) unsafe fn adjust<S: Simd>(&self, s: S, row: usize, scores: *mut f32) -> S::F {
         let (attention, keys) = (self.block.attention, &self.tile.keys);
         let seen = self.block.row_range(row);
         let begin = seen.start.clamp(keys.start, keys.end) - keys.start;

@@ -128,6 +128,17 @@ impl Floats<f32> {
             FloatDot<Baseline, f32>: FloatDot(Baseline, PhantomData)
         )
     }
+
+    /// Tiles whose left operand is not packed and is read along its columns.
+    pub fn over_columns(isa: Isa) -> TileSet<f32, f32, f32> {
+        by_level!(
+            columns,
+            isa,
+            FloatDot<Avx512, f32>: FloatDot(Avx512::new(), PhantomData),
+            FloatDot<Avx2, f32>: FloatDot(Avx2::new(), PhantomData),
+            FloatDot<Baseline, f32>: FloatDot(Baseline, PhantomData)
+        )
+    }
 }
 
 /// A float that can be the right operand's word.
@@ -340,6 +351,15 @@ impl BrainPairs {
         assert!(isa.bf16(), "bug: BF16 tiles without BF16");
         #[cfg(target_arch = "x86_64")]
         return tile_set!(rows, BrainPair512, BrainPair512::new(), "avx512f,avx512bw,avx512vl,avx512bf16", rows: 1 2 4 6 8 10 12 14);
+        #[cfg(not(target_arch = "x86_64"))]
+        unreachable!("{NO_SUCH_LEVEL}")
+    }
+
+    /// Tiles whose left operand is not packed and is read along its columns.
+    pub fn over_columns(isa: Isa) -> TileSet<u32, u32, f32> {
+        assert!(isa.bf16(), "bug: BF16 tiles without BF16");
+        #[cfg(target_arch = "x86_64")]
+        return tile_set!(columns, BrainPair512, BrainPair512::new(), "avx512f,avx512bw,avx512vl,avx512bf16", rows: 1 2 4 6 8 10 12 14);
         #[cfg(not(target_arch = "x86_64"))]
         unreachable!("{NO_SUCH_LEVEL}")
     }

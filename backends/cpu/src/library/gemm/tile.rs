@@ -52,7 +52,7 @@ pub(crate) struct Tile<A, B, C> {
     /// Steps.
     pub inner: usize,
     /// Left operand: a packed panel, `inner` groups of `R` words; or, for tiles over rows, `R` rows of `inner` words that are
-    /// [`LEFT_ROW`] apart.
+    /// [`LEFT_ROW`] apart; for tiles over columns, `inner` groups that are so far apart.
     pub a: *const A,
     /// Right panel: `inner` rows of `V * LANES` words, `b_stride` apart.
     pub b: *const B,
@@ -309,13 +309,16 @@ fn fetch<T, const LEVEL: i32>(address: *const T) {
     let _ = address;
 }
 
-/// Makes the [`TileSet`] of a [`Dot`] type, compiled with the given features: for packed left operands, or for rows.
+/// Makes the [`TileSet`] of a [`Dot`] type, compiled with the given features: for packed left operands, for rows or for columns.
 macro_rules! tile_set {
     (packed, $($rest:tt)*) => {
         tile_set!(@ 1, R, $($rest)*)
     };
     (rows, $($rest:tt)*) => {
         tile_set!(@ LEFT_ROW, 1, $($rest)*)
+    };
+    (columns, $($rest:tt)*) => {
+        tile_set!(@ 1, LEFT_ROW, $($rest)*)
     };
     (@ $row:tt, $step:tt, $dot:ty, $token:expr, $($feature:literal,)? rows: $($rows:literal)*) => {{
         type Args = Tile<<$dot as Dot>::A, <$dot as Dot>::B, <$dot as Dot>::C>;
