@@ -9,7 +9,7 @@ use std::ops::Range;
 use bytemuck::Pod;
 
 use super::block::share;
-use super::driver::{Finished, Product, Target, inner_block};
+use super::driver::{Finished, Product, Right, Target, inner_block};
 use super::tile::TileSet;
 use crate::error::Result;
 use crate::library::Context;
@@ -58,6 +58,11 @@ impl<'a, A: Pod + Send + Sync, B: Pod + Send + Sync, C: Pod + Send + Sync> Deep<
         cx: &'a Context<'a>,
         tiles: &'a TileSet<A, B, C>,
     ) -> Option<Self> {
+        // Where only rows are to be packed they are divided, on as many threads as have enough of them: the order of sums must
+        // not depend on how many that is.
+        if matches!(product.right, Right::Packed(_)) {
+            return None;
+        }
         let (words, parts) = parts(product.rows, product.cols, product.inner)?;
         Some(Deep {
             product,
