@@ -291,10 +291,7 @@ fn dropped_attention(causal: bool, p: f64) -> (f64, f64) {
     rows.for_each(|row| row[8..].fill(1.0));
     let x = Tensor::from_slice(&[2, 40, 12], &x).unwrap();
     let out = r.step(0.0, &[("x", x)]);
-    (
-        f64::from(scalar(&out["apart"])),
-        f64::from(scalar(&out["loss"])),
-    )
+    (scalar(&out["apart"]), scalar(&out["loss"]))
 }
 
 #[test]

@@ -50,10 +50,7 @@ pub fn write_over<'k>(
     for (_, written) in &pairs {
         one.buffers[*written].access = Access::ReadWrite;
     }
-    one.buffers = arguments
-        .iter()
-        .map(|at| one.buffers[*at].clone())
-        .collect();
+    one.buffers = arguments.iter().map(|at| one.buffers[*at]).collect();
     for expr in &mut one.exprs {
         if let Expr::Load { buffer, .. } = expr {
             renamed(buffer);
