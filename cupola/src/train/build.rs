@@ -59,10 +59,8 @@ pub(super) fn build(
     }
     // What the backward pass keeps is one part of what is needed, which the plan alone knows: the most is looked for that
     // it may keep.
-    let mut kept = 0;
-    for round in 0..MOST_PLANS {
-        let budget = kept + (too_much - kept) / 2;
-        let budget = if round == 0 { 0 } else { budget };
+    let (mut kept, mut budget) = (0, 0);
+    for _ in 0..MOST_PLANS {
         what.memory = Some(Memory {
             budget,
             sizes: sizes.clone().into_iter().collect(),
@@ -73,12 +71,13 @@ pub(super) fn build(
             true => kept = budget,
             false => too_much = budget,
         }
-        if fits || round == 0 {
+        if fits || budget == 0 {
             step = next;
         }
         if too_much == 0 {
             break;
         }
+        budget = kept + (too_much - kept) / 2;
     }
     Ok((model, step, rate))
 }
