@@ -40,7 +40,7 @@ impl Edits {
         // A symbol that stands for itself needs no replacing, and would loop.
         self.symbols.retain(|s, d| d.as_sym() != Some(s));
         substitute(graph, &self.symbols)?;
-        let map = graph.compact()?;
+        let map = graph.compact_replaced(&self.replaced)?;
         for (v, _) in &mut work.near {
             *v = v.and_then(|v| map.get(self.follow(v).index()).copied().flatten());
         }

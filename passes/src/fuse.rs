@@ -687,5 +687,6 @@ fn hint(code: MissCode) -> &'static str {
         MissCode::NoEpilogue => "what follows is not elementwise over the whole result",
         MissCode::DataDependent => "elements are addressed by data",
         MissCode::Level => "nothing is fused at -O0",
+        MissCode::KeepsLess => "it is kept instead of several values that it is made of",
     }
 }

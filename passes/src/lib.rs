@@ -1,8 +1,10 @@
 //! Cupola's passes: graph to graph to kernels to plan.
 //!
 //! [`compile`] walks one constant table, [`PIPELINE`]; every entry is a plain function over [`Work`]. Reading order is
-//! that of the table: `raise`, `merge`, `decompose`, `sink`, `layout`, `precision`, `narrow`, `stage`, `split`, `bucket`, `place`, `fuse`, `lower`, `plan`.
+//! that of the table: `raise`, `merge`, `decompose`, `sink`, `layout`, `precision`, `narrow`, `stage`, `split`, `bucket`,
+//! `advance`, `place`, `fuse`, `lower`, `plan`.
 
+mod advance;
 mod alias;
 mod autocast;
 pub mod autodiff;
@@ -200,6 +202,7 @@ const PIPELINE: &[(&str, Level, Pass)] = &[
     ("stage", Level::Fuse, stage::run),
     ("split", Level::Separate, split::run),
     ("bucket", Level::Fuse, bucket::run),
+    ("advance", Level::Fuse, advance::run),
     ("place", Level::Separate, place::run),
     ("fuse", Level::Separate, fuse::run),
     ("lower", Level::Separate, lower::run),

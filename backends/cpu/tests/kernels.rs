@@ -636,43 +636,53 @@ fn small_floats_and_packed_integers_round_trip() {
 
 #[test]
 fn random_bits_are_those_of_the_reference() {
-    let mut k = Kernel {
-        name: "random".into(),
-        ..Kernel::default()
-    };
-    let (n, seed, turn) = (size(&mut k, "n"), size(&mut k, "seed"), size(&mut k, "run"));
-    let (Extent::Size(seed), Extent::Size(turn)) = (seed, turn) else {
-        unreachable!("symbols are sizes")
-    };
-    k.axes = vec![n];
-    k.parallel = 1;
-    k.buffers = vec![buffer(DType::U32, Access::Write, n)];
-    let index = axis(&mut k, 0);
-    let value = k.expr(Expr::Random {
-        index,
-        stream: 5,
-        seed,
-        run: turn,
-    });
-    k.phases = vec![Phase::Store {
-        axes: vec![],
-        stores: vec![Store {
-            buffer: BufferId(0),
-            index,
-            value,
-            guard: None,
-            kind: StoreKind::Set,
-        }],
-    }];
-    let unit = Unit::Loops(k);
-    for backend in backends() {
-        let mut buffers = vec![vec![0; 4 * 37]];
-        run(&backend, &unit, &[37, -3, 9], &mut buffers).expect("runs");
-        for (i, got) in numbers::<u32>(&buffers[0]).into_iter().enumerate() {
-            assert_eq!(
-                got,
-                cupola_ir::eval::random::bits(-3i64 as u64, 5, 9, i as u64)
-            );
+    // Elements next to each other from the start of a block and from within one, apart, and beyond 2^34, where the number of the
+    // block takes two words.
+    for (step, offset) in [(1, 0), (1, 3), (3, 1), (5, (1 << 35) - 70), (0, 6)] {
+        let mut k = Kernel {
+            name: "random".into(),
+            ..Kernel::default()
+        };
+        let (n, seed, turn) = (size(&mut k, "n"), size(&mut k, "seed"), size(&mut k, "run"));
+        let (Extent::Size(seed), Extent::Size(turn)) = (seed, turn) else {
+            unreachable!("symbols are sizes")
+        };
+        k.axes = vec![n];
+        k.parallel = 1;
+        k.buffers = vec![buffer(DType::U32, Access::Write, n)];
+        let index = axis(&mut k, 0);
+        let [factor, first] = [step, offset].map(|c| k.index(Index::Const(c)));
+        let element = k.index(Index::Mul(index, factor));
+        let element = k.index(Index::Add(element, first));
+        let value = k.expr(Expr::Random {
+            index: element,
+            stream: u64::MAX - 5,
+            seed,
+            run: turn,
+        });
+        k.phases = vec![Phase::Store {
+            axes: vec![],
+            stores: vec![Store {
+                buffer: BufferId(0),
+                index,
+                value,
+                guard: None,
+                kind: StoreKind::Set,
+            }],
+        }];
+        let unit = Unit::Loops(k);
+        for (backend, run_number) in backends()
+            .into_iter()
+            .flat_map(|b| [9, 1 << 33].map(|r| (b.clone(), r)))
+        {
+            let mut buffers = vec![vec![0; 4 * 137]];
+            run(&backend, &unit, &[137, -3, run_number], &mut buffers).expect("runs");
+            for (i, got) in numbers::<u32>(&buffers[0]).into_iter().enumerate() {
+                let element = (i as i64 * step + offset) as u64;
+                let (seed, stream) = (-3i64 as u64, u64::MAX - 5);
+                let want = cupola_ir::eval::random::bits(seed, stream, run_number as u64, element);
+                assert_eq!(got, want, "element {element}");
+            }
         }
     }
 }

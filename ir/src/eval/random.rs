@@ -1,10 +1,13 @@
 //! The counter-based random generator Philox-4x32-10 (Salmon et al., 2011).
 
-const ROUNDS: usize = 10;
-const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
-const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
+/// Rounds of a block.
+pub const ROUNDS: usize = 10;
+/// Factors of the first and the third word in every round.
+pub const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
+/// What is added to the words of the key after every round.
+pub const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
 /// Odd constant (golden ratio of 2^64) that spreads stream numbers over keys.
-const STREAM: u64 = 0x9E37_79B9_7F4A_7C15;
+pub const STREAM: u64 = 0x9E37_79B9_7F4A_7C15;
 
 /// One block: four words of random bits for a counter and a key.
 pub fn philox(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {

@@ -456,7 +456,19 @@ impl Graph {
     /// [`IrError::Invalid`] when values depend on each other in a cycle.
     pub fn sort(&mut self) -> Result<()> {
         let all: Vec<NodeId> = self.nodes().map(|(id, _)| id).collect();
-        let order = order::in_order(self, &all)?;
+        self.sort_as(&all)
+    }
+
+    /// As [`Graph::sort`], in the order of `all` nodes as far as what they need comes before them.
+    ///
+    /// # Errors
+    /// [`IrError::Invalid`] when values depend on each other in a cycle, or nodes are missing.
+    pub fn sort_as(&mut self, all: &[NodeId]) -> Result<()> {
+        let order = order::in_order(self, all)?;
+        if order.len() != self.nodes.len() {
+            let what = format!("{} of {} nodes have a place", order.len(), self.nodes.len());
+            return Err(IrError::Invalid(what));
+        }
         let mut old: Vec<Option<Node>> = std::mem::take(&mut self.nodes)
             .into_iter()
             .map(Some)
@@ -480,7 +492,19 @@ impl Graph {
     /// # Errors
     /// [`IrError::Invalid`] when values depend on each other in a cycle.
     pub fn compact(&mut self) -> Result<Vec<Option<ValueId>>> {
-        let keep = order::live_in_order(self)?;
+        self.compact_replaced(&FxHashMap::default())
+    }
+
+    /// As [`Graph::compact`], after the values of `replaced` have become others: these stand where the first ones stood. At the
+    /// end, where they were made, they would be computed when the first node needs them, and what they read would be kept so long.
+    ///
+    /// # Errors
+    /// [`IrError::Invalid`] when values depend on each other in a cycle.
+    pub fn compact_replaced(
+        &mut self,
+        replaced: &FxHashMap<ValueId, ValueId>,
+    ) -> Result<Vec<Option<ValueId>>> {
+        let keep = order::live_in_order(self, replaced)?;
         let mut old_nodes: Vec<Option<Node>> = std::mem::take(&mut self.nodes)
             .into_iter()
             .map(Some)

@@ -1,6 +1,6 @@
 //! The one adaptor to petgraph: order, liveness, cycles and DOT.
 
-use super::{Graph, NodeId};
+use super::{Graph, NodeId, ValueId};
 use crate::error::{IrError, Result};
 use crate::ops::{CoreOp, Op, OpClass};
 use petgraph::graph::DiGraph;
@@ -75,10 +75,14 @@ fn region_dims(region: &Graph, visit: &mut dyn FnMut(&crate::dim::Dim)) {
     }
 }
 
-/// Nodes needed by outputs, inputs and effects, each after what it depends on; otherwise in the present order. Walking from
+/// Nodes needed by outputs, inputs and effects, each after what it depends on; otherwise in the present order, what another
+/// value was `replaced` by in the place of that. Walking from
 /// the roots alone would put what a late node needs before everything that merely stands before that node, and values would
 /// be kept from there on.
-pub(super) fn live_in_order(graph: &Graph) -> Result<Vec<NodeId>> {
+pub(super) fn live_in_order(
+    graph: &Graph,
+    replaced: &FxHashMap<ValueId, ValueId>,
+) -> Result<Vec<NodeId>> {
     let is_root = |op: &Op| match op {
         Op::Core(CoreOp::WriteState(_)) => true,
         Op::Core(CoreOp::Collective(p)) => p.replicas > 1,
@@ -93,9 +97,24 @@ pub(super) fn live_in_order(graph: &Graph) -> Result<Vec<NodeId>> {
         .collect();
     roots.extend(graph.inputs.iter().map(|v| graph.value(*v).node));
     roots.extend(graph.outputs.iter().map(|(_, v)| graph.value(*v).node));
-    let mut live = in_order(graph, &roots)?;
-    live.sort_unstable();
-    in_order(graph, &live)
+    let mut live = vec![false; graph.node_count()];
+    for id in in_order(graph, &roots)? {
+        live[id.index()] = true;
+    }
+    let mut places = vec![];
+    for (id, node) in graph.nodes() {
+        places.push(id);
+        let others = node.results.iter().filter(|v| replaced.contains_key(v));
+        places.extend(others.map(|v| {
+            let mut v = *v;
+            while let Some(new) = replaced.get(&v) {
+                v = *new;
+            }
+            graph.value(v).node
+        }));
+    }
+    places.retain(|id| live[id.index()]);
+    in_order(graph, &places)
 }
 
 /// The roots and what they need, each node after what it depends on.
@@ -181,4 +200,58 @@ pub fn dot(graph: &Graph) -> String {
     }
     out.push_str("}\n");
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::ReduceKind;
+    use crate::{DType, Scalar, TensorType};
+
+    /// Names of the ops but inputs, in order.
+    fn ops(graph: &Graph) -> Vec<String> {
+        let all = graph.nodes().map(|(_, n)| n.op.name());
+        all.filter(|name| name != "input").collect()
+    }
+
+    #[test]
+    fn what_replaces_a_value_stands_in_its_place() {
+        let mut g = Graph::new("order");
+        let x = g.input("x", TensorType::new(DType::F32, [4usize])).unwrap();
+        let early = g.unary(Scalar::Exp, x).unwrap();
+        let other = g.unary(Scalar::Neg, x).unwrap();
+        let other = g.unary(Scalar::Sqrt, other).unwrap();
+        let late = g.binary(Scalar::Add, early, other).unwrap();
+        g.output("late", late);
+        // In two steps, each made at the end.
+        let first = g.unary(Scalar::Abs, x).unwrap();
+        let second = g.unary(Scalar::Floor, x).unwrap();
+        let replaced = FxHashMap::from_iter([(early, first), (first, second)]);
+        g.replace_all(&replaced);
+        let mut plain = g.clone();
+        plain.compact().unwrap();
+        assert_eq!(ops(&plain), ["neg", "sqrt", "floor", "add"]);
+        let map = g.compact_replaced(&replaced).unwrap();
+        assert_eq!(ops(&g), ["floor", "neg", "sqrt", "add"]);
+        assert!(map[early.index()].is_none() && map[first.index()].is_none());
+        assert_eq!(g.outputs()[0].1, map[late.index()].unwrap());
+    }
+
+    #[test]
+    fn what_it_needs_comes_before() {
+        let mut g = Graph::new("order");
+        let x = g.input("x", TensorType::new(DType::F32, [4usize])).unwrap();
+        let early = g.unary(Scalar::Exp, x).unwrap();
+        let sum = g.reduce(ReduceKind::Sum, x, &[0]).unwrap();
+        let root = g.unary(Scalar::Sqrt, sum).unwrap();
+        let both = g.binary(Scalar::Add, early, root).unwrap();
+        g.output("both", both);
+        // Of a value that stands later than what it replaces.
+        let dims = g.dims(x);
+        let spread = g.broadcast_to(root, &dims).unwrap();
+        let replaced = FxHashMap::from_iter([(early, spread)]);
+        g.replace_all(&replaced);
+        g.compact_replaced(&replaced).unwrap();
+        assert_eq!(ops(&g), ["reduce", "sqrt", "broadcast", "add"]);
+    }
 }

@@ -4,8 +4,8 @@
 //!
 //! Rules: all results of a unit run over the axes of the largest, be it without those along its rows. What one part reads of
 //! another's results is the element at its own position. The unit is launched where its last part stood, so nothing that comes
-//! before may need what the others write; updates of states are launched where their gradient is made, so that what that is made of
-//! does not stay. Only groups with a large operand in common are joined, or producer and consumer.
+//! before may need what the others write. Updates of states, and sums of what the first part makes, are launched where that stood,
+//! so that what it is made of does not stay. Only groups with a large operand in common are joined, or producer and consumer.
 
 use super::coords::Coord;
 use super::{Fuser, Group, MAX_MEMBERS, Use};
@@ -163,7 +163,7 @@ impl<'f, 'g> Joiner<'f, 'g> {
             (_, Some(_)) => return None,
         };
         let fits = self.reads_own_elements(early, late, &joined) && self.buffers(early, late);
-        let at_once = fits && self.may_update_at_once(early, late);
+        let at_once = fits && self.may_go_at_once(early, late);
         let launch = match at_once {
             true => self.group(early).launch,
             false => self.group(late).launch,
@@ -342,14 +342,13 @@ impl<'f, 'g> Joiner<'f, 'g> {
         others.all(later) && nodes.iter().all(|id| *id > launch)
     }
 
-    /// Whether the late unit only updates states, of extents that are known, and all that it needs is there when the early one is
-    /// launched: then what the early one reads need not be kept for it.
-    fn may_update_at_once(&self, early: usize, late: usize) -> bool {
+    /// Whether the late unit may as well be launched where the early one is, so that what that reads need not be kept for it: it
+    /// only updates states or makes less of what the early one makes, its extents are known, and all that it needs is there.
+    fn may_go_at_once(&self, early: usize, late: usize) -> bool {
         let f = self.f;
         let known = |id: &NodeId| {
             let values = f.graph.node(*id).results.iter();
-            let mut dims = values.flat_map(|v| f.graph.dims(*v));
-            dims.all(|d| d.as_const().is_some())
+            values.copied().all(|v| self.known_len(v).is_some())
         };
         let launch = f.graph.value(self.group(early).launch).node;
         let own: FxHashSet<ValueId> = self.writes(early).chain(self.writes(late)).collect();
@@ -365,9 +364,36 @@ impl<'f, 'g> Joiner<'f, 'g> {
             };
             own.contains(&v) || f.work.places.of[node.index()] == Place::Leaf || made < launch
         };
-        self.only_updates(late, DEPTH)
+        (self.only_updates(late, DEPTH) || self.shrinks(early, late))
             && self.group(late).members.iter().all(known)
             && self.reads[late].iter().all(is_there)
+    }
+
+    /// Whether the late unit reads nothing of the run but what the early one writes, and writes less than that: launched at once,
+    /// it takes no memory that would not be taken anyway.
+    fn shrinks(&self, early: usize, late: usize) -> bool {
+        let f = self.f;
+        let made: Vec<ValueId> = self.writes(early).collect();
+        let of_early = |v: &ValueId| {
+            let mut v = *v;
+            while let (false, Some((base, _))) = (made.contains(&v), f.aliases.get(&v)) {
+                v = *base;
+            }
+            made.contains(&v) || f.work.places.of[f.graph.value(v).node.index()] == Place::Leaf
+        };
+        let elements = |at: usize| {
+            let lens = self.writes(at).map(|v| self.known_len(v));
+            lens.sum::<Option<u64>>()
+        };
+        let less = elements(late).zip(elements(early));
+        less.is_some_and(|(late, early)| late < early) && self.reads[late].iter().all(of_early)
+    }
+
+    /// Elements of a value whose extents are known.
+    fn known_len(&self, v: ValueId) -> Option<u64> {
+        let dims = self.f.graph.dims(v);
+        let mut extents = dims.iter().map(|d| u64::try_from(d.as_const()?).ok());
+        extents.try_fold(1u64, |n, d| n.checked_mul(d?))
     }
 
     /// Whether all that comes of a unit are new states.

@@ -264,6 +264,8 @@ pub enum MissCode {
     DataDependent,
     /// The level asked for does not fuse.
     Level,
+    /// Kept instead of several values that it is made of.
+    KeepsLess,
 }
 
 impl MissCode {
@@ -282,6 +284,7 @@ impl MissCode {
             MissCode::NoEpilogue => "no-epilogue",
             MissCode::DataDependent => "data-dependent",
             MissCode::Level => "level",
+            MissCode::KeepsLess => "keeps-less",
         }
     }
 }

@@ -21,8 +21,6 @@ pub(crate) enum Helper {
     Encode { to: DType, saturate: bool },
     /// Bits (in an I32) of the 16-bit float nearest to an f64.
     Shorten(DType),
-    /// Random bits: (element index, stream, seed, run) to I32.
-    Random,
     /// A packed element: (first byte of the buffer, element index) to I32, sign repeated; 0 for a negative index.
     LoadPacked(DType),
     /// Stores a packed element atomically: (first byte of the buffer, element index, I32).
@@ -42,7 +40,6 @@ impl Helper {
             Helper::Decode(_) => (vec![I32], Some(F32)),
             Helper::Encode { .. } => (vec![F64], Some(I32)),
             Helper::Shorten(_) => (vec![F64], Some(I32)),
-            Helper::Random => (vec![I64; 4], Some(I32)),
             Helper::LoadPacked(_) => (vec![I64, I64], Some(I32)),
             Helper::StorePacked(_) => (vec![I64, I64, I32], None),
             Helper::AtomicAdd(d) if d.is_float() => (vec![I64, register(d)], None),
@@ -88,7 +85,7 @@ fn all() -> &'static [Helper] {
         let small = [F8E4M3FN, F8E4M3FNUZ, F8E5M2, F8E5M2FNUZ, F8E8M0, F4E2M1];
         let packed = [I2, I4, U2, U4, F4E2M1];
         let numbers = [I8, U8, I16, U16, I32, U32, I64, U64, F16, BF16, F32, F64];
-        let mut all = vec![Helper::Random];
+        let mut all = vec![];
         for elem in [Elem::F32, Elem::F64] {
             all.extend(UNARY.map(|f| Helper::Unary(f, elem)));
             all.extend(BINARY.map(|f| Helper::Binary(f, elem)));
@@ -128,7 +125,6 @@ impl Helper {
                 .unwrap_or_else(|| unreachable!("bug: atomic addition of {d}")),
             Helper::Decode(d) => decoder(d),
             Helper::Encode { to, saturate } => encoder(to, saturate),
-            Helper::Random => random as *const u8,
             Helper::LoadPacked(d) => super::atomic::load_packed(d),
             Helper::StorePacked(d) => super::atomic::store_packed(d),
         }
@@ -206,10 +202,6 @@ macro_rules! small_floats {
 }
 
 small_floats!(F8E4M3FN, F8E4M3FNUZ, F8E5M2, F8E5M2FNUZ, F8E8M0, F4E2M1);
-
-extern "C" fn random(element: u64, stream: u64, seed: u64, run: u64) -> u32 {
-    cupola_ir::eval::random::bits(seed, stream, run, element)
-}
 
 macro_rules! float_functions {
     ($unary:ident, $binary:ident, $t:ty; $($f:ident => $one:expr),*; $($g:ident => $two:expr),*) => {

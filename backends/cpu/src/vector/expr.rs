@@ -1,7 +1,7 @@
 //! Element expressions.
 
 use super::lower::Lower;
-use super::{CmpOp, Conv, Elem, Inst, Op, Pattern, Place, Reg, Type};
+use super::{CmpOp, Conv, Elem, Inst, Op, Pattern, Place, Reg, Type, random};
 use crate::emit::helpers::{Helper, register};
 use cupola_ir::kernel::{BufferId, Expr, ExprId, IndexId, Item, Literal, Store, StoreKind};
 use cupola_ir::{Class, DType};
@@ -83,11 +83,10 @@ impl Lower<'_> {
                 seed,
                 run,
             } => {
-                let i = self.index_vector(index);
-                let stream = self.b.index(stream as i64);
+                let element = self.index_vector(index);
                 let seed = self.b.op(Op::Size(seed), Type::INDEX);
                 let run = self.b.op(Op::Size(run), Type::INDEX);
-                self.call(Helper::Random, &[i, stream, seed, run])
+                random::bits(&mut self.b, element, stream, seed, run)
             }
         };
         self.remember_value(id, reg);

@@ -6,13 +6,14 @@
 //! order, unrolling (by more lanes than a machine register holds), hoisting, common subexpressions.
 //!
 //! Reading order: this file, `text`, `verify`, `builder` (hoisting and sharing), `lower` (phases and loops), `index`, `expr`,
-//! `scalar`, `convert`.
+//! `scalar`, `convert`, `random`.
 
 mod builder;
 mod convert;
 mod expr;
 mod index;
 mod lower;
+mod random;
 mod scalar;
 mod text;
 mod verify;
@@ -134,6 +135,8 @@ pub(crate) enum BinOp {
     Add,
     Sub,
     Mul,
+    /// All 64 bits of the product of the low halves of two I64, which count as unsigned.
+    MulHalves,
     /// Float quotient.
     Div,
     /// Integer quotient toward zero; `x / 0 = 0`, `MIN / -1 = MIN`.

@@ -61,6 +61,7 @@ impl Emit<'_> {
             BinOp::Sub => i.isub(x, y),
             BinOp::Mul if float => i.fmul(x, y),
             BinOp::Mul => i.imul(x, y),
+            BinOp::MulHalves => self.multiply_halves(x, y),
             BinOp::Div => i.fdiv(x, y),
             BinOp::And => i.band(x, y),
             BinOp::Or => i.bor(x, y),
@@ -94,6 +95,18 @@ impl Emit<'_> {
             BinOp::MinU => i.umin(x, y),
             BinOp::MaxU => i.umax(x, y),
         }
+    }
+
+    /// The product of the low halves of 64-bit lanes.
+    fn multiply_halves(&mut self, x: Value, y: Value) -> Value {
+        let ty = self.f.func.dfg.value_type(x);
+        let low = self.f.ins().iconst(I64, 0xFFFF_FFFF);
+        let low = match ty.is_vector() {
+            true => self.f.ins().splat(ty, low),
+            false => low,
+        };
+        let (x, y) = (self.f.ins().band(x, low), self.f.ins().band(y, low));
+        self.f.ins().imul(x, y)
     }
 
     /// A comparison of floats. Cranelift 0.135 folds an unaligned load into the packed comparisons of plain SSE, which

@@ -199,6 +199,7 @@ forms! {
     PSUBQ = "psubq" P66 M0F 1 0xFB Rvm, bc(8);
     PMULLW = "pmullw" P66 M0F 0 0xD5 Rvm;
     PMULLD = "pmulld" P66 M0F38 0 0x40 Rvm, bc(4);
+    PMULUDQ = "pmuludq" P66 M0F 1 0xF4 Rvm, bc(8);
     PMULLQ = "pmullq" P66 M0F38 1 0x40 Rvm, bc(8), evex();
     PMINUB = "pminub" P66 M0F 0 0xDA Rvm;
     PMAXUB = "pmaxub" P66 M0F 0 0xDE Rvm;

@@ -150,15 +150,12 @@ impl<'a, A: Pod + Send + Sync, B: Pod + Send + Sync, C: Pod + Send + Sync> Deep<
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
-
     use half::bf16;
 
     use super::parts;
     use crate::library::Context;
-    use crate::library::gemm::{
-        Finished, Left, Number, Output, PackedLeft, PackedRight, Right, Sum, multiply,
-    };
+    use crate::library::gemm::tests::seen_by_epilogue;
+    use crate::library::gemm::{Left, Number, Output, PackedLeft, PackedRight, Right, multiply};
     use crate::library::testing::{Rng, contexts};
     use crate::library::view::{View, ViewMut};
 
@@ -201,7 +198,8 @@ mod tests {
             let rights = [Right::View(right.batched()), Right::Packed(&packed)];
             for (left, right) in lefts.into_iter().flat_map(|l| rights.map(|r| (l, r))) {
                 stores_and_adds(cx, left, right, &want);
-                finishes(cx, left, right, &want);
+                let seen = seen_by_epilogue(cx, left, right, [rows, cols]);
+                assert!(seen == want, "{:?} with an epilogue", cx.isa);
             }
         });
     }
@@ -225,26 +223,6 @@ mod tests {
             let same = out.iter().zip(want).all(|(got, want)| *got == want + base);
             assert!(same, "{:?}, adding: {adds}", cx.isa);
         }
-    }
-
-    fn finishes<T: Number<Sum = f32>>(cx: &Context, left: Left<T>, right: Right<T>, want: &[f32]) {
-        let [rows, _, cols] = SHAPE;
-        let seen = Mutex::new(vec![f32::NAN; rows * cols]);
-        let epilogue = |part: Finished<Sum<T>>| {
-            let mut seen = seen.lock().expect("no panic");
-            for row in 0..part.rows {
-                for col in 0..part.cols {
-                    let at = (part.row + row) * cols + part.col + col;
-                    assert!(seen[at].is_nan(), "{row} {col} twice");
-                    // SAFETY: the part's elements are this call's.
-                    seen[at] = unsafe { *part.start.add(row * part.row_stride + col) };
-                }
-            }
-        };
-        let output = Output::Discard([1, 1, rows, cols]);
-        multiply(cx, left, right, output, Some(&epilogue)).expect("agrees");
-        let seen = seen.lock().expect("no panic");
-        assert!(*seen == want, "{:?} with an epilogue", cx.isa);
     }
 
     #[test]

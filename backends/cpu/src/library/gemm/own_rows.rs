@@ -307,11 +307,10 @@ impl<C> Drop for Sums<'_, C> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
-
     use half::bf16;
 
-    use crate::library::gemm::{Finished, Left, Number, Output, PackedRight, Right, Sum, multiply};
+    use crate::library::gemm::tests::seen_by_epilogue;
+    use crate::library::gemm::{Left, Number, Output, PackedRight, Right, multiply};
     use crate::library::testing::{Rng, contexts};
     use crate::library::view::{View, ViewMut};
 
@@ -348,23 +347,9 @@ mod tests {
                 let got = product(Right::Packed(&packed), adds);
                 assert!(want == got, "{:?}, adding: {adds}", cx.isa);
             }
-            let seen = Mutex::new(vec![f32::NAN; rows * cols]);
-            let epilogue = |part: Finished<Sum<T>>| {
-                let mut seen = seen.lock().expect("no panic");
-                for row in 0..part.rows {
-                    for col in 0..part.cols {
-                        let at = (part.row + row) * cols + part.col + col;
-                        assert!(seen[at].is_nan(), "{row} {col} twice");
-                        // SAFETY: the part's elements are this call's.
-                        seen[at] = unsafe { *part.start.add(row * part.row_stride + col) };
-                    }
-                }
-            };
-            let output = Output::Discard([1, 1, rows, cols]);
-            multiply(cx, left, Right::Packed(&packed), output, Some(&epilogue)).expect("agrees");
-            let seen = seen.lock().expect("no panic");
+            let seen = seen_by_epilogue(cx, left, Right::Packed(&packed), [rows, cols]);
             let want = product(Right::Packed(&packed), false);
-            assert!(*seen == want, "{:?} with an epilogue", cx.isa);
+            assert!(seen == want, "{:?} with an epilogue", cx.isa);
         });
     }
 

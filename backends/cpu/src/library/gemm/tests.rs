@@ -194,6 +194,30 @@ fn check_all<T: Sample>() {
     });
 }
 
+/// The elements of a product that is not stored, `[rows, cols]`, as its epilogue sees them: each once.
+pub(super) fn seen_by_epilogue<T: Number<Sum = f32>>(
+    cx: &Context,
+    left: Left<T>,
+    right: Right<T>,
+    [rows, cols]: [usize; 2],
+) -> Vec<f32> {
+    let seen = Mutex::new(vec![f32::NAN; rows * cols]);
+    let epilogue = |part: Finished<f32>| {
+        let mut seen = seen.lock().expect("no panic");
+        for row in 0..part.rows {
+            for col in 0..part.cols {
+                let at = (part.row + row) * cols + part.col + col;
+                assert!(seen[at].is_nan(), "{row} {col} twice");
+                // SAFETY: the part's elements are this call's.
+                seen[at] = unsafe { *part.start.add(row * part.row_stride + col) };
+            }
+        }
+    };
+    let output = Output::Discard([1, 1, rows, cols]);
+    multiply(cx, left, right, output, Some(&epilogue)).expect("agrees");
+    seen.into_inner().expect("no panic")
+}
+
 #[test]
 fn f32_products() {
     check_all::<f32>();

@@ -101,6 +101,7 @@ impl Select<'_> {
             BinOp::DivS | BinOp::DivU | BinOp::RemS | BinOp::RemU => false,
             BinOp::Shl | BinOp::ShrU => elem.bits() >= 32 || self.wide && elem.bits() == 16,
             BinOp::ShrS => elem.bits() == 32 || self.wide && elem.bits() >= 16,
+            BinOp::MulHalves => true,
             BinOp::Mul => elem != Elem::I8 && (elem != Elem::I64 || self.wide),
             _ => true,
         }
@@ -130,6 +131,7 @@ impl Select<'_> {
                 32 => &f::PMULLD,
                 _ => &f::PMULLQ,
             },
+            BinOp::MulHalves => &f::PMULUDQ,
             BinOp::And => and(bits),
             BinOp::Or => or(bits),
             BinOp::Xor => xor(bits),

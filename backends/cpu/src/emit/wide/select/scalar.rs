@@ -104,6 +104,11 @@ impl Select<'_> {
             BinOp::Add => self.alu(Alu::Add, x, y),
             BinOp::Sub => self.alu(Alu::Sub, x, y),
             BinOp::Mul => self.alu(Alu::Imul, x, y),
+            BinOp::MulHalves => {
+                let a = self.extended(a, Elem::I32, false);
+                let b = self.extended(b, Elem::I32, false);
+                self.alu(Alu::Imul, Src::Value(a), Src::Value(b))
+            }
             BinOp::And => self.alu(Alu::And, x, y),
             BinOp::Or => self.alu(Alu::Or, x, y),
             BinOp::Xor => self.alu(Alu::Xor, x, y),

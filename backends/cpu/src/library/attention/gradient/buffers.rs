@@ -6,49 +6,6 @@ use crate::library::attention::Extents;
 use crate::library::attention::words::Words;
 use crate::library::gemm::tile::{LEFT_ROW, Tile, TileSet};
 
-/// Numbers in each temporary buffer of a task, in the order of [`Buffers`].
-#[derive(Clone, Copy)]
-pub(super) struct Sizes([usize; 14]);
-
-impl Sizes {
-    pub fn of<W: Words>(isa: Isa, extents: &Extents) -> Sizes {
-        let tiles = W::packed(isa);
-        let (height, width) = (tiles.max_rows(), tiles.panel_cols());
-        let Extents {
-            keys,
-            rows,
-            depth,
-            value_depth,
-            ..
-        } = *extents;
-        let (words, value_words) = (depth.div_ceil(W::GROUP), value_depth.div_ceil(W::GROUP));
-        let rows = rows.min(BLOCK_ROWS);
-        let (tall, row_words) = (rows.next_multiple_of(height), rows.div_ceil(W::GROUP));
-        let tile = height * LEFT_ROW;
-        let sizes = [
-            keys.next_multiple_of(width) * words,
-            keys.next_multiple_of(width) * value_words,
-            keys.div_ceil(W::GROUP) * depth.next_multiple_of(width),
-            tall * words,
-            tall * value_words,
-            row_words * depth.next_multiple_of(width),
-            row_words * value_depth.next_multiple_of(width),
-            (row_words + height) * LEFT_ROW,
-            (row_words + height) * LEFT_ROW,
-            tile,
-            tile,
-            tile,
-            rows * depth,
-            3 * rows,
-        ];
-        Sizes(sizes.map(|size| size.next_multiple_of(16)))
-    }
-
-    pub fn total(&self) -> usize {
-        self.0.iter().sum()
-    }
-}
-
 /// Temporary memory of a task.
 #[derive(Clone, Copy)]
 pub(super) struct Buffers {
@@ -77,44 +34,44 @@ pub(super) struct Buffers {
 }
 
 impl Buffers {
-    pub fn new(start: *mut f32, sizes: &Sizes) -> Buffers {
-        let mut next = start;
-        let [
+    /// The buffers one after the other from `start` on, and how many numbers they take together.
+    pub fn lay<W: Words>(isa: Isa, extents: &Extents, start: *mut f32) -> (Buffers, usize) {
+        let tiles = W::packed(isa);
+        let (height, width) = (tiles.max_rows(), tiles.panel_cols());
+        let Extents {
             keys,
-            values,
-            key_rows,
-            query,
-            cotangent,
-            query_rows,
-            cotangent_rows,
-            weights,
-            slopes,
-            scores,
-            products,
-            steepness,
-            sums,
-            largest,
-        ] = sizes.0.map(|size| {
-            let start = next;
-            next = next.wrapping_add(size);
-            start
-        });
-        Buffers {
-            keys,
-            values,
-            key_rows,
-            query,
-            cotangent,
-            query_rows,
-            cotangent_rows,
-            weights,
-            slopes,
-            scores,
-            products,
-            steepness,
-            sums,
-            largest,
-        }
+            rows,
+            depth,
+            value_depth,
+            ..
+        } = *extents;
+        let (words, value_words) = (depth.div_ceil(W::GROUP), value_depth.div_ceil(W::GROUP));
+        let rows = rows.min(BLOCK_ROWS);
+        let (tall, row_words) = (rows.next_multiple_of(height), rows.div_ceil(W::GROUP));
+        let tile = height * LEFT_ROW;
+        let mut taken = 0;
+        let mut take = |size: usize| {
+            let buffer = start.wrapping_add(taken);
+            taken += size.next_multiple_of(16);
+            buffer
+        };
+        let buffers = Buffers {
+            keys: take(keys.next_multiple_of(width) * words),
+            values: take(keys.next_multiple_of(width) * value_words),
+            key_rows: take(keys.div_ceil(W::GROUP) * depth.next_multiple_of(width)),
+            query: take(tall * words),
+            cotangent: take(tall * value_words),
+            query_rows: take(row_words * depth.next_multiple_of(width)),
+            cotangent_rows: take(row_words * value_depth.next_multiple_of(width)),
+            weights: take((row_words + height) * LEFT_ROW),
+            slopes: take((row_words + height) * LEFT_ROW),
+            scores: take(tile),
+            products: take(tile),
+            steepness: take(tile),
+            sums: take(rows * depth),
+            largest: take(3 * rows),
+        };
+        (buffers, taken)
     }
 }
 

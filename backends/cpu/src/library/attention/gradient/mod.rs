@@ -22,7 +22,7 @@ use crate::library::Context;
 use crate::library::gemm::formats::FloatWords;
 use crate::library::simd::{Float, dispatch};
 use crate::library::view::{Shared, View, ViewMut, mismatch};
-use buffers::{Buffers, Sizes};
+use buffers::Buffers;
 use half::bf16;
 use vectors::Write;
 
@@ -107,19 +107,20 @@ impl<T: FloatWords, O: Float> Heads<'_, T, O> {
         let blocks = heads / kv_heads * rows.div_ceil(BLOCK_ROWS);
         let parts = ENOUGH_PARTS.div_ceil(heads_of_keys).min(blocks).max(1);
         let sum_len = keys * (depth + value_depth);
-        let sizes = Sizes::of::<W>(cx.isa, &self.extents);
+        let lay = |start| Buffers::lay::<W>(cx.isa, &self.extents, start);
+        let (_, size) = lay(std::ptr::null_mut());
         let partial = match parts {
             1 => None,
             _ => Some(cx.scratch.take::<f32>(heads_of_keys * parts * sum_len)?),
         };
         cx.try_run(heads_of_keys * parts, |index| -> Result<()> {
             let (head, part) = (index / parts, index % parts);
-            let lent = cx.scratch.take::<f32>(sizes.total() + sum_len)?;
-            let buffers = Buffers::new(lent.as_ptr(), &sizes);
-            let own = lent.as_ptr::<f32>().wrapping_add(sizes.total());
+            let own = if partial.is_none() { sum_len } else { 0 };
+            let lent = cx.scratch.take::<f32>(size + own)?;
+            let (buffers, _) = lay(lent.as_ptr());
             let sums = match &partial {
                 Some(partial) => partial.as_ptr::<f32>().wrapping_add(index * sum_len),
-                None => own,
+                None => lent.as_ptr::<f32>().wrapping_add(size),
             };
             let one = self.head(head, sums);
             let range = part * blocks / parts..(part + 1) * blocks / parts;
