@@ -50,7 +50,7 @@ impl Init {
         }
     }
 
-    /// The values of a slot of this name and type.
+    /// The values of a slot of this name and type. Those of f64 have the digits of f32, so that a model begins with the same in both.
     ///
     /// # Errors
     /// [`TrainError::Options`] for types that are no number or of unknown extents, and values of another shape.
@@ -88,9 +88,15 @@ impl Init {
                 values
             }
         };
-        let values = convert::convert(Lanes::F(values), ty.dtype);
-        let tensor = values.and_then(|v| convert::tensor(&v, ty.dtype, &shape));
-        tensor.ok_or_else(|| wrong("no number type"))
+        let is_double = ty.dtype == DType::F64;
+        let drawn = if is_double { DType::F32 } else { ty.dtype };
+        let values = convert::convert(Lanes::F(values), drawn);
+        let tensor = values.and_then(|v| convert::tensor(&v, drawn, &shape));
+        let tensor = tensor.ok_or_else(|| wrong("no number type"))?;
+        match is_double {
+            true => convert::cast(&tensor, ty.dtype, true).map_err(|e| wrong(&e)),
+            false => Ok(tensor),
+        }
     }
 }
 
