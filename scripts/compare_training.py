@@ -322,7 +322,7 @@ def compare(path, args):
     for key in "files", "test_files":
         if key in data:
             data[key] = [os.path.join(base, f) for f in data[key]]
-    given = {k: v for k, v in (("batch", args.batch), ("optim", args.optim)) if v}
+    given = {k: v for k, v in (("batch", args.batch), ("optim", args.optim), ("seed", args.seed)) if v}
     config.update(given)
     options = [word for key, value in given.items() for word in (f"--{key}", str(value))]
     reference = Reference(config)
@@ -381,6 +381,7 @@ def main():
     parser.add_argument("--steps", type=int, default=0, help="all of the configuration's epochs (or all that are stored) by itself")
     parser.add_argument("--batch", type=int, help="samples of a step, instead of the configuration's")
     parser.add_argument("--optim", help="optimiser, instead of the configuration's")
+    parser.add_argument("--seed", type=int, help="instead of the configuration's")
     parser.add_argument("--cupola", default="target/release/cupola", help="the program, perhaps behind others")
     parser.add_argument("--piece", type=int, default=1 << 40, help="steps of one process of ours; longer runs are resumed")
     parser.add_argument("--double", action="store_true", help="both compute in f64 too; status 1 where those differ")
