@@ -5,10 +5,16 @@
 //! distribution are series of such operations), then rounded once.
 
 use crate::error::{Result, TrainError};
+use bytes::Bytes;
 use cupola_ir::convert::{self, Lanes};
 use cupola_ir::eval::random::philox;
 use cupola_ir::{DType, Tensor, TensorType};
 use std::f64::consts::{FRAC_PI_2, LN_2, SQRT_2};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+/// Values that are drawn at once; even, since two come of one pair of uniform numbers.
+const AT_ONCE: usize = 1 << 16;
 
 /// How the values of a state slot begin.
 #[derive(Clone, Debug, PartialEq)]
@@ -50,7 +56,8 @@ impl Init {
         }
     }
 
-    /// The values of a slot of this name and type. Those of f64 have the digits of f32, so that a model begins with the same in both.
+    /// The values of a slot of this name and type. Those of f64 have the digits of f32, so that a model begins with the same in
+    /// both.
     ///
     /// # Errors
     /// [`TrainError::Options`] for types that are no number or of unknown extents, and values of another shape.
@@ -60,8 +67,8 @@ impl Init {
         let shape = shape.ok_or_else(|| wrong("its extents must be known"))?;
         let len = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
         let len = len.ok_or_else(|| wrong("too many elements"))?;
-        if !has_memory(len.saturating_add(1).saturating_mul(size_of::<f64>())) {
-            return Err(wrong("there is no memory to draw its values"));
+        if !has_memory(Tensor::size_of(ty.dtype, &shape).unwrap_or(usize::MAX)) {
+            return Err(wrong("there is no memory for its values"));
         }
         let values = match self {
             Init::Values(t) if t.shape() == shape => {
@@ -72,30 +79,44 @@ impl Init {
             }
             Init::Constant(v) if *v == 0.0 => {
                 let zeros = zeros(ty.dtype, &shape);
-                return zeros.ok_or_else(|| wrong("no number type, or no memory for it"));
+                return zeros.ok_or_else(|| wrong("there is no memory for its values"));
             }
-            Init::Constant(v) => vec![*v; len],
-            Init::Uniform { bound } => {
-                let draw = |u: [f64; 2]| u.map(|u| bound * (2.0 * u - 1.0));
-                pairs(seed, name, len, draw)
+            _ => self.drawn(hash(name) ^ seed, ty.dtype, &shape, len),
+        };
+        values.ok_or_else(|| wrong("no number type"))
+    }
+
+    /// Values that are computed in f64 and rounded, some at a time: those of a large embedding would take twice its memory.
+    fn drawn(&self, key: u64, dtype: DType, shape: &[usize], len: usize) -> Option<Tensor> {
+        let row = len / shape.first().copied().unwrap_or(1).max(1);
+        let mut bytes = Vec::with_capacity(Tensor::size_of(dtype, shape)?);
+        for from in (0..len).step_by(AT_ONCE) {
+            let places = from..len.min(from + AT_ONCE);
+            let mut values = self.values(key, places.clone(), row);
+            if dtype == DType::F64 {
+                values.iter_mut().for_each(|v| *v = f64::from(*v as f32));
             }
-            Init::Normal { deviation } => normal(seed, name, len, *deviation),
-            Init::NormalButRow { row } => {
-                let mut values = normal(seed, name, len, 1.0);
-                let width = len / shape.first().copied().unwrap_or(1).max(1);
-                let end = (row + 1).saturating_mul(width).min(len);
-                values[(row * width).min(end)..end].fill(0.0);
+            let values = convert::convert(Lanes::F(values), dtype)?;
+            bytes.extend_from_slice(convert::tensor(&values, dtype, &[places.len()])?.bytes());
+        }
+        Tensor::new(dtype, shape.to_vec(), bytes.into())
+    }
+
+    /// The values at these places, the first of which is even, of a tensor with rows of `row` elements.
+    fn values(&self, key: u64, places: Range<usize>, row: usize) -> Vec<f64> {
+        let normal = |deviation| pairs(key, places.clone(), |u| normal(u, deviation));
+        match self {
+            Init::Constant(v) => vec![*v; places.len()],
+            Init::Uniform { bound } => pairs(key, places, |u| u.map(|u| bound * (2.0 * u - 1.0))),
+            Init::Normal { deviation } => normal(*deviation),
+            Init::NormalButRow { row: padding } => {
+                let mut values = normal(1.0);
+                let inside = |at: usize| at.clamp(places.start, places.end) - places.start;
+                let start = padding.saturating_mul(row);
+                values[inside(start)..inside(start.saturating_add(row))].fill(0.0);
                 values
             }
-        };
-        let is_double = ty.dtype == DType::F64;
-        let drawn = if is_double { DType::F32 } else { ty.dtype };
-        let values = convert::convert(Lanes::F(values), drawn);
-        let tensor = values.and_then(|v| convert::tensor(&v, drawn, &shape));
-        let tensor = tensor.ok_or_else(|| wrong("no number type"))?;
-        match is_double {
-            true => convert::cast(&tensor, ty.dtype, true).map_err(|e| wrong(&e)),
-            false => Ok(tensor),
+            Init::Values(_) => unreachable!("given values are not drawn"),
         }
     }
 }
@@ -105,11 +126,38 @@ fn has_memory(size: usize) -> bool {
     Vec::<u8>::new().try_reserve_exact(size).is_ok()
 }
 
-/// Zeros that take no memory before something is written to them, as far as the system has such memory; `None` where it has
-/// too little.
+/// Zeros, which all tensors of zeros share as long as one of them lives: the first values of an optimiser's states are as large
+/// as the model several times over, and stand in every graph of it. `None` where the system has no memory for them.
 pub(crate) fn zeros(dtype: DType, shape: &[usize]) -> Option<Tensor> {
+    static SHARED: Zeros = Zeros::new();
     let size = Tensor::size_of(dtype, shape).filter(|size| has_memory(*size))?;
-    Tensor::new(dtype, shape.to_vec(), vec![0u8; size].into())
+    Tensor::new(dtype, shape.to_vec(), SHARED.bytes(size))
+}
+
+/// Bytes of zero that are shared while somebody holds some.
+struct Zeros(Mutex<Weak<Vec<u8>>>);
+
+impl Zeros {
+    const fn new() -> Zeros {
+        Zeros(Mutex::new(Weak::new()))
+    }
+
+    fn bytes(&self, size: usize) -> Bytes {
+        struct Owner(Arc<Vec<u8>>);
+        impl AsRef<[u8]> for Owner {
+            fn as_ref(&self) -> &[u8] {
+                &self.0
+            }
+        }
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let enough = last.upgrade().filter(|zeros| zeros.len() >= size);
+        let zeros = enough.unwrap_or_else(|| {
+            let zeros = Arc::new(vec![0; size]);
+            *last = Arc::downgrade(&zeros);
+            zeros
+        });
+        Bytes::from_owner(Owner(zeros)).slice(..size)
+    }
 }
 
 /// A name as a number (FNV-1a), for the key of its random numbers.
@@ -119,29 +167,26 @@ fn hash(name: &str) -> u64 {
     })
 }
 
-/// `len` numbers, two at a time of two uniform numbers in [0, 1) with 53 bits each.
-fn pairs(seed: u64, name: &str, len: usize, draw: impl Fn([f64; 2]) -> [f64; 2]) -> Vec<f64> {
-    let key = seed ^ hash(name);
+/// Numbers at these places, the first of which is even: two at a time of two uniform numbers in [0, 1) with 53 bits each.
+fn pairs(key: u64, places: Range<usize>, draw: impl Fn([f64; 2]) -> [f64; 2]) -> Vec<f64> {
     let key = [key as u32, (key >> 32) as u32];
     let unit = |high: u32, low: u32| {
         ((u64::from(high) << 32 | u64::from(low)) >> 11) as f64 / (1u64 << 53) as f64
     };
-    let mut values = Vec::with_capacity(len + 1);
-    for block in 0..(len as u64).div_ceil(2) {
+    let mut values = Vec::with_capacity(places.len() + 1);
+    for block in places.start as u64 / 2..(places.end as u64).div_ceil(2) {
         let [a, b, c, d] = philox([block as u32, (block >> 32) as u32, 0, 0], key);
         values.extend(draw([unit(a, b), unit(c, d)]));
     }
-    values.truncate(len);
+    values.truncate(places.len());
     values
 }
 
-/// Normal numbers by the transform of Box and Muller (1958).
-fn normal(seed: u64, name: &str, len: usize, deviation: f64) -> Vec<f64> {
-    pairs(seed, name, len, |[u, v]| {
-        // 1 - u is never 0.
-        let radius = deviation * (-2.0 * ln(1.0 - u)).sqrt();
-        [radius * cos_turn(v), radius * cos_turn((v + 0.75) % 1.0)]
-    })
+/// Two normal numbers by the transform of Box and Muller (1958).
+fn normal([u, v]: [f64; 2], deviation: f64) -> [f64; 2] {
+    // 1 - u is never 0.
+    let radius = deviation * (-2.0 * ln(1.0 - u)).sqrt();
+    [radius * cos_turn(v), radius * cos_turn((v + 0.75) % 1.0)]
 }
 
 /// The natural logarithm of a positive normal number.
@@ -232,6 +277,32 @@ mod tests {
         let padded = floats(&Init::NormalButRow { row: 1 }, "e", [3, 2]);
         assert_eq!(&padded[2..4], &[0.0, 0.0]);
         assert!(padded[4] != 0.0);
+    }
+
+    #[test]
+    fn pieces_make_the_same_values_as_a_whole() {
+        let long = AT_ONCE + 5;
+        let whole = pairs(hash("w") ^ 7, 0..long, |u| normal(u, 1.0));
+        let row = AT_ONCE / 2 + 1;
+        let drawn = floats(&Init::NormalButRow { row: 1 }, "w", [2, row]);
+        for (i, v) in drawn.iter().take(long).enumerate() {
+            let padding = i / row == 1;
+            assert_eq!(*v, if padding { 0.0 } else { whole[i] as f32 }, "{i}");
+        }
+        assert!(drawn.len() > AT_ONCE, "more than one piece");
+    }
+
+    #[test]
+    fn zeros_share_their_memory_while_it_lives() {
+        let zeros = Zeros::new();
+        let large = zeros.bytes(1000);
+        let small = zeros.bytes(10);
+        assert_eq!((&small[..], large.as_ptr()), (&[0; 10][..], small.as_ptr()));
+        let larger = zeros.bytes(2000);
+        assert_eq!((larger.len(), larger.iter().max()), (2000, Some(&0)));
+        assert_eq!(zeros.bytes(1000).as_ptr(), larger.as_ptr());
+        drop((large, small, larger));
+        assert!(zeros.0.lock().expect("no panic").upgrade().is_none());
     }
 
     #[test]
