@@ -311,18 +311,11 @@ fn directions_that_are_no_pair_stay_apart() {
 /// `(x - mean) / sqrt(var + epsilon)`, scaled and shifted where that is asked for, with channels along the second axis.
 fn batch_norm(g: &mut Graph, x: ValueId, is_affine: bool) -> ValueId {
     let after: Vec<usize> = (1..g.rank(x) - 1).collect();
-    let mut channels = |g: &mut Graph, name: &str| {
-        let v = weight(g, name, &[3]);
-        let v = match name {
-            // Variances are not negative.
-            "bn.running_var" => {
-                let squares: Vec<f32> = vec![0.5, 1.5, 0.25];
-                let v = g.constant(Tensor::vector(&squares)).expect("a constant");
-                g.set_name(v, name);
-                v
-            }
-            _ => v,
-        };
+    let channels = |g: &mut Graph, name: &str| {
+        // Variances are not negative.
+        let v = g.constant(Tensor::vector(&[0.5f32, 1.5, 0.25]));
+        let v = v.expect("a constant");
+        g.set_name(v, name);
         g.unsqueeze(v, &after).expect("a view")
     };
     let mean = channels(g, "bn.running_mean");
