@@ -23,8 +23,8 @@ const EXAMPLES: [(&str, usize, usize); 10] = [
     ("reuters", 20, 40),
     ("attention", 40, 200),
     ("gpt", 2, 0),
-    ("lstm-lm", 8, 0),
-    ("lstm-lm-deep", 0, 0),
+    ("lstm-lm", 8, 4),
+    ("lstm-lm-deep", 1, 0),
 ];
 
 /// The configuration of an example with all its paths, in a folder for what it writes; `None` where its data are not here.
