@@ -1,14 +1,19 @@
 #!/usr/bin/env python3
 """Compares `cupola train` with PyTorch: the losses of every step, and what the trained models reach on the test samples.
 
-    python scripts/compare_training.py examples/train/digits.toml [--steps 200] [--cupola target/release/cupola] [--store FOLDER]
-    python scripts/compare_training.py --check benches/results/curves/digits.json [--steps 20]
+    python scripts/compare_training.py examples/train/digits.toml [--steps 200] [--double] [--perturb 3] [--store FOLDER]
+    python scripts/compare_training.py --check benches/results/curves/digits.json [--steps 20] [--double]
 
 Both begin with the same weights (which `--steps 0 --export` writes), see the same samples in the same order (made again here from
 the files by what docs/training.md says), drop the same elements and use the same optimiser and rates. Prints the largest relative
-difference of the losses and the scores on the test samples; status 1 where a loss differs by more than --most. --store keeps what
-was found as FOLDER/NAME.json, with the options of the command line that make the same run; --check runs them again and compares
-with what was kept, without PyTorch's part.
+difference of the losses and the scores on the test samples; status 1 where a loss differs by more than --most.
+
+Losses of two f32 runs part where training amplifies rounding. Two options tell that from a difference in what is computed: with
+--double both compute in f64 too, where the two must agree, and the f32 runs are held against that; --perturb N trains PyTorch
+again N times, in f32, from weights changed by a part in ten million.
+
+--store keeps what was found as FOLDER/NAME.json, with the options of the command line that make the same run; --check runs them
+again and compares with what was kept, without PyTorch's part.
 
 Needs torch, numpy and safetensors. Reads the layers and data that the configurations of examples/train have.
 """
@@ -216,8 +221,7 @@ def clip(parameters, most):
 class Reference:
     """A configuration's data and model in PyTorch, in f32 or f64."""
 
-    def __init__(self, config, dtype=torch.float32):
-        self.dtype = dtype
+    def __init__(self, config):
         data = self.data = config["data"]
         self.config, self.x_y = config, read(data, data["files"])
         x, y, ids = self.x_y
@@ -230,7 +234,8 @@ class Reference:
         classes = 0 if data.get("kind") == "text" or y.dtype != np.int64 else int(y.max()) + 1
         shape = config["model"].get("input") or [data["length"]] if isinstance(x, list) else config["model"].get("input") or x.shape[1:]
         self.shape = config["model"].get("input")
-        self.model = Model(config["model"]["layers"], shape, kinds, classes, config.get("seed", 0)).to(dtype)
+        self.model = Model(config["model"]["layers"], shape, kinds, classes, config.get("seed", 0))
+        self.dtype = torch.float32
 
     def batches(self):
         """Batches of an epoch."""
@@ -241,8 +246,10 @@ class Reference:
         x, y = (t.to(self.dtype) if t.is_floating_point() else t for t in batch_of(*x_y[:2], rows, self.data))
         return (x.reshape(len(x), *self.shape) if self.shape else x), y
 
-    def train(self, rates, weights):
+    def train(self, rates, weights, dtype=torch.float32):
         """Losses of as many steps as there are rates."""
+        self.dtype = dtype
+        self.model.to(dtype)
         for name, p in self.model.named_parameters():
             p.data = weights[name].to(self.dtype, copy=True)
         config, count, size = self.config, self.batches(), self.config.get("batch", 32)
@@ -291,8 +298,22 @@ def largest(got, want, most=0.01):
     return differences[worst], worst + 1, within
 
 
-def short(numbers):
-    return [float(f"{x:.7g}") for x in numbers]
+def short(numbers, digits=7):
+    return [float(f"{x:.{digits}g}") for x in numbers]
+
+
+def perturbed(weights, seed, by=1e-7):
+    """Weights that are changed by a part of themselves, normally distributed."""
+    draw = torch.Generator().manual_seed(seed)
+    noise = lambda w: 1 + by * torch.randn(w.shape, generator=draw, dtype=torch.float64)
+    return {name: (w.double() * noise(w)).to(w.dtype) for name, w in sorted(weights.items())}
+
+
+def told(what, got, want, most):
+    """Prints how far losses are from others; the largest relative difference, and the steps before one above `most`."""
+    difference, worst, within = largest(got, want, most)
+    print(f"    {what}: largest relative difference {difference:.2e}, at step {worst}; {within} steps within {most:g}", flush=True)
+    return {"largest": float(f"{difference:.3g}"), "within": within}
 
 
 def compare(path, args):
@@ -301,10 +322,10 @@ def compare(path, args):
     for key in "files", "test_files":
         if key in data:
             data[key] = [os.path.join(base, f) for f in data[key]]
-    given = {k: v for k, v in (("batch", args.batch), ("optim", args.optim)) if v}
+    given = {k: v for k, v in (("batch", args.batch), ("optim", args.optim), ("seed", args.seed)) if v}
     config.update(given)
     options = [word for key, value in given.items() for word in (f"--{key}", str(value))]
-    reference = Reference(config, torch.float64 if args.double else torch.float32)
+    reference = Reference(config)
     schedule = without_end(config, reference.batches())
     options += [] if schedule == config.get("schedule", "constant") else ["--schedule", schedule]
     steps = args.steps or config["epochs"] * reference.batches()
@@ -312,32 +333,46 @@ def compare(path, args):
         first = os.path.join(folder, "first.safetensors")
         subprocess.run([*shlex.split(args.cupola), "train", path, *options, "--steps", "0", "--export", first, "--checkpoints", folder + "/0"], check=True, capture_output=True)
         lines, scores = ours(path, options, steps, args, os.path.join(folder, "checkpoints"))
-        want = reference.train([line["lr"] for line in lines], load_file(first))
+        if args.double:
+            wide = ours(path, [*options, "--double"], steps, args, os.path.join(folder, "double"))[0]
+        weights, rates = load_file(first), [line["lr"] for line in lines]
     got, name = [line["loss"] for line in lines], os.path.basename(path)
-    difference, worst, within = largest(got, want, args.most)
+    want = reference.train(rates, weights)
     theirs = reference.scores()
     scores = {k: v for k, v in scores.items() if k in theirs}
-    print(f"{name}: {steps} steps, loss {want[0]:.6f} to {want[-1]:.6f}; largest relative difference {difference:.2e}, at step {worst}; {within} steps within {args.most:g}")
+    print(f"{name}: {steps} steps, loss {want[0]:.6f} to {want[-1]:.6f}")
+    found = told("f32", got, want, args.most)
+    document = {"config": name, "options": options, "torch": torch.__version__, **found}
+    good = found["largest"] <= args.most
     for key, value in theirs.items():
         print(f"    test {key}: {scores.get(key, math.nan):.6g}, PyTorch {value:.6g}")
+    if args.double:
+        truth = reference.train(rates, weights, torch.float64)
+        both = told("f64", [line["loss"] for line in wide], truth, args.most)
+        own = told("f32, beside PyTorch's f64", got, truth, args.most)
+        document |= {"f64": both, "f32_from_f64": {"cupola": own, "pytorch": told("PyTorch's f32, beside its f64", want, truth, args.most)}}
+        good = both["largest"] <= args.most
+    again = [reference.train(rates, perturbed(weights, seed)) for seed in range(1, args.perturb + 1)]
+    if again:
+        document |= {"perturbed": [told(f"PyTorch from other weights ({i + 1})", losses, want, args.most) for i, losses in enumerate(again)]}
     if args.store:
-        document = {"config": name, "options": options, "torch": torch.__version__, "largest": float(f"{difference:.3g}"), "within": within}
-        document |= {"test": {"cupola": scores, "pytorch": theirs}, "pytorch": short(want)}
+        document |= {"test": {"cupola": scores, "pytorch": theirs}, "pytorch": short(want)} | ({"pytorch_f64": short(truth, 12)} if args.double else {})
+        rows = [json.dumps({key: value}, separators=(",", ":"))[1:-1] for key, value in document.items()]
         with open(os.path.join(args.store, os.path.splitext(name)[0] + ".json"), "w") as f:
-            f.write(json.dumps(document, separators=(",", ":")).replace(',"test"', ',\n"test"').replace('},"pytorch":[', '},\n"pytorch":[') + "\n")
-    return difference <= args.most
+            f.write("{" + ",\n".join(rows) + "}\n")
+    return good
 
 
 def check(path, args):
     """Runs what was stored again."""
     stored = json.load(open(path))
     config = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "examples/train", stored["config"])
-    want = stored["pytorch"][: args.steps or None]
+    want = stored["pytorch_f64" if args.double else "pytorch"][: args.steps or None]
+    options = stored["options"] + ["--double"] * args.double
     with tempfile.TemporaryDirectory() as folder:
-        lines, _ = ours(config, stored["options"], len(want), args, folder)
-    difference, worst, within = largest([line["loss"] for line in lines], want, args.most)
-    print(f"{stored['config']}: {len(want)} steps; largest relative difference {difference:.2e}, at step {worst}; {within} steps within {args.most:g}")
-    return difference <= args.most
+        lines, _ = ours(config, options, len(want), args, folder)
+    print(f"{stored['config']}: {len(want)} steps")
+    return told("f64" if args.double else "f32", [line["loss"] for line in lines], want, args.most)["largest"] <= args.most
 
 
 def main():
@@ -346,9 +381,11 @@ def main():
     parser.add_argument("--steps", type=int, default=0, help="all of the configuration's epochs (or all that are stored) by itself")
     parser.add_argument("--batch", type=int, help="samples of a step, instead of the configuration's")
     parser.add_argument("--optim", help="optimiser, instead of the configuration's")
+    parser.add_argument("--seed", type=int, help="instead of the configuration's")
     parser.add_argument("--cupola", default="target/release/cupola", help="the program, perhaps behind others")
     parser.add_argument("--piece", type=int, default=1 << 40, help="steps of one process of ours; longer runs are resumed")
-    parser.add_argument("--double", action="store_true", help="PyTorch computes in f64: which of two that part is nearer to it?")
+    parser.add_argument("--double", action="store_true", help="both compute in f64 too; status 1 where those differ")
+    parser.add_argument("--perturb", type=int, default=0, help="runs of PyTorch from weights changed by a part in ten million")
     parser.add_argument("--most", type=float, default=0.01)
     parser.add_argument("--store", help="folder to keep results in")
     parser.add_argument("--check", action="store_true")

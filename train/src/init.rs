@@ -56,7 +56,8 @@ impl Init {
         }
     }
 
-    /// The values of a slot of this name and type.
+    /// The values of a slot of this name and type. Those of f64 have the digits of f32, so that a model begins with the same in
+    /// both.
     ///
     /// # Errors
     /// [`TrainError::Options`] for types that are no number or of unknown extents, and values of another shape.
@@ -91,7 +92,11 @@ impl Init {
         let mut bytes = Vec::with_capacity(Tensor::size_of(dtype, shape)?);
         for from in (0..len).step_by(AT_ONCE) {
             let places = from..len.min(from + AT_ONCE);
-            let values = convert::convert(Lanes::F(self.values(key, places.clone(), row)), dtype)?;
+            let mut values = self.values(key, places.clone(), row);
+            if dtype == DType::F64 {
+                values.iter_mut().for_each(|v| *v = f64::from(*v as f32));
+            }
+            let values = convert::convert(Lanes::F(values), dtype)?;
             bytes.extend_from_slice(convert::tensor(&values, dtype, &[places.len()])?.bytes());
         }
         Tensor::new(dtype, shape.to_vec(), bytes.into())

@@ -57,6 +57,8 @@ pub struct Net {
     pub(crate) metrics: Vec<(String, ValueId)>,
     pub(crate) outputs: Vec<(String, ValueId)>,
     pub(crate) streams: u64,
+    /// Type of parameters and buffers: f64 instead of f32.
+    pub(crate) double: bool,
 }
 
 impl Net {
@@ -65,6 +67,23 @@ impl Net {
         Net {
             graph: Graph::new(name),
             ..Net::default()
+        }
+    }
+
+    /// The same with parameters and buffers of f64, which begin with the numbers that f32 ones would: a model that is computed in
+    /// f64 throughout where its float inputs are f64 too. To be said before anything is added.
+    pub fn double(self) -> Net {
+        Net {
+            double: true,
+            ..self
+        }
+    }
+
+    /// The type of parameters and buffers.
+    pub fn dtype(&self) -> DType {
+        match self.double {
+            true => DType::F64,
+            false => DType::F32,
         }
     }
 
@@ -86,12 +105,12 @@ impl Net {
         Ok(self.graph.input(name, TensorType::new(dtype, dims))?)
     }
 
-    /// A trainable f32 parameter. Asking for a name again gives the same parameter, so that layers may share it.
+    /// A trainable parameter of [`Net::dtype`]. Asking for a name again gives the same parameter, so that layers may share it.
     ///
     /// # Errors
     /// A name that a parameter of another shape or a buffer has.
     pub fn parameter(&mut self, name: &str, shape: &[usize], init: Init) -> Result<ValueId> {
-        let ty = TensorType::new(DType::F32, shape.iter().copied());
+        let ty = TensorType::new(self.dtype(), shape.iter().copied());
         if let Some(known) = self.parameters.iter().find(|p| p.name == name) {
             if known.ty == ty {
                 return Ok(known.value);
@@ -110,12 +129,12 @@ impl Net {
         Ok(value)
     }
 
-    /// An f32 state slot that no optimiser changes; [`Net::set_buffer`] says what a training step makes of it.
+    /// A state slot of [`Net::dtype`] that no optimiser changes; [`Net::set_buffer`] says what a training step makes of it.
     ///
     /// # Errors
     /// A name that is taken.
     pub fn buffer(&mut self, name: &str, shape: &[usize], init: Init) -> Result<ValueId> {
-        let ty = TensorType::new(DType::F32, shape.iter().copied());
+        let ty = TensorType::new(self.dtype(), shape.iter().copied());
         let value = self.slot(name, &ty)?;
         self.buffers.push(Buffer {
             name: name.into(),

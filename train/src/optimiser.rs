@@ -301,7 +301,7 @@ impl Optimiser {
 /// The scalar inputs that updates have asked for.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Hypers {
-    pub(crate) all: Vec<(String, Hyper, ValueId)>,
+    pub(crate) all: Vec<(String, Hyper, DType, ValueId)>,
 }
 
 impl Hypers {
@@ -311,8 +311,12 @@ impl Hypers {
         let value = match known {
             Some(v) => v,
             None => {
-                let v = g.input(name, TensorType::scalar(DType::F32))?;
-                self.all.push((name.into(), hyper, v));
+                let dtype = match g.dtype(like) {
+                    DType::F64 => DType::F64,
+                    _ => DType::F32,
+                };
+                let v = g.input(name, TensorType::scalar(dtype))?;
+                self.all.push((name.into(), hyper, dtype, v));
                 v
             }
         };

@@ -11,7 +11,7 @@ use crate::net::Net;
 use cupola_ir::ops::{Collective, CollectiveKind};
 use cupola_ir::{DType, Graph, Scalar, TensorType, ValueId};
 
-/// Input of a step of several shards: the shard's share of the samples of the batch (f32 scalar).
+/// Input of a step of several shards: the shard's share of the samples of the batch (scalar of [`Net::dtype`]).
 pub const SHARE: &str = "shard.share";
 
 /// The other shards of a step under construction.
@@ -22,8 +22,8 @@ pub(crate) struct Shards {
 
 impl Shards {
     /// Adds the input that tells a shard's share.
-    pub fn declare(graph: &mut Graph, count: usize) -> Result<Shards> {
-        let share = graph.input(SHARE, TensorType::scalar(DType::F32))?;
+    pub fn declare(graph: &mut Graph, count: usize, dtype: DType) -> Result<Shards> {
+        let share = graph.input(SHARE, TensorType::scalar(dtype))?;
         Ok(Shards { count, share })
     }
 

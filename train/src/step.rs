@@ -88,17 +88,20 @@ pub struct TrainStep {
     pub slots: Vec<Slot>,
     /// What the backward pass keeps, where that has a limit.
     pub kept: Option<Kept>,
-    hypers: Vec<(String, Hyper)>,
+    hypers: Vec<(String, Hyper, DType)>,
 }
 
 impl TrainStep {
     /// The scalar inputs for step `t`, counted from 1, with the learning rate `lr`. A step that the scaler leaves out does not
     /// count: the next has the same `t`.
     pub fn hyper(&self, t: u64, lr: f64) -> Vec<(String, Tensor)> {
-        let value = |h: &Hyper| Tensor::scalar(h.value(t, lr) as f32);
+        let value = |h: &Hyper, dtype: DType| match dtype {
+            DType::F64 => Tensor::scalar(h.value(t, lr)),
+            _ => Tensor::scalar(h.value(t, lr) as f32),
+        };
         self.hypers
             .iter()
-            .map(|(n, h)| (n.clone(), value(h)))
+            .map(|(n, h, dtype)| (n.clone(), value(h, *dtype)))
             .collect()
     }
 
@@ -167,7 +170,7 @@ impl Net {
                 b.write(&buffer.name, next)?;
             }
         }
-        let own = b.graph.cast(loss, DType::F32)?;
+        let own = b.graph.widen(loss)?;
         let all = b.of_batch(own)?;
         b.graph.output("loss", all);
         for (name, value) in &self.metrics {
@@ -221,7 +224,7 @@ impl Build<'_> {
         let mut graph = net.graph.clone();
         let shards = match options.shards {
             0 | 1 => None,
-            count => Some(Shards::declare(&mut graph, count)?),
+            count => Some(Shards::declare(&mut graph, count, net.dtype())?),
         };
         if let Some(shards) = shards.as_ref().filter(|_| options.sync_batch_norm) {
             shards.agree(net, &mut graph)?;
@@ -354,9 +357,9 @@ impl Build<'_> {
         match (options.clip, norm) {
             (Some(Clip::Norm(limit)), Some(norm)) => {
                 let (limit, tiny, one) = (
-                    g.number(limit, DType::F32)?,
-                    g.number(1e-6, DType::F32)?,
-                    g.number(1.0, DType::F32)?,
+                    g.number_like(limit, norm)?,
+                    g.number_like(1e-6, norm)?,
+                    g.number_like(1.0, norm)?,
                 );
                 let factor = g.binary(Scalar::Add, norm, tiny)?;
                 let factor = g.binary(Scalar::Div, limit, factor)?;
@@ -378,13 +381,15 @@ impl Build<'_> {
         Ok(norm)
     }
 
-    /// The joint Euclidean norm of all gradients in f32. Matrices are summed along their rows first: one sum of ten million
+    /// The joint Euclidean norm of all gradients, in f32 at least. Matrices are summed along their rows first: one sum of ten million
     /// numbers, in a few partial sums of f32, loses a part in a thousand.
     fn norm(&mut self, grads: &[(usize, ValueId)]) -> Result<ValueId> {
         let g = &mut self.graph;
         let mut total = None;
+        let is_double = grads.iter().any(|(_, v)| g.dtype(*v) == DType::F64);
+        let dtype = if is_double { DType::F64 } else { DType::F32 };
         for (_, grad) in grads {
-            let wide = g.cast(*grad, DType::F32)?;
+            let wide = g.cast(*grad, dtype)?;
             let square = g.binary(Scalar::Mul, wide, wide)?;
             let axes: Vec<usize> = (1..g.rank(square)).collect();
             let rows = match axes.is_empty() {
@@ -400,7 +405,7 @@ impl Build<'_> {
         }
         let total = match total {
             Some(total) => total,
-            None => g.number(0.0, DType::F32)?,
+            None => g.number(0.0, dtype)?,
         };
         Ok(g.unary(Scalar::Sqrt, total)?)
     }
@@ -469,7 +474,9 @@ impl Build<'_> {
         keep_needed(&mut self.graph)?;
         let graph = self.graph;
         self.slots.retain(|s| graph.slots.contains_key(&s.name));
-        let hypers = hypers.all.into_iter().map(|(n, h, _)| (n, h)).collect();
+        let hypers = (hypers.all.into_iter())
+            .map(|(n, h, dtype, _)| (n, h, dtype))
+            .collect();
         Ok(TrainStep {
             graph,
             slots: self.slots,

@@ -535,3 +535,58 @@ fn padding_rows_leave_no_trace_in_inference() {
     let ops: Vec<String> = graph.nodes().map(|(_, n)| n.op.name()).collect();
     assert_eq!(ops, ["input", "const", "gather"]);
 }
+
+#[test]
+fn a_double_model_is_f64_throughout_and_begins_with_the_numbers_of_a_single_one() {
+    let model = |double: bool| {
+        let mut net = Net::new("norm");
+        if double {
+            net = net.double();
+        }
+        let dims = [Dim::sym("n"), 3usize.into()];
+        let x = net.input("x", net.dtype(), dims.clone()).unwrap();
+        let y = net.batch_norm("bn", x, &BatchNorm::default()).unwrap();
+        let y = net.linear("fc", y, 3).unwrap();
+        let y = net.dropout(y, 0.25).unwrap();
+        let target = net.input("target", net.dtype(), dims).unwrap();
+        let loss = net.mse(y, target, cupola_train::Reduction::Mean).unwrap();
+        let options = StepOptions {
+            clip: Some(Clip::Norm(0.5)),
+            ..StepOptions::default()
+        };
+        net.train_step(loss, &Optimiser::adamw(), &options).unwrap()
+    };
+    let step = model(true);
+    for (_, node) in step.graph.nodes() {
+        for v in &node.results {
+            assert_ne!(step.graph.dtype(*v), DType::F32, "{}", node.op.name());
+        }
+    }
+    let (mut wide, mut single) = (Run::new(step), Run::new(model(false)));
+    for slot in ["fc.weight", "fc.bias", "bn.running_var"] {
+        assert_eq!(wide.slot(slot), single.slot(slot));
+    }
+    let x: Vec<f64> = (0..24).map(|i| f64::from(i as f32 * 0.37).sin()).collect();
+    let of = |values: &[f64], double: bool| match double {
+        true => Tensor::from_slice(&[8, 3], values).unwrap(),
+        false => {
+            let values: Vec<f32> = values.iter().map(|v| *v as f32).collect();
+            Tensor::from_slice(&[8, 3], &values).unwrap()
+        }
+    };
+    for _ in 0..5 {
+        let inputs = |double| [("x", of(&x, double)), ("target", of(&x, double))];
+        let (a, b) = (
+            wide.step(0.1, &inputs(true)),
+            single.step(0.1, &inputs(false)),
+        );
+        assert_eq!(a["loss"].dtype(), DType::F64);
+        close(
+            "loss",
+            &numbers(&b["loss"]),
+            &numbers(&a["loss"]),
+            1e-5,
+            0.0,
+        );
+    }
+}

@@ -46,8 +46,14 @@ pub fn assemble(config: &Config, data: &Dataset) -> Result<Assembled> {
     if let Some(path) = &config.model.file {
         return of_file(path, config, y_type, &loss, data);
     }
-    let mut net = Net::new(&config.name);
-    let x_type = input_type(columns("x")?, &config.model.input)?;
+    let mut net = config.net();
+    let mut x_type = input_type(columns("x")?, &config.model.input)?;
+    let mut y_type = y_type;
+    for ty in [&mut x_type, &mut y_type] {
+        if ty.dtype.is_float() {
+            ty.dtype = net.dtype();
+        }
+    }
     let x = net.input("x", x_type.dtype, x_type.dims)?;
     let words = [
         ("tokens", data.token_kinds),

@@ -2,6 +2,7 @@
 
 use super::recipe;
 use crate::error::{Error, Result};
+use cupola_train::Net;
 use cupola_train::data::{Side, Units};
 use cupola_train::metrics::Metric;
 use serde::{Deserialize, Serialize};
@@ -37,6 +38,8 @@ pub struct Config {
     pub clip_value: Option<f64>,
     /// Low type of mixed precision.
     pub amp: Option<Amp>,
+    /// Compute in f64 throughout.
+    pub double: bool,
     /// Programs of this process that compute a batch together; one by itself.
     pub replicas: Option<usize>,
     /// Parts that a batch is cut into; as many as there are replicas by itself. Results depend on it, not on the replicas.
@@ -73,6 +76,7 @@ impl Default for Config {
             clip_norm: None,
             clip_value: None,
             amp: None,
+            double: false,
             replicas: None,
             shards: None,
             sync_batch_norm: false,
@@ -339,6 +343,14 @@ impl Config {
                 && self.shards.is_none_or(usize::is_power_of_two),
             "replicas and shards must be powers of two",
         )?;
+        need(
+            !self.double || self.amp.is_none(),
+            "double and amp exclude each other",
+        )?;
+        need(
+            !self.double || self.model.file.is_none(),
+            "double is of models of layers; those of a file have its types",
+        )?;
         self.check_settings()?;
         self.metrics()?;
         let watched = self.validation.watch.as_deref().unwrap_or("loss");
@@ -383,6 +395,12 @@ impl Config {
             is_name,
             "name is that of a folder, without others before it",
         )
+    }
+
+    /// An empty model of this name and type.
+    pub fn net(&self) -> Net {
+        let net = Net::new(&self.name);
+        if self.double { net.double() } else { net }
     }
 
     /// The metrics that are asked for.

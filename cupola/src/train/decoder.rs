@@ -323,7 +323,14 @@ fn windowed(
         return unfit(checkpoint, what);
     }
     net.output("logits", logits);
-    let graph = net.inference_graph(&|name| checkpoint.slots.get(name).cloned())?;
+    // Texts are continued in f32, also by a model that was trained in f64.
+    let graph = net.inference_graph(&|name| {
+        let value = checkpoint.slots.get(name)?;
+        match value.dtype() {
+            DType::F64 => cupola_ir::convert::cast(value, DType::F32, true).ok(),
+            _ => Some(value.clone()),
+        }
+    })?;
     Ok(LanguageModel {
         graph,
         config: Sizes {

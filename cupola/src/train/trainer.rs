@@ -180,8 +180,8 @@ impl Trainer {
         if was.batch != now.batch || was.shuffle != now.shuffle || was.drop_last != now.drop_last {
             return differs("order of samples (batch, shuffle, drop_last)");
         }
-        if was.loss != now.loss || was.amp != now.amp {
-            return differs("loss or amp");
+        if was.loss != now.loss || was.amp != now.amp || was.double != now.double {
+            return differs("loss, amp or double");
         }
         if was.shards.unwrap_or(1) != now.shards.unwrap_or(1) {
             return differs("number of shards");
@@ -296,7 +296,11 @@ impl Trainer {
         if self.team.count > 1 {
             shard = batch.shard(self.team.first + at, self.team.count);
             let share = shard.len as f64 / batch.len.max(1) as f64;
-            fed.push((SHARE.into(), Tensor::scalar(share as f32)));
+            let share = match self.config.double {
+                true => Tensor::scalar(share),
+                false => Tensor::scalar(share as f32),
+            };
+            fed.push((SHARE.into(), share));
             batch = &shard;
         }
         let rest: Vec<(String, TensorType)> = (self.inputs.iter())
@@ -617,10 +621,12 @@ impl Trainer {
     }
 }
 
-/// An output of a step that is one f32.
+/// An output of a step that is one number.
 fn number(outputs: &[(String, Tensor)], name: &str) -> Option<f64> {
     let (_, found) = outputs.iter().find(|(n, _)| n == name)?;
-    found.to_vec::<f32>()?.first().map(|x| f64::from(*x))
+    let single = found.to_vec::<f32>();
+    let single = single.and_then(|x| x.first().map(|x| f64::from(*x)));
+    single.or_else(|| found.to_vec::<f64>()?.first().copied())
 }
 
 /// Whether a step made no update, since a gradient was infinite.

@@ -34,6 +34,9 @@ pub struct RecipeArgs {
     /// Mixed precision.
     #[arg(long, value_enum)]
     pub amp: Option<Amp>,
+    /// Compute in f64 throughout, weights too.
+    #[arg(long, conflicts_with = "amp")]
+    pub double: bool,
     /// Samples of a step.
     #[arg(long, value_name = "N")]
     pub batch: Option<usize>,

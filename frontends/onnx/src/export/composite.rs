@@ -1,7 +1,7 @@
 //! Composites: as the ONNX operator with the same meaning, or by their decomposition.
 
-use cupola_ir::composite::{Conv, ConvTranspose, LayerNorm};
-use cupola_ir::{Class, CompositeOp, DType, Dim, Graph, Node};
+use cupola_ir::composite::{Attention, Conv, ConvTranspose, LayerNorm, Softmax};
+use cupola_ir::{Class, CompositeOp, DType, Dim, Graph, IrError, Node, Op, Scalar};
 
 use super::{Exporter, Result, unsupported};
 use crate::proto::AttributeProto;
@@ -27,7 +27,7 @@ impl Exporter<'_> {
             CompositeOp::LayerNorm(p) => layer_norm(graph, node, p),
             CompositeOp::Conv(p) => conv(graph, node, p),
             CompositeOp::ConvTranspose(p) => conv_transpose(graph, node, p),
-            CompositeOp::Recurrent(p) => match self.recurrent(graph, node, p, operands)? {
+            CompositeOp::Recurrent(p) => match self.recurrent(graph, node, p)? {
                 Some(results) => return Ok(results),
                 None => None,
             },
@@ -41,7 +41,14 @@ impl Exporter<'_> {
             .iter()
             .map(|&operand| graph.ty(operand))
             .collect();
-        let (body, _) = op.expand(&kinds).map_err(|_| unsupported(node.op.name()))?;
+        let body = match op {
+            CompositeOp::Attention(p) => attention(graph, node, p).ok().flatten(),
+            _ => None,
+        };
+        let body = match body {
+            Some(body) => body,
+            None => (op.expand(&kinds).map_err(|_| unsupported(node.op.name()))?).0,
+        };
         let names: Vec<String> = operands.iter().map(|&name| name.to_owned()).collect();
         self.inline(&body, &names, false)
     }
@@ -66,6 +73,49 @@ fn layer_norm(graph: &Graph, node: &Node, p: &LayerNorm) -> Own {
         ];
         ("LayerNormalization", attributes)
     })
+}
+
+/// Attention in the operators that other exporters write and runtimes look for, with a softmax in one: where every query sees a
+/// key, as ONNX's softmax of nothing is no number.
+fn attention(
+    graph: &Graph,
+    node: &Node,
+    p: &Attention,
+) -> std::result::Result<Option<Graph>, IrError> {
+    let &[q, k, v] = &node.operands[..] else {
+        return Ok(None);
+    };
+    let (queries, keys) = (graph.dims(q), graph.dims(k));
+    let is_square = queries[2] == keys[2];
+    if p.softcap != 0.0 || queries[1] != keys[1] || (p.causal && !is_square) || keys[2].is(0) {
+        return Ok(None);
+    }
+    let mut g = Graph::new("attention");
+    let mut inputs = [q, k, v];
+    for (name, v) in ["q", "k", "v"].into_iter().zip(&mut inputs) {
+        let own = g.input(name, graph.tensor(*v))?;
+        *v = g.widen(own)?;
+    }
+    let [q, k, v] = inputs;
+    let scores = g.matmul_nt(q, k)?;
+    let mut scores = g.scale(scores, p.scale)?;
+    if p.causal {
+        let plane = g.dims(scores)[2..].to_vec();
+        let row = g.iota(DType::I64, &plane, 0)?;
+        let column = g.iota(DType::I64, &plane, 1)?;
+        let seen = g.binary(Scalar::Le, column, row)?;
+        let low = g.number_like(f64::NEG_INFINITY, scores)?;
+        scores = g.select(seen, scores, low)?;
+    }
+    let softmax = Softmax {
+        axis: 3,
+        log: false,
+    };
+    let weights = g.one(Op::Composite(softmax.into()), &[scores])?;
+    let y = g.matmul(weights, v)?;
+    let y = g.cast(y, graph.dtype(node.results[0]))?;
+    g.output("y", y);
+    Ok(Some(g))
 }
 
 fn conv(graph: &Graph, node: &Node, p: &Conv) -> Own {

@@ -1,39 +1,64 @@
-//! Layers as other exporters write them: `Relu`, biases as an operand of `Gemm` and `Conv`, recurrent layers with constant weights.
+//! Layers as other exporters write them: `Relu`, `BatchNormalization`, biases as an operand of `Gemm` and `Conv`.
 
-use cupola_ir::composite::{Cell, Recurrent};
-use cupola_ir::{CompositeOp, CoreOp, DType, Dim, Graph, Node, Op, Scalar, Tensor, ValueId, eval};
+use cupola_ir::{CompositeOp, CoreOp, DType, Dim, Graph, Node, Op, Scalar, ValueId};
 
 use super::{Exporter, Result};
-use crate::proto::{AttributeProto, NodeProto};
-use crate::write::{AttributeValue, attribute};
-
-/// Views that a weight may be behind. More are nothing that a layer makes.
-const MOST_VIEWS: usize = 16;
+use crate::proto::NodeProto;
+use crate::write::attribute;
 
 impl Exporter<'_> {
-    /// `max(x, 0)` as `Relu`; a sum with a bias as an operand of what it is added to.
+    /// `max(x, 0)` as `Relu`; a sum with a bias as an operand of what it is added to; `(x - mean) / sqrt(var + epsilon)`, scaled
+    /// and shifted or not, as `BatchNormalization`.
     pub(super) fn layer(
         &mut self,
         graph: &Graph,
         node: &Node,
         f: Scalar,
         operands: &[&str],
-    ) -> Option<String> {
+    ) -> Result<Option<String>> {
         let [lhs, rhs] = node.operands[..] else {
-            return None;
+            return Ok(None);
         };
         if !is_float(graph.dtype(lhs)) {
-            return None;
+            return Ok(None);
         }
-        match f {
+        Ok(match f {
             Scalar::Max if is_zero(graph, rhs) => Some(self.emit("Relu", &operands[..1], &[])),
             Scalar::Max if is_zero(graph, lhs) => Some(self.emit("Relu", &operands[1..], &[])),
-            Scalar::Add => {
-                let first = self.biased(graph, lhs, rhs);
-                first.or_else(|| self.biased(graph, rhs, lhs))
-            }
+            Scalar::Mul => match normalised(graph, node.results[0]) {
+                Some(found) => Some(self.batch_norm(graph, &found)?),
+                None => None,
+            },
+            Scalar::Add => match affine(graph, node.results[0]) {
+                Some(found) => Some(self.batch_norm(graph, &found)?),
+                None => {
+                    let first = self.biased(graph, lhs, rhs);
+                    first.or_else(|| self.biased(graph, rhs, lhs))
+                }
+            },
             _ => None,
-        }
+        })
+    }
+
+    /// The operator in its form for inference. What is no operand of the layer is 1 or 0 for each channel.
+    fn batch_norm(&mut self, graph: &Graph, found: &BatchNorm) -> Result<String> {
+        let name = |v: ValueId| self.value(v).to_owned();
+        let (x, mean, var) = (name(found.x), name(found.mean), name(found.var));
+        let [scale, bias] = match found.affine {
+            Some(affine) => affine.map(name),
+            None => {
+                let dims = graph.dims(found.mean);
+                let mut plain = [String::new(), String::new()];
+                for (value, made) in [1.0, 0.0].into_iter().zip(&mut plain) {
+                    let number = self.number(value, graph.dtype(found.mean))?;
+                    *made = self.expand(&number, &dims)?;
+                }
+                plain
+            }
+        };
+        let epsilon = [attribute("epsilon", found.epsilon as f32)];
+        let operands: [&str; 5] = [&x, &scale, &bias, &mean, &var];
+        Ok(self.emit("BatchNormalization", &operands, &epsilon))
     }
 
     /// Makes a bias along the second axis the third operand of the operator that made `sum`, where nothing else uses that.
@@ -77,149 +102,76 @@ impl Exporter<'_> {
         }
         Some(made)
     }
+}
 
-    /// A recurrent layer of one direction as its operator, where that has its types and activations.
-    pub(super) fn recurrent(
-        &mut self,
-        graph: &Graph,
-        node: &Node,
-        p: &Recurrent,
-        operands: &[&str],
-    ) -> Result<Option<Vec<String>>> {
-        let Some(attributes) = attributes_of(graph, node, p) else {
-            return Ok(None);
-        };
-        let mut rest = node.operands.iter().copied().zip(operands).skip(1);
-        let mut next = |given: bool| if given { rest.next() } else { None };
-        let (w, r, h) = (next(true), next(true), next(true));
-        let c = next(p.cell == Cell::Lstm);
-        let (b, lens, peephole) = (next(p.bias), next(p.lens), next(p.peephole));
-        let mut inputs = vec![operands[0].to_owned()];
-        for weight in [w, r, b] {
-            inputs.push(self.of_direction(graph, weight));
-        }
-        inputs.push(match lens {
-            Some((v, name)) => self.cast(name, graph.dtype(v), DType::I32)?,
-            None => String::new(),
-        });
-        for state in [h, c] {
-            let state = state.filter(|(v, _)| !is_zero(graph, *v));
-            inputs.push(self.of_direction(graph, state));
-        }
-        inputs.push(self.of_direction(graph, peephole));
-        let given = inputs.iter().rposition(|i| !i.is_empty()).unwrap_or(0) + 1;
-        let inputs: Vec<&str> = inputs[..given].iter().map(String::as_str).collect();
-        let op = match p.cell {
-            Cell::Rnn => "RNN",
-            Cell::Gru => "GRU",
-            Cell::Lstm => "LSTM",
-        };
-        let results = self.emit_list(op, &inputs, &attributes, node.results.len());
-        let each = results.iter().enumerate().map(|(at, result)| {
-            // The axis of directions.
-            let axes = self.ints(&[i64::from(at == 0)]);
-            self.emit("Squeeze", &[result, &axes], &[])
-        });
-        Ok(Some(each.collect()))
-    }
+/// A value that is normalised along its second axis by given statistics.
+struct BatchNorm {
+    x: ValueId,
+    mean: ValueId,
+    var: ValueId,
+    epsilon: f64,
+    /// Scale and shift.
+    affine: Option<[ValueId; 2]>,
+}
 
-    /// An operand with an axis of directions before its own, as an initializer where it is known; nothing where it is none.
-    fn of_direction(&mut self, graph: &Graph, operand: Option<(ValueId, &&str)>) -> String {
-        let Some((v, name)) = operand else {
-            return String::new();
+/// `normalised * scale + bias`.
+fn affine(graph: &Graph, v: ValueId) -> Option<BatchNorm> {
+    let dims = graph.dims(v);
+    let find = |[product, bias]: [ValueId; 2]| {
+        let bias = vector_along(graph, bias, &dims)?;
+        let scaled = |[y, scale]: [ValueId; 2]| {
+            let scale = vector_along(graph, scale, &dims)?;
+            let found = normalised(graph, y)?;
+            let affine = Some([scale, bias]);
+            Some(BatchNorm { affine, ..found })
         };
-        if let Some((source, tensor)) = self.folded(graph, v) {
-            let shape = [&[1], tensor.shape()].concat();
-            if let Some(tensor) = tensor.reshaped(shape) {
-                let name = self.tensor(&source, &tensor);
-                self.wishes.insert(name.clone(), source);
-                return name;
-            }
-        }
-        let axes = self.ints(&[0]);
-        self.emit("Unsqueeze", &[name, &axes], &[])
-    }
+        orders(graph, product, Scalar::Mul)?
+            .into_iter()
+            .find_map(scaled)
+    };
+    orders(graph, v, Scalar::Add)?.into_iter().find_map(find)
+}
 
-    /// What is made of constants by moving elements, and the name of the first of them.
-    fn folded(&self, graph: &Graph, v: ValueId) -> Option<(String, Tensor)> {
-        let (mut views, mut source) = (Graph::new("views"), None);
-        let copy = self.copied(graph, v, &mut views, &mut source, MOST_VIEWS)?;
-        views.output("value", copy);
-        let found = eval::run(&views, &[], &mut eval::Env::default()).ok()?;
-        Some((source?, found.first()?.as_tensor()?.clone()))
-    }
-
-    fn copied(
-        &self,
-        graph: &Graph,
-        v: ValueId,
-        to: &mut Graph,
-        source: &mut Option<String>,
-        depth: usize,
-    ) -> Option<ValueId> {
-        let node = graph.def(v);
-        let (name, tensor) = match &node.op {
-            Op::Core(CoreOp::Const(p)) => {
-                let name = graph.value(v).name.as_deref().unwrap_or("constant");
-                (name.to_owned(), p.value.clone())
-            }
-            Op::Core(CoreOp::Param(p)) => (p.name.clone(), (self.weights)(&p.name)?),
-            Op::Core(
-                CoreOp::Reshape(_) | CoreOp::Permute(_) | CoreOp::Slice(_) | CoreOp::Concat(_),
-            ) if depth > 0 => {
-                let mut operands = vec![];
-                for operand in &node.operands {
-                    operands.push(self.copied(graph, *operand, to, source, depth - 1)?);
-                }
-                return to.push(node.op.clone(), &operands).ok()?.first().copied();
-            }
-            _ => return None,
+/// `(x - mean) / sqrt(var + epsilon)`, in f32: the operator's epsilon is one.
+fn normalised(graph: &Graph, v: ValueId) -> Option<BatchNorm> {
+    let dims = graph.dims(v);
+    let find = |[centred, inverse]: [ValueId; 2]| {
+        let [[x, mean], _] = orders(graph, centred, Scalar::Sub)?;
+        let mean = vector_along(graph, mean, &dims)?;
+        let root = map_of(graph, along_channels(graph, inverse, &dims)?, Scalar::Rsqrt)?[0];
+        let sum = |[var, epsilon]: [ValueId; 2]| {
+            let var = unrepeated(graph, var);
+            let epsilon = number_of(graph, epsilon)?;
+            let fits = graph.dims(var) == dims[1..2];
+            fits.then_some(BatchNorm {
+                x,
+                mean,
+                var,
+                epsilon,
+                affine: None,
+            })
         };
-        source.get_or_insert(name);
-        to.constant(tensor).ok()
+        orders(graph, root, Scalar::Add)?.into_iter().find_map(sum)
+    };
+    let is_single = graph.dtype(v) == DType::F32 && dims.len() >= 2;
+    let found = orders(graph, v, Scalar::Mul).filter(|_| is_single)?;
+    found.into_iter().find_map(find)
+}
+
+/// The operands of the scalar function that makes a value.
+fn map_of(graph: &Graph, v: ValueId, f: Scalar) -> Option<&[ValueId]> {
+    match graph.op_of(v) {
+        Op::Core(CoreOp::Map(p)) if p.f == f => Some(&graph.def(v).operands),
+        _ => None,
     }
 }
 
-/// The attributes of a recurrent operator; `None` where it has not what the layer is.
-fn attributes_of(graph: &Graph, node: &Node, p: &Recurrent) -> Option<Vec<AttributeProto>> {
-    let dtype = graph.dtype(node.operands[0]);
-    let alike = |v: &ValueId| graph.dtype(*v) == dtype || graph.dtype(*v) == DType::I64;
-    let has_type = matches!(dtype, DType::F16 | DType::F32 | DType::F64);
-    if p.quantized || !has_type || !node.operands.iter().all(alike) {
+/// Both orders of the two operands of a function.
+fn orders(graph: &Graph, v: ValueId, f: Scalar) -> Option<[[ValueId; 2]; 2]> {
+    let &[a, b] = map_of(graph, v, f)? else {
         return None;
-    }
-    let hidden = graph.dim(node.operands[2], 1).as_const()?;
-    let names = p.activations.iter().map(|name| match name.as_str() {
-        "sigmoid" => Some("Sigmoid"),
-        "tanh" => Some("Tanh"),
-        "relu" => Some("Relu"),
-        _ => None,
-    });
-    let names: Vec<&str> = names.collect::<Option<_>>()?;
-    let usual: &[&str] = match p.cell {
-        Cell::Rnn => &["Tanh"],
-        Cell::Gru => &["Sigmoid", "Tanh"],
-        Cell::Lstm => &["Sigmoid", "Tanh", "Tanh"],
     };
-    let mut attributes = vec![attribute("hidden_size", hidden)];
-    if p.reverse {
-        attributes.push(attribute("direction", "reverse"));
-    }
-    if names != usual {
-        let names = names.into_iter().map(|n| n.as_bytes().to_vec().into());
-        let names = AttributeValue::Strings(names.collect());
-        attributes.push(attribute("activations", names));
-    }
-    if p.clip > 0.0 {
-        attributes.push(attribute("clip", p.clip as f32));
-    }
-    if p.input_forget {
-        attributes.push(attribute("input_forget", 1));
-    }
-    if p.linear_before_reset {
-        attributes.push(attribute("linear_before_reset", 1));
-    }
-    Some(attributes)
+    Some([[a, b], [b, a]])
 }
 
 /// Floats that all of these operators take.
@@ -235,16 +187,26 @@ fn unrepeated(graph: &Graph, mut v: ValueId) -> ValueId {
     v
 }
 
+/// The one number that a constant value has throughout.
+fn number_of(graph: &Graph, v: ValueId) -> Option<f64> {
+    let one = graph.as_const(unrepeated(graph, v));
+    let one = one.filter(|t| t.shape().iter().product::<usize>() == 1)?;
+    cupola_ir::convert::lanes(one)?.into_f64s().first().copied()
+}
+
 /// Whether a value is the constant 0 throughout.
-fn is_zero(graph: &Graph, v: ValueId) -> bool {
-    let zero = graph.as_const(unrepeated(graph, v));
-    let zero = zero.filter(|t| t.shape().iter().product::<usize>() == 1);
-    let number = zero.and_then(cupola_ir::convert::lanes);
-    number.is_some_and(|n| n.into_f64s() == [0.0])
+pub(super) fn is_zero(graph: &Graph, v: ValueId) -> bool {
+    number_of(graph, v) == Some(0.0)
 }
 
 /// The vector that `bias` repeats along the second of these axes.
-fn vector_along(graph: &Graph, mut bias: ValueId, dims: &[Dim]) -> Option<ValueId> {
+fn vector_along(graph: &Graph, bias: ValueId, dims: &[Dim]) -> Option<ValueId> {
+    let vector = along_channels(graph, bias, dims)?;
+    (graph.dims(vector) == dims[1..2]).then_some(vector)
+}
+
+/// What `bias` repeats along the second of these axes, under views that only add and remove axes of extent 1.
+fn along_channels(graph: &Graph, mut bias: ValueId, dims: &[Dim]) -> Option<ValueId> {
     while let Op::Core(CoreOp::Broadcast(_)) = graph.op_of(bias) {
         bias = graph.def(bias).operands[0];
     }
@@ -257,7 +219,7 @@ fn vector_along(graph: &Graph, mut bias: ValueId, dims: &[Dim]) -> Option<ValueI
     while let Op::Core(CoreOp::Reshape(_)) = graph.op_of(bias) {
         bias = graph.def(bias).operands[0];
     }
-    (graph.dims(bias) == dims[1..2]).then_some(bias)
+    Some(bias)
 }
 
 /// The node that makes a value.

@@ -9,13 +9,14 @@
 //! in sorts and arg-reductions, and the smallest allowed value of a run-time size.
 //!
 //! Reading order: this file, `dims.rs`, then the families `scalar.rs`, `tensor.rs`, `index.rs`,
-//! `control.rs`, `composite.rs`, `layers.rs`.
+//! `control.rs`, `composite.rs`, `layers.rs`, `recurrent.rs`.
 
 mod composite;
 mod control;
 mod dims;
 mod index;
 mod layers;
+mod recurrent;
 mod scalar;
 mod tensor;
 
@@ -109,6 +110,10 @@ struct Exporter<'w> {
     expanded: HashMap<String, String>,
     /// Names that initializers get where those that have them now are not kept.
     wishes: HashMap<String, String>,
+    /// Results of recurrent layers that were written with the layer in the other direction, by their first value.
+    directions: HashMap<ValueId, Vec<String>>,
+    /// The states at every step of two directions, and what has both.
+    joined: HashMap<[String; 2], String>,
 }
 
 impl<'w> Exporter<'w> {
@@ -129,6 +134,8 @@ impl<'w> Exporter<'w> {
             expanded: HashMap::new(),
             uses: Vec::new(),
             wishes: HashMap::new(),
+            directions: HashMap::new(),
+            joined: HashMap::new(),
         }
     }
 
@@ -234,8 +241,9 @@ impl<'w> Exporter<'w> {
 
     fn region_nodes(&mut self, graph: &Graph) -> Result<()> {
         let outer = std::mem::replace(&mut self.uses, uses(graph));
+        let waiting = std::mem::take(&mut self.directions);
         let exported = self.each_node(graph);
-        self.uses = outer;
+        (self.uses, self.directions) = (outer, waiting);
         exported
     }
 
@@ -303,7 +311,7 @@ impl<'w> Exporter<'w> {
             CoreOp::Iota(p) => one(self.iota(p)?),
             CoreOp::Dims(p) => one(self.shape(&p.dims)?),
             CoreOp::Map(p) => {
-                if let Some(made) = self.layer(graph, node, p.f, operands) {
+                if let Some(made) = self.layer(graph, node, p.f, operands)? {
                     return one(made);
                 }
                 let operands = self.unexpanded(operands);
@@ -328,9 +336,10 @@ impl<'w> Exporter<'w> {
             CoreOp::Broadcast(p) => one(self.expand(operands[0], &p.dims)?),
             CoreOp::Slice(p) => one(self.slice(operands[0], &first(0).dims, p)?),
             CoreOp::Pad(p) => one(self.pad(operands, p)?),
-            CoreOp::Concat(p) => {
-                one(self.emit("Concat", operands, &[attribute("axis", p.axis as i64)]))
-            }
+            CoreOp::Concat(p) => one(match self.joined_directions(operands, p.axis) {
+                Some(both) => both,
+                None => self.emit("Concat", operands, &[attribute("axis", p.axis as i64)]),
+            }),
             CoreOp::Window(p) => one(self.window(operands[0], &first(0).dims, p)?),
             CoreOp::Fold(p) => one(self.fold(operands[0], &first(0), p)?),
             CoreOp::Reduce(p) => {

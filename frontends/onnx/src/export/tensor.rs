@@ -9,6 +9,10 @@ use crate::write::attribute;
 impl Exporter<'_> {
     /// The same elements under another shape.
     pub(super) fn reshape(&mut self, x: &str, dims: &[Dim]) -> Result<String> {
+        if let Some(shape) = but_for_one(dims) {
+            let shape = self.ints(&shape);
+            return Ok(self.emit("Reshape", &[x, &shape], &[]));
+        }
         let shape = self.shape(dims)?;
         // Without this a 0 would stand for the operand's extent.
         let constant = dims
@@ -326,6 +330,10 @@ impl Exporter<'_> {
             Class::Float => Some(lhs.dtype),
             _ => Some(p.accum),
         };
+        // Several matrices by one: `MatMul` knows that itself.
+        let is_several = batch.is_empty()
+            && lhs_free.len() > 1
+            && (p.lhs_contract.len(), rhs_free.len()) == (1, 1);
         let mut sides = Vec::new();
         let lhs_order = [
             p.lhs_batch.clone(),
@@ -344,7 +352,7 @@ impl Exporter<'_> {
                 side = self.cast(&side, kind.dtype, inner)?;
             }
             side = self.permute(&side, &order.concat());
-            if order[1].len() != 1 || order[2].len() != 1 {
+            if !is_several && (order[1].len() != 1 || order[2].len() != 1) {
                 let [_, second, third] = &order;
                 let flat = |axes: &[usize]| Dim::product(&pick(kind, axes));
                 side = self.reshape(&side, &[&batch[..], &[flat(second), flat(third)]].concat())?;
@@ -353,9 +361,19 @@ impl Exporter<'_> {
         }
         let op = if integer { "MatMulInteger" } else { "MatMul" };
         let mut product = self.emit(op, &[&sides[0], &sides[1]], &[]);
-        if lhs_free.len() != 1 || rhs_free.len() != 1 {
+        if !is_several && (lhs_free.len() != 1 || rhs_free.len() != 1) {
             product = self.reshape(&product, &graph.dims(node.results[0]))?;
         }
         self.cast(&product, inner.unwrap_or(DType::I32), p.out)
     }
+}
+
+/// Extents with -1 for the only one that is not known, where the others leave no doubt what that is.
+fn but_for_one(dims: &[Dim]) -> Option<Vec<i64>> {
+    let open = dims.iter().filter(|dim| dim.as_const().is_none()).count();
+    let is_clear = open == 1 && dims.iter().all(|dim| !dim.is(0));
+    is_clear.then(|| {
+        let each = dims.iter().map(|dim| dim.as_const().unwrap_or(-1));
+        each.collect()
+    })
 }

@@ -160,6 +160,7 @@ fn override_by(config: &mut Config, args: &RecipeArgs) {
             Amp::F16 => train::Amp::F16,
         });
     }
+    config.double |= args.double;
     config.batch = args.batch.unwrap_or(config.batch);
     // Either bound alone replaces both of the configuration.
     if args.epochs.is_some() || args.steps.is_some() {
