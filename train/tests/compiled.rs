@@ -115,10 +115,12 @@ fn shards_hand_over_what_they_have_before_they_go_on() {
             _ => {}
         }
     }
-    // Totals, the two last layers, the first layer with the loss.
-    assert_eq!(begun.len(), 3, "{begun:?}");
-    assert!(begun[0] <= 2, "{begun:?}");
-    assert!(begun[1] > begun[0] + 6 && begun[2] > begun[1], "{begun:?}");
+    // Totals, then gradients: the last layer's long before the first's.
+    assert!(begun.len() > 2 && begun[0] <= 4, "{begun:?}");
+    assert!(
+        begun[1] > begun[0] && begun[1] + 6 < begun[begun.len() - 1],
+        "{begun:?}"
+    );
 }
 
 fn labels() -> Tensor {
