@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 """Samples per second of a training run on one replica, on two of one process, and in two processes of an MPI job.
 
+`apart` are two processes that know nothing of each other, at the same time: what two cores give where nobody waits.
+
     scripts/measure_replicas.py CUPOLA [--config FILE] [--steps N] [--rounds N] [--out FILE]
 
 CUPOLA is a binary built with the feature `mpi`. One replica has one thread; two have one each. The batch of the configuration is that
@@ -18,18 +20,26 @@ import tempfile
 MPIRUN = ["mpirun", "--oversubscribe", "--allow-run-as-root", "--bind-to", "none", "--mca", "btl", "self,vader", "-n", "2"]
 
 
-def speed(command, steps):
-    """Median samples per second of the steps after the first fifth."""
+def start(command, steps, folder):
+    return subprocess.Popen(
+        command + ["--steps", str(steps), "--checkpoints", folder, "--json"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "CUPOLA_CACHE": "off"},
+    )
+
+
+def speed(command, steps, processes=1):
+    """Median samples per second of the steps after the first fifth; of several processes at the same time the sum."""
     with tempfile.TemporaryDirectory() as folder:
-        run = subprocess.run(
-            command + ["--steps", str(steps), "--checkpoints", folder, "--json"],
-            capture_output=True, text=True, env={**os.environ, "CUPOLA_CACHE": "off"},
-        )
-    if run.returncode:
-        raise SystemExit(f"{' '.join(command)}: {run.stderr.strip()}")
-    lines = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
-    each = [line["samples_per_s"] for line in lines if "lr" in line]
-    return statistics.median(each[len(each) // 5:])
+        runs = [start(command, steps, os.path.join(folder, str(at))) for at in range(processes)]
+        told = [run.communicate() for run in runs]
+    total = 0
+    for run, (out, errors) in zip(runs, told):
+        if run.returncode:
+            raise SystemExit(f"{' '.join(command)}: {errors.strip()}")
+        lines = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+        each = [line["samples_per_s"] for line in lines if "lr" in line]
+        total += statistics.median(each[len(each) // 5:])
+    return total
 
 
 def main():
@@ -46,6 +56,7 @@ def main():
     more = args.batch if args.same else 2 * args.batch
     forms = {
         "one": base + ["--threads", "1", "--batch", str(args.batch)],
+        "apart": base + ["--threads", "1", "--batch", str(args.batch)],
         "replicas": base + ["--threads", "2", "--replicas", "2", "--batch", str(more)],
         "mpi": MPIRUN + base + ["--threads", "1", "--mpi", "--batch", str(more)],
         "threads": base + ["--threads", "2", "--batch", str(args.batch)],
@@ -53,14 +64,14 @@ def main():
     found = {name: [] for name in forms}
     for _ in range(args.rounds):
         for name, command in forms.items():
-            found[name].append(speed(command, args.steps))
+            found[name].append(speed(command, args.steps, 2 if name == "apart" else 1))
     one = statistics.median(found["one"])
     lines = []
     for name, each in found.items():
         median = statistics.median(each)
         case = "replicas/" + os.path.splitext(os.path.basename(args.config))[0]
         lines.append({
-            "case": case, "peer": "cupola", "form": name, "threads": 1 if name == "one" else 2, "batch": args.batch if name in ("one", "threads") else more,
+            "case": case, "peer": "cupola", "form": name, "threads": 1 if name == "one" else 2, "batch": args.batch if name in ("one", "apart", "threads") else more,
             "unit": "samples/s", "median": round(median, 1), "min": round(min(each), 1), "max": round(max(each), 1),
             "n": len(each), "over_one": round(median / one, 3),
         })

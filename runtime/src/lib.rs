@@ -45,7 +45,7 @@ pub use keeping::{Identify, Keep};
 pub use load::{Release, weight_size};
 pub use program::{CompileOptions, Program};
 pub use record::{Event, Recording, Travel};
-pub use replicas::{Group, Link, Replica, Turn};
+pub use replicas::{Group, Idle, Link, Replica, Turn};
 pub use session::{Cancel, Outputs, Pending, Request, Session};
 pub use state::{RunLimits, RunStats, State, Weights};
 pub use value::{DeviceTensor, Place, RunValue};

@@ -10,7 +10,7 @@
 
 mod link;
 
-pub use link::Link;
+pub use link::{Idle, Link};
 
 use crate::error::{Result, RuntimeError};
 use cupola_ir::eval::{self, Stop};
@@ -67,6 +67,7 @@ struct Shared {
     local: usize,
     board: Mutex<Board>,
     changed: Condvar,
+    idle: Idle,
 }
 
 impl Shared {
@@ -109,6 +110,7 @@ impl Group {
             local,
             board: Mutex::default(),
             changed: Condvar::new(),
+            idle: Idle::new(local),
         });
         let own = shared.clone();
         let worker = std::thread::Builder::new()
@@ -167,7 +169,7 @@ fn serve(shared: &Shared, mut link: Option<Box<dyn Link>>) {
         };
         let start = Instant::now();
         let combined = tree(op.kind, given).and_then(|own| match &mut link {
-            Some(link) => link::across(&mut **link, number, op.kind, own),
+            Some(link) => link::across(&mut **link, number, op.kind, own, &shared.idle),
             None => Ok(own),
         });
         match combined {
@@ -330,6 +332,10 @@ impl Replica {
     }
 
     fn wait_idle(&self, number: u64, stop: &Stop) -> Result<Arc<Done>> {
+        self.shared.idle.during(|| self.wait_for(number, stop))
+    }
+
+    fn wait_for(&self, number: u64, stop: &Stop) -> Result<Arc<Done>> {
         let mut board = self.shared.board();
         loop {
             if let Some(done) = self.take(&mut board, number)? {

@@ -6,7 +6,7 @@ use cupola_ir::ops::{Collective, CollectiveKind};
 use cupola_ir::{DType, Graph, Scalar, Tensor, TensorType, Value, convert};
 use cupola_passes::Step;
 use cupola_runtime::{
-    CompileOptions, DeviceSpec, Group, Host, Link, Program, Recording, Replica, Request,
+    CompileOptions, DeviceSpec, Group, Host, Idle, Link, Program, Recording, Replica, Request,
     RuntimeError, Session, Turn,
 };
 use std::sync::Arc;
@@ -210,9 +210,9 @@ impl Link for Wire {
         2
     }
 
-    fn exchange(&mut self, with: usize, bytes: &[u8]) -> Result<Vec<u8>, String> {
+    fn exchange(&mut self, with: usize, bytes: Vec<u8>, _: &Idle) -> Result<Vec<u8>, String> {
         assert_eq!(with, 1 - self.rank);
-        self.to.send(bytes.to_vec()).map_err(|e| e.to_string())?;
+        self.to.send(bytes).map_err(|e| e.to_string())?;
         self.from.recv().map_err(|_| "the other has ended".into())
     }
 }

@@ -69,17 +69,19 @@ impl Shards {
     }
 
     /// Makes shards divide their sums over targets by what all have together. Since losses are weighed by the share of samples,
-    /// the divisor is that many times smaller.
+    /// the divisor is that many times smaller. Totals need targets only, so they come first: they travel during the forward pass.
     pub fn agree_on_totals(&self, net: &Net, g: &mut Graph) -> Result<()> {
+        let mut first = vec![];
         for total in &net.totals {
             let (all, has) = self.total(g, *total)?;
+            first.push(all);
             let own = self.weigh(g, all)?;
             // A shard without samples has no share to divide by; what it computes counts for nothing.
             let one = g.number_like(1.0, own)?;
             let own = g.select(has, own, one)?;
             redirect(g, *total, own);
         }
-        Ok(g.sort()?)
+        Ok(g.bring_forward(&first)?)
     }
 
     /// The sum over shards that have samples, and whether this one has some: samples that stand in are not counted.

@@ -319,19 +319,19 @@ impl Build<'_> {
         }
     }
 
-    /// The gradients of all shards, in the order in which the backward pass has them: so those of the last layers are on their
-    /// way while those of the first are computed.
+    /// The gradients of all shards. They come in the order in which the backward pass has them, and each is handed over there:
+    /// those of the last layers are on their way while those of the first are computed, and are the first to be used.
     fn collect(&mut self, grads: &mut [(usize, ValueId)]) -> Result<()> {
         let Some(shards) = &self.shards else {
             return Ok(());
         };
         let graph = &mut self.graph;
-        let mut order: Vec<usize> = (0..grads.len()).collect();
-        order.sort_by_key(|at| graph.value(grads[*at].1).node);
-        for at in order {
-            grads[at].1 = shards.sum(graph, grads[at].1)?;
+        grads.sort_by_key(|(_, grad)| graph.value(*grad).node);
+        for (_, grad) in grads.iter_mut() {
+            *grad = shards.sum(graph, *grad)?;
         }
-        Ok(())
+        let all: Vec<ValueId> = grads.iter().map(|(_, grad)| *grad).collect();
+        Ok(graph.bring_forward(&all)?)
     }
 
     /// A mean over the shard's samples as the mean over all.

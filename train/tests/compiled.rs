@@ -6,7 +6,7 @@ mod support;
 
 use cupola_ir::ops::{CoreOp, Reshape};
 use cupola_ir::{Bindings, DType, Dim, Graph, Op, Tensor, ValueId};
-use cupola_passes::{DeviceId, Level};
+use cupola_passes::{DeviceId, Level, Step};
 use cupola_train::layers::{BatchNorm, Conv, Pool};
 use cupola_train::{
     Clip, CrossEntropy, GradScaler, Net, Optimiser, SlotKind, StepOptions, TrainStep, zoo,
@@ -91,6 +91,36 @@ fn check(step: &TrainStep, data: &[(&str, Tensor)], tolerance: f64) {
             close(&what, &numbers(got), &numbers(want), tolerance, tolerance);
         }
     }
+}
+
+/// What other shards need is handed over as soon as it is there: totals before the forward pass, gradients during the backward
+/// pass.
+#[test]
+fn shards_hand_over_what_they_have_before_they_go_on() {
+    let m = zoo::mlp(&[784, 512, 512, 10]).expect("a model");
+    let options = StepOptions {
+        shards: 2,
+        ..StepOptions::default()
+    };
+    let step = m.net.train_step(m.loss, &Optimiser::adam(), &options);
+    let step = step.expect("a step");
+    let target = plans::target(plans::products);
+    let c = plans::compiled_at(Level::Merge, &step.graph, &[&target], DeviceId::HOST);
+    let mut launched = 0;
+    let mut begun = vec![];
+    for step in &c.plan.steps {
+        match step {
+            Step::Launch { .. } => launched += 1,
+            Step::Collective { .. } => begun.push(launched),
+            _ => {}
+        }
+    }
+    // Totals, then gradients: the last layer's long before the first's.
+    assert!(begun.len() > 2 && begun[0] <= 4, "{begun:?}");
+    assert!(
+        begun[1] > begun[0] && begun[1] + 6 < begun[begun.len() - 1],
+        "{begun:?}"
+    );
 }
 
 fn labels() -> Tensor {

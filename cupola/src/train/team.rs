@@ -216,23 +216,60 @@ impl Team {
         Ok(())
     }
 
+    /// The first half of [`Team::agree`], for what may be answered later: after a step that the processes do meanwhile.
+    ///
+    /// # Errors
+    /// As [`Team::agree`].
+    pub fn begin_to_agree(&self, said: &[u8]) -> Result<Begun> {
+        match self.is_linked {
+            true => self.begin(CollectiveKind::Broadcast, |_| Ok(Tensor::vector(said))),
+            false => Ok(Begun::default()),
+        }
+    }
+
+    /// The second half: what the first process said; `None` where there is no other.
+    ///
+    /// # Errors
+    /// As [`Team::agree`].
+    pub fn agreed(&self, begun: Begun) -> Result<Option<Vec<u8>>> {
+        let all = self.end(begun)?;
+        Ok(all.map(|all| all.bytes().to_vec()))
+    }
+
     /// Exchanges a tensor of each shard; all get the same.
     fn exchange(
         &self,
         kind: CollectiveKind,
         given: impl Fn(usize) -> Result<Tensor>,
     ) -> Result<Tensor> {
+        let got = self.end(self.begin(kind, given)?)?;
+        Ok(got.unwrap_or_else(|| Tensor::vector::<u8>(&[])))
+    }
+
+    fn begin(
+        &self,
+        kind: CollectiveKind,
+        given: impl Fn(usize) -> Result<Tensor>,
+    ) -> Result<Begun> {
         let mut begun = vec![];
         for (at, replica) in self.replicas.iter().enumerate() {
             begun.push(replica.begin(kind, vec![given(at)?])?);
         }
+        Ok(Begun(begun))
+    }
+
+    fn end(&self, begun: Begun) -> Result<Option<Tensor>> {
         let mut got = None;
-        for (replica, number) in self.replicas.iter().zip(begun) {
+        for (replica, number) in self.replicas.iter().zip(begun.0) {
             got = replica.end(number)?.pop();
         }
-        Ok(got.unwrap_or_else(|| Tensor::vector::<u8>(&[])))
+        Ok(got)
     }
 }
+
+/// An exchange on its way: its number for each replica.
+#[derive(Debug, Default)]
+pub(super) struct Begun(Vec<u64>);
 
 /// The key of a shard's random numbers; the first shard's is the run's own.
 fn seed_of(seed: u64, shard: usize) -> u64 {

@@ -365,10 +365,13 @@ impl Trainer {
         let loader = loader.map_err(|_| RuntimeError::Lost)?;
         let batches = self.batches();
         let mut waiting = Instant::now();
+        let mut asked = false;
         for batch in loader {
             if self.progress.step >= total {
                 break;
             }
+            // Other processes hear what was asked of the first while they do the next step.
+            let begun = self.team.begin_to_agree(&[u8::from(asked)])?;
             let report = self.step(&batch)?;
             let report = StepReport {
                 time: waiting.elapsed(),
@@ -385,14 +388,16 @@ impl Trainer {
                     ..batch.at
                 },
             };
-            let asked = listen(Event::Step(report)).is_break();
-            let said = self.team.agree(vec![u8::from(asked)])?;
-            let asked = said.first().is_some_and(|b| *b != 0);
-            let is_end = asked || report.step >= total;
+            asked |= listen(Event::Step(report)).is_break();
+            let agreed = match self.team.agreed(begun)? {
+                Some(said) => said.first().is_some_and(|b| *b != 0),
+                None => asked,
+            };
+            let is_end = agreed || report.step >= total;
             if self.look(is_last, is_end, listen)? {
                 return Ok(Ended::Early);
             }
-            if asked {
+            if agreed {
                 return Ok(Ended::Stopped);
             }
             waiting = Instant::now();

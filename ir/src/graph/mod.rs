@@ -455,7 +455,18 @@ impl Graph {
     /// # Errors
     /// [`IrError::Invalid`] when values depend on each other in a cycle.
     pub fn sort(&mut self) -> Result<()> {
-        let all: Vec<NodeId> = self.nodes().map(|(id, _)| id).collect();
+        self.bring_forward(&[])
+    }
+
+    /// As [`Graph::sort`], with the nodes of these values, and what they need, before all others but inputs, whose symbols
+    /// any node may use.
+    ///
+    /// # Errors
+    /// As [`Graph::sort`].
+    pub fn bring_forward(&mut self, values: &[ValueId]) -> Result<()> {
+        let given = self.inputs.iter().chain(values);
+        let first = given.map(|v| self.value(*v).node);
+        let all: Vec<NodeId> = first.chain(self.nodes().map(|(id, _)| id)).collect();
         self.sort_as(&all)
     }
 

@@ -11,11 +11,11 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// How long a message is looked for again and again, processors given to others in between: most come within that.
-const EAGER: Duration = Duration::from_micros(200);
+/// How long a process that does nothing else looks for a message again and again: most come within that.
+const EAGER: Duration = Duration::from_millis(5);
 
-/// Pauses after that: short at first, then as long as nobody notices beside a step.
-const PAUSES: (Duration, Duration) = (Duration::from_micros(20), Duration::from_micros(500));
+/// Pauses after that, or while it computes: short at first, then as long as nobody notices beside a step.
+const PAUSES: (Duration, Duration) = (Duration::from_micros(100), Duration::from_micros(500));
 
 /// Most bytes of one message: the library counts in 32 bits.
 const MOST: usize = 1 << 30;
@@ -24,6 +24,7 @@ enum Order {
     Exchange {
         with: usize,
         bytes: Vec<u8>,
+        is_idle: Box<dyn Fn() -> bool + Send>,
         reply: Sender<Result<Vec<u8>, MpiError>>,
     },
     Abort(u8),
@@ -80,15 +81,22 @@ impl Job {
         self.on_machine
     }
 
-    /// Sends bytes to a process and gives those that it sends; both call at the same time.
+    /// Sends bytes to a process and gives those that it sends; both call at the same time. While the process `is_idle`, they are
+    /// looked for without pauses.
     ///
     /// # Errors
     /// What the library finds.
-    pub fn exchange(&self, with: usize, bytes: &[u8]) -> Result<Vec<u8>, MpiError> {
+    pub fn exchange(
+        &self,
+        with: usize,
+        bytes: Vec<u8>,
+        is_idle: impl Fn() -> bool + Send + 'static,
+    ) -> Result<Vec<u8>, MpiError> {
         let (reply, got) = mpsc::channel();
         let order = Order::Exchange {
             with,
-            bytes: bytes.to_vec(),
+            bytes,
+            is_idle: Box::new(is_idle),
             reply,
         };
         let ended = || MpiError::Library("its thread ended".into());
@@ -138,9 +146,14 @@ fn serve(told: &Sender<Result<Facts, MpiError>>, orders: &Receiver<Order>) {
     let _ = told.send(Ok(facts));
     for order in orders {
         match order {
-            Order::Exchange { with, bytes, reply } => {
+            Order::Exchange {
+                with,
+                bytes,
+                is_idle,
+                reply,
+            } => {
                 // Whoever ordered it may have failed meanwhile.
-                let _ = reply.send(exchange(&world, with, &bytes));
+                let _ = reply.send(exchange(&world, with, &bytes, &*is_idle));
             }
             Order::Abort(status) => world.abort(i32::from(status)),
         }
@@ -158,30 +171,41 @@ fn join() -> Result<(Universe, SimpleCommunicator), MpiError> {
     Ok((universe, world))
 }
 
-/// Both send and receive at once, in parts of [`MOST`] bytes; the first begins with the number of all bytes.
-fn exchange(world: &SimpleCommunicator, with: usize, bytes: &[u8]) -> Result<Vec<u8>, MpiError> {
+/// Both send and receive at once, in parts of [`MOST`] bytes; the last is one of fewer.
+fn exchange(
+    world: &SimpleCommunicator,
+    with: usize,
+    bytes: &[u8],
+    is_idle: &dyn Fn() -> bool,
+) -> Result<Vec<u8>, MpiError> {
     let rank = i32::try_from(with).ok().filter(|r| *r < world.size());
     let rank = rank.ok_or_else(|| MpiError::Library(format!("there is no process {with}")))?;
     let other = world.process_at_rank(rank);
-    let (first, mut rest) = bytes.split_at(bytes.len().min(MOST));
-    let mut head = (bytes.len() as u64).to_le_bytes().to_vec();
-    head.extend_from_slice(first);
-    let mut got = turn(&other, Some(&head), true).unwrap_or_default();
-    let cut = || MpiError::Library("a message without its length".into());
-    let (length, _) = got.split_first_chunk::<8>().ok_or_else(cut)?;
-    let theirs = usize::try_from(u64::from_le_bytes(*length)).map_err(|_| cut())?;
-    got.drain(..8);
-    while !rest.is_empty() || got.len() < theirs {
+    let (mut sends, mut takes) = (true, true);
+    let (mut rest, mut got) = (bytes, vec![]);
+    while sends || takes {
         let (next, after) = rest.split_at(rest.len().min(MOST));
-        let sent = (!next.is_empty()).then_some(next);
-        got.extend(turn(&other, sent, got.len() < theirs).unwrap_or_default());
+        let part = turn(&other, sends.then_some(next), takes, is_idle);
+        sends = sends && next.len() == MOST;
+        if let Some(part) = part {
+            takes = part.len() == MOST;
+            match got.is_empty() {
+                true => got = part,
+                false => got.extend(part),
+            }
+        }
         rest = after;
     }
     Ok(got)
 }
 
 /// Sends one message, receives one, or both at once.
-fn turn<P: Source + Destination>(other: &P, bytes: Option<&[u8]>, wanted: bool) -> Option<Vec<u8>> {
+fn turn<P: Source + Destination>(
+    other: &P,
+    bytes: Option<&[u8]>,
+    wanted: bool,
+    is_idle: &dyn Fn() -> bool,
+) -> Option<Vec<u8>> {
     request::scope(|scope| {
         let mut sending = bytes.map(|bytes| other.immediate_send(scope, bytes));
         let (mut got, mut pause) = (None, Pause::default());
@@ -194,33 +218,38 @@ fn turn<P: Source + Destination>(other: &P, bytes: Option<&[u8]>, wanted: bool) 
             if sending.is_none() && got.is_some() == wanted {
                 return got;
             }
-            pause.wait();
+            pause.wait(is_idle());
         }
     })
 }
 
-/// Waiting that first is quick and then costs nothing.
+/// Waiting that costs next to nothing while the process computes, or after a while.
 struct Pause {
-    start: Instant,
+    /// Since when the process has done nothing else.
+    idle: Option<Instant>,
     next: Duration,
 }
 
 impl Default for Pause {
     fn default() -> Pause {
         Pause {
-            start: Instant::now(),
+            idle: None,
             next: PAUSES.0,
         }
     }
 }
 
 impl Pause {
-    fn wait(&mut self) {
-        if self.start.elapsed() < EAGER {
+    fn wait(&mut self, is_idle: bool) {
+        self.idle = self.idle.filter(|_| is_idle);
+        if is_idle && self.idle.get_or_insert_with(Instant::now).elapsed() < EAGER {
             std::thread::yield_now();
         } else {
             std::thread::sleep(self.next);
-            self.next = (self.next * 2).min(PAUSES.1);
+            // A computing process notices soon when it becomes idle.
+            if is_idle {
+                self.next = (self.next * 2).min(PAUSES.1);
+            }
         }
     }
 }

@@ -30,11 +30,17 @@ impl Job {
         match self.0 {}
     }
 
-    /// Sends bytes to a process and gives those that it sends; both call at the same time.
+    /// Sends bytes to a process and gives those that it sends; both call at the same time. While the process `is_idle`, they are
+    /// looked for without pauses.
     ///
     /// # Errors
     /// What the library finds.
-    pub fn exchange(&self, _with: usize, _bytes: &[u8]) -> Result<Vec<u8>, MpiError> {
+    pub fn exchange(
+        &self,
+        _with: usize,
+        _bytes: Vec<u8>,
+        _is_idle: impl Fn() -> bool + Send + 'static,
+    ) -> Result<Vec<u8>, MpiError> {
         match self.0 {}
     }
 

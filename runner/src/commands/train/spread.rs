@@ -4,7 +4,7 @@ use crate::args::CompileArgs;
 use crate::commands::{host, options_for};
 use crate::fail::{Failure, Outcome};
 use cupola::DeviceSpec;
-use cupola::runtime::Link;
+use cupola::runtime::{Idle, Link};
 use cupola::train::{Config, Spread};
 use cupola_mpi::{Job, MpiError};
 use std::sync::Arc;
@@ -25,8 +25,10 @@ impl Link for Others {
         self.0.size()
     }
 
-    fn exchange(&mut self, with: usize, bytes: &[u8]) -> Result<Vec<u8>, String> {
-        self.0.exchange(with, bytes).map_err(|e| e.to_string())
+    fn exchange(&mut self, with: usize, bytes: Vec<u8>, idle: &Idle) -> Result<Vec<u8>, String> {
+        let idle = idle.clone();
+        let got = self.0.exchange(with, bytes, move || idle.holds());
+        got.map_err(|e| e.to_string())
     }
 }
 
