@@ -270,6 +270,28 @@ fn contractions_of_every_dtype_and_odd_extents() {
     }
 }
 
+/// More accumulators than are kept where only an epilogue sees them: the smaller operand is packed first.
+#[test]
+fn large_contractions_that_only_an_epilogue_sees() {
+    use DType::*;
+    let mut random = Random(3);
+    let cases = [
+        ([1301, 9, 811], F32, 1e-6),
+        ([1301, 9, 811], BF16, 2e-2),
+        ([811, 9, 1301], BF16, 2e-2),
+    ];
+    for backend in backends() {
+        for ([m, k, n], dtype, tolerance) in cases {
+            let case = Case {
+                p: contract(&[], &[], &[1], &[0], F32, dtype),
+                l: (dtype, &[m, k]),
+                r: (dtype, &[k, n]),
+            };
+            check_contract(&backend, &case, &mut random, [&[1, 0], &[0, 1]], tolerance);
+        }
+    }
+}
+
 #[test]
 fn views_outside_their_buffers_are_refused() {
     let backend = CpuBackend::with_isa(1, Isa::detect(), Usage::unlimited());

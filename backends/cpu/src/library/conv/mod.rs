@@ -466,7 +466,7 @@ unsafe fn one_image<T: Convolve>(
             };
             Left::Pack(&pack_plain)
         }
-        Weights::Packed(packed) => Left::Packed(&packed.groups[group]),
+        Weights::Packed(packed) => Left::Packed(packed.groups[group].placed()),
         Weights::View(view) => {
             let source = weight_matrix(view, first_output, inner);
             pack_weights = move |panel: &Panel<Sum<T>>| T::pack_matrix(isa, &source, panel);

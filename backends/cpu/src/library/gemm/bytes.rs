@@ -441,7 +441,7 @@ unsafe fn one_product(
             left_pack = move |panel: &Panel<u32>| operand.pack(isa, panel);
             (Left::Pack(&left_pack), &own_left)
         }
-        One::Packed(packed) => (Left::Packed(&packed.words), &packed.correction),
+        One::Packed(packed) => (Left::Packed(packed.words.placed()), &packed.correction),
     };
     let (right, right_correction) = match right {
         One::Operand(operand) => {
@@ -449,7 +449,7 @@ unsafe fn one_product(
             right_pack = move |panel: &Panel<u32>| operand.pack(isa, panel);
             (Right::Pack(&right_pack), &own_right)
         }
-        One::Packed(packed) => (Right::Packed(&packed.words), &packed.correction),
+        One::Packed(packed) => (Right::Packed(packed.words.placed()), &packed.correction),
     };
     let correct = |part: Finished<i32>| {
         // SAFETY: the driver hands out the part for exclusive use.

@@ -5,7 +5,7 @@
 //! panels are read once, each fetched ahead; else one left panel stays in the first-level cache while the right panels, which
 //! together fit into half of the second-level cache, pass by. Where few rows meet a large right operand, tasks pack the right panels
 //! that they use; where only the left operand is to be packed, threads own rows instead (`own_rows`); where the inner dimension is
-//! much longer than the others, it is cut (`deep`). The result of every element is the same sequence of operations however the work is divided.
+//! much longer than the others, it is cut (`deep`). Where only the epilogue sees the product, its smaller operand is packed first (`packed_first`). The result of every element is the same sequence of operations however the work is divided.
 
 use std::ops::Range;
 
@@ -18,7 +18,7 @@ use super::block::{
 use super::deep::Deep;
 use super::own_rows::OwnRows;
 use super::pack::Panel;
-use super::packed::Packed;
+use super::packed::Placed;
 use super::tile::TileSet;
 use crate::error::Result;
 use crate::isa::caches;
@@ -78,14 +78,14 @@ pub(crate) type Packer<'a, W> = &'a (dyn Fn(&Panel<W>) + Sync);
 /// Where the panels of the left operand come from.
 #[derive(Clone, Copy)]
 pub(crate) enum Left<'a, W> {
-    Packed(&'a Packed<W>),
+    Packed(Placed<W>),
     Pack(Packer<'a, W>),
 }
 
 /// Where the panels of the right operand come from.
 #[derive(Clone, Copy)]
 pub(crate) enum Right<'a, W> {
-    Packed(&'a Packed<W>),
+    Packed(Placed<W>),
     Pack(Packer<'a, W>),
     /// Rows of words in memory, `stride` apart, used where packing does not pay; the packer serves the other cases.
     Rows {
@@ -129,7 +129,7 @@ const ROW_BLOCK: usize = 4032;
 const COL_BLOCK: usize = 4096;
 
 /// Accumulators of a discarded product that are kept at a time.
-const DISCARD_BLOCK: usize = 1 << 20;
+pub(super) const DISCARD_BLOCK: usize = 1 << 20;
 
 /// Multiplications below which a product is not divided among threads (about 2 us of work).
 pub(super) const SERIAL_STEPS: usize = 1 << 17;
@@ -163,6 +163,10 @@ impl<A: Pod + Send + Sync, B: Pod + Send + Sync, C: Pod + Send + Sync> Product<'
         if let Some(deep) = Deep::of(self, cx, tiles) {
             // SAFETY: passed on.
             return unsafe { deep.run() };
+        }
+        // SAFETY: passed on.
+        if let Some(done) = unsafe { self.pack_one_first(cx, tiles) } {
+            return done;
         }
         if let Some(own) = OwnRows::of(self, cx, tiles) {
             // SAFETY: passed on.
@@ -431,7 +435,7 @@ impl<A: Pod + Send + Sync, B: Pod + Send + Sync, C: Pod + Send + Sync> Product<'
     }
 
     /// Whether the right operand is read where it is: when few left panels use it, or when it is small.
-    fn reads_rows(&self) -> bool {
+    pub(super) fn reads_rows(&self) -> bool {
         let small = self
             .inner
             .saturating_mul(self.cols)

@@ -4,7 +4,7 @@
 //! 2^64, 8-bit integers with zero points in i32 ([`multiply_bytes`]). The result does not depend on the number of threads.
 //!
 //! Reading order: `tile` (the register tile), `formats` (number formats by level), `pack`, `packed`, `windows`, `driver` (blocking and
-//! threads), `block` (the order of tiles), `own_rows` (packed right operands), `deep` (long inner dimensions), `lines` (windows in place), `numbers`, `dots` (without packing), this file
+//! threads), `block` (the order of tiles), `own_rows` (packed right operands), `packed_first` (products that only an epilogue sees), `deep` (long inner dimensions), `lines` (windows in place), `numbers`, `dots` (without packing), this file
 //! (operands and batches), `bytes` and `correction` (8-bit integers), `quantised` (block-quantised weights).
 
 mod block;
@@ -19,6 +19,7 @@ pub(crate) mod numbers;
 mod own_rows;
 pub(crate) mod pack;
 pub(crate) mod packed;
+mod packed_first;
 mod quantised;
 pub(crate) mod tile;
 pub(crate) mod windows;

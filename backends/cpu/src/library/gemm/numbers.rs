@@ -7,7 +7,7 @@ use super::dots;
 use super::driver::{self, Epilogue, Finished, Product, Target};
 use super::formats::{BrainPairs, Doubles, Floats, Wrapping};
 use super::pack::{Panel, Strided, pack_elements, pack_floats, pack_pairs, pack_rounded};
-use super::packed::Packed;
+use super::packed::{Cut, Packed};
 use super::tile::{TileSet, Tiles};
 use super::windows::Windows;
 use super::{AnyPacked, Matrix, Number, OneLeft, OneRight, Sum};
@@ -34,7 +34,7 @@ pub trait Multiply: Sized + 'static {
 }
 
 /// Packs all of a left operand.
-pub(crate) fn pack_left_with<A: Pod, B, C>(
+pub(crate) fn pack_left_with<A: Pod + Send, B, C>(
     tiles: &TileSet<A, B, C>,
     rows: usize,
     words: usize,
@@ -42,18 +42,12 @@ pub(crate) fn pack_left_with<A: Pod, B, C>(
     cx: &Context,
 ) -> Result<Packed<A>> {
     let height = driver::panel_rows(tiles, rows);
-    Packed::new(
-        rows,
-        words,
-        height,
-        |count| tiles.tile_rows(count),
-        packer,
-        cx,
-    )
+    let cut = Cut::new(rows, words, height, |count| tiles.tile_rows(count));
+    Packed::new(cut, packer, cx)
 }
 
 /// Packs all of a right operand.
-pub(super) fn pack_right_with<A, B: Pod, C>(
+pub(super) fn pack_right_with<A, B: Pod + Send, C>(
     tiles: &TileSet<A, B, C>,
     cols: usize,
     words: usize,
@@ -61,7 +55,7 @@ pub(super) fn pack_right_with<A, B: Pod, C>(
     cx: &Context,
 ) -> Result<Packed<B>> {
     let width = tiles.panel_cols();
-    Packed::new(cols, words, width, |_| width, packer, cx)
+    Packed::new(Cut::new(cols, words, width, |_| width), packer, cx)
 }
 
 /// Runs the driver for format `F`, whose accumulators have the layout of `T`'s.
@@ -119,7 +113,7 @@ macro_rules! plain_numbers {
                 let isa = cx.isa;
                 let (pack_left, pack_windows);
                 let left = match &matrix.left {
-                    OneLeft::Packed(AnyPacked::$packed(packed)) => driver::Left::Packed(packed),
+                    OneLeft::Packed(AnyPacked::$packed(packed)) => driver::Left::Packed(packed.placed()),
                     OneLeft::Packed(_) | OneLeft::Wide(_) | OneLeft::WideWindows(_) => unreachable!("{FOREIGN}"),
                     OneLeft::Strided(source) => {
                         pack_left = move |panel: &Panel<$word>| $pack(isa, source, panel);
@@ -132,7 +126,7 @@ macro_rules! plain_numbers {
                 };
                 let pack_right;
                 let right = match &matrix.right {
-                    OneRight::Packed(AnyPacked::$packed(packed)) => driver::Right::Packed(packed),
+                    OneRight::Packed(AnyPacked::$packed(packed)) => driver::Right::Packed(packed.placed()),
                     OneRight::Packed(_) | OneRight::Wide(_) => unreachable!("{FOREIGN}"),
                     OneRight::Strided(source) => {
                         pack_right = move |panel: &Panel<$word>| $pack(isa, source, panel);
@@ -217,7 +211,7 @@ where
 {
     let (pack_left, pack_windows);
     let left = match &matrix.left {
-        OneLeft::Packed(AnyPacked::F32(packed)) => driver::Left::Packed(packed),
+        OneLeft::Packed(AnyPacked::F32(packed)) => driver::Left::Packed(packed.placed()),
         OneLeft::Packed(_) | OneLeft::Wide(_) | OneLeft::WideWindows(_) => {
             unreachable!("{FOREIGN}")
         }
@@ -230,7 +224,7 @@ where
             driver::Left::Pack(&pack_windows)
         }
     };
-    let right = driver::Right::Packed(right);
+    let right = driver::Right::Packed(right.placed());
     // SAFETY: passed on.
     unsafe { drive::<f32, Floats<B>>(cx, matrix, matrix.inner, left, right) }
 }
@@ -365,13 +359,13 @@ macro_rules! half_numbers {
                 if $pairs(isa) {
                     let pack_left = move |panel: &Panel<u32>| if let Some(left) = left { left.pack_pairs(isa, panel) };
                     let left = match &matrix.left {
-                        OneLeft::Packed(AnyPacked::Words(packed)) => driver::Left::Packed(packed),
+                        OneLeft::Packed(AnyPacked::Words(packed)) => driver::Left::Packed(packed.placed()),
                         OneLeft::Packed(_) => unreachable!("{FOREIGN}"),
                         _ => driver::Left::Pack(&pack_left),
                     };
                     let pack_right = move |panel: &Panel<u32>| if let Some(right) = right { right.pack_pairs(isa, panel) };
                     let right = match &matrix.right {
-                        OneRight::Packed(AnyPacked::Words(packed)) => driver::Right::Packed(packed),
+                        OneRight::Packed(AnyPacked::Words(packed)) => driver::Right::Packed(packed.placed()),
                         OneRight::Packed(_) => unreachable!("{FOREIGN}"),
                         OneRight::Strided(_) | OneRight::Wide(_) => driver::Right::Pack(&pack_right),
                     };
@@ -380,14 +374,14 @@ macro_rules! half_numbers {
                 }
                 let pack_left = move |panel: &Panel<f32>| if let Some(left) = left { left.pack_floats(isa, panel) };
                 let left = match &matrix.left {
-                    OneLeft::Packed(AnyPacked::F32(packed)) => driver::Left::Packed(packed),
+                    OneLeft::Packed(AnyPacked::F32(packed)) => driver::Left::Packed(packed.placed()),
                     OneLeft::Packed(_) => unreachable!("{FOREIGN}"),
                     _ => driver::Left::Pack(&pack_left),
                 };
                 match &matrix.right {
                     // SAFETY: passed on.
                     OneRight::Packed(AnyPacked::$packed(packed)) => unsafe {
-                        drive::<$t, Floats<$t>>(cx, matrix, matrix.inner, left, driver::Right::Packed(packed))
+                        drive::<$t, Floats<$t>>(cx, matrix, matrix.inner, left, driver::Right::Packed(packed.placed()))
                     },
                     OneRight::Packed(_) => unreachable!("{FOREIGN}"),
                     OneRight::Strided(_) | OneRight::Wide(_) => {

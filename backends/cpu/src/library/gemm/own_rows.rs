@@ -3,7 +3,8 @@
 //! There is a group of rows for each thread, or several where they would not stay in the third-level cache with all their words.
 //! Who comes first to a group packs it, and then multiplies it by ranges of right panels. So what one thread packs it reads, and
 //! what it writes lies in rows of its own, which it most likely reads again in the next product: hardly a line moves from core to
-//! core. Measured on two threads of Zen 4: where every thread packs a part of all rows and multiplies all of them by columns of
+//! core. Where only the epilogue sees the product and the right operand was packed just before, groups are small and each is done
+//! at once. Measured on two threads of Zen 4: where every thread packs a part of all rows and multiplies all of them by columns of
 //! its own, packing takes five times as long.
 
 use std::ops::Range;
@@ -15,7 +16,7 @@ use bytemuck::Pod;
 use super::block::{Block, BlockWork, Panels, RowPanels, is_resident, share};
 use super::driver::{Left, Packer, Product, Right, SERIAL_STEPS, Target, inner_block};
 use super::pack::Panel;
-use super::packed::Packed;
+use super::packed::Placed;
 use super::tile::TileSet;
 use crate::error::Result;
 use crate::isa::caches;
@@ -38,7 +39,7 @@ pub(super) struct OwnRows<'a, A: 'static, B: 'static, C: 'static> {
     cx: &'a Context<'a>,
     tiles: &'a TileSet<A, B, C>,
     packer: Packer<'a, A>,
-    right: &'a Packed<B>,
+    right: Placed<B>,
     threads: usize,
     groups: usize,
 }
@@ -90,6 +91,49 @@ impl<'a, A: Pod + Send + Sync, B: Pod + Send + Sync, C: Pod + Send + Sync> OwnRo
             threads,
             groups,
         })
+    }
+
+    /// The division of a product whose accumulators go to the epilogue only: groups that stay in the second-level cache when
+    /// packed, with their accumulators for a few right panels. For [`OwnRows::run_in_turn`].
+    pub fn in_turn(
+        product: &'a Product<'a, A, B, C>,
+        cx: &'a Context<'a>,
+        tiles: &'a TileSet<A, B, C>,
+    ) -> Option<Self> {
+        let own = OwnRows::of(product, cx, tiles)?;
+        let most = (caches().l2 / 2 / (product.inner * size_of::<A>())).max(1);
+        let wanted = match own.threads {
+            1 => 1,
+            threads => (TASKS * threads).min(product.rows / (2 * LEAST_ROWS)),
+        };
+        let groups = own.groups.max(product.rows.div_ceil(most)).max(wanted);
+        (product.rows / groups >= LEAST_ROWS).then_some(OwnRows { groups, ..own })
+    }
+
+    /// Computes the product, each group from packing to epilogue at once. Error: out of scratch memory.
+    ///
+    /// # Safety
+    /// As [`Product::run`].
+    pub unsafe fn run_in_turn(&self) -> Result<()> {
+        let panels = self.product.cols.div_ceil(self.tiles.panel_cols());
+        let task = |index: usize| {
+            let left = (self.cx.scratch).take::<A>(self.most_rows() * self.product.inner)?;
+            let group = Group {
+                rows: self.rows(index),
+                left: Shared(left.as_ptr()),
+                sums: None,
+                place: &Place::default(),
+            };
+            let sums = self.cx.scratch.take::<C>(self.sums_len())?;
+            self.pack(&group);
+            // SAFETY: the rows are packed; every group is computed once.
+            unsafe { self.parts(&group, 0..panels, Some(Shared(sums.as_ptr()))) };
+            Ok(())
+        };
+        match self.threads {
+            1 => (0..self.groups).try_for_each(task),
+            _ => self.cx.try_run(self.groups, task),
+        }
     }
 
     /// Computes the product. Error: out of scratch memory.
@@ -175,14 +219,20 @@ impl<'a, A: Pod + Send + Sync, B: Pod + Send + Sync, C: Pod + Send + Sync> OwnRo
     /// One group by a range of right panels, epilogue included.
     unsafe fn task(&self, group: &Group<'_, A, C>, panels: Range<usize>) -> Result<()> {
         group.place.packed.get_or_init(|| self.pack(group));
-        let step = self.panels_at_a_time();
         let sums = Sums::of(self.cx, group, self.sums_len())?;
+        // SAFETY: passed on; the rows are packed.
+        unsafe { self.parts(group, panels, sums.as_ref().map(Sums::start)) };
+        Ok(())
+    }
+
+    /// One packed group by a range of right panels.
+    unsafe fn parts(&self, group: &Group<'_, A, C>, panels: Range<usize>, sums: Option<Shared<C>>) {
+        let step = self.panels_at_a_time();
         for first in panels.clone().step_by(step) {
             let now = first..panels.end.min(first + step);
-            // SAFETY: the rows are packed; this part of the target is this task's.
-            unsafe { self.part(group, now, sums.as_ref().map(Sums::start)) };
+            // SAFETY: passed on; this part of the target is this task's.
+            unsafe { self.part(group, now, sums) };
         }
-        Ok(())
     }
 
     /// Packs rows, all their words, for one block of the inner dimension after the other.
