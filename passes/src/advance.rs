@@ -32,14 +32,19 @@ pub(crate) fn run(work: &mut Work, _: &Context) -> Result<()> {
         order.extend((!away.contains(&id)).then_some(id));
         order.extend(moved.remove(&id).into_iter().flatten());
     }
-    work.graph
-        .sort_as(&order)
-        .map_err(|error| PassError::Graph {
-            pass: "advance",
-            error,
-        })?;
+    let map = work.graph.compact_as(&order);
+    let map = map.map_err(|error| PassError::Graph {
+        pass: "advance",
+        error,
+    })?;
+    let now = |v: ValueId| map.get(v.index()).copied().flatten();
+    for (v, _) in &mut work.near {
+        *v = v.and_then(now);
+    }
+    work.near.retain(|(v, _)| v.is_some());
+    let kept = kept.into_iter().filter_map(now);
     let why = |v| (v, MissCode::KeepsLess);
-    work.fusion.forced.extend(kept.into_iter().map(why));
+    work.fusion.forced.extend(kept.map(why));
     Ok(())
 }
 

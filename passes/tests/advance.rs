@@ -79,8 +79,7 @@ fn a_slope_is_kept_instead_of_what_it_is_made_of() {
     assert_eq!(over, 1);
     let (after, _) = after(&g, "advance", products);
     let ops: Vec<&Op> = after.nodes().map(|(_, n)| &n.op).collect();
-    let is_exp =
-        |op: &&Op| matches!(op, Op::Core(CoreOp::Map(m)) if format!("{m:?}").contains("Exp"));
+    let is_exp = |op: &&Op| matches!(op, Op::Core(CoreOp::Map(m)) if m.f == Scalar::Exp);
     let exp = ops.iter().position(is_exp).expect("the slope's");
     let is_product = |op: &&&Op| matches!(op, Op::Core(CoreOp::Contract(_)));
     assert_eq!(ops[..exp].iter().filter(is_product).count(), 1);

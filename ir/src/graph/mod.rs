@@ -467,19 +467,7 @@ impl Graph {
         let given = self.inputs.iter().chain(values);
         let first = given.map(|v| self.value(*v).node);
         let all: Vec<NodeId> = first.chain(self.nodes().map(|(id, _)| id)).collect();
-        self.sort_as(&all)
-    }
-
-    /// As [`Graph::sort`], in the order of `all` nodes as far as what they need comes before them.
-    ///
-    /// # Errors
-    /// [`IrError::Invalid`] when values depend on each other in a cycle, or nodes are missing.
-    pub fn sort_as(&mut self, all: &[NodeId]) -> Result<()> {
-        let order = order::in_order(self, all)?;
-        if order.len() != self.nodes.len() {
-            let what = format!("{} of {} nodes have a place", order.len(), self.nodes.len());
-            return Err(IrError::Invalid(what));
-        }
+        let order = order::in_order(self, &all)?;
         let mut old: Vec<Option<Node>> = std::mem::take(&mut self.nodes)
             .into_iter()
             .map(Some)
@@ -515,7 +503,17 @@ impl Graph {
         &mut self,
         replaced: &FxHashMap<ValueId, ValueId>,
     ) -> Result<Vec<Option<ValueId>>> {
-        let keep = order::live_in_order(self, replaced)?;
+        let places = order::places(self, replaced);
+        self.compact_as(&places)
+    }
+
+    /// As [`Graph::compact`], in the order of `places`, which names every node that is needed, as far as what they need comes before
+    /// them.
+    ///
+    /// # Errors
+    /// [`IrError::Invalid`] when values depend on each other in a cycle.
+    pub fn compact_as(&mut self, places: &[NodeId]) -> Result<Vec<Option<ValueId>>> {
+        let keep = order::live_in_order(self, places)?;
         let mut old_nodes: Vec<Option<Node>> = std::mem::take(&mut self.nodes)
             .into_iter()
             .map(Some)

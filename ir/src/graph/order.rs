@@ -75,14 +75,27 @@ fn region_dims(region: &Graph, visit: &mut dyn FnMut(&crate::dim::Dim)) {
     }
 }
 
-/// Nodes needed by outputs, inputs and effects, each after what it depends on; otherwise in the present order, what another
-/// value was `replaced` by in the place of that. Walking from
-/// the roots alone would put what a late node needs before everything that merely stands before that node, and values would
-/// be kept from there on.
-pub(super) fn live_in_order(
-    graph: &Graph,
-    replaced: &FxHashMap<ValueId, ValueId>,
-) -> Result<Vec<NodeId>> {
+/// All nodes in the present order; what another value was `replaced` by in the place of that.
+pub(super) fn places(graph: &Graph, replaced: &FxHashMap<ValueId, ValueId>) -> Vec<NodeId> {
+    let mut places = vec![];
+    for (id, node) in graph.nodes() {
+        places.push(id);
+        let others = node.results.iter().filter(|v| replaced.contains_key(v));
+        places.extend(others.map(|v| {
+            let mut v = *v;
+            while let Some(new) = replaced.get(&v) {
+                v = *new;
+            }
+            graph.value(v).node
+        }));
+    }
+    places
+}
+
+/// Nodes needed by outputs, inputs and effects, each after what it depends on; otherwise in the order of `places`. Walking
+/// from the roots alone would put what a late node needs before everything that merely stands before that node, and values
+/// would be kept from there on.
+pub(super) fn live_in_order(graph: &Graph, places: &[NodeId]) -> Result<Vec<NodeId>> {
     let is_root = |op: &Op| match op {
         Op::Core(CoreOp::WriteState(_)) => true,
         Op::Core(CoreOp::Collective(p)) => p.replicas > 1,
@@ -101,19 +114,11 @@ pub(super) fn live_in_order(
     for id in in_order(graph, &roots)? {
         live[id.index()] = true;
     }
-    let mut places = vec![];
-    for (id, node) in graph.nodes() {
-        places.push(id);
-        let others = node.results.iter().filter(|v| replaced.contains_key(v));
-        places.extend(others.map(|v| {
-            let mut v = *v;
-            while let Some(new) = replaced.get(&v) {
-                v = *new;
-            }
-            graph.value(v).node
-        }));
-    }
-    places.retain(|id| live[id.index()]);
+    let places: Vec<NodeId> = places
+        .iter()
+        .copied()
+        .filter(|id| live[id.index()])
+        .collect();
     in_order(graph, &places)
 }
 
@@ -210,7 +215,11 @@ mod tests {
 
     /// Names of the ops but inputs, in order.
     fn ops(graph: &Graph) -> Vec<String> {
-        let all = graph.nodes().map(|(_, n)| n.op.name());
+        let name = |op: &Op| match op {
+            Op::Core(CoreOp::Map(p)) => p.f.name().to_string(),
+            _ => op.name(),
+        };
+        let all = graph.nodes().map(|(_, n)| name(&n.op));
         all.filter(|name| name != "input").collect()
     }
 
@@ -241,17 +250,18 @@ mod tests {
     fn what_it_needs_comes_before() {
         let mut g = Graph::new("order");
         let x = g.input("x", TensorType::new(DType::F32, [4usize])).unwrap();
-        let early = g.unary(Scalar::Exp, x).unwrap();
         let sum = g.reduce(ReduceKind::Sum, x, &[0]).unwrap();
+        let early = g.unary(Scalar::Exp, sum).unwrap();
+        let floor = g.unary(Scalar::Floor, sum).unwrap();
         let root = g.unary(Scalar::Sqrt, sum).unwrap();
         let both = g.binary(Scalar::Add, early, root).unwrap();
-        g.output("both", both);
-        // Of a value that stands later than what it replaces.
-        let dims = g.dims(x);
-        let spread = g.broadcast_to(root, &dims).unwrap();
-        let replaced = FxHashMap::from_iter([(early, spread)]);
+        let all = g.binary(Scalar::Mul, both, floor).unwrap();
+        g.output("all", all);
+        let last = g.unary(Scalar::Neg, root).unwrap();
+        let replaced = FxHashMap::from_iter([(early, last)]);
         g.replace_all(&replaced);
         g.compact_replaced(&replaced).unwrap();
-        assert_eq!(ops(&g), ["reduce", "sqrt", "broadcast", "add"]);
+        let want = ["reduce", "sqrt", "neg", "floor", "add", "mul"];
+        assert_eq!(ops(&g), want);
     }
 }
