@@ -98,8 +98,8 @@ impl<'g> Search<'g> {
             && self.operands(id).all(alike)
     }
 
-    /// Elementwise nodes that stand long after all that they are made of, joined to groups by what they read of each other; each in
-    /// order.
+    /// Elementwise nodes that stand long after all that they are made of, which is made about the same time, joined to groups by what
+    /// they read of each other; each in order.
     fn groups(&self) -> Vec<Vec<NodeId>> {
         let mut ready: FxHashMap<NodeId, usize> = FxHashMap::default();
         let mut group_of: FxHashMap<NodeId, usize> = FxHashMap::default();
@@ -115,7 +115,8 @@ impl<'g> Search<'g> {
             let Some(last) = self.operands(id).map(own).max() else {
                 continue;
             };
-            if self.heavy[last] == self.heavy[id.index()] {
+            let close = |at: usize| self.heavy[at] == self.heavy[last];
+            if close(id.index()) || !self.operands(id).map(own).all(close) {
                 continue;
             }
             ready.insert(id, last);

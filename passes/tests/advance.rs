@@ -2,7 +2,10 @@
 
 mod support;
 
+use cupola_ir::composite::Gelu;
+use cupola_ir::ops::ReduceKind;
 use cupola_ir::{CoreOp, DType, Dim, Graph, Op, Scalar, TensorType, ValueId};
+use cupola_passes::autodiff::gradients;
 use cupola_passes::{Compiled, Step, Storage};
 use support::*;
 
@@ -78,11 +81,7 @@ fn a_slope_is_kept_instead_of_what_it_is_made_of() {
     let (_, over) = kept(&g);
     assert_eq!(over, 1);
     let (after, _) = after(&g, "advance", products);
-    let ops: Vec<&Op> = after.nodes().map(|(_, n)| &n.op).collect();
-    let is_exp = |op: &&Op| matches!(op, Op::Core(CoreOp::Map(m)) if m.f == Scalar::Exp);
-    let exp = ops.iter().position(is_exp).expect("the slope's");
-    let is_product = |op: &&&Op| matches!(op, Op::Core(CoreOp::Contract(_)));
-    assert_eq!(ops[..exp].iter().filter(is_product).count(), 1);
+    assert_eq!(products_before(&after, Scalar::Exp), 1);
 }
 
 #[test]
@@ -126,4 +125,36 @@ fn a_wide_value_does_not_take_the_place_of_narrow_ones() {
         rng.tensor(DType::F32, &[WIDTH, WIDTH]),
     ];
     check(&g, &target(products), &inputs, &[("n", 3)]);
+}
+
+#[test]
+fn the_slope_of_gelu_is_kept_by_training() {
+    let mut g = Graph::new("training");
+    let x = matrix(&mut g, "x", Dim::sym("n"));
+    let [u, v] = ["u", "v"].map(|name| matrix(&mut g, name, WIDTH.into()));
+    let bias = g.input("b", TensorType::new(DType::F32, [WIDTH])).unwrap();
+    let z = g.matmul_nt(x, u).unwrap();
+    let z = g.binary(Scalar::Add, z, bias).unwrap();
+    let gelu = Gelu { tanh: false };
+    let y = g.one(Op::Composite(gelu.into()), &[z]).unwrap();
+    let y = g.matmul_nt(y, v).unwrap();
+    let y = g.binary(Scalar::Mul, y, y).unwrap();
+    let loss = g.reduce(ReduceKind::Sum, y, &[0, 1]).unwrap();
+    let grads = gradients(&mut g, loss, &[u, v, bias]).unwrap();
+    g.output("loss", loss);
+    for (k, grad) in grads.into_iter().enumerate() {
+        g.output(&format!("d{k}"), grad.unwrap());
+    }
+    g.compact().unwrap();
+    let (after, _) = after(&g, "advance", products);
+    assert_eq!(products_before(&after, Scalar::Exp), 1);
+}
+
+/// Products in front of the only node of a scalar function.
+fn products_before(g: &Graph, f: Scalar) -> usize {
+    let is = |op: &Op| matches!(op, Op::Core(CoreOp::Map(m)) if m.f == f);
+    let ops: Vec<&Op> = g.nodes().map(|(_, n)| &n.op).collect();
+    let at = ops.iter().position(|op| is(op)).expect("it is there");
+    let is_product = |op: &&&Op| matches!(op, Op::Core(CoreOp::Contract(_)));
+    ops[..at].iter().filter(is_product).count()
 }

@@ -671,12 +671,10 @@ fn random_bits_are_those_of_the_reference() {
             }],
         }];
         let unit = Unit::Loops(k);
-        for (backend, run_number) in backends()
-            .into_iter()
-            .flat_map(|b| [9, 1 << 33].map(|r| (b.clone(), r)))
-        {
+        let runs = [9, 1 << 33];
+        for (backend, run_number) in backends().iter().flat_map(|b| runs.map(|r| (b, r))) {
             let mut buffers = vec![vec![0; 4 * 137]];
-            run(&backend, &unit, &[137, -3, run_number], &mut buffers).expect("runs");
+            run(backend, &unit, &[137, -3, run_number], &mut buffers).expect("runs");
             for (i, got) in numbers::<u32>(&buffers[0]).into_iter().enumerate() {
                 let element = (i as i64 * step + offset) as u64;
                 let (seed, stream) = (-3i64 as u64, u64::MAX - 5);
