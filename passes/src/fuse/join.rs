@@ -353,10 +353,7 @@ impl<'f, 'g> Joiner<'f, 'g> {
         let launch = f.graph.value(self.group(early).launch).node;
         let own: FxHashSet<ValueId> = self.writes(early).chain(self.writes(late)).collect();
         let is_there = |v: &ValueId| {
-            let mut v = *v;
-            while let (false, Some((base, _))) = (own.contains(&v), f.aliases.get(&v)) {
-                v = *base;
-            }
+            let v = self.holder(*v, &own);
             let node = f.graph.value(v).node;
             let made = match self.at.get(&v) {
                 Some((at, _)) => f.graph.value(self.group(*at).launch).node,
@@ -373,12 +370,9 @@ impl<'f, 'g> Joiner<'f, 'g> {
     /// it takes no memory that would not be taken anyway.
     fn shrinks(&self, early: usize, late: usize) -> bool {
         let f = self.f;
-        let made: Vec<ValueId> = self.writes(early).collect();
+        let made: FxHashSet<ValueId> = self.writes(early).collect();
         let of_early = |v: &ValueId| {
-            let mut v = *v;
-            while let (false, Some((base, _))) = (made.contains(&v), f.aliases.get(&v)) {
-                v = *base;
-            }
+            let v = self.holder(*v, &made);
             made.contains(&v) || f.work.places.of[f.graph.value(v).node.index()] == Place::Leaf
         };
         let elements = |at: usize| {
@@ -387,6 +381,14 @@ impl<'f, 'g> Joiner<'f, 'g> {
         };
         let less = elements(late).zip(elements(early));
         less.is_some_and(|(late, early)| late < early) && self.reads[late].iter().all(of_early)
+    }
+
+    /// The value in whose memory this one lies, or the first of `own` on the way there.
+    fn holder(&self, mut v: ValueId, own: &FxHashSet<ValueId>) -> ValueId {
+        while let (false, Some((base, _))) = (own.contains(&v), self.f.aliases.get(&v)) {
+            v = *base;
+        }
+        v
     }
 
     /// Elements of a value whose extents are known.
