@@ -38,10 +38,7 @@ pub(crate) fn run(work: &mut Work, _: &Context) -> Result<()> {
         error,
     })?;
     let now = |v: ValueId| map.get(v.index()).copied().flatten();
-    for (v, _) in &mut work.near {
-        *v = v.and_then(now);
-    }
-    work.near.retain(|(v, _)| v.is_some());
+    work.renumber(now);
     let kept = kept.into_iter().filter_map(now);
     let why = |v| (v, MissCode::KeepsLess);
     work.fusion.forced.extend(kept.map(why));

@@ -41,10 +41,7 @@ impl Edits {
         self.symbols.retain(|s, d| d.as_sym() != Some(s));
         substitute(graph, &self.symbols)?;
         let map = graph.compact_replaced(&self.replaced)?;
-        for (v, _) in &mut work.near {
-            *v = v.and_then(|v| map.get(self.follow(v).index()).copied().flatten());
-        }
-        work.near.retain(|(v, _)| v.is_some());
+        work.renumber(|v| map.get(self.follow(v).index()).copied().flatten());
         Ok(changed)
     }
 }

@@ -186,6 +186,16 @@ pub(crate) struct Work {
     near: Vec<(Option<ValueId>, String)>,
 }
 
+impl Work {
+    /// Gives what is noted of values their new numbers; what is noted of values that are gone goes too.
+    fn renumber(&mut self, now: impl Fn(ValueId) -> Option<ValueId>) {
+        for (v, _) in &mut self.near {
+            *v = v.and_then(&now);
+        }
+        self.near.retain(|(v, _)| v.is_some());
+    }
+}
+
 type Pass = fn(&mut Work, &Context) -> Result<()>;
 
 /// The passes in order, and the level from which on they run.
